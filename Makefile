@@ -1,0 +1,45 @@
+# make run, make test: all set-up included. make lint: what has to be clean before a commit.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: run test unit kernel lint format clean
+
+run: $(VENV)/installed
+	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
+
+# Everything: unit tests, then a real DTrace in virtual machines.
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --ignore=tests/kernel $(ARGS)
+
+kernel: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "trying to install what python3 -m venv needs"; \
+	    apt-get install --yes python3-venv && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[auth,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,145 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dtrace_exporter import __version__, check, log, program, trace, web
+from dtrace_exporter.config import Config, ConfigError, load
+from dtrace_exporter.service import Service
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 1 for a failure, 2 for bad usage."""
+    args = _parser().parse_args(argv)
+    log.setup(args.log_level or args.quiet_level, args.log_format)
+    try:
+        config = load(args.config_file)
+        status = int(args.run(args, config))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output has had enough, as head(1) does. Python writes the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ConfigError, program.ProgramError, OSError, ValueError) as error:
+        print(f"dtrace-exporter: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config.file", dest="config_file", type=Path, metavar="FILE", help="configuration (YAML)"
+    )
+    common.add_argument(
+        "--log.level", dest="log_level", choices=[*log.LEVELS], help="(info; warn for commands)"
+    )
+    common.add_argument(
+        "--log.format", dest="log_format", choices=[*log.FORMATS], default="logfmt", help="(logfmt)"
+    )
+    parser = argparse.ArgumentParser(
+        prog="dtrace-exporter",
+        parents=[common],
+        description="Export what the kernel's TCP listen queues do as Prometheus metrics.",
+        allow_abbrev=False,
+    )
+    version = f"dtrace-exporter {__version__} (Python {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument(
+        "--web.listen-address",
+        dest="listen",
+        action="append",
+        metavar="ADDRESS",
+        help="address to serve on, can be given more than once (:9748)",
+    )
+    parser.add_argument(
+        "--web.telemetry-path", dest="telemetry_path", default="/metrics", help="(/metrics)"
+    )
+    parser.set_defaults(run=_serve, quiet_level="info")
+    # A subcommand's defaults must not undo what was said before it.
+    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    again.add_argument("--config.file", dest="config_file", type=Path, metavar="FILE")
+    commands = parser.add_subparsers(title="commands (without one, the service runs)")
+    command = partial(commands.add_parser, parents=[again], allow_abbrev=False)
+    checking = command("check", help="say what works here and why not")
+    checking.set_defaults(run=_check, quiet_level="warn")
+    tracing = command("trace", help="print each SYN of a port as CSV")
+    tracing.add_argument("port", type=_port)
+    tracing.set_defaults(run=_trace, quiet_level="warn")
+    printing = command("program", help="print the D program")
+    printing.add_argument("name", nargs="?", help="linux, or a path (as configured)")
+    printing.set_defaults(run=_program, quiet_level="warn")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535 (found {text!r})")
+    return int(text)
+
+
+def _serve(args: argparse.Namespace, config: Config) -> int:
+    asyncio.run(_run_service(args, config))
+    return 0
+
+
+async def _run_service(args: argparse.Namespace, config: Config) -> None:
+    service = Service(args.config_file, config)
+    app = web.application(service.state, service.reload, args.telemetry_path)
+    server = web.listen(app, args.listen or [":9748"])
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(service.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+        # Why a reload failed has been logged, and nobody waits for this one.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    starting = loop.create_task(service.start())
+    stopping = loop.create_task(stop.wait())
+    try:
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        await stopping
+    finally:
+        server.stop()
+        starting.cancel()
+        for task in reloads:
+            task.cancel()
+        await asyncio.wait([starting, *reloads])
+        await service.stop()
+
+
+def _check(_args: argparse.Namespace, config: Config) -> int:
+    return asyncio.run(check.check(config, sys.stdout))
+
+
+def _trace(args: argparse.Namespace, config: Config) -> int:
+    return asyncio.run(trace.trace(config.local.dtrace, args.port, sys.stdout))
+
+
+def _program(args: argparse.Namespace, config: Config) -> int:
+    chosen = program.choose(args.name or config.local.dtrace.program)
+    window = program.window(config.local.dtrace.interval)
+    without = () if config.local.dtrace.accept_wait else ("accept_wait",)
+    counters = program.drop_counters()
+    sys.stdout.write(program.render(chosen, window, counters=counters, without=without))
+    return 0

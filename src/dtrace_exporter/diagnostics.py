@@ -1,0 +1,71 @@
+"""What dtrace(1) says on its standard error."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+MAX_TEXT = 300
+"""Characters of a message that are kept."""
+
+Kind = Literal["lost", "fault", "fatal", "notice"]
+
+_U64 = (1 << 64) - 1
+_PREFIX = re.compile(r"dtrace[\w.-]*: (?:\[\w+\] )?")
+_LOST = re.compile(
+    r"(?P<count>[0-9]{1,20}) (?:"
+    r"(?P<source>|aggregation |dynamic variable |speculative )drops?"
+    r"(?: on CPU [0-9]+| with non-empty \w+ list)?"
+    r"|failed speculations? \([\w() ]+\))"
+)
+_LOST_KINDS = {
+    "": "principal",
+    "aggregation ": "aggregation",
+    "dynamic variable ": "dynamic_variable",
+    "speculative ": "speculation",
+    None: "speculation",
+}
+# The first form is that of illumos, Solaris and older Linux versions, the second that of Linux.
+_FAULT = re.compile(r"error (?:on enabled probe ID [0-9]+ |in \S+ for probe ID [0-9]+ )")
+_ERROR_FAULTS = re.compile(r"(?P<count>[0-9]{1,20}) errors? in ERROR probe enabling")
+_FATAL = re.compile(
+    r"processing aborted|failed to |could not |couldn't |invalid |no probes |run as root"
+    r"|extraneous argument |illegal option |only one of "
+)
+
+
+class Diagnostic(NamedTuple):
+    """One line, understood.
+
+    ``kind`` is "lost" for data that DTrace could not keep, "fault" for an error inside the D
+    program, which goes on, "fatal" for what ends dtrace(1), and "notice" for all else. ``lost``
+    names what was lost as dtrace_session_lost_total does, and is empty for the other kinds.
+    ``count`` is how many were lost, or how many faults there were, else 0. ``text`` is fit to log.
+    """
+
+    kind: Kind
+    lost: str
+    count: int  # type: ignore[assignment]  # nobody calls tuple.count
+    text: str
+
+
+def classify(line: str) -> Diagnostic:
+    """Tell what one line of dtrace(1)'s standard error means.
+
+    The forms are those of libdtrace's dt_handle.c and of dtrace.c, on illumos and Linux, with or
+    without the droptags option. A count that 64 bits cannot hold is not DTrace's: a notice.
+
+    Args:
+        line: the line, with or without its end.
+    """
+    text = "".join(char if char.isprintable() else " " for char in line).strip()
+    prefix = _PREFIX.match(text)
+    message = text[prefix.end() :] if prefix else ""
+    text = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
+    if (lost := _LOST.fullmatch(message)) and int(lost["count"]) <= _U64:
+        return Diagnostic("lost", _LOST_KINDS[lost["source"]], int(lost["count"]), text)
+    if (faults := _ERROR_FAULTS.fullmatch(message)) and int(faults["count"]) <= _U64:
+        return Diagnostic("fault", "", int(faults["count"]), text)
+    if _FAULT.match(message):
+        return Diagnostic("fault", "", 1, text)
+    return Diagnostic("fatal" if _FATAL.match(message) else "notice", "", 0, text)

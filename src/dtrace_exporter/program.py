@@ -1,0 +1,216 @@
+"""The D programs: which one a host needs, its optional parts, and the numbers to fill in.
+
+A program is complete as it lies in programs/. What differs from host to host are numbers in lines
+``inline int NAME = ...;``, the period of its ``tick-`` probes, and optional parts that not every
+kernel can do: lines from ``/* begin PART */`` to ``/* end PART */``, and any ``/* only PART */``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from dtrace_exporter import btf
+from dtrace_exporter.listeners import Exports
+
+KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
+
+_BEGIN = re.compile(r"/\* begin (\w+) \*/")
+_END = re.compile(r"/\* end (\w+) \*/")
+_ONLY = re.compile(r"/\* only (\w+) \*/")
+_OPTION = re.compile(r"#pragma D option (\w+)")
+_TICK = re.compile(r"\btick-1s\b")
+# A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
+_LINE = re.compile(r'(?<!", )\bline (\d+)\b')
+_FUNCTION = re.compile(r"\w*:\w*:([\w.]+):(?:entry|return)")
+
+# Parts that another part's clauses rest on.
+_NEEDS = {"accept_wait": "accepts"}
+
+# The kernel's own drop counters; enum in include/uapi/linux/snmp.h, its values differ by version.
+_DROP_COUNTERS = {
+    "LISTENOVERFLOWS": "LINUX_MIB_LISTENOVERFLOWS",
+    "LISTENDROPS": "LINUX_MIB_LISTENDROPS",
+    "TCPREQQFULLDROP": "LINUX_MIB_TCPREQQFULLDROP",
+}
+
+
+class ProgramError(Exception):
+    """No program for this system, or one that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A D program as it lies in its file.
+
+    ``name`` is one of the names in the configuration, or a path.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the optional parts, in their order."""
+        return tuple(dict.fromkeys(_BEGIN.findall(self.text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Timing of the two sets of aggregations.
+
+    A set is emptied half a generation after its last use, and used again half a generation later.
+    What a consumer counts stays exact as long as it is never later than that; so one that is silent
+    for ``patience`` seconds, half of that time, has to be ended.
+    """
+
+    interval: float
+    ticks: int
+    clock: int
+    patience: float
+
+
+def window(interval: float) -> Window:
+    """Choose the timing for a tick of ``interval`` seconds."""
+    ticks = max(30, math.ceil(60 / interval))
+    # LAST has 29 bits for the time. A busy machine skips ticks, which makes a generation longer,
+    # and observations beyond the clock's end have no order: four times as much as it should take.
+    clock = math.ceil(math.log2(ticks * interval * 4e9 / (1 << 29)))
+    return Window(interval, ticks, clock, ticks * interval / 4)
+
+
+def choose(name: str) -> Program:
+    """Return the program that a configuration asks for.
+
+    Args:
+        name: auto, a program's name, or an absolute path.
+
+    Raises:
+        ProgramError: there is none for this system, or the file cannot be read.
+    """
+    if name == "auto":
+        if sys.platform != "linux":
+            raise ProgramError(f"no D program for {sys.platform} yet: give dtrace.program a path")
+        name = "linux"
+    resource = Path(name) if "/" in name else files("dtrace_exporter") / "programs" / f"{name}.d"
+    try:
+        return Program(name, resource.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ProgramError(f"cannot read the D program {name}: {reason}") from None
+
+
+def drop_counters() -> dict[str, int]:
+    """Return where this kernel counts its drops, by inline's name; nothing if it does not say."""
+    try:
+        found = btf.enumerators(KERNEL_TYPES, list(_DROP_COUNTERS.values()))
+    except (OSError, btf.BTFError):
+        return {}
+    if len(found) < len(_DROP_COUNTERS):
+        return {}
+    return {name: found[constant] for name, constant in _DROP_COUNTERS.items()}
+
+
+def with_dependents(parts: Collection[str]) -> set[str]:
+    """Return optional parts and those that rest on them."""
+    return {*parts, *(part for part, need in _NEEDS.items() if need in parts)}
+
+
+def render(
+    program: Program,
+    window: Window,
+    ports: tuple[int, int] = (0, 65535),
+    counters: Mapping[str, int] | None = None,
+    without: Collection[str] = (),
+    options: Collection[str] = (),
+) -> str:
+    """Make a program ready to run.
+
+    Args:
+        program: the program.
+        window: its timing.
+        ports: the first and the last port to watch.
+        counters: as drop_counters() gives them; without any no drop is seen, for number 0 is none.
+        without: optional parts to leave out, and with them those that rest on them.
+        options: names of D options that are set on the command line and so not in the program.
+    """
+    without = with_dependents(without)
+    numbers = {
+        "FIRST_PORT": ports[0],
+        "LAST_PORT": ports[1],
+        "TICKS": window.ticks,
+        "CLOCK": window.clock,
+        **{name: (counters or {}).get(name, 0) for name in _DROP_COUNTERS},
+    }
+    text = program.text
+    for name, value in numbers.items():
+        text = re.sub(rf"^(inline int {name} = )\w+;", rf"\g<1>{value};", text, flags=re.MULTILINE)
+    text = _TICK.sub(f"tick-{round(window.interval * 1000)}ms", text)
+    lines = []
+    skipped = ""
+    for line in text.splitlines():
+        if begin := _BEGIN.search(line):
+            skipped = begin[1] if begin[1] in without else skipped
+        only = _ONLY.search(line)
+        option = _OPTION.match(line)
+        if not (skipped or (only and only[1] in without) or (option and option[1] in options)):
+            lines.append(line)
+        if (end := _END.search(line)) and end[1] == skipped:
+            skipped = ""
+    return "\n".join(lines) + "\n"
+
+
+def blame(message: str, text: str) -> str | None:
+    """Tell which optional part of a rendered program an error of dtrace(1) is about.
+
+    Args:
+        message: the error, which names a line of the program or a probe.
+        text: the rendered program.
+
+    Returns:
+        The part's name, or None where the error lies in what every kernel must have.
+    """
+    part = ""
+    owners: list[str] = []
+    for line in text.splitlines():
+        if begin := _BEGIN.search(line):
+            part = begin[1]
+        only = _ONLY.search(line)
+        owners.append(only[1] if only else part)
+        if _END.search(line):
+            part = ""
+    for number in _LINE.findall(message):
+        if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
+            return owners[int(number) - 1]
+    for function in _FUNCTION.findall(message):
+        named = [
+            owner
+            for owner, line in zip(owners, text.splitlines(), strict=True)
+            if f":{function}:" in line
+        ]
+        if named and all(named):
+            return named[0]
+    return None
+
+
+def exports(program: Program, features: Mapping[str, bool]) -> Exports:
+    """Return which series a program fills whose optional parts are enabled as given."""
+    reasons = []
+    if features.get("syn_drops"):
+        reasons += ["q_full", "q0_full"]
+    if features.get("ack_drops"):
+        reasons += ["q_full_ack"]
+    if reasons:
+        reasons += ["other"]
+    return Exports(
+        place_label="zone" if program.name in {"illumos", "solaris10"} else "netns",
+        reasons=tuple(reasons),
+        established=features.get("established", False),
+        accepts=features.get("accepts", False),
+        accept_wait=features.get("accept_wait", False),
+    )

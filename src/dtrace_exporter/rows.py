@@ -1,0 +1,171 @@
+"""The rows a D program prints, and how to read one.
+
+Every program in programs/ prints the same three kinds of row, one to a line:
+
+``ready VERSION HOME``
+    Once, when every probe is enabled. HOME is the place (netns or zone) whose label is left empty.
+``tick GENERATION WALLTIME``
+    The heartbeat, before the rows of one set; GENERATION says which use of that set they belong to.
+    WALLTIME in nanoseconds since 1970.
+``row SET SOCKET PLACE PORT HIGH LOW QMAX WHAT COUNT SUM LAST``
+    What happened at one listening socket: COUNT events of the kind WHAT since the set was last
+    emptied, SUM of their values, and LAST, the newest observation of the queues among them.
+
+SET is the parity of the generation. HIGH and LOW are the two halves of
+the bound address in network order, IPv4 as ::ffff:a.b.c.d; SOCKET, HIGH and LOW are hexadecimal.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from functools import lru_cache
+from ipaddress import IPv6Address
+from typing import NamedTuple
+
+PROTOCOL = 1
+"""Version of the row format, printed in the ready row."""
+
+SYN_BUCKETS = 12
+"""Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
+
+WAIT_BUCKETS = 14
+"""Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
+
+_U64 = (1 << 64) - 1
+_QUEUE_BITS = 17
+_QUEUE_MASK = (1 << _QUEUE_BITS) - 1
+
+
+class What(IntEnum):
+    """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT."""
+
+    SYN = 0
+    ESTABLISHED = 128
+    ACK_Q_FULL = 129
+    ACK_OTHER = 130
+    OBSERVED = 131
+    CLOSED = 132
+    ACCEPT = 144
+    ACCEPT_UNTIMED = 158
+
+
+class Outcome(IntEnum):
+    """What became of a SYN."""
+
+    TAKEN = 0
+    Q_FULL = 1
+    Q0_FULL = 2
+    OTHER = 3
+    Q0_EVICTED = 4
+
+
+class Ready(NamedTuple):
+    """Every probe is enabled."""
+
+    version: int
+    home: str
+
+
+class Tick(NamedTuple):
+    """Heartbeat; ``walltime`` in nanoseconds since 1970."""
+
+    generation: int
+    walltime: int
+
+
+class Row(NamedTuple):
+    """Events of one kind at one listening socket; see the module's text for the fields."""
+
+    parity: int
+    socket: int
+    place: str
+    port: int
+    address: str
+    qmax: int
+    what: int
+    events: int
+    total: int
+    last: int
+
+
+class RowError(ValueError):
+    """A line that is not a row."""
+
+
+def parse(line: str) -> Ready | Tick | Row:
+    """Read one line of a program's output.
+
+    Args:
+        line: the line without its end.
+
+    Raises:
+        RowError: it is no row, or a number in it is out of its field's range.
+    """
+    words = line.split()
+    try:
+        if len(words) == 12 and words[0] == "row":
+            return _row(words)
+        if len(words) == 3 and words[0] == "tick":
+            return Tick(_number(words[1]), _number(words[2]))
+        if len(words) == 3 and words[0] == "ready":
+            return Ready(_number(words[1]), words[2])
+    except ValueError as error:
+        raise RowError(str(error)) from None
+    raise RowError("not a row")
+
+
+def queues(last: int) -> tuple[int, int | None, int | None]:
+    """Unpack a LAST field.
+
+    Returns:
+        When, in units that only order observations of one generation; Q0; Q. A queue longer than
+        the field can hold is None.
+    """
+    q0 = (last >> _QUEUE_BITS) & _QUEUE_MASK
+    q = last & _QUEUE_MASK
+    when = last >> (2 * _QUEUE_BITS)
+    return when, q0 if q0 < _QUEUE_MASK else None, q if q < _QUEUE_MASK else None
+
+
+def is_known(what: int) -> bool:
+    """Tell whether a WHAT field is one this exporter knows."""
+    if what < What.ESTABLISHED:
+        return what >> 4 <= Outcome.Q0_EVICTED and what & 15 < SYN_BUCKETS
+    return what <= What.CLOSED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED
+
+
+def _row(words: list[str]) -> Row:
+    row = Row(
+        parity=_number(words[1], 1),
+        socket=_number(words[2], _U64, 16),
+        place=words[3],
+        port=_number(words[4], 65535),
+        address=_address(_number(words[5], _U64, 16), _number(words[6], _U64, 16)),
+        qmax=_number(words[7], (1 << 32) - 1),
+        what=_number(words[8], 255),
+        events=_number(words[9]),
+        total=_number(words[10]),
+        last=_number(words[11]),
+    )
+    if not is_known(row.what):
+        raise RowError(f"unknown event {row.what}")
+    return row
+
+
+def _number(word: str, limit: int = _U64, base: int = 10) -> int:
+    # int() also takes signs, underscores and digits of other scripts, which no program prints.
+    if not (word.isascii() and word.isalnum()) or len(word) > 20:
+        raise RowError(f"not a number: {word[:24]!r}")
+    value = int(word, base)
+    if value > limit:
+        raise RowError(f"number out of range: {word}")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _address(high: int, low: int) -> str:
+    mapped = high == 0 and low >> 32 == 0xFFFF
+    if (high == 0 and low == 0) or (mapped and not low & 0xFFFFFFFF):
+        return "*"
+    address = IPv6Address(high << 64 | low)
+    return str(address.ipv4_mapped) if mapped else str(address)

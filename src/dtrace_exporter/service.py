@@ -1,0 +1,201 @@
+"""The service: the sessions that a configuration asks for, and their change on a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from dtrace_exporter import program, sock_diag
+from dtrace_exporter.config import Config, HostConfig, load
+from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.log import fields
+from dtrace_exporter.process import child
+from dtrace_exporter.session import Plan, Session
+from dtrace_exporter.state import Source, State
+
+_log = logging.getLogger(__name__)
+
+_TRIAL_SECONDS = 120.0
+_TRIAL = "BEGIN { exit(0); }"
+
+SOCK_DIAG = SessionId("", "sock_diag")
+"""Whose listeners they are where no session is: not a session, and not exported as one."""
+
+Ports = Mapping[int, str] | None
+
+
+class Service:
+    """Runs a configuration, and replaces it by the file's newer content on demand.
+
+    Args:
+        path: the configuration file, or None where there is none.
+        config: what was read from it.
+    """
+
+    def __init__(self, path: Path | None, config: Config) -> None:
+        self.state = State()
+        self.sessions: dict[SessionId, Session] = {}
+        self._path = path
+        self._config = config
+        self._one_at_a_time = asyncio.Lock()
+        self._starting = asyncio.Semaphore(os.cpu_count() or 1)
+        self._sock_diag = sock_diag.SockDiagSource()
+        self._basis: tuple[object, ...] = ()
+
+    async def start(self) -> None:
+        """Start the sessions, without waiting until they are up.
+
+        Raises:
+            program.ProgramError: there is no D program to run.
+        """
+        async with self._one_at_a_time:
+            await self._apply(self._config)
+
+    async def reload(self) -> None:
+        """Read the configuration file again and change over to it; a bad one changes nothing.
+
+        Raises:
+            config.ConfigError: the file is bad.
+            program.ProgramError: a D program in it is.
+        """
+        async with self._one_at_a_time:
+            try:
+                config = load(self._path)
+                await self._apply(config)
+            except Exception as error:
+                self.state.last_reload_successful = False
+                _log.error("reload failed", extra=fields(why=str(error)))
+                raise
+            self._config = config
+            _log.info("reloaded", extra=fields(sessions=len(self.sessions)))
+
+    async def stop(self) -> None:
+        """End all sessions."""
+        async with self._one_at_a_time:
+            await asyncio.gather(*(session.stop() for session in self.sessions.values()))
+
+    async def _apply(self, config: Config) -> None:
+        plans = self._plans(config)
+        basis = config.source, config.local.dtrace.command, config.local.dtrace.program
+        source = self.state.source if basis == self._basis else await choose_source(config)
+        if source.name == "sock_diag":
+            plans = {name: plan for name, plan in plans.items() if name.host}
+        ending = [
+            session
+            for name, session in self.sessions.items()
+            if name not in plans or plans[name][0] != session.plan
+        ]
+        await asyncio.gather(*(session.stop() for session in ending))
+        # Before anything is forgotten, so that listeners go over to the session that watches them.
+        for name, (_, ports) in plans.items():
+            self.state.table.watch(name, ports)
+        self._use_sock_diag(source.name == "sock_diag", config)
+        for session in ending:
+            del self.sessions[session.id]
+            if session.id not in plans:
+                self.state.table.unwatch(session.id)
+                del self.state.sessions[session.id]
+        for name, (plan, _) in plans.items():
+            if name not in self.sessions:
+                self.sessions[name] = Session(name, plan, self.state, self._starting)
+        self._basis, self.state.source = basis, source
+        self.state.last_reload_successful = True
+        self.state.last_reload_success = time.time()
+
+    def _plans(self, config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
+        counters = program.drop_counters()
+        plans = {}
+        for host in (config.local, *config.hosts):
+            for name, ports, watched in _split(host):
+                plan = Plan(
+                    host.dtrace,
+                    program.choose(host.dtrace.program),
+                    ports,
+                    {} if host.name else counters,
+                )
+                plans[SessionId(host.name, name)] = plan, watched
+        return plans
+
+    def _use_sock_diag(self, use: bool, config: Config) -> None:
+        if not use:
+            self.state.refresh = lambda: None
+            self.state.table.unwatch(SOCK_DIAG)
+            return
+        ports = {listener.port: listener.name for listener in config.local.listeners} or None
+        self.state.table.watch(SOCK_DIAG, ports, sock_diag.EXPORTS)
+        self.state.refresh = self._read_sock_diag
+
+    def _read_sock_diag(self) -> None:
+        try:
+            self._sock_diag.update(self.state.table, SOCK_DIAG)
+        except (OSError, ImportError) as error:
+            self.state.table.clear_queues(SOCK_DIAG)
+            _log.error("cannot read the listeners", extra=fields(why=str(error)))
+
+
+async def choose_source(config: Config) -> Source:
+    """Decide where the local host's numbers come from, and log why.
+
+    Where the configuration leaves it open this is DTrace if a trial shows that it may be used, and
+    on Linux otherwise the kernel's sock_diag.
+    """
+    if config.source == "sock_diag":
+        source, why = Source("sock_diag"), "configured"
+    else:
+        command = config.local.dtrace.command
+        version = await dtrace_version(command)
+        source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
+        if source.program == "auto":
+            with contextlib.suppress(program.ProgramError):
+                source = Source("dtrace", program.choose("auto").name, version)
+        if config.source == "auto":
+            refusal = await try_dtrace(command)
+            why = refusal or "dtrace(1) is there and may be used"
+            if refusal and sys.platform == "linux":
+                source = Source("sock_diag")
+    _log.info("source chosen", extra=fields(source=source.name, why=why))
+    return source
+
+
+async def dtrace_version(command: tuple[str, ...]) -> str:
+    """Return what dtrace(1) says its version is, or an empty string."""
+    status, output = await _run([*command, "-V"])
+    return output.strip().rpartition(" ")[2][:32] if status == 0 else ""
+
+
+async def try_dtrace(command: tuple[str, ...]) -> str:
+    """Run the smallest D program.
+
+    Returns:
+        An empty string, or why it did not run.
+    """
+    status, output = await _run([*command, "-q", "-n", _TRIAL])
+    if status == 0:
+        return ""
+    return " ".join(output.split())[:300] or f"{command[0]} ended with exit status {status}"
+
+
+async def _run(argv: list[str]) -> tuple[int, str]:
+    try:
+        async with child(argv, stderr=asyncio.subprocess.STDOUT) as process:
+            try:
+                output, _ = await asyncio.wait_for(process.communicate(b""), _TRIAL_SECONDS)
+            except TimeoutError:
+                return -1, f"{argv[0]} did not end within {_TRIAL_SECONDS:g} s"
+    except OSError as error:
+        return -1, f"cannot start {argv[0]}: {error.strerror}"
+    return process.returncode or 0, output.decode("utf-8", "replace")
+
+
+def _split(host: HostConfig) -> list[tuple[str, tuple[int, int], Ports]]:
+    """Divide a host's listeners among sessions: name, port range in the kernel, ports and names."""
+    watched = {listener.port: listener.name for listener in host.listeners}
+    if not watched or host.dtrace.session == "shared":
+        return [("all", (0, 65535), watched or None)]
+    return [(f"port-{port}", (port, port), {port: name}) for port, name in watched.items()]

@@ -1,0 +1,122 @@
+"""From one dtrace(1)'s rows to the listener table: cumulative numbers become increments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dtrace_exporter.listeners import Identity, Listener, ListenerTable, Queues, SessionId
+from dtrace_exporter.rows import Ready, Row, RowError, Tick, What, queues
+from dtrace_exporter.sock_diag import Sample
+
+_Key = tuple[int, str, int, str, int, int]
+_Order = tuple[int, int, bool]
+
+
+class Tally:
+    """What one run of a session has counted so far.
+
+    A row's COUNT and SUM only grow until its set is emptied, which the program does while the set
+    of the other parity is in use; so a row that was lost or garbled is made up for by the next.
+    """
+
+    def __init__(self, table: ListenerTable, session: SessionId) -> None:
+        self._table = table
+        self._session = session
+        self._home = ""
+        self._generation = -1
+        self._counted: tuple[dict[_Key, tuple[int, int]], ...] = ({}, {})
+        self._generations = [-1, -1]
+        self._sockets: dict[int, tuple[_Order, Listener | None]] = {}
+        self._known: dict[Identity, list[int]] = {}
+
+    def ready(self, ready: Ready) -> None:
+        """Note which place's label is left empty."""
+        self._home = ready.home
+
+    def know(self, samples: Iterable[Sample]) -> None:
+        """Take the listeners that were there already, all of the place ready() told.
+
+        So their counters begin at 0, and their queues are seen, before the first event. What is
+        known of a listener in this way gives way to the first row about it.
+        """
+        for number, sample in enumerate(samples, start=1):
+            if self._table.watches(self._session, sample.port):
+                listener = self._table.listener(self._session, "", sample.address, sample.port)
+                # The kernel's address of the socket is not known; no address is negative.
+                listener.sockets[-number] = Queues(None, sample.q, None, sample.qmax)
+                self._known.setdefault(listener.identity, []).append(-number)
+
+    def tick(self, tick: Tick) -> None:
+        """Begin the rows of one set; in a new generation it began empty."""
+        parity = tick.generation & 1
+        if tick.generation != self._generations[parity]:
+            self._counted[parity].clear()
+            self._generations[parity] = tick.generation
+            self._forget_closed(before=tick.generation - 1)
+        self._generation = tick.generation
+
+    def row(self, row: Row) -> None:
+        """Add what a row says beyond its last appearance, if anybody asked for its port.
+
+        Raises:
+            RowError: the heartbeat before it was not its own, so its generation is not known.
+        """
+        if self._generation < 0 or row.parity != self._generation & 1:
+            raise RowError("the heartbeat of this row's set is missing")
+        place = "" if row.place == self._home else row.place
+        identity = Identity(self._session.host, place, row.address, row.port)
+        if row.what == What.CLOSED:
+            if row.socket not in self._sockets:
+                self._supersede(identity)
+            self._observe(row, None)
+            return
+        key = row.socket, row.place, row.port, row.address, row.qmax, row.what
+        counted = self._counted[row.parity]
+        events, total = counted.get(key, (0, 0))
+        more = row.events > events and row.total >= total
+        if more:
+            counted[key] = row.events, row.total
+        if not self._table.watches(self._session, row.port):
+            return
+        closed = row.socket in self._sockets and self._sockets[row.socket][1] is None
+        if closed and not more and identity not in self._table:
+            # The socket has closed, and the table has forgotten whose it was.
+            return
+        listener = self._table.listener(self._session, place, row.address, row.port)
+        self._supersede(identity)
+        if more:
+            listener.count(row.what, row.qmax, row.events - events, row.total - total)
+        self._observe(row, listener)
+
+    def _observe(self, row: Row, listener: Listener | None) -> None:
+        """Take the row's observation of its socket, None for one that closed, unless it is old.
+
+        The kernel uses a socket's address again, perhaps for another listener.
+        """
+        when, q0, q = queues(row.last)
+        order = self._generation, when, listener is None
+        known, owner = self._sockets.get(row.socket, (order, None))
+        if order < known:
+            return
+        if owner is not None and owner is not listener:
+            owner.sockets.pop(row.socket, None)
+        if listener is not None:
+            listener.sockets[row.socket] = Queues(q0, q, None, row.qmax)
+        self._sockets[row.socket] = order, listener
+
+    def _supersede(self, identity: Identity) -> None:
+        """Drop what know() said of a listener; of all of them when it closed with its port gone."""
+        if not self._known:
+            return
+        for one in [identity] if identity.port else list(self._known):
+            for number in self._known.pop(one, ()):
+                listener = self._table.listener(self._session, *one[1:])
+                listener.sockets.pop(number, None)
+
+    def _forget_closed(self, before: int) -> None:
+        """Forget the sockets that closed in generations before one: no row can speak of them."""
+        self._sockets = {
+            socket: (order, owner)
+            for socket, (order, owner) in self._sockets.items()
+            if owner is not None or order[0] >= before
+        }

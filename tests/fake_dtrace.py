@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Stands in for dtrace(1) in unit tests, and behaves as the real one was seen to behave.
+
+It takes -s FILE, -x OPTION, -q, -Z, -w, -e and -V. FAKE_DTRACE holds, or names a file that holds, a
+JSON list of steps to go through once the program would be running; without it: ready, then ticks.
+
+    {"ready": HOME}             the ready row; HOME is a string
+    {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
+    {"generation": G}           that generation begins, with an empty set; the first one is 0
+    {"rows": ["row SET ..."]}   what the sets hold from now on, each row in the set it names
+    {"print": LINE}             a line on standard output, or a list of them
+    {"stderr": LINE}            the same on standard error
+    {"raw": BASE64}             bytes on standard output
+    {"sleep": SECONDS}
+    {"wait": PATH}              until the file exists
+    {"save": PATH}              write {"argv": [...], "program": TEXT, "pid": N} there
+    {"exit": CODE}              end at once
+    {"ignore": SIGNAL}          "SIGINT" or "SIGTERM", from the start
+    {"refuse": PROBE}           as Linux 6.1 does when the program has that probe; not with -e
+    {"unprivileged": true}      as for anybody but root
+
+A heartbeat is a tick line and the rows of the set in use; the first one of a generation after 0 has
+the set at rest as well, behind a tick line of the generation before. The even set comes first.
+
+After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, both
+sets as in such a first heartbeat, a blank line, exit 0; before the program would be running it just
+dies of them.
+"""
+
+from __future__ import annotations
+
+import binascii
+import getopt
+import json
+import os
+import re
+import signal
+import sys
+import time
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NoReturn
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "": 1.0}
+_DEFAULT = '[{"ready": "4026531840"}, {"tick": true}]'
+_AT_START = {"ignore", "refuse", "save", "unprivileged"}
+_USAGE = 2
+
+
+def _out(text: str) -> None:
+    os.write(1, text.encode() + b"\n")
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    os.write(2, f"dtrace: {text}\n".encode())
+    sys.exit(code)
+
+
+def _steps() -> list[dict[str, Any]]:
+    """Return what FAKE_DTRACE holds or names."""
+    text = os.environ.get("FAKE_DTRACE", "") or _DEFAULT
+    if text[0] not in "[{":
+        text = Path(text).read_text(encoding="utf-8")
+    steps: list[dict[str, Any]] = json.loads(text)
+    return steps
+
+
+def _values(steps: list[dict[str, Any]], name: str) -> list[Any]:
+    return [step[name] for step in steps if name in step]
+
+
+def _interval(program: str) -> float:
+    """Return the seconds between two heartbeats."""
+    tick = re.search(r"\btick-(\d+)(hz|[a-z]*)", program)
+    if not tick:
+        return 0.05
+    number = int(tick[1])
+    return 1 / number if tick[2] == "hz" else number * _UNITS[tick[2]]
+
+
+class _EndedError(Exception):
+    """SIGTERM or SIGINT has come."""
+
+
+class _Consumer:
+    def __init__(self, program: str, ignored: set[signal.Signals]) -> None:
+        self._interval = _interval(program)
+        self._generation = 0
+        self._ticks = 0
+        self._sets: tuple[list[str], list[str]] = ([], [])
+        self._signals = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            self._signals.remove(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        self._signals -= ignored
+
+    def run(self, steps: list[dict[str, Any]]) -> None:
+        try:
+            for step in steps:
+                ((name, value),) = step.items()
+                getattr(self, f"_do_{name}")(value)
+                self._pause(0)
+            while True:
+                self._pause(3600)
+        except _EndedError:
+            _out("")
+            self._print_sets(both=True)
+            _out("")
+
+    def _pause(self, seconds: float) -> None:
+        if signal.sigtimedwait(self._signals, seconds):
+            raise _EndedError
+
+    def _print_sets(self, both: bool) -> None:
+        in_use = self._generation & 1
+        for parity, rows in enumerate(self._sets):
+            if parity == in_use or (both and self._generation > 0):
+                _out(f"tick {self._generation - (parity != in_use)} {time.time_ns()}")
+                for row in rows:
+                    _out(row)
+
+    def _do_ready(self, home: str) -> None:
+        _out(f"ready 1 {home}")
+
+    def _do_tick(self, times: int) -> None:
+        for _ in repeat(None) if times is True else range(times):
+            self._pause(self._interval)
+            self._ticks += 1
+            self._print_sets(both=self._ticks == 1)
+
+    def _do_generation(self, generation: int) -> None:
+        self._generation = generation
+        self._ticks = 0
+        self._sets[generation & 1].clear()
+
+    def _do_rows(self, rows: list[str]) -> None:
+        for parity, held in enumerate(self._sets):
+            held[:] = [row for row in rows if row.split()[1] == str(parity)]
+
+    def _do_print(self, lines: str | list[str]) -> None:
+        for line in [lines] if isinstance(lines, str) else lines:
+            _out(line)
+
+    def _do_stderr(self, lines: str | list[str]) -> None:
+        for line in [lines] if isinstance(lines, str) else lines:
+            os.write(2, line.encode() + b"\n")
+
+    def _do_raw(self, data: str) -> None:
+        os.write(1, binascii.a2b_base64(data))
+
+    def _do_sleep(self, seconds: float) -> None:
+        self._pause(seconds)
+
+    def _do_wait(self, path: str) -> None:
+        while not Path(path).exists():
+            self._pause(0.01)
+
+    def _do_exit(self, code: int) -> None:
+        sys.exit(code)
+
+
+def _save(path: str, program: str) -> None:
+    new = Path(path + ".new")
+    start = {"argv": sys.argv[1:], "program": program, "pid": os.getpid()}
+    new.write_text(json.dumps(start), encoding="utf-8")
+    new.rename(path)
+
+
+def _main() -> None:
+    # As in C: a reader that has gone away ends it at the next line.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        flags, arguments = getopt.gnu_getopt(sys.argv[1:], "s:x:b:qZweV")
+    except getopt.GetoptError as error:
+        _fail(str(error), _USAGE)
+    options = dict(flags)
+    if "-V" in options:
+        _out("dtrace: D 2.0.7")
+        return
+    steps = _steps()
+    if _values(steps, "unprivileged"):
+        _fail("run as root for tracing and listing probes", _USAGE)
+    if "-s" not in options:
+        _fail("no probes specified")
+    script = options["-s"]
+    try:
+        program = Path(script).read_text(encoding="utf-8")
+    except OSError as error:
+        _fail(f"failed to open {script}: {error.strerror}")
+    for number, argument in enumerate(arguments, 1):
+        if not re.search(rf"\${number}\b", program):
+            reason = f"extraneous argument '{argument}' (${number} is not referenced)"
+            _fail(f"failed to compile script {script}: {reason}")
+    for path in _values(steps, "save"):
+        _save(path, program)
+    if "-e" in options:
+        return
+    for probe in _values(steps, "refuse"):
+        if probe in program:
+            full = probe if ":" in probe else f"fbt:vmlinux:{probe}"
+            reason = f"Failed to enable {full}: Operation not supported"
+            _fail(f"could not enable tracing: {reason}")
+    ignored = {getattr(signal, name) for name in _values(steps, "ignore")}
+    _Consumer(program, ignored).run([step for step in steps if not _AT_START & set(step)])
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,109 @@
+"""Half-open connections: SYNs whose SYN-ACK nobody answers."""
+
+from __future__ import annotations
+
+import pytest
+from lab.exporter import Exporter
+from lab.traffic import HERE4, HERE6, Clients, Listen, send_syns, sysctl
+from lab.waiting import until
+from lab.witness import Netstat, half_open, listen_queues
+
+pytestmark = pytest.mark.usefixtures("foreign")
+SYNS = "dtrace_tcp_listen_syns_total"
+Q0 = "dtrace_tcp_listen_q0_length"
+
+
+@pytest.mark.parametrize("address", [HERE4, HERE6])
+def test_q0_length(
+    address: str, everything: Exporter, port: int, listen: Listen, clients: Clients
+) -> None:
+    """Q0 is the number of the port's sockets in SYN_RECV, completed connections are not in it."""
+    listen(port, 64, address)
+    send_syns(port, 20, address)
+    clients.connect(2, port, address)
+    metrics = everything.settle()
+    assert metrics.value(Q0, port=port) == half_open(port) == 20
+    assert metrics.value("dtrace_tcp_listen_q_length", port=port) == 2
+    assert metrics.value(SYNS, port=port) == 22
+    assert metrics.drops(port=port) == {}
+
+
+def test_deep_q0(everything: Exporter, port: int, listen: Listen) -> None:
+    """A Q0 of 20,000 is read as that, beside the Q that shares its word in a row."""
+    backlog = 32_768
+    with sysctl("net.core.somaxconn", backlog), sysctl("net.ipv4.tcp_max_syn_backlog", backlog):
+        listen(port, backlog, HERE4)
+        send_syns(port, 20_000)
+        metrics = everything.settle()
+        assert metrics.value(Q0, port=port) == half_open(port) == 20_000
+        assert metrics.value("dtrace_tcp_listen_q_length", port=port) == 0
+        assert metrics.value("dtrace_tcp_listen_q_limit", port=port) == backlog
+
+
+def test_half_open_end(everything: Exporter, port: int, listen: Listen) -> None:
+    """Without a further event Q0 falls to 0 when the half-open connections are given up."""
+    with sysctl("net.ipv4.tcp_synack_retries", 1):
+        listen(port, 64, HERE4)
+        send_syns(port, 10)
+        everything.wait(Q0, 10, port=port)
+        until(lambda: half_open(port) == 0, "the kernel gives them up")
+    metrics = everything.settle()
+    if not metrics.value("dtrace_session_feature_enabled", session="all", feature="half_open_end"):
+        pytest.skip("this kernel allows no probe where a half-open connection ends")
+    assert metrics.value(Q0, port=port) == 0
+
+
+def test_q0_full(everything: Exporter, port: int, listen: Listen) -> None:
+    """Without SYN cookies a SYN that finds Q0 full is dropped, and is counted as that."""
+    netstat = Netstat()
+    with sysctl("net.ipv4.tcp_syncookies", 0):
+        listen(port, 8, HERE4)
+        send_syns(port, 30)
+    metrics = everything.settle()
+    (queue,) = listen_queues(port)
+    assert metrics.value(SYNS, port=port) == 30
+    assert metrics.value(Q0, port=port) == half_open(port)
+    assert metrics.drops(port=port) == {"q0_full": netstat["TCPReqQFullDrop"]}
+    assert netstat["ListenDrops"] == queue.drops == netstat["TCPReqQFullDrop"] > 0
+    assert half_open(port) + queue.drops == 30
+
+
+def test_syn_backlog_full(everything: Exporter, port: int, listen: Listen) -> None:
+    """Without SYN cookies tcp_max_syn_backlog limits Q0 too, and its drops are of the same kind."""
+    netstat = Netstat()
+    with sysctl("net.ipv4.tcp_syncookies", 0), sysctl("net.ipv4.tcp_max_syn_backlog", 16):
+        listen(port, 64, HERE4)
+        send_syns(port, 30)
+    metrics = everything.settle()
+    assert netstat["TCPReqQFullDrop"] == 0
+    assert metrics.drops(port=port) == {"q0_full": netstat["ListenDrops"]}
+    assert metrics.value(Q0, port=port) == half_open(port) == 30 - netstat["ListenDrops"]
+
+
+def test_cookies(everything: Exporter, port: int, listen: Listen) -> None:
+    """With SYN cookies a full Q0 costs no connection, and no drop is counted."""
+    netstat = Netstat()
+    with sysctl("net.ipv4.tcp_syncookies", 1):
+        listen(port, 8, HERE4)
+        send_syns(port, 30)
+    metrics = everything.settle()
+    assert netstat["TCPReqQFullDoCookies"] > 0
+    assert netstat["ListenDrops"] == 0
+    assert metrics.drops(port=port) == {}
+    assert metrics.value(SYNS, port=port) == 30
+    assert metrics.value(Q0, port=port) == half_open(port)
+
+
+def test_cookies_complete(
+    everything: Exporter, port: int, listen: Listen, clients: Clients
+) -> None:
+    """A connection made by a SYN cookie is counted as completed, and its time in Q is known."""
+    netstat = Netstat()
+    with sysctl("net.ipv4.tcp_syncookies", 2):
+        listener = listen(port, 8)
+        clients.connect(3, port)
+        listener.accept(3)
+    assert netstat["SyncookiesRecv"] == 3
+    metrics = everything.settle()
+    for name in ("syns_total", "established_total", "accepts_total", "accept_wait_seconds_count"):
+        assert metrics.value(f"dtrace_tcp_listen_{name}", port=port) == 3, name

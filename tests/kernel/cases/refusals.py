@@ -1,0 +1,111 @@
+"""What cannot work says so: to the one who checks, and to the one who runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.exporter import UP, StartExporter, run
+from lab.traffic import Clients, Listen
+from lab.waiting import until
+
+from dtrace_exporter.program import choose
+
+NOBODY = 65534
+BROKEN = "fbt::tcp_conn_request:entry { @ = no_such_function(); }\n"
+MISSING = "BEGIN { trace(1); } fbt::no_such_kernel_function:entry { trace(2); }\n"
+
+
+def check(config: Any, **options: Any) -> tuple[int, str]:
+    """Run the command check with a configuration."""
+    return run("check", config=config, **options)
+
+
+def test_check() -> None:
+    """Where all is well check says so, with every optional part, and ends with 0."""
+    status, text = check({"source": "dtrace"})
+    assert status == 0, text
+    for feature in ("syn_drops", "established", "accepts", "accept_wait", "half_open_end"):
+        assert feature in text, text
+
+
+def test_no_dtrace(exporter: StartExporter) -> None:
+    """A dtrace(1) that is not there is named, and its session is down."""
+    config = {"source": "dtrace", "dtrace": {"command": ["/nowhere/dtrace"]}}
+    status, text = check(config)
+    assert (status, "/nowhere/dtrace" in text) == (1, True), text
+    assert "Traceback" not in text
+    running = exporter(config, ready=False)
+    running.wait_answers()
+    running.wait(UP, 0, session="all")
+    assert running.get("/-/ready")[0] == 503
+    until(lambda: "/nowhere/dtrace" in running.log(), "the reason is in the log")
+
+
+def test_no_dtrace_auto(exporter: StartExporter) -> None:
+    """Left to choose, the exporter reads the kernel's own numbers where there is no dtrace(1)."""
+    running = exporter({"dtrace": {"command": ["/nowhere/dtrace"]}})
+    info = running.metrics().select("dtrace_exporter_source_info")
+    assert [labels["source"] for labels, _ in info] == ["sock_diag"]
+    assert "sock_diag" in running.log()
+
+
+def test_not_permitted() -> None:
+    """Who may not trace is told that it is a matter of permission."""
+    status, text = check({"source": "dtrace"}, user=NOBODY, group=NOBODY, extra_groups=[])
+    assert status == 1
+    assert any(word in text.lower() for word in ("root", "permi", "privilege")), text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [(BROKEN, "no_such_function"), (MISSING, "no_such_kernel_function")],
+    ids=["does not compile", "missing function"],
+)
+def test_program(program: str, said: str, tmp_path: Path, exporter: StartExporter) -> None:
+    """A program that DTrace refuses is refused with DTrace's own reason."""
+    file = tmp_path / "own.d"
+    file.write_text(program)
+    config = {"source": "dtrace", "dtrace": {"program": str(file)}}
+    status, text = check(config)
+    assert (status, said in text) == (1, True), text
+    running = exporter(config, ready=False)
+    running.wait_answers()
+    running.wait(UP, 0, session="all")
+    until(lambda: said in running.log(), "the reason is in the log", 90)
+    assert running.get("/-/ready")[0] == 503
+
+
+def test_missing_parts(
+    port: int, tmp_path: Path, exporter: StartExporter, listen: Listen, clients: Clients
+) -> None:
+    """What a kernel lacks costs only the series that need it: a function, or a field."""
+    text = choose("linux").text.replace("reqsk_destructor", "no_such_destructor")
+    file = tmp_path / "linux.d"
+    file.write_text(text.replace("rcvq_space.time", "no_such_member"))
+    config = {"source": "dtrace", "dtrace": {"program": str(file)}, "listeners": [{"port": port}]}
+    running = exporter(config)
+    listener = listen(port, 4)
+    clients.connect(2, port)
+    listener.accept(2)
+    metrics = running.settle()
+    here = {"port": port, "address": "127.0.0.1"}
+    assert metrics.value("dtrace_tcp_listen_syns_total", **here) == 2
+    assert metrics.value("dtrace_tcp_listen_accepts_total", **here) == 2
+    assert metrics.value("dtrace_tcp_listen_accept_wait_seconds_count", **here) is None
+    features = {
+        labels["feature"]: value
+        for labels, value in metrics.select("dtrace_session_feature_enabled")
+    }
+    missing = {"half_open_end", "accept_wait"}
+    assert features == {part: float(part not in missing) for part in features}
+    assert missing <= {*features}
+
+
+def test_bad_configuration() -> None:
+    """Nothing starts on a configuration with a mistake: one line names file, line and key."""
+    status, text = run(config="listeners:\n  - port: 70000\n")
+    assert status != 0
+    assert "config.yml:2: listeners[0].port" in text, text

@@ -1,0 +1,363 @@
+"""Build and boot the guests: a Debian with a real DTrace under the kernels of its releases.
+
+For people: ``python tests/kernel/guest.py build`` and ``python tests/kernel/guest.py shell 6.12``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The recipe. Whatever here changes, changes the name under which the result is cached.
+KERNELS = {"6.12": "trixie", "6.1": "bookworm"}
+"""Linux version to the Debian suite that has it; the two lie on both sides of Linux 6.10."""
+USERLAND = "sid"
+PACKAGES = (
+    "dtrace",
+    "iproute2",
+    "kmod",
+    "nftables",
+    "procps",
+    "python3",
+    "python3-prometheus-client",
+    "python3-pyroute2",
+    "python3-pytest",
+    "python3-tornado",
+    "python3-yaml",
+)
+LEFT_OUT = (
+    "boot",
+    "usr/include",
+    "usr/lib/python3.*/test",
+    "usr/lib/systemd",
+    "usr/lib/udev",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/share/doc",
+    "usr/share/info",
+    "usr/share/locale",
+    "usr/share/man",
+    "usr/share/zoneinfo",
+    "var/cache",
+    "var/lib/apt",
+)
+EXTRAS = {"prometheus": ("prometheus", "promtool")}
+"""Name to the packages whose usr/bin a few cases want: too big to be in every guest."""
+
+HOST_PACKAGES = {
+    "apt-get": "apt",
+    "cpio": "cpio",
+    "depmod": "kmod",
+    "dpkg-deb": "dpkg",
+    "gcc": "gcc libc6-dev",
+    "mmdebstrap": "mmdebstrap",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "zstd": "zstd",
+}
+"""Command to the Debian packages that it takes."""
+
+deaths: list[str] = []
+"""Guests that ended before their time, for the summary of a test run."""
+
+HERE = Path(__file__).resolve().parent
+TREE = HERE.parents[1]
+APT = {
+    # An archive that holds some past day's state is past its Release file's date.
+    "Acquire::Check-Valid-Until": "false",
+    # The cache may lie where apt's own user cannot go.
+    "APT::Sandbox::User": "root",
+}
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+class UnavailableError(Exception):
+    """This machine cannot build or run the guests; the text says what lacks."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What QEMU needs to boot one kernel: ``archives`` are unpacked over each other, in order."""
+
+    kernel: str
+    vmlinuz: Path
+    archives: tuple[Path, ...]
+
+
+def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
+    """Return the guest of a kernel, building the parts that the cache does not have.
+
+    Args:
+        kernel: a key of KERNELS.
+        extras: keys of EXTRAS that the guest shall have.
+
+    Raises:
+        UnavailableError: a command, the archive's address or the network lacks.
+    """
+    require_host()
+    base = _cached("base", [USERLAND, *PACKAGES, *LEFT_OUT], _build_base)
+    suite = KERNELS[kernel]
+    linux = _cached(f"linux-{kernel}", [suite], partial(_build_linux, suite))
+    archives = [base / "base.cpio.zst", linux / "modules.cpio.zst"]
+    for extra in extras:
+        packages = EXTRAS[extra]
+        made = _cached(extra, [USERLAND, *packages], partial(_build_extra, packages))
+        archives.append(made / "extra.cpio.zst")
+    return Guest(kernel, linux / "vmlinuz", tuple(archives))
+
+
+def require_host() -> None:
+    """Find the commands that building and booting need; install them where that is possible.
+
+    Raises:
+        UnavailableError: it is not possible.
+    """
+    missing = _missing()
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        packages = sorted({word for command in missing for word in HOST_PACKAGES[command].split()})
+        print(f"installing {' '.join(packages)}", file=sys.stderr)  # noqa: T201
+        apt = ["apt-get", "-q", "-y", "--no-install-recommends", "install", *packages]
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        if subprocess.run(apt, env=quiet, stdout=subprocess.DEVNULL).returncode:
+            subprocess.run(["apt-get", "-q", "update"], stdout=subprocess.DEVNULL)
+            subprocess.run(apt, env=quiet, stdout=subprocess.DEVNULL)
+        missing = _missing()
+    if missing:
+        raise UnavailableError(
+            "the guests need "
+            + ", ".join(f"{command} (package {HOST_PACKAGES[command]})" for command in missing)
+        )
+    if not KEYRING.exists():
+        raise UnavailableError(f"the guests need {KEYRING} (package debian-archive-keyring)")
+
+
+def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
+    """Write a boot's initramfs: the guest's archives, then the working tree and what to run.
+
+    Args:
+        guest: what to boot.
+        selection: pytest arguments for the guest, from the directory of the cases.
+        path: the file to write.
+    """
+    with _scratch(path.parent) as root:
+        shutil.copy(HERE / "init.sh", root / "init")
+        (root / "init").chmod(0o755)
+        inside = root / "opt/dtrace-exporter"
+        for part in ("src", "config", "pyproject.toml", "tests/kernel"):
+            source, target = TREE / part, inside / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+                )
+            elif source.exists():
+                shutil.copy(source, target)
+        (inside / "selection").write_text("".join(f"{line}\n" for line in selection))
+        synload = HERE / "traffic/synload.c"
+        subprocess.run(["gcc", "-O2", "-static", "-o", inside / "synload", synload], check=True)
+        _archive(root, path.with_suffix(".tree"))
+    with path.open("wb") as whole:
+        for archive in (*guest.archives, path.with_suffix(".tree")):
+            with archive.open("rb") as part_file:
+                shutil.copyfileobj(part_file, whole)
+
+
+def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
+    """Return the command that boots a guest; the serial ports are the caller's to add.
+
+    Args:
+        guest: what to boot.
+        initrd_file: as ``initrd`` wrote it.
+        mode: ``cases`` or ``shell``; init.sh reads it.
+    """
+    return [
+        "qemu-system-x86_64",
+        *("-M", "q35", "-smp", "2", "-m", "4096"),
+        # No hardware virtualisation: it is seldom there in CI. Without -cx16 QEMU 7.2 emulates
+        # cmpxchg16b wrongly now and then, and the kernel dies in its allocator.
+        *("-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"),
+        *("-no-reboot", "-nic", "none", "-display", "none"),
+        *("-kernel", str(guest.vmlinuz), "-initrd", str(initrd_file)),
+        *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off mode={mode}"),
+    ]
+
+
+def shell(kernel: str) -> int:
+    """Boot a guest with its console on this terminal; Ctrl-A X ends it."""
+    guest = build(kernel, EXTRAS)
+    with _scratch(Path(tempfile.gettempdir())) as scratch:
+        initrd(guest, [], scratch / "initrd")
+        return subprocess.call([*qemu(guest, scratch / "initrd", "shell"), "-serial", "mon:stdio"])
+
+
+def mirror() -> str:
+    """Return the address of the Debian archive that this machine's own apt uses.
+
+    Raises:
+        UnavailableError: its sources name none.
+    """
+    fields = "$(REPO_URI) $(COMPONENT)"
+    listed = _run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
+    for line in listed.splitlines():
+        address, _, component = line.partition(" ")
+        if component == "main" and address.rstrip("/").endswith("/debian"):
+            return address
+    raise UnavailableError("the apt sources of this machine name no Debian archive")
+
+
+def _missing() -> list[str]:
+    return [command for command in HOST_PACKAGES if shutil.which(command) is None]
+
+
+def _cached(name: str, recipe: Iterable[str], make: Callable[[Path], None]) -> Path:
+    """Return the cache's directory for a recipe; ``make`` fills it when it is not there yet."""
+    default = Path.home() / ".cache/dtrace-exporter/guest"
+    cache = Path(os.environ.get("DTRACE_EXPORTER_CACHE", default))
+    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
+    final = cache / f"{name}-{digest}"
+    if final.is_dir():
+        return final
+    cache.mkdir(parents=True, exist_ok=True)
+    print(f"building {final}", file=sys.stderr)  # noqa: T201
+    with _scratch(cache) as scratch:
+        result = scratch / "result"
+        result.mkdir()
+        make(result)
+        try:
+            result.rename(final)
+        except OSError:
+            # Another run was faster.
+            if not final.is_dir():
+                raise
+    return final
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix="guest-", ignore_cleanup_errors=True
+    ) as path:
+        yield Path(path)
+
+
+def _build_base(directory: Path) -> None:
+    with _scratch(directory.parent) as scratch:
+        root = scratch / "root"
+        _run(
+            *("mmdebstrap", "--quiet", "--variant=minbase"),
+            *(f'--aptopt={key} "{value}"' for key, value in APT.items()),
+            *("--keyring", KEYRING, f"--include={','.join(PACKAGES)}", USERLAND, root, mirror()),
+        )
+        for pattern in LEFT_OUT:
+            for path in root.glob(pattern):
+                shutil.rmtree(path)
+        _archive(root, directory / "base.cpio.zst")
+
+
+def _build_linux(suite: str, directory: Path) -> None:
+    with _scratch(directory.parent) as scratch:
+        apt = _private_apt(suite, scratch)
+        depends = _run("apt-cache", *apt, "depends", "linux-image-cloud-amd64").split()
+        package = next(word for word in depends if word.startswith("linux-image-6"))
+        tree = _unpack(package, apt, scratch)
+        shutil.copy(next(tree.glob("boot/vmlinuz-*")), directory / "vmlinuz")
+        # usr/lib since trixie, lib before.
+        have = next(
+            path for path in (tree / "usr/lib/modules", tree / "lib/modules") if path.exists()
+        )
+        root = scratch / "root"
+        shutil.copytree(have, root / "usr/lib/modules", symlinks=True)
+        (release,) = (root / "usr/lib/modules").iterdir()
+        _run("depmod", "-b", root / "usr", release.name)
+        _archive(root, directory / "modules.cpio.zst")
+
+
+def _build_extra(packages: Iterable[str], directory: Path) -> None:
+    with _scratch(directory.parent) as scratch:
+        apt = _private_apt(USERLAND, scratch)
+        root = scratch / "root"
+        for package in packages:
+            tree = _unpack(package, apt, scratch)
+            shutil.copytree(tree / "usr/bin", root / "usr/bin", dirs_exist_ok=True)
+        _archive(root, directory / "extra.cpio.zst")
+
+
+def _private_apt(suite: str, scratch: Path) -> list[str]:
+    """Return apt options that know one suite only and leave the machine's own lists alone."""
+    (scratch / "lists/partial").mkdir(parents=True)
+    (scratch / "cache/archives/partial").mkdir(parents=True)
+    (scratch / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
+    settings = (
+        f"Dir::Etc::SourceList={scratch}/sources.list",
+        "Dir::Etc::SourceParts=/dev/null",
+        f"Dir::State::Lists={scratch}/lists",
+        f"Dir::Cache={scratch}/cache",
+        *(f"{key}={value}" for key, value in APT.items()),
+    )
+    options = [word for setting in settings for word in ("-o", setting)]
+    _run("apt-get", *options, "-q", "update")
+    return options
+
+
+def _unpack(package: str, apt: list[str], scratch: Path) -> Path:
+    _run("apt-get", *apt, "-q", "download", package, cwd=scratch)
+    (deb,) = scratch.glob(f"{package}_*.deb")
+    _run("dpkg-deb", "-x", deb, scratch / package)
+    return scratch / package
+
+
+def _archive(root: Path, path: Path) -> None:
+    """Pack a tree as an initramfs archive."""
+    # The guest's root takes the mode of the last archive's, and not all there is root's.
+    root.chmod(0o755)
+    subprocess.run(
+        ["sh", "-c", 'find . | cpio -o -H newc --quiet -R 0:0 | zstd -q -1 -f -o "$0"', str(path)],
+        check=True,
+        cwd=root,
+    )
+
+
+def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).splitlines()[-10:])
+        raise UnavailableError(f"{' '.join(words)} failed:\n{tail}")
+    return done.stdout
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Build the test guests, or boot one with a shell.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build every guest that the cache lacks")
+    boots = commands.add_parser("shell", help="boot a guest with its console here; Ctrl-A X ends")
+    boots.add_argument("kernel", choices=KERNELS)
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "shell":
+            return shell(arguments.kernel)
+        for kernel in KERNELS:
+            guest = build(kernel, EXTRAS)
+            for path in (guest.vmlinuz, *guest.archives):
+                print(f"{path.stat().st_size >> 20:5} MiB  {path}")  # noqa: T201
+    except UnavailableError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+#!/bin/sh
+# First process of a guest: sets the machine up, then runs the cases or a shell.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tracefs tracefs /sys/kernel/tracing
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
+mkdir -p /run/netns
+ln -sf /proc/self/fd /dev/fd
+ln -sf /proc/self/fd/0 /dev/stdin
+ln -sf /proc/self/fd/1 /dev/stdout
+ln -sf /proc/self/fd/2 /dev/stderr
+ip link set lo up
+
+tree=/opt/dtrace-exporter
+export PYTHONPATH=$tree/src:$tree/tests/kernel PYTHONUNBUFFERED=1
+cd $tree/tests/kernel/cases
+case $(cat /proc/cmdline) in
+*mode=shell*)
+    setsid -c bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
+    ;;
+*)
+    stty -F /dev/ttyS1 raw -echo
+    python3 -m pytest -c /dev/null --rootdir=. -o python_files='*.py' -p no:cacheprovider \
+        -p lab.report --color=no -ra "@$tree/selection" >/dev/console 2>&1
+    ;;
+esac
+echo o >/proc/sysrq-trigger
+sleep 60

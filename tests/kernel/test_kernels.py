@@ -1,0 +1,191 @@
+"""Every case of cases/ under every kernel: the exporter and a real DTrace in a virtual machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import guest
+import pytest
+
+pytestmark = pytest.mark.kernel
+
+HERE = Path(__file__).resolve().parent
+BOOT_SECONDS = 240
+SILENT_SECONDS = 420
+"""Longer than lab.report lets a case run, with its fixtures."""
+BOOTS = 3
+
+
+def all_cases() -> list[str]:
+    """Return the cases as ``backlog::test_q_full``, read from the sources without running them."""
+    return [
+        f"{path.stem}::{node.name}"
+        for path in sorted((HERE / "cases").glob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+
+
+_building = threading.Lock()
+
+
+class Run:
+    """One boot of a guest; the results come in while it runs.
+
+    Args:
+        kernel: a key of guest.KERNELS.
+        cases: which cases to run in it.
+        logs: a directory for what the console and the second serial port say.
+    """
+
+    def __init__(self, kernel: str, cases: list[str], logs: Path) -> None:
+        self._kernel = kernel
+        self._cases = cases
+        self._logs = logs
+        self._results: dict[str, dict[str, Any]] = {}
+        self._ended: dict[str, Any] | None = None
+        self._change = threading.Condition()
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._run, name=kernel)
+        self._thread.start()
+
+    def result(self, case: str) -> dict[str, Any]:
+        """Wait for a case's result; keys are ``outcome`` and ``text``."""
+        with self._change:
+            self._change.wait_for(lambda: case in self._results or self._ended)
+            if case in self._results:
+                return self._results[case]
+            end = self._ended
+            assert end is not None
+            if end["outcome"] == "failed":
+                # The console once is enough.
+                self._ended = {"outcome": "failed", "text": end["text"].partition("\n")[0]}
+            return end
+
+    def cancel(self) -> None:
+        """End the guest, at whatever point it is."""
+        self._cancelled = True
+        if self._qemu is not None:
+            self._qemu.kill()
+        self._thread.join()
+
+    def _run(self) -> None:
+        end = {"outcome": "failed", "text": "the run was cancelled"}
+        try:
+            for _ in range(BOOTS):
+                end = self._boot()
+                if not (end.get("died") and self._left()):
+                    break
+                # The emulation is not perfect: now and then a kernel trips over an int3 that it
+                # had patched out, or dies before init. A fault of ours comes again.
+                first = end["text"].partition("\n")[0]
+                guest.deaths.append(f"Linux {self._kernel}: {first}, in {self._left()[0]}")
+        except guest.UnavailableError as error:
+            # Where it is known that guests can run, not running them is a failure.
+            outcome = "failed" if os.environ.get("CI") else "skipped"
+            end = {"outcome": outcome, "text": str(error)}
+        except Exception as error:
+            end = {"outcome": "failed", "text": f"the harness failed: {error!r}"}
+        finally:
+            with self._change:
+                self._ended = end
+                self._change.notify_all()
+
+    def _left(self) -> list[str]:
+        return [case for case in self._cases if case not in self._results]
+
+    def _boot(self) -> dict[str, Any]:
+        left = self._left()
+        extras = [name for name in guest.EXTRAS if any(c.startswith(f"{name}::") for c in left)]
+        with _building:
+            made = guest.build(self._kernel, extras)
+        console, report = self._logs / "console", self._logs / "report"
+        report.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="guest-", ignore_cleanup_errors=True) as scratch:
+            initrd = Path(scratch) / "initrd"
+            guest.initrd(made, [case.replace("::", ".py::") for case in left], initrd)
+            if self._cancelled:
+                return {"outcome": "failed", "text": "the run was cancelled"}
+            ports = ("-serial", f"file:{console}", "-serial", f"file:{report}")
+            command = [*guest.qemu(made, initrd, "cases"), *ports]
+            self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            try:
+                died, why = self._read(report)
+            finally:
+                self._qemu.kill()
+                self._qemu.wait()
+        tail = "\n".join(console.read_text(errors="replace").splitlines()[-60:])
+        return {"outcome": "failed", "text": f"{why}\n--- {console}\n{tail}", "died": died}
+
+    def _read(self, report: Path) -> tuple[bool, str]:
+        """Read the report while it grows; return whether the guest died, and how it ended."""
+        assert self._qemu is not None
+        offset = 0
+        deadline = time.monotonic() + BOOT_SECONDS
+        while True:
+            ended = self._qemu.poll() is not None
+            text = report.read_bytes()[offset:] if report.exists() else b""
+            for line in text.splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                message = json.loads(line)
+                deadline = time.monotonic() + SILENT_SECONDS
+                if message["event"] == "case":
+                    with self._change:
+                        self._results[message["case"]] = message
+                        self._change.notify_all()
+                elif message["event"] == "broken":
+                    return False, message["text"]
+                elif message["event"] == "end":
+                    return False, "the guest did not run this case"
+            if ended:
+                return True, "the guest ended before its time"
+            if time.monotonic() > deadline:
+                return True, "the guest hangs"
+            time.sleep(0.2)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of every case under every kernel."""
+    pairs = [(kernel, case) for kernel in guest.KERNELS for case in all_cases()]
+    metafunc.parametrize(("kernel", "case"), pairs, ids=[f"{k}-{c}" for k, c in pairs])
+
+
+@pytest.fixture(scope="session")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Run]]:
+    """Boot each kernel that a selected test needs, once."""
+    wanted: dict[str, list[str]] = {}
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.function is test_case:
+            kernel, case = (str(item.callspec.params[name]) for name in ("kernel", "case"))
+            wanted.setdefault(kernel, []).append(case)
+    # Both at once: a guest waits much of its time.
+    started = {
+        kernel: Run(kernel, cases, tmp_path_factory.mktemp(f"linux-{kernel}-"))
+        for kernel, cases in wanted.items()
+    }
+    yield started
+    for run in started.values():
+        run.cancel()
+
+
+def test_case(kernel: str, case: str, runs: dict[str, Run]) -> None:
+    """A case passes inside a guest."""
+    result = runs[kernel].result(case)
+    if result["outcome"] == "skipped":
+        pytest.skip(result["text"])
+    if result["outcome"] == "failed":
+        pytest.fail(result["text"], pytrace=False)

@@ -1,0 +1,443 @@
+"""The command line: the real process, over a fake dtrace(1)."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from dtrace_exporter import __version__
+from dtrace_exporter.trace import HEADER, csv
+
+FakeDTrace = Callable[..., list[str]]
+
+READY = {"ready": "1"}
+FOREVER = {"tick": True}
+EXPORTER = [sys.executable, "-m", "dtrace_exporter"]
+SECONDS = 20.0
+
+
+def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """Wait until a condition holds, and return what it was then."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it has not come true"
+        time.sleep(0.01)
+    return value
+
+
+def write(path: Path, command: list[str], port: int = 22, **dtrace: Any) -> Path:
+    """Write a configuration of one port."""
+    keys = {"command": command, "program": "linux", "interval": "100ms", **dtrace}
+    config = {"source": "dtrace", "dtrace": keys, "listeners": [{"port": port, "name": "name"}]}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that is dead and not yet waited for does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the exporter to its end."""
+    return subprocess.run(
+        [*EXPORTER, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+class Exporter:
+    """A running exporter and where it listens."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def get(self, path: str = "/metrics") -> str:
+        """Return what it serves at a path, an empty string when it does not."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with suppress(URLError, ConnectionError), urlopen(url, timeout=SECONDS) as answer:
+            return str(answer.read().decode())
+        return ""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@contextmanager
+def serving(*arguments: str | Path) -> Iterator[Exporter]:
+    """Run the service, and end it however the test goes."""
+    port = free_port()
+    flags = [f"--web.listen-address=127.0.0.1:{port}", *map(str, arguments)]
+    with subprocess.Popen([*EXPORTER, *flags], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Exporter(process, port)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Where the fake dtrace(1) says which process it is."""
+    return tmp_path / "start.json"
+
+
+def pid_in(saved: Path) -> int:
+    """Wait for the fake dtrace(1) to start, and return its process."""
+    until(saved.exists)
+    return int(json.loads(saved.read_text(encoding="utf-8"))["pid"])
+
+
+def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
+    """The service gets ready and shows what was counted; SIGTERM ends it and its dtrace(1)."""
+    rows = {"print": ["tick 0 1", "row 0 ffff 1 22 0 0 8 0 5 0 0"]}
+    command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        until(lambda: exporter.get("/-/ready"))
+        sample = 'dtrace_tcp_listen_syns_total{address="*",listener="name",netns="",port="22"} 5.0'
+        until(lambda: sample in exporter.get())
+        assert 'dtrace_session_up{session="port-22"} 1.0' in exporter.get()
+        began = time.monotonic()
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=SECONDS)
+        assert time.monotonic() - began < 5
+        assert exporter.process.returncode == 0
+        assert not is_alive(pid_in(saved))
+        assert "Traceback" not in errors
+        assert re.search(
+            r'^ts=\S+ level=info msg="session up" session=port-22 ', errors, re.MULTILINE
+        )
+
+
+def test_sigint_ends_it_too(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
+    """Ctrl-C is a normal end, even while dtrace(1) still compiles and does not heed anything."""
+    command = fake_dtrace({"save": str(saved)}, {"sleep": 60})
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        pid = pid_in(saved)
+        exporter.process.send_signal(signal.SIGINT)
+        _, errors = exporter.process.communicate(timeout=SECONDS)
+        assert (exporter.process.returncode, "Traceback" in errors) == (0, False)
+        assert not is_alive(pid)
+
+
+def test_sigterm_while_the_source_is_tried(tmp_path: Path) -> None:
+    """It can be ended while it has not yet decided on its source."""
+    started = tmp_path / "started"
+    command = ["sh", "-c", f"touch {started}; sleep 60; true"]
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        until(started.exists)
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=SECONDS)
+        assert (exporter.process.returncode, "Traceback" in errors) == (0, False)
+
+
+def test_sighup_reloads(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """SIGHUP takes a new file over, and keeps the old one where the new one is bad."""
+    command = fake_dtrace()
+    path = write(tmp_path / "c.yml", command)
+    reloaded = "dtrace_exporter_config_last_reload_successful"
+    with serving("--config.file", path) as exporter:
+        until(lambda: exporter.get("/-/ready"))
+        write(path, command, port=80)
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: 'dtrace_session_up{session="port-80"} 1.0' in exporter.get())
+        assert "port-22" not in exporter.get()
+        path.write_text("nonsense: 1\n", encoding="utf-8")
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: f"\n{reloaded} 0.0\n" in exporter.get())
+        assert 'dtrace_session_up{session="port-80"} 1.0' in exporter.get()
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=SECONDS)
+        assert exporter.process.returncode == 0
+        assert "nonsense" in errors
+        assert "Traceback" not in errors
+
+
+def test_kill_9_leaves_nothing(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
+    """Should the exporter be killed, its dtrace(1) ends at its next tick."""
+    command = fake_dtrace({"save": str(saved)}, READY, FOREVER)
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        until(lambda: exporter.get("/-/ready"))
+        pid = pid_in(saved)
+        assert is_alive(pid)
+        exporter.process.kill()
+        until(lambda: not is_alive(pid))
+
+
+def test_address_in_use(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
+    """An address that is taken is said, and nothing is started."""
+    path = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run(f"--web.listen-address={address}", "--config.file", path)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("dtrace-exporter: ")
+    assert address in line
+    assert "in use" in line
+    assert not saved.exists()
+
+
+def test_malformed_address() -> None:
+    """An address that is none is said."""
+    result = run("--web.listen-address=nonsense")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "nonsense" in line
+
+
+@pytest.mark.parametrize("command", [(), ("check",), ("trace", "22"), ("program",)])
+def test_bad_configuration(command: tuple[str, ...], tmp_path: Path) -> None:
+    """No command starts anything on a bad file; it says file, line and key in one line."""
+    path = tmp_path / "c.yml"
+    path.write_text("source: auto\ndtrace:\n  intervall: 1s\n", encoding="utf-8")
+    result = run("--config.file", path, *command)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"dtrace-exporter: {path}:3: ")
+    assert "intervall" in line
+
+
+def test_no_program_for_it(tmp_path: Path) -> None:
+    """A program that cannot be read ends the service with a message."""
+    own = tmp_path / "own.d"
+    own.write_bytes(b"\xff")
+    path = write(tmp_path / "c.yml", ["true"], program=str(own))
+    with serving("--config.file", path) as exporter:
+        _, errors = exporter.process.communicate(timeout=SECONDS)
+        assert exporter.process.returncode == 1
+        assert f"dtrace-exporter: cannot read the D program {own}: not UTF-8\n" in errors
+
+
+def test_version() -> None:
+    """--version says which version, of the exporter and of Python."""
+    result = run("--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"dtrace-exporter {__version__} (Python 3.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--nonsense",),
+        ("--config.fil=x",),
+        ("check", "--nonsense"),
+        ("check", "--config.fil=x"),
+        ("trace",),
+        ("trace", "0"),
+        ("trace", "65536"),
+        ("trace", "\N{ARABIC-INDIC DIGIT TWO}"),
+        ("nonsense",),
+        ("--log.level=nonsense",),
+    ],
+)
+def test_bad_usage(arguments: tuple[str, ...]) -> None:
+    """Anything that is no usage is refused with status 2 and the usage."""
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("usage: ")
+
+
+def test_flags_before_and_after_the_command(tmp_path: Path) -> None:
+    """The configuration file may be named before the command or after it."""
+    path = write(tmp_path / "c.yml", ["true"], interval="250ms")
+    before = run("--config.file", path, "program")
+    after = run("program", f"--config.file={path}")
+    assert before.stdout == after.stdout != run("program", "linux").stdout
+    assert "tick-250ms" in before.stdout
+    assert (before.returncode, after.returncode) == (0, 0)
+
+
+def test_program() -> None:
+    """The program is printed complete: every number filled, every marker in its pair."""
+    result = run("program", "linux")
+    assert (result.returncode, result.stderr) == (0, "")
+    numbers = re.findall(r"^inline int (\w+) = (.*);$", result.stdout, re.MULTILINE)
+    assert {"FIRST_PORT", "LAST_PORT", "TICKS", "CLOCK", "LISTENDROPS"} <= dict(numbers).keys()
+    assert all(number.isdigit() for _, number in numbers)
+    assert result.stdout.startswith("#!/usr/sbin/dtrace -s\n")
+
+
+def test_program_that_is_none() -> None:
+    """A program that does not exist is said in one line."""
+    result = run("program", "nonsense")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("dtrace-exporter: cannot read the D program nonsense: ")
+
+
+def test_program_for_a_reader_that_has_enough() -> None:
+    """A reader that closes its end, as head(1) does, is no failure."""
+    with subprocess.Popen(
+        [*EXPORTER, "program", "linux"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def trial_works(command: list[str]) -> list[str]:
+    """Return a command whose trial run works; the rest it leaves to another."""
+    return ["sh", "-c", 'for a; do [ "$a" != -n ] || exit 0; done; exec "$@"', "sh", *command]
+
+
+def test_check_good(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Where everything works check says so, what is left out too, and ends with 0."""
+    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    path = write(tmp_path / "c.yml", trial_works(fake_dtrace(*steps)))
+    result = run("check", "--config.file", path)
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0
+    assert any(re.match(r"ok +dtrace\(1\) +version 2\.0\.7", line) for line in lines)
+    assert any(re.match(r"ok +session port-22 +up", line) for line in lines)
+    assert any(re.match(r"no +ack_drops +.", line) for line in lines)
+    assert any(re.match(r"ok +accepts\b", line) for line in lines)
+    assert not any(line.startswith("FAIL") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ([{"unprivileged": True}], "run as root"),
+        ([{"refuse": "fbt::tcp_conn_request:entry"}], "tcp_conn_request"),
+        ([{"exit": 3}], "exit status 3"),
+    ],
+)
+def test_check_bad(
+    steps: list[dict[str, Any]], says: str, tmp_path: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """Where the core does not work check says why in dtrace(1)'s words, and ends with 1."""
+    path = write(tmp_path / "c.yml", trial_works(fake_dtrace(*steps)))
+    result = run("check", "--config.file", path)
+    assert result.returncode == 1
+    assert any(line.startswith("FAIL") and says in line for line in result.stdout.splitlines())
+
+
+def test_check_without_dtrace(tmp_path: Path) -> None:
+    """Where there is no dtrace(1) check says that, and that is a failure where it was asked for."""
+    path = write(tmp_path / "c.yml", [str(tmp_path / "nowhere")])
+    result = run("check", "--config.file", path)
+    assert result.returncode == 1
+    assert "No such file or directory" in result.stdout
+
+
+SYN4 = "100,2026 Nov 22 08:00:00,syn,0:ffffc0a80102,40000,22,0,1,8"
+SYN6 = "101,2026 Nov 22 08:00:00,drop:q_full,20010db800000000:1,40001,22,0,9,8"
+PLAIN4 = "100,2026 Nov 22 08:00:00,syn,192.168.1.2,40000,22,0,1,8"
+PLAIN6 = "101,2026 Nov 22 08:00:00,drop:q_full,2001:db8::1,40001,22,0,9,8"
+
+
+@contextmanager
+def tracing(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run the trace of port 22, and end it however the test goes."""
+    with subprocess.Popen(
+        [*EXPORTER, "--config.file", str(path), "trace", "22"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_trace(
+    number: signal.Signals, tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """Each line comes as it is printed, with addresses as people write them, until Ctrl-C."""
+    command = fake_dtrace({"save": str(saved)}, {"print": [HEADER, SYN4, SYN6]})
+    with tracing(write(tmp_path / "c.yml", command)) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().rstrip("\n") for _ in range(3)]
+        assert lines == [HEADER, PLAIN4, PLAIN6]
+        pid = pid_in(saved)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert (process.returncode, errors) == (0, "")
+        assert not is_alive(pid)
+    start = json.loads(saved.read_text(encoding="utf-8"))
+    assert "inline int FIRST_PORT = 22;" in start["program"]
+    assert "inline int LAST_PORT = 22;" in start["program"]
+
+
+def test_trace_for_a_reader_that_has_enough(
+    tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """A reader that closes its end, as head -1 does, ends the trace without a word."""
+    go = tmp_path / "go"
+    steps = [{"save": str(saved)}, {"print": HEADER}, {"wait": str(go)}, {"print": [SYN4] * 5000}]
+    with tracing(write(tmp_path / "c.yml", fake_dtrace(*steps))) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == HEADER + "\n"
+        process.stdout.close()
+        go.touch()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=SECONDS) == 0
+        assert not is_alive(pid_in(saved))
+
+
+def test_trace_without_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """What keeps dtrace(1) from running is said, and the status tells of it."""
+    result = run("--config.file", write(tmp_path / "c.yml", [str(tmp_path / "no")]), "trace", "22")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "No such file or directory" in result.stderr
+    path = write(tmp_path / "c.yml", fake_dtrace({"unprivileged": True}))
+    result = run("--config.file", path, "trace", "22")
+    assert result.returncode == 2
+    assert result.stderr == "dtrace: run as root for tracing and listing probes\n"
+
+
+def test_trace_heeds_sigterm_where_dtrace_does_not(
+    tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """A dtrace(1) that does not end is killed after a while."""
+    command = fake_dtrace({"save": str(saved)}, {"ignore": "SIGTERM"}, {"print": HEADER})
+    with tracing(write(tmp_path / "c.yml", command)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=SECONDS) == 0
+        assert not is_alive(pid_in(saved))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (SYN4, PLAIN4),
+        (SYN6, PLAIN6),
+        (HEADER, HEADER),
+        ("", ""),
+        ("a,b,c,x:y,1,2,3,4,5", "a,b,c,x:y,1,2,3,4,5"),
+        ("a,b,c,1:10000000000000000,1,2,3,4,5", "a,b,c,1:10000000000000000,1,2,3,4,5"),
+        ("a,b,c,0:0,1,2,3,4,5", "a,b,c,::,1,2,3,4,5"),
+        ("dtrace: 5 drops on CPU 0", "dtrace: 5 drops on CPU 0"),
+    ],
+)
+def test_csv(line: str, expected: str) -> None:
+    """An address in halves becomes one in text; what is no such line stays as it is."""
+    assert csv(line) == expected

@@ -1,0 +1,346 @@
+"""The families of a scrape, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from dtrace_exporter import __version__
+from dtrace_exporter.collector import Collector, registry
+from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
+from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.state import SessionStatus, Source, State
+
+LOCAL = SessionId("", "port-22")
+SSH = {"port": "22", "address": "*", "listener": "ssh", "netns": ""}
+
+
+def families(state: State) -> dict[str, Metric]:
+    """Collect the families by name."""
+    return {family.name: family for family in Collector(state).collect()}
+
+
+def value(state: State, name: str, **labels: str) -> float | None:
+    """Return the value of the sample with just these labels, None when there is none."""
+    result = CollectorRegistry()
+    result.register(Collector(state))
+    return result.get_sample_value(name, labels)
+
+
+def buckets(state: State, family: str) -> list[tuple[str, float]]:
+    """Return the bounds and values of a family's buckets."""
+    samples = families(state)[family].samples
+    return [(s.labels["le"], s.value) for s in samples if s.name == family + "_bucket"]
+
+
+def one_port(exports: Exports | None = None) -> State:
+    """A state that watches port 22 as ``ssh``, with nothing counted yet."""
+    state = State()
+    state.table.watch(
+        LOCAL, {22: "ssh"}, exports or Exports(reasons=("q_full", "q0_full", "q_full_ack"))
+    )
+    return state
+
+
+def busy_port() -> State:
+    """Port 22 with Qmax 4: six SYNs, one of them dropped, two accepts timed and one not."""
+    state = one_port()
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    ssh.count(Outcome.TAKEN * 16 + 0, 4, 2, 0)  # Q/Qmax 0, 0
+    ssh.count(Outcome.TAKEN * 16 + 3, 4, 1, 1)  # 0.25
+    ssh.count(Outcome.TAKEN * 16 + 10, 4, 1, 4)  # 1
+    ssh.count(Outcome.Q_FULL * 16 + 11, 4, 2, 10)  # 1.25, 1.25
+    ssh.count(What.ACK_Q_FULL, 4, 5, 0)
+    ssh.count(What.ESTABLISHED, 4, 3, 0)
+    ssh.count(What.ACCEPT + 0, 4, 1, 1_000)
+    ssh.count(What.ACCEPT + 2, 4, 1, 16_000)
+    ssh.count(What.ACCEPT_UNTIMED, 4, 1, 0)
+    ssh.sockets[0xABC] = Queues(7, 3, None, 4)
+    return state
+
+
+def test_counters_and_gauges() -> None:
+    """Each number of a listener is in the series that the contract names for it."""
+    state = busy_port()
+    prefix = "dtrace_tcp_listen_"
+    assert value(state, prefix + "syns_total", **SSH) == 6
+    assert value(state, prefix + "drops_total", **SSH, reason="q_full") == 2
+    assert value(state, prefix + "drops_total", **SSH, reason="q_full_ack") == 5
+    assert value(state, prefix + "established_total", **SSH) == 3
+    assert value(state, prefix + "accepts_total", **SSH) == 3
+    assert value(state, prefix + "q_length", **SSH) == 3
+    assert value(state, prefix + "q0_length", **SSH) == 7
+    assert value(state, prefix + "q_limit", **SSH) == 4
+
+
+def test_saturation_buckets_are_cumulative() -> None:
+    """The twelve cells become le 0 to 1 and +Inf, count is all SYNs, sum that of the ratios."""
+    state = busy_port()
+    assert buckets(state, "dtrace_tcp_listen_q_saturation_ratio") == [
+        ("0.0", 2),
+        ("0.1", 2),
+        ("0.2", 2),
+        ("0.3", 3),
+        ("0.4", 3),
+        ("0.5", 3),
+        ("0.6", 3),
+        ("0.7", 3),
+        ("0.8", 3),
+        ("0.9", 3),
+        ("1.0", 4),
+        ("+Inf", 6),
+    ]
+    assert value(state, "dtrace_tcp_listen_q_saturation_ratio_count", **SSH) == 6
+    # 0.25 + 1 + 2 * 1.25
+    assert value(state, "dtrace_tcp_listen_q_saturation_ratio_sum", **SSH) == 3.75
+
+
+def test_wait_buckets_are_exact_seconds() -> None:
+    """The bounds are 4^5 to 4^17 ns written in seconds without a rounding error."""
+    state = busy_port()
+    assert buckets(state, "dtrace_tcp_listen_accept_wait_seconds") == [
+        ("1.024e-06", 1),
+        ("4.096e-06", 1),
+        ("1.6384e-05", 2),
+        ("6.5536e-05", 2),
+        ("0.000262144", 2),
+        ("0.001048576", 2),
+        ("0.004194304", 2),
+        ("0.016777216", 2),
+        ("0.067108864", 2),
+        ("0.268435456", 2),
+        ("1.073741824", 2),
+        ("4.294967296", 2),
+        ("17.179869184", 2),
+        ("+Inf", 2),
+    ]
+    assert value(state, "dtrace_tcp_listen_accept_wait_seconds_count", **SSH) == 2
+    assert value(state, "dtrace_tcp_listen_accept_wait_seconds_sum", **SSH) == 17e-6
+
+
+def test_types() -> None:
+    """Every family of the contract is there under its name, with its type and a help line."""
+    state = busy_port()
+    status = SessionStatus(last_record=1.5, features={"accept_wait": True})
+    state.sessions[LOCAL] = status
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    ssh.sockets[0xABC] = Queues(7, 3, 1024, 4)
+    found = families(state)
+    assert {name: family.type for name, family in found.items()} == {
+        "dtrace_tcp_listen_syns": "counter",
+        "dtrace_tcp_listen_drops": "counter",
+        "dtrace_tcp_listen_established": "counter",
+        "dtrace_tcp_listen_accepts": "counter",
+        "dtrace_tcp_listen_q0_length": "gauge",
+        "dtrace_tcp_listen_q_length": "gauge",
+        "dtrace_tcp_listen_q0_limit": "gauge",
+        "dtrace_tcp_listen_q_limit": "gauge",
+        "dtrace_tcp_listen_q_saturation_ratio": "histogram",
+        "dtrace_tcp_listen_accept_wait_seconds": "histogram",
+        "dtrace_session_up": "gauge",
+        "dtrace_session_restarts": "counter",
+        "dtrace_session_lost": "counter",
+        "dtrace_session_probe_errors": "counter",
+        "dtrace_session_bad_rows": "counter",
+        "dtrace_session_last_record_timestamp_seconds": "gauge",
+        "dtrace_session_feature_enabled": "gauge",
+        "dtrace_exporter_source_info": "gauge",
+        "dtrace_exporter_build_info": "gauge",
+        "dtrace_exporter_config_last_reload_successful": "gauge",
+        "dtrace_exporter_config_last_reload_success_timestamp_seconds": "gauge",
+    }
+    for family in found.values():
+        assert family.documentation.endswith(".")
+        assert "\n" not in family.documentation
+        assert not any(sample.name.endswith("_created") for sample in family.samples)
+
+
+def test_configured_port_starts_at_zero() -> None:
+    """A configured port that saw no SYN has all counters at 0 and no gauge."""
+    state = one_port()
+    assert value(state, "dtrace_tcp_listen_syns_total", **SSH) == 0
+    assert value(state, "dtrace_tcp_listen_accept_wait_seconds_sum", **SSH) == 0
+    for reason in ("q_full", "q0_full", "q_full_ack"):
+        assert value(state, "dtrace_tcp_listen_drops_total", **SSH, reason=reason) == 0
+    assert not any(name.endswith(("_length", "_limit")) for name in families(state))
+
+
+def test_sock_diag_exports_only_what_it_knows() -> None:
+    """A source without SYNs has no SYN counter and no histogram, not ones at 0."""
+    state = one_port(
+        Exports(reasons=("other",), syns=False, established=False, accepts=False, accept_wait=False)
+    )
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    ssh.sockets[1] = Queues(None, 2, None, 128)
+    names = {name for name in families(state) if name.startswith("dtrace_tcp")}
+    assert names == {
+        "dtrace_tcp_listen_drops",
+        "dtrace_tcp_listen_q_length",
+        "dtrace_tcp_listen_q_limit",
+    }
+
+
+def test_closed_listener_keeps_counters_only() -> None:
+    """The gauges of a listener that closed are gone; its counters stay."""
+    state = busy_port()
+    del state.table.listener(LOCAL, "", "*", 22).sockets[0xABC]
+    assert value(state, "dtrace_tcp_listen_syns_total", **SSH) == 6
+    assert value(state, "dtrace_tcp_listen_q_limit", **SSH) is None
+
+
+def test_place_and_host_labels() -> None:
+    """The place's label is the source's; a remote host's series, and only they, carry `host`."""
+    state = busy_port()
+    remote = SessionId("sol10", "all")
+    state.table.watch(remote, None, Exports(place_label="zone"))
+    state.table.listener(remote, "web", "192.0.2.1", 80).count(What.ESTABLISHED, 8, 1, 0)
+    state.sessions = {LOCAL: SessionStatus(), remote: SessionStatus(up=True, reason="")}
+    labels = [s.labels for s in families(state)["dtrace_tcp_listen_established"].samples]
+    assert labels == [
+        SSH,
+        {"port": "80", "address": "192.0.2.1", "listener": "", "zone": "web", "host": "sol10"},
+    ]
+    assert value(state, "dtrace_session_up", session="port-22") == 0
+    assert value(state, "dtrace_session_up", session="all", host="sol10") == 1
+
+
+def test_session_series() -> None:
+    """A session's numbers are exported by its name."""
+    state = State()
+    status = SessionStatus(restarts=2, probe_errors=3, bad_rows=4, features={"accept_wait": False})
+    status.lost["aggregation"] = 5
+    state.sessions[LOCAL] = status
+    name = {"session": "port-22"}
+    assert value(state, "dtrace_session_restarts_total", **name) == 2
+    assert value(state, "dtrace_session_probe_errors_total", **name) == 3
+    assert value(state, "dtrace_session_bad_rows_total", **name) == 4
+    assert value(state, "dtrace_session_lost_total", **name, kind="aggregation") == 5
+    assert value(state, "dtrace_session_lost_total", **name, kind="speculation") == 0
+    assert value(state, "dtrace_session_feature_enabled", **name, feature="accept_wait") == 0
+    assert value(state, "dtrace_session_last_record_timestamp_seconds", **name) is None
+    status.last_record = 1700000000.25
+    assert value(state, "dtrace_session_last_record_timestamp_seconds", **name) == 1700000000.25
+
+
+def test_exporter_series() -> None:
+    """Source, build and the last reload are exported."""
+    state = State(
+        source=Source("dtrace", "linux", "2.0.1"),
+        last_reload_successful=False,
+        last_reload_success=1700000000.0,
+    )
+    prefix = "dtrace_exporter_"
+    source = {"source": "dtrace", "program": "linux", "dtrace_version": "2.0.1"}
+    assert value(state, prefix + "source_info", **source) == 1
+    build = {"version": __version__, "python": platform.python_version()}
+    assert value(state, prefix + "build_info", **build) == 1
+    assert value(state, prefix + "config_last_reload_successful") == 0
+    assert value(state, prefix + "config_last_reload_success_timestamp_seconds") == 1700000000
+
+
+def test_no_duplicates() -> None:
+    """Two sessions that ask for the same unseen port, as while reloading, give one series."""
+    state = one_port()
+    state.table.watch(SessionId("", "all"), {22: "ssh"}, Exports(reasons=("q_full",)))
+    assert len(list(state.table)) == 2
+    assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
+
+
+def test_rename() -> None:
+    """A renamed listener goes on counting under its new name, and no more under the old one."""
+    state = busy_port()
+    state.table.watch(LOCAL, {22: "login"})
+    (sample,) = families(state)["dtrace_tcp_listen_syns"].samples
+    assert (sample.labels["listener"], sample.value) == ("login", 6)
+
+
+def test_no_duplicates_by_empty_labels() -> None:
+    """Prometheus takes an empty label for none: `netns` and `zone`, both empty, are one series."""
+    state = one_port()
+    other = Exports(place_label="zone", reasons=("q_full",))
+    state.table.watch(SessionId("", "all"), {22: "ssh"}, other)
+    assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "odd"),
+    [("saturation", [1, 2]), ("syns", None), ("wait_ns", 10**400), ("drops", {"q_full": "x"})],
+)
+def test_odd_listener_does_not_fail_the_scrape(
+    field: str, odd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listener that cannot be exported is left out whole and logged; the others stay."""
+    state = busy_port()
+    state.table.watch(SessionId("", "port-80"), {80: "web"}, Exports(reasons=("q_full",)))
+    web = state.table.listener(SessionId("", "port-80"), "", "*", 80)
+    setattr(web, field, odd)
+    ports = {s.labels["port"] for f in families(state).values() for s in f.samples if "tcp" in s[0]}
+    assert ports == {"22"}
+    assert "left out of a scrape: 1" in caplog.text
+
+
+def test_registry_has_the_process_too() -> None:
+    """The registry adds what prometheus_client says of the process, and filters by name."""
+    result = registry(busy_port())
+    names = {family.name for family in result.collect()}
+    assert {"dtrace_tcp_listen_syns", "python_info", "python_gc_collections"} <= names
+    picked = list(result.restricted_registry(["dtrace_tcp_listen_syns_total"]).collect())
+    assert [sample.value for family in picked for sample in family.samples] == [6]
+
+
+def samples(parsed: Iterable[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the value of every sample, none of which may come twice."""
+    result = {}
+    for family in parsed:
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in result
+            result[key] = sample.value
+    return result
+
+
+def strict_samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the samples that the OpenMetrics parser, the stricter one, reads."""
+    return samples(parse_openmetrics(text))  # type: ignore[no-untyped-call]
+
+
+def both_formats(state: State) -> tuple[str, str]:
+    """Return the scrape as text and as OpenMetrics."""
+    result = CollectorRegistry()
+    result.register(Collector(state))
+    openmetrics: bytes = generate_openmetrics(result)  # type: ignore[no-untyped-call]
+    return generate_latest(result).decode(), openmetrics.decode()
+
+
+def test_both_formats_parse_alike() -> None:
+    """prometheus_client's parsers, the strict OpenMetrics one too, read back the same samples."""
+    state = busy_port()
+    state.sessions[LOCAL] = SessionStatus(last_record=1.5)
+    text, openmetrics = both_formats(state)
+    assert "# TYPE dtrace_tcp_listen_syns_total counter\n" in text
+    assert "# TYPE dtrace_tcp_listen_syns counter\n" in openmetrics
+    parsed = samples(parse_text(text))
+    assert parsed == strict_samples(openmetrics)
+    assert parsed["dtrace_tcp_listen_syns_total", frozenset(SSH.items())] == 6
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_hostile_names_survive(name: str) -> None:
+    """Any listener name comes back from both formats as it went in, lone surrogates as `?`."""
+    state = State(table=ListenerTable())
+    state.table.watch(LOCAL, {22: name}, Exports())
+    shown = "".join("?" if "\ud800" <= c <= "\udfff" else c for c in name)
+    key = "dtrace_tcp_listen_syns_total", frozenset((SSH | {"listener": shown}).items())
+    text, openmetrics = both_formats(state)
+    assert samples(parse_text(text))[key] == 0
+    assert strict_samples(openmetrics)[key] == 0

@@ -1,0 +1,248 @@
+"""A program's lines are read exactly, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter.rows import (
+    SYN_BUCKETS,
+    WAIT_BUCKETS,
+    Outcome,
+    Ready,
+    Row,
+    RowError,
+    Tick,
+    What,
+    is_known,
+    parse,
+    queues,
+)
+
+U64 = (1 << 64) - 1
+ROW = "row 1 ffff888101234567 4026531840 22 0 ffff7f000001 128 144 7 4096 120259084293"
+FIELDS = ROW.split()
+
+
+def with_field(number: int, value: str) -> str:
+    """Return ROW with one of its fields replaced."""
+    return " ".join([*FIELDS[:number], value, *FIELDS[number + 1 :]])
+
+
+def test_ready() -> None:
+    """The ready row tells the version of the rows and the home place, a number or a zone's name."""
+    assert parse("ready 1 4026531840") == Ready(1, "4026531840")
+    assert parse("ready 1 global") == Ready(1, "global")
+
+
+def test_tick() -> None:
+    """The heartbeat tells its generation and the time."""
+    assert parse("tick 0 1700000000123456789") == Tick(0, 1700000000123456789)
+
+
+def test_row() -> None:
+    """Every field of a row is where it belongs."""
+    assert parse(ROW) == Row(
+        parity=1,
+        socket=0xFFFF888101234567,
+        place="4026531840",
+        port=22,
+        address="127.0.0.1",
+        qmax=128,
+        what=What.ACCEPT,
+        events=7,
+        total=4096,
+        last=120259084293,
+    )
+
+
+def test_close_without_an_identity() -> None:
+    """A socket that closes may have given its port and address back: they are read as they are."""
+    row = parse("row 0 ffff888101234567 4026531840 0 0 0 128 132 1 0 17179869183")
+    assert isinstance(row, Row)
+    assert (row.socket, row.port, row.address) == (0xFFFF888101234567, 0, "*")
+    assert (row.what, row.events, row.total) == (What.CLOSED, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "address"),
+    [
+        ("0", "0", "*"),
+        ("0", "ffff00000000", "*"),
+        ("0", "ffff7f000001", "127.0.0.1"),
+        ("0", "ffffffffffff", "255.255.255.255"),
+        ("0", "1", "::1"),
+        ("0", "fffe7f000001", "::fffe:7f00:1"),
+        ("20010db800000000", "16", "2001:db8::16"),
+        ("ffffffffffffffff", "ffffffffffffffff", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ],
+)
+def test_address(high: str, low: str, address: str) -> None:
+    """The wildcard of either family is *, mapped IPv4 is IPv4, the rest is IPv6."""
+    row = parse(with_field(5, high).replace(" ffff7f000001 ", f" {low} "))
+    assert isinstance(row, Row)
+    assert row.address == address
+
+
+@pytest.mark.parametrize(
+    ("field", "largest", "beyond"),
+    [
+        (1, "1", "2"),
+        (2, f"{U64:x}", f"{U64 + 1:x}"),
+        (4, "65535", "65536"),
+        (5, f"{U64:x}", f"{U64 + 1:x}"),
+        (6, f"{U64:x}", f"{U64 + 1:x}"),
+        (7, "4294967295", "4294967296"),
+        (8, "158", "159"),
+        (9, str(U64), str(U64 + 1)),
+        (10, str(U64), str(U64 + 1)),
+        (11, str(U64), str(U64 + 1)),
+    ],
+)
+def test_limits(field: int, largest: str, beyond: str) -> None:
+    """The largest number that a field can hold is taken, the next one is not."""
+    assert isinstance(parse(with_field(field, largest)), Row)
+    for number in (beyond, "9" * 21, "9" * 100_000):
+        with pytest.raises(RowError):
+            parse(with_field(field, number))
+
+
+@pytest.mark.parametrize("field", [1, 2, 4, 5, 6, 7, 8, 9, 10, 11])
+@pytest.mark.parametrize(
+    "word", ["-1", "+1", "1_0", "1.0", "\u0661", "\u00b2", "zz", "1x1", "\x00", "1\x00", "'1'"]
+)
+def test_not_a_number(field: int, word: str) -> None:
+    """Signs, underscores, digits of other scripts and such are no numbers."""
+    with pytest.raises(RowError):
+        parse(with_field(field, word))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "row",
+        "tick",
+        "ready",
+        "ready 1",
+        "ready 1 a b",
+        "ready x global",
+        f"ready {U64 + 1} global",
+        "tick 1",
+        "tick 1 2 3",
+        "tick -1 2",
+        f"tick {U64 + 1} 1",
+        f"tick 1 {U64 + 1}",
+        "Row" + ROW[3:],
+        ROW + " 0",
+        ROW.rpartition(" ")[0],
+        "rowtick 1 2",
+        ROW + ROW,
+    ],
+)
+def test_not_a_row(line: str) -> None:
+    """Lines cut short, run together or of another kind are errors."""
+    with pytest.raises(RowError):
+        parse(line)
+
+
+def test_kinds_of_event() -> None:
+    """Exactly the outcomes and buckets that exist are known."""
+    syns = {16 * outcome + bucket for outcome in Outcome for bucket in range(SYN_BUCKETS)}
+    waits = {What.ACCEPT + bucket for bucket in range(WAIT_BUCKETS)}
+    others = {*range(What.ESTABLISHED, What.CLOSED + 1), What.ACCEPT_UNTIMED}
+    assert {what for what in range(256) if is_known(what)} == syns | waits | others
+
+
+@pytest.mark.parametrize("what", [what for what in range(256) if not is_known(what)])
+def test_unknown_event(what: int) -> None:
+    """A row of an unknown kind of event is an error."""
+    with pytest.raises(RowError, match=f"unknown event {what}"):
+        parse(with_field(8, str(what)))
+
+
+@pytest.mark.parametrize(
+    ("last", "unpacked"),
+    [
+        (0, (0, 0, 0)),
+        (5 << 34 | 3 << 17 | 4, (5, 3, 4)),
+        (1 << 34 | 0x1FFFE << 17 | 0x1FFFE, (1, 0x1FFFE, 0x1FFFE)),
+        (1 << 34 | 0x1FFFF << 17 | 4, (1, None, 4)),
+        (1 << 34 | 3 << 17 | 0x1FFFF, (1, 3, None)),
+        (7 << 34 | 0x3FFFFFFFF, (7, None, None)),
+        (U64, ((1 << 30) - 1, None, None)),
+    ],
+)
+def test_queues(last: int, unpacked: tuple[int, int | None, int | None]) -> None:
+    """A LAST field holds when, Q0 and Q; a full field is not a length."""
+    assert queues(last) == unpacked
+
+
+u64 = st.integers(0, U64)
+
+
+@given(
+    st.tuples(st.integers(0, 1), u64, st.integers(0, U64), st.integers(0, 65535)),
+    st.tuples(u64, u64, st.integers(0, (1 << 32) - 1)),
+    st.tuples(st.sampled_from([what for what in range(256) if is_known(what)]), u64, u64, u64),
+)
+def test_all_rows(
+    start: tuple[int, int, int, int],
+    address: tuple[int, int, int],
+    end: tuple[int, int, int, int],
+) -> None:
+    """Whatever row a program can print is read back as it is."""
+    text = "row {} {:x} {} {} {:x} {:x} {} {} {} {} {}".format(*start, *address, *end)
+    row = parse(text)
+    assert isinstance(row, Row)
+    assert (row.parity, row.socket, int(row.place), row.port) == start
+    assert (row.what, row.events, row.total, row.last) == end
+    assert row.qmax == address[2]
+
+
+words = st.text(st.characters(), max_size=5) | st.sampled_from(
+    [
+        *FIELDS,
+        "ready",
+        "tick",
+        "-1",
+        "0x",
+        "\x1f",
+        "\u2028",
+        "1e9",
+        str(U64),
+        str(U64 + 1),
+        "9" * 30,
+    ]
+)
+lines = st.lists(words, max_size=13).map(" ".join) | st.builds(
+    with_field, st.integers(0, 11), words
+)
+
+
+@given(st.text(st.characters()) | lines)
+def test_hostile_lines(line: str) -> None:
+    """Any text either is a row, all of whose numbers are in range, or a RowError."""
+    try:
+        read = parse(line)
+    except RowError:
+        return
+    if isinstance(read, Row):
+        assert read.parity in (0, 1)
+        assert 0 <= read.port <= 65535
+        assert 0 <= read.qmax < 1 << 32
+        assert is_known(read.what)
+        assert all(0 <= n <= U64 for n in (read.socket, read.events, read.total, read.last))
+    else:
+        assert all(0 <= n <= U64 for n in read if isinstance(n, int))
+
+
+@given(st.integers(0, len(ROW) - 1))
+def test_row_cut_short(size: int) -> None:
+    """A row cut short is an error, but for one cut inside of its last number."""
+    if size <= ROW.rindex(" ") + 1:
+        with pytest.raises(RowError):
+            parse(ROW[:size])
+    else:
+        assert isinstance(parse(ROW[:size]), Row)

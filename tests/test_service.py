@@ -1,0 +1,424 @@
+"""The service over fake dtrace(1) processes: what a reload changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrace_exporter import service, session, sock_diag
+from dtrace_exporter.config import ConfigError, load
+from dtrace_exporter.listeners import Identity, Listener, SessionId
+from dtrace_exporter.program import ProgramError
+from dtrace_exporter.service import Service, dtrace_version, try_dtrace
+
+FakeDTrace = Callable[..., list[str]]
+Configure = Callable[..., Path]
+
+READY = {"ready": "1"}
+FOREVER = {"tick": True}
+ROWS = {
+    "print": ["tick 0 1", *(f"row 0 ffff{port:x} 1 {port} 0 0 8 0 5 0 0" for port in (22, 80, 443))]
+}
+SSH = SessionId("", "port-22")
+WEB = SessionId("", "port-80")
+ALL = SessionId("", "all")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make everything that a session waits for come soon."""
+    monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(session, "_STOP_SECONDS", 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
+    """Return a function that writes a configuration file: ports and names, and dtrace's keys."""
+    working = fake_dtrace(READY, ROWS, FOREVER)
+
+    def write(
+        listeners: dict[int, str] | None = None, source: str = "dtrace", **dtrace: Any
+    ) -> Path:
+        file = tmp_path / "dtrace_exporter.yml"
+        named = [{"port": port, "name": name} for port, name in (listeners or {}).items()]
+        keys = {"command": working, "program": "linux", "interval": "100ms", **dtrace}
+        config = {"source": source, "dtrace": keys, "listeners": named}
+        file.write_text(json.dumps(config), encoding="utf-8")
+        return file
+
+    return write
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(path: Path) -> AsyncIterator[Service]:
+    """Run the service on a configuration file, from when its sessions are up."""
+    one = Service(path, load(path))
+    await one.start()
+    try:
+        await until(lambda: one.state.ready)
+        yield one
+    finally:
+        async with asyncio.timeout(5):
+            await one.stop()
+
+
+def pids(one: Service) -> dict[SessionId, int | None]:
+    """Return the sessions' processes."""
+    return {name: status.pid for name, status in one.state.sessions.items()}
+
+
+def syns(one: Service) -> dict[int, int]:
+    """Return each port's SYNs."""
+    return {listener.identity.port: listener.syns for listener in one.state.table}
+
+
+def listener(one: Service, port: int) -> Listener:
+    """Return the listener of a port."""
+    (found,) = (found for found in one.state.table if found.identity.port == port)
+    return found
+
+
+def test_a_session_for_each_port(configure: Configure) -> None:
+    """The service is ready when each configured port's session is up, and counts only its port."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh", 80: "web"})) as one:
+            assert set(one.state.sessions) == {SSH, WEB}
+            await until(lambda: syns(one) == {22: 5, 80: 5})
+            assert (one.state.source.name, one.state.source.dtrace_version) == ("dtrace", "2.0.7")
+            assert one.state.source.program == "linux"
+            started = pids(one)
+        for pid in started.values():
+            assert pid is not None
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        assert not one.state.ready
+
+    asyncio.run(test())
+
+
+def test_no_listeners_is_every_listener(configure: Configure) -> None:
+    """Without configured ports one session watches all of the host's."""
+
+    async def test() -> None:
+        async with running(configure()) as one:
+            assert set(one.state.sessions) == {ALL}
+            await until(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
+
+    asyncio.run(test())
+
+
+def test_reload_adds_and_removes(configure: Configure) -> None:
+    """A port more is a session more, a port less takes its series along; the others run on."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh", 80: "web"})) as one:
+            await until(lambda: syns(one) == {22: 5, 80: 5})
+            before = pids(one)
+            configure({22: "ssh", 443: "tls"})
+            await one.reload()
+            assert set(one.state.sessions) == {SSH, SessionId("", "port-443")}
+            assert pids(one)[SSH] == before[SSH]
+            assert 80 not in syns(one)
+            await until(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
+            assert one.state.table.name(listener(one, 443)) == "tls"
+            configure({22: "ssh", 80: "web"})
+            await one.reload()
+            await until(lambda: syns(one) == {22: 5, 80: 5})
+
+    asyncio.run(test())
+
+
+def test_reload_renames(configure: Configure) -> None:
+    """Another name for a port is no reason for another process."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"})) as one:
+            before = pids(one)
+            configure({22: "secure-shell"})
+            await one.reload()
+            assert pids(one) == before
+            assert one.state.table.name(listener(one, 22)) == "secure-shell"
+
+    asyncio.run(test())
+
+
+def test_reload_of_the_same(configure: Configure) -> None:
+    """A file that says the same changes nothing but the time of the reload."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"})) as one:
+            before, when = pids(one), one.state.last_reload_success
+            await one.reload()
+            assert pids(one) == before
+            assert one.state.last_reload_success > when
+
+    asyncio.run(test())
+
+
+def test_reload_changes_the_interval(configure: Configure) -> None:
+    """Another interval means another process; its counters go on from where they were."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"})) as one:
+            await until(lambda: syns(one) == {22: 5})
+            before = pids(one)
+            configure({22: "ssh"}, interval="200ms")
+            await one.reload()
+            assert syns(one) == {22: 5}
+            await until(lambda: one.state.ready)
+            assert pids(one)[SSH] not in {None, before[SSH]}
+            assert one.state.sessions[SSH].restarts == 0
+            await until(lambda: syns(one) == {22: 10})
+
+    asyncio.run(test())
+
+
+def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """What changes for one host leaves another host's session alone."""
+
+    async def test() -> None:
+        path = configure({22: "ssh"})
+        config = json.loads(path.read_text(encoding="utf-8"))
+        far = {"command": fake_dtrace(), "program": "linux", "interval": "100ms"}
+        config["hosts"] = [{"name": "far", "dtrace": far, "listeners": [{"port": 22}]}]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        async with running(path) as one:
+            before = pids(one)
+            far["interval"] = "200ms"
+            path.write_text(json.dumps(config), encoding="utf-8")
+            await one.reload()
+            await until(lambda: one.state.ready)
+            assert pids(one)[SSH] == before[SSH]
+            assert pids(one)[SessionId("far", "port-22")] != before[SessionId("far", "port-22")]
+
+    asyncio.run(test())
+
+
+def test_per_port_to_shared_and_back(configure: Configure) -> None:
+    """Counters stay when sessions of a port each become one for all, and when they part again."""
+
+    async def test() -> None:
+        ports = {22: "ssh", 80: "web"}
+        async with running(configure(ports)) as one:
+            await until(lambda: syns(one) == {22: 5, 80: 5})
+            configure(ports, session="shared")
+            await one.reload()
+            assert set(one.state.sessions) == {ALL}
+            assert syns(one) in ({22: 5, 80: 5}, {22: 10, 80: 10})
+            await until(lambda: syns(one) == {22: 10, 80: 10})
+            configure(ports)
+            await one.reload()
+            assert set(one.state.sessions) == {SSH, WEB}
+            assert all(count >= 10 for count in syns(one).values())
+            await until(lambda: syns(one) == {22: 15, 80: 15})
+            assert one.state.table.name(listener(one, 80)) == "web"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("text", ["dtrace: {intervall: 1s}", "listeners: [", "\0"])
+def test_a_bad_file_changes_nothing(text: str, configure: Configure) -> None:
+    """A bad file is refused and changes nothing, and the state says so until it is good."""
+
+    async def test() -> None:
+        path = configure({22: "ssh"})
+        async with running(path) as one:
+            before, when = pids(one), one.state.last_reload_success
+            path.write_text(text, encoding="utf-8")
+            with pytest.raises(ConfigError):
+                await one.reload()
+            assert not one.state.last_reload_successful
+            assert (pids(one), one.state.last_reload_success) == (before, when)
+            assert one.state.ready
+            configure({22: "ssh"})
+            await one.reload()
+            assert one.state.last_reload_successful
+            assert pids(one) == before
+
+    asyncio.run(test())
+
+
+def test_a_missing_program_changes_nothing(configure: Configure, tmp_path: Path) -> None:
+    """Nor does a file that is good but names a program that is none."""
+
+    async def test() -> None:
+        path = configure({22: "ssh"})
+        own = tmp_path / "own.d"
+        own.write_bytes(b"\xff")
+        async with running(path) as one:
+            before = pids(one)
+            configure({22: "ssh"}, program=str(own))
+            with pytest.raises(ProgramError, match=r"own\.d"):
+                await one.reload()
+            assert not one.state.last_reload_successful
+            assert pids(one) == before
+
+    asyncio.run(test())
+
+
+def test_two_reloads_at_once(configure: Configure) -> None:
+    """Reloads that come at the same time follow each other; the last file is what runs."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"})) as one:
+            first = asyncio.create_task(one.reload())
+            configure({22: "ssh", 80: "web"}, interval="200ms")
+            await asyncio.gather(first, one.reload(), one.reload())
+            assert set(one.state.sessions) == {SSH, WEB}
+            assert set(one.sessions) == {SSH, WEB}
+            await until(lambda: one.state.ready)
+
+    asyncio.run(test())
+
+
+def test_stop_while_sessions_start(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """The service may be stopped while none of its sessions is up yet."""
+    slow = fake_dtrace({"sleep": 60})
+
+    async def test() -> None:
+        path = configure(dict.fromkeys(range(20, 26), ""), command=slow)
+        one = Service(path, load(path))
+        await one.start()
+        await until(lambda: any(status.pid for status in one.state.sessions.values()))
+        async with asyncio.timeout(5):
+            await one.stop()
+
+    asyncio.run(test())
+
+
+def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """A reload cancelled while it ends a session leaves nothing that stop() does not end."""
+    deaf = fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"}, command=deaf)) as one:
+            configure({80: "web"}, command=deaf)
+            reload = asyncio.create_task(one.reload())
+            await asyncio.sleep(0)
+            await until(one._one_at_a_time.locked)
+            reload.cancel()
+            with suppress(asyncio.CancelledError):
+                await reload
+
+    asyncio.run(test())
+
+
+def trial_works(command: list[str]) -> list[str]:
+    """Return a command whose trial run works; the rest it leaves to another."""
+    return ["sh", "-c", 'for a; do [ "$a" != -n ] || exit 0; done; exec "$@"', "sh", *command]
+
+
+def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """Where dtrace(1) runs a trial program, it is the source."""
+
+    async def test() -> None:
+        command = trial_works(fake_dtrace(READY, ROWS, FOREVER))
+        async with running(configure({22: ""}, "auto", command=command)) as one:
+            assert one.state.source.name == "dtrace"
+            assert set(one.state.sessions) == {SSH}
+
+    asyncio.run(test())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
+def test_auto_falls_back(
+    configure: Configure,
+    fake_dtrace: FakeDTrace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where dtrace(1) refuses, sock_diag fills in; the log says why, and no session runs."""
+    monkeypatch.setattr(sock_diag, "listeners", list)
+    refusing = fake_dtrace({"unprivileged": True})
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"}, "auto", command=refusing)) as one:
+            assert one.state.source.name == "sock_diag"
+            assert not one.state.sessions
+            one.state.refresh()
+            assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
+            configure({22: "ssh"}, "dtrace")
+            await one.reload()
+            await until(lambda: one.state.ready and syns(one) == {22: 5})
+            assert one.state.source.name == "dtrace"
+            configure({22: "ssh"}, "sock_diag")
+            await one.reload()
+            assert one.state.source.name == "sock_diag"
+            assert not one.state.sessions
+
+    asyncio.run(test())
+    (event, *_) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "source chosen")
+    assert event["source"] == "sock_diag"
+    assert event["why"].startswith("dtrace: ")
+
+
+def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """Where the configuration says dtrace, a refusal is a session down, not another source."""
+
+    async def test() -> None:
+        path = configure({22: "ssh"}, command=fake_dtrace({"unprivileged": True}))
+        one = Service(path, load(path))
+        await one.start()
+        try:
+            await one.sessions[SSH].settled.wait()
+            assert one.state.source.name == "dtrace"
+            assert not one.state.ready
+            assert "run as root" in one.state.sessions[SSH].reason
+        finally:
+            await one.stop()
+
+    asyncio.run(test())
+
+
+def test_asking_dtrace(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """The version is dtrace(1)'s last word, and a trial says why it failed."""
+
+    async def test() -> None:
+        assert await dtrace_version(tuple(fake_dtrace())) == "2.0.7"
+        assert await dtrace_version(("false",)) == ""
+        assert await dtrace_version((str(tmp_path / "no"),)) == ""
+        assert await try_dtrace(("true",)) == ""
+        assert await try_dtrace(("false",)) == "false ended with exit status 1"
+        reason = await try_dtrace((str(tmp_path / "no"),))
+        assert reason == f"cannot start {tmp_path}/no: No such file or directory"
+        refusing = fake_dtrace({"unprivileged": True})
+        assert (await try_dtrace(tuple(refusing))).startswith("dtrace: ")
+
+    asyncio.run(test())
+
+
+def test_a_trial_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that hangs is given up, and what it started is ended."""
+    monkeypatch.setattr(service, "_TRIAL_SECONDS", 0.3)
+
+    async def test() -> None:
+        async with asyncio.timeout(5):
+            reason = await try_dtrace(("sh", "-c", "sleep 60; exit 0"))
+        assert reason == "sh did not end within 0.3 s"
+
+    asyncio.run(test())

@@ -1,0 +1,553 @@
+"""A session over a fake dtrace(1): up, down, up again, and never a process left."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrace_exporter import program, session
+from dtrace_exporter.config import DTraceConfig
+from dtrace_exporter.lines import MAX_LINE
+from dtrace_exporter.listeners import Listener, SessionId
+from dtrace_exporter.program import choose
+from dtrace_exporter.session import Plan, Session
+from dtrace_exporter.state import State
+
+FakeDTrace = Callable[..., list[str]]
+
+SSH = SessionId("", "port-22")
+WEB = SessionId("", "port-80")
+# No network namespace of this machine's.
+READY = {"ready": "1"}
+FOREVER = {"tick": True}
+COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
+REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
+
+
+def row(events: int, *, set_: int = 0, what: int = 0, port: int = 22, q: int = 1) -> str:
+    """Return a row about the wildcard listener of a port, with Qmax 8."""
+    return f"row {set_} ffff{port:x} 1 {port} 0 0 8 {what} {events} {events * q} {q}"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make everything that a session waits for come soon."""
+    monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(session, "_STOP_SECONDS", 0.5)
+    real = program.window
+    monkeypatch.setattr(program, "window", lambda interval: replace(real(interval), patience=1.0))
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def is_there(pid: int) -> bool:
+    """Tell whether there is a process."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+@asynccontextmanager
+async def running(
+    command: Sequence[str],
+    id: SessionId = SSH,  # noqa: A002
+    state: State | None = None,
+    **dtrace: Any,
+) -> AsyncIterator[Session]:
+    """Run a session of one port, and stop it in the end, which has to be quick."""
+    state = state or State()
+    port = int(id.name.removeprefix("port-"))
+    state.table.watch(id, {port: "name"})
+    config = DTraceConfig(command=tuple(command), interval=0.1, **dtrace)
+    plan = Plan(config, choose("linux"), (port, port), COUNTERS)
+    one = Session(id, plan, state, asyncio.Semaphore(1))
+    try:
+        yield one
+    finally:
+        pid = one.status.pid
+        async with asyncio.timeout(5):
+            await one.stop()
+        assert (one.status.up, one.status.pid, one.status.reason) == (False, None, "stopped")
+        assert pid is None or not is_there(pid)
+
+
+def listener(one: Session) -> Listener:
+    """Return the session's only listener, as a scrape would see it."""
+    (found,) = one._state.table
+    return found
+
+
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any]]:
+    """Return the details of the events with a message."""
+    return [vars(r)["fields"] for r in caplog.records if r.getMessage() == message]
+
+
+def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A session comes up with the ready row, and counts what the rows say."""
+    saved = tmp_path / "start.json"
+
+    async def test() -> None:
+        steps = [{"save": str(saved)}, READY, {"print": ["tick 0 1", row(3), row(4, what=128)]}]
+        async with running(fake_dtrace(*steps, FOREVER), options={"aggsize": "4m"}) as one:
+            await until(lambda: listener(one).established)
+            assert one.settled.is_set()
+            assert (one.status.up, one.status.reason) == (True, "")
+            assert one.status.last_record is not None
+            assert all(one.status.features.values())
+            assert {"syn_drops", *choose("linux").parts} == set(one.status.features)
+            assert (listener(one).syns, listener(one).established) == (3, 4)
+            assert listener(one).queues
+            start = json.loads(saved.read_text(encoding="utf-8"))
+            assert start["pid"] == one.status.pid
+            assert start["argv"] == ["-x", "aggsize=4m", "-s", "/dev/stdin"]
+            assert start["program"] == one.plan.render(set())
+        assert listener(one).syns == 3
+        assert not listener(one).queues
+
+    asyncio.run(test())
+
+
+def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
+    """SIGTERM lets the program print what it counted since its last tick, and that is not lost."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"rows": [row(7)]}, READY)) as one:
+            await until(lambda: one.status.up)
+            assert listener(one).syns == 0
+        assert listener(one).syns == 7
+        assert one.status.restarts == 0
+
+    asyncio.run(test())
+
+
+def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """A dtrace(1) that has come to a halt is killed, and started again."""
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, {"tick": 2})) as one:
+            await until(lambda: one.status.up)
+            pid = one.status.pid
+            assert pid is not None
+            await until(lambda: one.status.restarts)
+            assert not is_there(pid)
+            assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
+
+    asyncio.run(test())
+
+
+def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) -> None:
+    """A process that prints without an end, but never a heartbeat, is ended all the same."""
+
+    async def test() -> None:
+        async with running(["sh", "-c", "echo ready 1 1; exec yes"]) as one:
+            await until(lambda: one.status.restarts)
+            assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
+
+    asyncio.run(test())
+
+
+def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
+    """After kill -9 a session is down, then up again, counting on; another one notices nothing."""
+
+    async def test() -> None:
+        state = State()
+        command = fake_dtrace(READY, {"print": ["tick 0 1", row(5)]}, FOREVER)
+        async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
+            ssh = state.table.listener(SSH, "", "*", 22)
+            await until(lambda: ssh.syns == 5 and two.status.up)
+            first, other = one.status.pid, two.status.pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: not one.status.up)
+            assert "SIGKILL" in one.status.reason
+            assert not ssh.sockets
+            await until(lambda: one.status.up)
+            assert one.status.pid != first
+            assert one.status.restarts == 1
+            assert ssh.syns >= 5
+            await until(lambda: ssh.syns == 10)
+            assert (two.status.pid, two.status.restarts, two.status.up) == (other, 0, True)
+
+    asyncio.run(test())
+
+
+def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """One failure after the other makes the next attempt wait longer, up to a limit."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"exit": 3})) as one:
+            await until(lambda: one.status.restarts >= 4)
+            assert one.status.reason == "dtrace(1) ended: exit status 3"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_LONGEST_DELAY", 0.2)
+        patch.setattr("random.uniform", lambda *_: 1.0)
+        asyncio.run(test())
+    waits = [event["restart_in"] for event in logged(caplog, "session ended")]
+    assert waits[:4] == ["0.1s", "0.1s", "0.2s", "0.2s"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "gone"),
+    [
+        ("fbt::tcp_v4_syn_recv_sock:return", {"ack_drops"}),
+        ("fbt::inet_csk_accept:return", {"accepts", "accept_wait"}),
+    ],
+)
+def test_what_the_kernel_lacks(
+    probe: str, gone: set[str], fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused optional part costs that part and what rests on it, no restart and no wait."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"refuse": probe}, READY, FOREVER)) as one:
+            await one.settled.wait()
+            assert one.status.up
+            assert {name for name, enabled in one.status.features.items() if not enabled} == gone
+            assert one.status.restarts == 0
+            exports = one._state.table.exports(listener(one))
+            assert ("q_full_ack" in exports.reasons) == ("ack_drops" not in gone)
+            assert exports.accepts == ("accepts" not in gone)
+            assert exports.accept_wait == ("accept_wait" not in gone)
+
+    asyncio.run(test())
+    (event,) = logged(caplog, "left out what this kernel cannot do")
+    assert event["part"] in gone
+    assert probe in event["why"]
+
+
+def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
+    """A part that the configuration does not want is left out, and its feature is 0."""
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, FOREVER), accept_wait=False) as one:
+            await until(lambda: one.status.up)
+            features = one.status.features
+            assert [name for name in features if not features[name]] == ["accept_wait"]
+
+    asyncio.run(test())
+
+
+def test_core_refused(fake_dtrace: FakeDTrace) -> None:
+    """Without a probe of the core a session is down, and says in dtrace(1)'s words why."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"refuse": "fbt::tcp_conn_request:entry"}, READY)) as one:
+            await one.settled.wait()
+            assert not one.status.up
+            assert REFUSAL in one.status.reason
+            await until(lambda: one.status.restarts == 1)
+            assert not one.status.features
+
+    asyncio.run(test())
+
+
+def test_unprivileged(fake_dtrace: FakeDTrace) -> None:
+    """What dtrace(1) says to anybody but root is the reason."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"unprivileged": True})) as one:
+            await one.settled.wait()
+            assert one.status.reason == (
+                "dtrace(1) ended: exit status 2: dtrace: run as root for tracing and listing probes"
+            )
+
+    asyncio.run(test())
+
+
+def test_command_not_found(tmp_path: Path) -> None:
+    """A command that does not exist, or may not be run, is the reason, and tried again."""
+
+    async def test() -> None:
+        async with running([str(tmp_path / "nowhere")]) as one:
+            await one.settled.wait()
+            assert (
+                one.status.reason == f"cannot start {tmp_path}/nowhere: No such file or directory"
+            )
+            await until(lambda: one.status.restarts == 1)
+        async with running([str(tmp_path)]) as one:
+            await one.settled.wait()
+            assert one.status.reason == f"cannot start {tmp_path}: Permission denied"
+
+    asyncio.run(test())
+
+
+def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
+    """A dtrace(1) that starts and says nothing is given up."""
+    monkeypatch.setattr(session, "_START_SECONDS", 0.3)
+
+    async def test() -> None:
+        async with running(fake_dtrace({"sleep": 60})) as one:
+            await one.settled.wait()
+            assert one.status.reason == "not ready after 0.3 s"
+
+    asyncio.run(test())
+
+
+def test_rows_of_another_version(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """A program that prints rows of another version does not bring a session up."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"print": "ready 2 1"}, FOREVER)) as one:
+            await until(lambda: one.status.bad_rows)
+            assert not one.status.up
+
+    asyncio.run(test())
+    assert logged(caplog, "bad row")[0]["why"] == "rows of version 2, not 1"
+
+
+def test_output_closed_but_alive() -> None:
+    """A process that has closed its output has nothing more to say, and is ended."""
+
+    async def test() -> None:
+        script = "trap '' TERM; echo ready 1 1; exec >&-; exec sleep 60"
+        async with running(["sh", "-c", script]) as one:
+            await until(lambda: one.status.up)
+            pid = one.status.pid
+            assert pid is not None
+            await until(lambda: not one.status.up)
+            assert one.status.reason == ("dtrace(1) ended: its output did, and it had to be killed")
+            assert not is_there(pid)
+
+    asyncio.run(test())
+
+
+def test_stderr_flood(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """However much dtrace(1) complains, it is not held up, and the log stays short."""
+    flood = ["dtrace: nonsense " + "x" * 2000] * 2000
+
+    async def test() -> None:
+        steps = [READY, {"stderr": flood}, {"print": ["tick 0 1", row(1)]}, FOREVER]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: listener(one).syns == 1)
+            assert one.status.up
+
+    caplog.set_level(logging.DEBUG)
+    asyncio.run(test())
+    (event,) = logged(caplog, "dtrace says")
+    assert len(event["message"]) <= 300
+
+
+def test_endless_line_and_binary(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that are no text, and a line without an end, are one bad row each: nothing breaks."""
+    endless = base64.b64encode(b"\xff" * (5 * MAX_LINE)).decode()
+    binary = base64.b64encode(bytes(b for b in range(256) if b not in b"\n") + b"\n").decode()
+
+    async def test() -> None:
+        steps = [
+            {"stderr": ["\x1b[2J\udcff".encode("utf-8", "replace").decode(), "y" * 5 * MAX_LINE]},
+            READY,
+            *({"raw": data} for data in (binary, endless)),
+            {"print": ["", "tick 0 1", row(2)]},
+            FOREVER,
+        ]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: listener(one).syns == 2)
+            assert one.status.up
+            assert one.status.bad_rows == 2
+
+    asyncio.run(test())
+    (event,) = logged(caplog, "bad row")
+    assert len(event["row"]) <= 200
+
+
+def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
+    """Binary on the standard error output is logged as printable text, an endless line too."""
+
+    async def test() -> None:
+        script = "head -c 300000 /dev/urandom >&2; echo ready 1 1; exec sleep 60"
+        async with running(["sh", "-c", script]) as one:
+            await until(lambda: one.status.up)
+
+    asyncio.run(test())
+    assert all(event["message"].isprintable() for event in logged(caplog, "dtrace says"))
+
+
+def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """Each bad row is counted and the first one logged; the rows around them count."""
+    bad = ["row", "row 0 zz 1 22 0 0 8 0 1 0 0", "tick x 1", row(1, what=250), "\t\N{SNOWMAN}"]
+
+    async def test() -> None:
+        steps = [READY, {"print": [row(9), "tick 0 1", row(2), *bad, row(3)]}, FOREVER]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: listener(one).syns == 3)
+            assert one.status.bad_rows == len(bad) + 1
+
+    asyncio.run(test())
+    (event,) = logged(caplog, "bad row")
+    assert event["row"] == row(9)
+
+
+def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
+    """What DTrace says it lost adds up by kind, and so do the faults of the program."""
+    says = [
+        "dtrace: 3 drops on CPU 0",
+        "dtrace: 1 drop on CPU 1",
+        "dtrace: 5 aggregation drops on CPU 1",
+        "dtrace: 7 dynamic variable drops with non-empty dirty list",
+        "dtrace: 2 speculative drops",
+        (
+            "dtrace: error in dt_clause_3 for probe ID 9 (fbt:vmlinux:tcp_conn_request:entry):"
+            " invalid address (0x8) at BPF pc 12"
+        ),
+        (
+            "dtrace: error on enabled probe ID 4 (ID 9: fbt:ip:tcp_conn_request:entry):"
+            " invalid address (0x8) in action #1 at DIF offset 4"
+        ),
+    ]
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, {"stderr": says}, FOREVER)) as one:
+            await until(lambda: one.status.probe_errors == 2)
+            assert one.status.lost == {
+                "principal": 4,
+                "aggregation": 5,
+                "dynamic_variable": 7,
+                "speculation": 2,
+            }
+            assert one.status.up
+
+    asyncio.run(test())
+
+
+def test_sigterm_ignored(fake_dtrace: FakeDTrace) -> None:
+    """A dtrace(1) that does not heed SIGTERM is killed."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)) as one:
+            await until(lambda: one.status.up)
+
+    asyncio.run(test())
+
+
+def test_sigterm_ignored_in_a_flood() -> None:
+    """So is one that goes on printing as fast as it can."""
+
+    async def test() -> None:
+        script = "trap '' TERM; echo ready 1 1; exec yes"
+        async with running(["sh", "-c", script]) as one:
+            await until(lambda: one.status.up)
+
+    asyncio.run(test())
+
+
+def test_a_process_behind_the_command(tmp_path: Path) -> None:
+    """Where the command is a wrapper that has to be killed, what it started goes with it."""
+    pids = tmp_path / "pids"
+
+    async def test() -> None:
+        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 1 1; wait; wait; wait"
+        async with running(["sh", "-c", script]) as one:
+            await until(lambda: one.status.up)
+        pid = int(pids.read_text(encoding="utf-8"))
+        await until(lambda: not is_there(pid) or is_zombie(pid))
+
+    asyncio.run(test())
+
+
+def is_zombie(pid: int) -> bool:
+    """Tell whether a process is dead, and only init has not looked after it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2][1] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_stop_at_once(fake_dtrace: FakeDTrace) -> None:
+    """A session may be stopped before its process was started."""
+
+    async def test() -> None:
+        async with running(fake_dtrace()) as one:
+            assert one.status.pid is None
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_stop_while_it_starts(turns: int, fake_dtrace: FakeDTrace) -> None:
+    """Nor does it matter how far the start of the process has come."""
+
+    async def test() -> None:
+        async with running(fake_dtrace()):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    asyncio.run(test())
+
+
+def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A session may be stopped while dtrace(1) compiles."""
+    saved = tmp_path / "start.json"
+
+    async def test() -> None:
+        async with running(fake_dtrace({"save": str(saved)}, {"sleep": 60})) as one:
+            await until(saved.exists)
+            assert not one.settled.is_set()
+
+    asyncio.run(test())
+
+
+def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
+    """A session may be stopped while it waits for its turn to start."""
+
+    async def test() -> None:
+        state = State()
+        starting = asyncio.Semaphore(1)
+        state.table.watch(SSH, {22: ""})
+        config = DTraceConfig(command=tuple(fake_dtrace()))
+        async with starting:
+            one = Session(SSH, Plan(config, choose("linux"), (22, 22), {}), state, starting)
+            await asyncio.sleep(0)
+            async with asyncio.timeout(2):
+                await one.stop()
+        assert one.status.reason == "stopped"
+
+    asyncio.run(test())
+
+
+def test_stop_during_back_off(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
+    """A session may be stopped while it waits to start its process again; it does not wait on."""
+    monkeypatch.setattr(session, "_FIRST_DELAY", 600.0)
+
+    async def test() -> None:
+        async with running(fake_dtrace({"exit": 1})) as one:
+            await one.settled.wait()
+            assert one.status.pid is None
+
+    asyncio.run(test())
+
+
+def test_stop_twice(fake_dtrace: FakeDTrace) -> None:
+    """A session that has been stopped may be stopped again."""
+
+    async def test() -> None:
+        async with running(fake_dtrace()) as one:
+            await until(lambda: one.status.up)
+            await asyncio.gather(one.stop(), one.stop())
+
+    asyncio.run(test())

@@ -1,0 +1,411 @@
+"""The kernel's own numbers are read exactly, and become gauges and counters of the table."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter import rows, sock_diag
+from dtrace_exporter.listeners import ListenerTable, Queues, SessionId
+from dtrace_exporter.sock_diag import EXPORTS, Sample, SockDiagSource, listeners
+
+SESSION = SessionId("", "all")
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is an interface of Linux")
+needs_ss = pytest.mark.skipif(shutil.which("ss") is None, reason="ss of iproute2 is not installed")
+
+
+class Net:
+    """Real listeners and clients, closed at the end of the test."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def listen(
+        self, address: str, backlog: int = 8, port: int = 0, reuse_port: bool = False
+    ) -> socket.socket:
+        """Open a listener; an IPv6 wildcard takes IPv4 as well."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            self._stack.enter_context(listener)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((address, port))
+        except OSError as error:
+            if family == socket.AF_INET6 and error.errno in (
+                errno.EAFNOSUPPORT,
+                errno.EADDRNOTAVAIL,
+            ):
+                pytest.skip(f"no IPv6 here: {error}")
+            raise
+        listener.listen(backlog)
+        return listener
+
+    def connect(self, listener: socket.socket, clients: int, wait: bool = True) -> None:
+        """Connect clients to a listener, which nobody accepts."""
+        for _ in range(clients):
+            client = self._stack.enter_context(socket.socket(listener.family, socket.SOCK_STREAM))
+            client.setblocking(wait)
+            client.connect_ex(listener.getsockname())
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    """Return a Net."""
+    with ExitStack() as stack:
+        yield Net(stack)
+
+
+def port_of(listener: socket.socket) -> int:
+    """Return a listener's port."""
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def samples(listener: socket.socket) -> list[Sample]:
+    """Read the samples of a listener's port."""
+    return [sample for sample in listeners() if sample.port == port_of(listener)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition for 5 seconds at most."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true"
+        time.sleep(0.005)
+
+
+def ss(listener: socket.socket) -> tuple[int, int, int]:
+    """Ask ss for Q, Qmax and drops."""
+    command = ["ss", "-lntmH", f"sport = :{port_of(listener)}"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"LISTEN\s+(\d+)\s+(\d+).*\bd(\d+)\)", output, re.DOTALL)
+    assert found, output
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+@linux
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_queue(net: Net, address: str) -> None:
+    """Q is the number of connections that nobody accepted, Qmax the backlog."""
+    listener = net.listen(address, backlog=7)
+    assert [sample[:5] for sample in samples(listener)] == [(address, port_of(listener), 0, 7, 0)]
+    net.connect(listener, 3)
+    until(lambda: samples(listener)[0].q == 3)
+    listener.accept()[0].close()
+    assert [sample[:5] for sample in samples(listener)] == [(address, port_of(listener), 2, 7, 0)]
+    port = port_of(listener)
+    listener.close()
+    assert port not in {sample.port for sample in listeners() if sample.address == address}
+
+
+@linux
+@needs_ss
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_same_as_ss(net: Net, address: str) -> None:
+    """A full listener's Q, Qmax and drops are the same as ss shows."""
+    listener = net.listen(address, backlog=1)
+    net.connect(listener, 2)
+    net.connect(listener, 5, wait=False)
+    until(lambda: (samples(listener)[0].drops or 0) >= 5)
+
+    def same() -> bool:
+        # SYNs that are sent again may be dropped between one reading and the other.
+        before = ss(listener)
+        [sample] = samples(listener)
+        return before == ss(listener) == (sample.q, sample.qmax, sample.drops)
+
+    until(same)
+    assert samples(listener)[0][2:4] == (2, 1)
+
+
+@linux
+def test_every_listener_of_the_host(net: Net) -> None:
+    """The sockets are those of /proc/net/tcp and tcp6 in state LISTEN, with the same Q."""
+    net.connect(net.listen("127.0.0.1"), 2)
+    net.connect(net.listen("::1"), 1)
+
+    def same() -> bool:
+        lines = [
+            line.split()
+            for name in ("tcp", "tcp6")
+            for line in Path("/proc/net", name).read_text(encoding="ascii").splitlines()
+        ]
+        proc = [(words[1][-4:], words[4][9:]) for words in lines if words[3] == "0A"]
+        queues = [(int(port, 16), int(q, 16)) for port, q in proc]
+        return sorted(queues) == sorted((sample.port, sample.q) for sample in listeners())
+
+    until(same)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("bound", "shown"),
+    [("0.0.0.0", "*"), ("::", "*"), ("::ffff:127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")],
+)
+def test_addresses(net: Net, bound: str, shown: str) -> None:
+    """Wildcards of both families are one address, and mapped IPv4 is IPv4."""
+    assert [sample.address for sample in samples(net.listen(bound))] == [shown]
+
+
+@given(
+    st.integers(0, (1 << 128) - 1) | st.integers(0, (1 << 32) - 1).map(lambda n: n | 0xFFFF << 32)
+)
+def test_addresses_as_in_rows(number: int) -> None:
+    """An address reads the same here as in the rows of a D program."""
+    row = f"row 0 0 0 22 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0 0"
+    parsed = rows.parse(row)
+    assert isinstance(parsed, rows.Row)
+    assert sock_diag._address(str(IPv6Address(number))) == parsed.address
+
+
+@linux
+def test_reuse_port(net: Net) -> None:
+    """Two sockets of one address and port are told apart, and are one listener of the table."""
+    first = net.listen("127.0.0.1", backlog=10, reuse_port=True)
+    second = net.listen("127.0.0.1", backlog=4, port=port_of(first), reuse_port=True)
+    net.connect(first, 4)
+    until(lambda: sum(sample.q for sample in samples(first)) == 4)
+    found = samples(first)
+    assert len({sample.socket for sample in found}) == 2
+    assert {(sample.address, sample.qmax) for sample in found} == {
+        ("127.0.0.1", 10),
+        ("127.0.0.1", 4),
+    }
+    table = ListenerTable()
+    table.watch(SESSION, {port_of(first): ""}, EXPORTS)
+    SockDiagSource().update(table, SESSION)
+    [listener] = table
+    fullest = max(found, key=lambda sample: sample.q / sample.qmax)
+    assert len(listener.sockets) == 2
+    assert listener.queues == Queues(None, fullest.q, None, fullest.qmax)
+    assert second.fileno() >= 0
+
+
+@linux
+def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel sends no message for a connection, however many there are."""
+    listener = net.listen("127.0.0.1", backlog=100)
+    before = len(listeners())
+    net.connect(listener, 60)
+    received = 0
+    dump = sock_diag._dump
+
+    def counting(netlink: socket.socket, family: int) -> Iterator[object]:
+        nonlocal received
+        for message in dump(netlink, family):
+            received += 1
+            yield message
+
+    monkeypatch.setattr(sock_diag, "_dump", counting)
+    until(lambda: samples(listener)[0].q == 60)
+    received = 0
+    listeners()
+    assert abs(received - before) < 20
+
+
+@linux
+def test_in_a_running_event_loop() -> None:
+    """It may be called from a coroutine."""
+
+    async def read() -> list[Sample]:
+        return listeners()
+
+    assert {sample.port for sample in asyncio.run(read())} == {s.port for s in listeners()}
+
+
+@linux
+def test_leaves_no_descriptor_open() -> None:
+    """Repeated readings leave no file descriptor behind."""
+    listeners()
+    before = set(Path("/proc/self/fd").iterdir())
+    for _ in range(10):
+        listeners()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@linux
+def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel says no to is an OSError with its number and a message that says what."""
+    monkeypatch.setattr(socket, "IPPROTO_TCP", 133)
+    with pytest.raises(OSError, match="cannot read sock_diag: ") as caught:
+        listeners()
+    assert caught.value.errno in (errno.ENOENT, errno.EINVAL)
+
+
+@linux
+def test_no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no such socket can be had, as under a strict service manager, it is an OSError too."""
+    monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)
+    with pytest.raises(OSError, match=r"cannot read sock_diag: .*not supported"):
+        listeners()
+
+
+def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another system it is an OSError that says so."""
+    monkeypatch.setattr(sys, "platform", "sunos5")
+    with pytest.raises(OSError, match="Linux"):
+        listeners()
+
+
+class Kernel:
+    """What listeners() returns, made up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.samples: list[Sample] = []
+        self.table = ListenerTable()
+        self.source = SockDiagSource()
+        monkeypatch.setattr(sock_diag, "listeners", lambda: self.samples)
+
+    def read(self, *samples: Sample) -> None:
+        """Take one reading into the table."""
+        self.samples = list(samples)
+        self.source.update(self.table, SESSION)
+
+    def drops(self, port: int = 80) -> int:
+        """Return the counter of the one listener of a port."""
+        [listener] = [one for one in self.table if one.identity.port == port]
+        return listener.drops.get("other", 0)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Return a Kernel whose ports are all watched."""
+    kernel = Kernel(monkeypatch)
+    kernel.table.watch(SESSION, None, EXPORTS)
+    return kernel
+
+
+def sample(key: int, drops: int | None, port: int = 80, q: int = 0) -> Sample:
+    """Make up a sample."""
+    return Sample("*", port, q, 10, drops, key)
+
+
+def test_drops_count_up(kernel: Kernel) -> None:
+    """The first reading is taken as it stands, the later ones by what they add."""
+    for drops in (5, 5, 9, 12):
+        kernel.read(sample(1, drops))
+        assert kernel.drops() == drops
+
+
+def test_drops_over_close_and_reopen(kernel: Kernel) -> None:
+    """A socket that closes takes nothing from the counter, and a new one adds its own."""
+    kernel.read(sample(1, 5))
+    kernel.read()
+    assert kernel.drops() == 5
+    kernel.read(sample(2, 2))
+    assert kernel.drops() == 7
+    kernel.read(sample(2, 3))
+    assert kernel.drops() == 8
+
+
+def test_drops_of_several_sockets(kernel: Kernel) -> None:
+    """The sockets of one identity count into one counter."""
+    kernel.read(sample(1, 5), sample(2, 10))
+    kernel.read(sample(2, 11), sample(3, 1))
+    assert kernel.drops() == 17
+
+
+def test_drops_go_round(kernel: Kernel) -> None:
+    """The kernel's 32 bits may overflow."""
+    kernel.read(sample(1, (1 << 32) - 1))
+    kernel.read(sample(1, 4))
+    assert kernel.drops() == (1 << 32) + 4
+
+
+def test_kernel_without_drops(kernel: Kernel) -> None:
+    """A kernel that does not tell drops leaves them uncounted, not zero."""
+    kernel.read(sample(1, None))
+    [listener] = kernel.table
+    assert listener.drops == {}
+    assert listener.queues == Queues(None, 0, None, 10)
+
+
+def test_gauges_of_a_closed_listener_go(kernel: Kernel) -> None:
+    """A listener that is gone has no queues, one that is still there has its newest."""
+    kernel.read(sample(1, 0, 80, 3), sample(2, 0, 81, 4))
+    kernel.read(sample(2, 0, 81, 5))
+    queues = {listener.identity.port: listener.queues for listener in kernel.table}
+    assert queues == {80: None, 81: Queues(None, 5, None, 10)}
+
+
+def test_gauges_of_one_closed_socket_go(kernel: Kernel) -> None:
+    """Of two sockets of a listener the one that closed has no queues any more."""
+    kernel.read(sample(1, 0, q=9), sample(2, 0, q=4))
+    kernel.read(sample(2, 0, q=5))
+    [listener] = kernel.table
+    assert listener.sockets == {2: Queues(None, 5, None, 10)}
+
+
+def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
+    """A socket that listens again on another port has its queues there only."""
+    kernel.read(sample(1, 0, 80, 3))
+    kernel.read(sample(1, 0, 81, 4))
+    queues = {listener.identity.port: listener.queues for listener in kernel.table}
+    assert queues == {80: None, 81: Queues(None, 4, None, 10)}
+
+
+def test_only_watched_ports(kernel: Kernel) -> None:
+    """Other ports are left out; one that is configured later starts with what ss shows."""
+    kernel.table.watch(SESSION, {80: "web"})
+    kernel.read(sample(1, 3), sample(2, 7, 81))
+    assert {listener.identity.port for listener in kernel.table} == {80}
+    kernel.table.watch(SESSION, {81: "", 80: "web"})
+    kernel.read(sample(1, 3), sample(2, 8, 81))
+    assert (kernel.drops(80), kernel.drops(81)) == (3, 8)
+    kernel.table.watch(SESSION, {80: "web"})
+    kernel.table.watch(SESSION, {81: "", 80: "web"})
+    kernel.read(sample(1, 3), sample(2, 9, 81))
+    assert (kernel.drops(80), kernel.drops(81)) == (3, 9)
+
+
+def test_failed_reading_leaves_the_table(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is passed on, and nothing is lost or counted twice by it."""
+    kernel.read(sample(1, 3))
+
+    def refuse() -> list[Sample]:
+        raise OSError(errno.EPERM, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sock_diag, "listeners", refuse)
+        with pytest.raises(PermissionError):
+            kernel.source.update(kernel.table, SESSION)
+    kernel.read(sample(1, 4))
+    assert kernel.drops() == 4
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 4), st.integers(0, 9)), max_size=12))
+def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
+    """Over any history of sockets the counter is the sum of what each of them dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        kernel = Kernel(patch)
+        kernel.table.watch(SESSION, {80: ""}, EXPORTS)
+        total, open_now, born = 0, dict[int, tuple[int, int]](), 0
+        for reading in readings:
+            # A number that was away for a reading is another socket with another cookie.
+            for slot in set(open_now) - set(reading):
+                del open_now[slot]
+            for slot, more in reading.items():
+                born += slot not in open_now
+                cookie, before = open_now.get(slot, (born, 0))
+                open_now[slot] = cookie, before + more
+                total += more
+            kernel.read(*(sample(cookie, drops) for cookie, drops in open_now.values()))
+            assert kernel.drops() == total

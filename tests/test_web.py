@@ -1,0 +1,600 @@
+"""The web server, over real connections to 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.message import Message
+from email.parser import BytesParser
+from html.parser import HTMLParser
+from typing import NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tornado.httpserver import HTTPServer
+
+from dtrace_exporter import __version__, page, web
+from dtrace_exporter.listeners import Exports, Queues, SessionId
+from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.state import SessionStatus, Source, State
+
+HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class Response(NamedTuple):
+    status: int
+    headers: Message
+    body: bytes
+
+
+def one_port(name: str = "ssh") -> State:
+    """Port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
+    state = State(source=Source("dtrace", "linux", "2.0.1"), last_reload_success=1.5e9)
+    session = SessionId("", "port-22")
+    state.table.watch(session, {22: name}, Exports(reasons=("q_full", "q0_full")))
+    ssh = state.table.listener(session, "", "*", 22)
+    ssh.count(Outcome.TAKEN * 16, 4, 2, 0)
+    ssh.count(Outcome.Q_FULL * 16 + 10, 4, 1, 4)
+    ssh.count(What.ESTABLISHED, 4, 17, 0)
+    ssh.count(What.ACCEPT + 9, 4, 2, 3_000_000)
+    ssh.sockets[1] = Queues(7, 3, None, 4)
+    state.sessions[session] = SessionStatus(up=True, reason="", pid=4242, restarts=5)
+    return state
+
+
+def openmetrics(response: Response) -> dict[str, Metric]:
+    """Return the families of an OpenMetrics answer by name."""
+    parsed = parse_openmetrics(response.body.decode())  # type: ignore[no-untyped-call]
+    return {family.name: family for family in parsed}
+
+
+async def no_reload() -> None:
+    """Read nothing again."""
+
+
+@asynccontextmanager
+async def serving(
+    state: State,
+    reload: Callable[[], Awaitable[None]] = no_reload,
+    path: str = "/metrics",
+    address: str = "127.0.0.1:0",
+) -> AsyncIterator[HTTPServer]:
+    """Serve a state until the block ends."""
+    server = web.listen(web.application(state, reload, path), [address])
+    try:
+        yield server
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+def port_of(server: HTTPServer) -> int:
+    """Return the port that a server for port 0 was given."""
+    return int(next(iter(server._sockets.values())).getsockname()[1])
+
+
+async def fetch(
+    server: HTTPServer,
+    target: str,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
+) -> Response:
+    """Send one request and return the answer."""
+    reader, writer = await asyncio.open_connection(host, port_of(server))
+    lines = {"Host": "localhost", "Connection": "close"} | (headers or {})
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    head_bytes, _, body = answer.partition(b"\r\n\r\n")
+    status, _, fields = head_bytes.partition(b"\r\n")
+    return Response(int(status.split()[1]), BytesParser().parsebytes(fields), body)
+
+
+def get(
+    state: State,
+    target: str,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    reload: Callable[[], Awaitable[None]] = no_reload,
+) -> Response:
+    """Serve a state for just one request."""
+
+    async def once() -> Response:
+        async with serving(state, reload) as server:
+            return await fetch(server, target, method, headers)
+
+    return asyncio.run(once())
+
+
+class TestMetrics:
+    def test_text(self) -> None:
+        """Without an Accept header the answer is the text format."""
+        response = get(one_port(), "/metrics")
+        assert response.status == 200
+        assert response.headers["Content-Type"] == choose_encoder("")[1]
+        text = response.body.decode()
+        assert (
+            'dtrace_tcp_listen_syns_total{address="*",listener="ssh",netns="",port="22"} 3.0'
+            in (text.splitlines())
+        )
+        assert {"dtrace_session_up", "python_info"} <= {f.name for f in parse_text(text)}
+
+    def test_openmetrics(self) -> None:
+        """A scraper that accepts OpenMetrics gets it, and it parses by the strict parser."""
+        response = get(one_port(), "/metrics", headers={"Accept": OPENMETRICS})
+        assert response.headers["Content-Type"] == choose_encoder(OPENMETRICS)[1]
+        families = openmetrics(response)
+        assert families["dtrace_tcp_listen_syns"].samples[0].value == 3
+
+    @pytest.mark.parametrize(
+        "accept", ["text/plain;version=x", "application/openmetrics-text;version=1.x"]
+    )
+    def test_odd_accept(self, accept: str) -> None:
+        """A version that is no version is answered, not failed on."""
+        assert get(one_port(), "/metrics", headers={"Accept": accept}).status == 200
+
+    def test_gzip(self) -> None:
+        """The answer is compressed for a client that takes gzip, and for no other."""
+        compressed = get(one_port(), "/metrics", headers={"Accept-Encoding": "br, gzip;q=0.5"})
+        assert compressed.headers["Content-Encoding"] == "gzip"
+        assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
+        assert "Content-Encoding" not in get(one_port(), "/metrics").headers
+
+    def test_name_filter(self) -> None:
+        """name[] picks samples; an empty one is as none, as prometheus_client has it."""
+        target = "/metrics?name[]=dtrace_session_up&name[]=dtrace_tcp_listen_syns_total"
+        lines = get(one_port(), target).body.decode().splitlines()
+        assert [line.split("{")[0] for line in lines if not line.startswith("#")] == [
+            "dtrace_tcp_listen_syns_total",
+            "dtrace_session_up",
+        ]
+        assert b"python_info" in get(one_port(), "/metrics?name[]=").body
+
+    def test_path(self) -> None:
+        """The metrics are at the path asked for and only there, also when it has odd characters."""
+
+        async def both() -> list[int]:
+            async with serving(one_port(), path="/a.b+c") as server:
+                paths = ("/a.b+c", "/aXb+c", "/metrics")
+                return [(await fetch(server, path)).status for path in paths]
+
+        assert asyncio.run(both()) == [200, 404, 404]
+
+    def test_hostile_name(self) -> None:
+        """A listener name with quotes, a backslash and a newline comes back whole."""
+        response = get(one_port(HOSTILE), "/metrics", headers={"Accept": OPENMETRICS})
+        families = openmetrics(response)
+        assert families["dtrace_tcp_listen_syns"].samples[0].labels["listener"] == HOSTILE
+
+    def test_keep_alive(self) -> None:
+        """One connection carries one scrape after the other."""
+
+        async def twice() -> list[bytes]:
+            async with serving(one_port()) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                answers = []
+                for _ in range(2):
+                    writer.write(b"HEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    answers.append(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10))
+                writer.close()
+                await writer.wait_closed()
+                return answers
+
+        assert [answer.split()[1] for answer in asyncio.run(twice())] == [b"200", b"200"]
+
+
+class Page(HTMLParser):
+    """The page's elements, and the text of every cell."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self._in_cell = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th"):
+            self._in_cell = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.cells[-1] += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+class TestLanding:
+    def test_tables(self) -> None:
+        """The page shows each session and listener with its numbers."""
+        response = get(one_port(), "/")
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+        shown = Page(response.body.decode())
+        session = shown.cells.index("port-22")
+        assert shown.cells[session : session + 5] == ["port-22", "up", "4242", "5", "0"]
+        assert shown.cells[-11:] == [
+            "22",
+            "ssh",
+            "*",
+            "",
+            " 3 / 4",
+            "7",
+            "3",
+            "q_full 1",
+            "17",
+            "2",
+            "1.5 ms",
+        ]
+        (meter,) = shown.attributes("meter")
+        assert (meter["value"], meter["max"]) == ("3", "4")
+        assert __version__ in response.body.decode()
+        assert "dtrace, program linux, DTrace 2.0.1" in response.body.decode()
+
+    def test_accessible(self) -> None:
+        """The page names its language, every table has a caption and every header a scope."""
+        shown = Page(get(one_port(), "/").body.decode())
+        assert shown.attributes("html") == [{"lang": "en"}]
+        assert len(shown.attributes("caption")) == len(shown.attributes("table")) == 2
+        assert {th["scope"] for th in shown.attributes("th")} == {"col", "row"}
+        assert {"http-equiv": "refresh", "content": "5"} in shown.attributes("meta")
+
+    def test_no_scripts(self) -> None:
+        """The policy forbids everything but the page's own style sheet, anew for each answer."""
+        first, second = get(one_port(), "/"), get(one_port(), "/")
+        (style,) = Page(first.body.decode()).attributes("style")
+        policy = first.headers["Content-Security-Policy"]
+        assert f"default-src 'none'; style-src 'nonce-{style['nonce']}';" in policy
+        assert policy != second.headers["Content-Security-Policy"]
+
+    def test_down_session(self) -> None:
+        """A session that is down says why."""
+        state = one_port()
+        state.sessions[SessionId("", "port-80")] = SessionStatus(reason="no <probes>")
+        body = get(state, "/").body.decode()
+        assert "down: no <probes>" in Page(body).cells
+        assert "<probes>" not in body
+
+    def test_hosts(self) -> None:
+        """Both tables have a column of hosts when other hosts are watched, and only then."""
+        state = one_port()
+        remote = SessionId("sol10", "all")
+        state.sessions[remote] = SessionStatus()
+        state.table.watch(remote, None, Exports(place_label="zone", syns=False))
+        state.table.listener(remote, "web", "::1", 80)
+        cells = Page(get(state, "/").body.decode()).cells
+        assert cells.count("Host") == cells.count("sol10") == 2
+        assert "Host" not in Page(get(one_port(), "/").body.decode()).cells
+
+    def test_unknown_numbers(self) -> None:
+        """What the source cannot know is a dash, and a backlog of 0 divides nothing by 0."""
+        state = State()
+        session = SessionId("", "all")
+        state.sessions[session] = SessionStatus()
+        state.table.watch(session, None, Exports("netns", False, (), False, False, False))
+        state.table.listener(session, "", "*", 22).sockets[1] = Queues(None, 2, None, 0)
+        state.table.listener(session, "", "*", 23)
+        cells = Page(page.render(state, "/metrics", "n").decode()).cells
+        dash = "\N{EN DASH}"
+        assert cells[-22:] == [
+            *("22", "", "*", "", " 2 / 0", dash, dash, dash, dash, dash, dash),
+            *("23", "", "*", "", dash, dash, dash, dash, dash, dash, dash),
+        ]
+
+    def test_many_listeners(self) -> None:
+        """A page has at most so many rows, and says how many more there are."""
+        state = State()
+        session = SessionId("", "all")
+        state.table.watch(session, None)
+        for port in range(1, page.MAX_LISTENERS + 4):
+            state.table.listener(session, "", "*", port)
+        body = page.render(state, "/metrics", "n").decode()
+        assert str(page.MAX_LISTENERS) in Page(body).cells
+        assert str(page.MAX_LISTENERS + 1) not in Page(body).cells
+        assert "3 more listeners" in body
+
+    @example(HOSTILE)
+    @example("\ud800")
+    @example('"onload=x x="')
+    @example("'onload=x x='")
+    @given(
+        st.text(st.sampled_from("<>\"'&;=/ax {}%!-\n"))
+        | st.text(st.characters(exclude_categories=()))
+    )
+    def test_everything_is_escaped(self, hostile: str) -> None:
+        """No text from outside, whatever is in it, adds an element or an attribute to the page."""
+        plain = Page(page.render(self.state_of("x"), "/metrics", "n").decode())
+        shown = Page(page.render(self.state_of(hostile), f"/{hostile}", "n").decode())
+        assert [(tag, set(attributes)) for tag, attributes in shown.tags] == [
+            (tag, set(attributes)) for tag, attributes in plain.tags
+        ]
+
+    @staticmethod
+    def state_of(text: str) -> State:
+        """A state with one text wherever there can be any."""
+        state = State(source=Source(text, text, text))
+        session = SessionId("host" + text, text)
+        state.sessions[session] = SessionStatus(reason=text, lost={text: 1})
+        state.table.watch(session, {22: text}, Exports(reasons=(text,)))
+        state.table.listener(session, text, text, 22).drops[text] = 1
+        return state
+
+
+class TestHealth:
+    def test_healthy(self) -> None:
+        """The exporter is healthy while it answers, whatever its sessions do."""
+        state = one_port()
+        state.sessions[SessionId("", "port-22")].up = False
+        assert get(state, "/-/healthy").status == 200
+
+    def test_ready(self) -> None:
+        """It is ready with all sessions up."""
+        assert get(one_port(), "/-/ready").status == 200
+
+    def test_not_ready_before_the_configuration_is(self) -> None:
+        """Without any session it is not ready either, until the configuration is applied."""
+        assert get(State(), "/-/ready").status == 503
+        assert get(State(last_reload_success=1.5e9), "/-/ready").status == 200
+
+    def test_not_ready(self) -> None:
+        """A session that is down makes it 503, with one line for each that says why."""
+        state = one_port()
+        state.sessions[SessionId("", "port-80")] = SessionStatus(reason="no\nprobes \udcff")
+        state.sessions[SessionId("sol10", "all")] = SessionStatus()
+        response = get(state, "/-/ready")
+        assert response.status == 503
+        assert response.body == b"port-80: no probes ?\nsol10/all: starting\n"
+
+
+class TestReload:
+    def test_reload(self) -> None:
+        """POST reads the configuration again."""
+        calls = []
+
+        async def reload() -> None:
+            calls.append(1)
+
+        assert get(one_port(), "/-/reload", "POST", reload=reload).status == 200
+        assert calls == [1]
+
+    def test_failure(self) -> None:
+        """A reload that fails is a 500 that says why."""
+
+        async def reload() -> None:
+            raise ValueError("exporter.yml:3: listeners: want a list")
+
+        response = get(one_port(), "/-/reload", "POST", reload=reload)
+        assert response.status == 500
+        assert response.body == b"exporter.yml:3: listeners: want a list\n"
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Origin": "http://localhost:1"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Origin": "http://[evil"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"}, 403),
+            ({"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.example"}, 403),
+            ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, 200),
+            ({"Sec-Fetch-Site": "none"}, 200),
+            ({"Origin": "http://LOCALHOST"}, 200),
+        ],
+    )
+    def test_origin(self, headers: dict[str, str], status: int) -> None:
+        """Another site's page cannot reload through its visitor's browser."""
+        calls = []
+
+        async def reload() -> None:
+            calls.append(1)
+
+        assert get(one_port(), "/-/reload", "POST", headers, reload).status == status
+        assert len(calls) == (status == 200)
+
+
+class TestMethodsAndPaths:
+    @pytest.mark.parametrize("path", ["/metrics", "/", "/-/healthy", "/-/ready"])
+    def test_head(self, path: str) -> None:
+        """HEAD has the status and headers of GET, and no body."""
+
+        async def both() -> tuple[Response, Response]:
+            async with serving(one_port()) as server:
+                return await fetch(server, path, "HEAD"), await fetch(server, path)
+
+        head, full = asyncio.run(both())
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["Content-Type"] == full.headers["Content-Type"]
+        assert int(head.headers["Content-Length"]) > 0
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [
+            ("POST", "/metrics", "GET, HEAD"),
+            ("DELETE", "/", "GET, HEAD"),
+            ("OPTIONS", "/-/healthy", "GET, HEAD"),
+            ("BREW", "/-/ready", "GET, HEAD"),
+            ("GET", "/-/reload", "POST"),
+        ],
+    )
+    def test_not_allowed(self, method: str, path: str, allow: str) -> None:
+        """A method that a path does not have is a 405 that names those it has."""
+        response = get(one_port(), path, method)
+        assert (response.status, response.headers["Allow"]) == (405, allow)
+        assert response.body == b"405 Method Not Allowed\n"
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
+    @pytest.mark.parametrize("path", ["/nonsense", "/metrics/", "//", "/-/", "/-/healthyx"])
+    def test_not_found(self, method: str, path: str) -> None:
+        """Every other path is a 404, whatever the method."""
+        response = get(one_port(), path, method)
+        assert (response.status, response.body) == (404, b"404 Not Found\n")
+        assert "Allow" not in response.headers
+
+    @pytest.mark.parametrize("path", ["/metrics", "/", "/-/healthy", "/-/ready", "/no"])
+    def test_headers(self, path: str) -> None:
+        """No answer names the server's software or lets a browser guess its type."""
+        headers = get(one_port(), path).headers
+        assert "Server" not in headers
+        assert "Etag" not in headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("timeout", "start"),
+        [
+            ("_IDLE_SECONDS", b""),
+            ("_IDLE_SECONDS", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"),
+            ("_BODY_SECONDS", b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"),
+        ],
+    )
+    def test_half_a_request(
+        self, timeout: str, start: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that does not finish its request is hung up on."""
+        monkeypatch.setattr(web, timeout, 0.05)
+
+        async def linger() -> bytes:
+            async with serving(one_port()) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                writer.write(start)
+                rest = await asyncio.wait_for(reader.read(), 10)
+                writer.close()
+                await writer.wait_closed()
+                return rest
+
+        assert asyncio.run(linger()) == b""
+
+    def test_client_that_does_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that asks for a large answer and reads none of it is hung up on."""
+        monkeypatch.setattr(web, "_SEND_SECONDS", 0.05)
+
+        async def ignore(server: HTTPServer) -> None:
+            with socket.create_connection(("127.0.0.1", port_of(server))) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                async with asyncio.timeout(10):
+                    # Nobody tells when a server lets go of a connection.
+                    while not server._connections:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    while server._connections:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+
+        async def run() -> None:
+            async with serving(one_port("x" * 400_000)) as server:
+                await ignore(server)
+
+        asyncio.run(run())
+
+    def test_large_header(self) -> None:
+        """A header beyond the limit gets the connection closed, not stored."""
+
+        async def send() -> bytes:
+            async with serving(one_port()) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * (2 * web._MAX_HEADER_BYTES))
+                try:
+                    return await asyncio.wait_for(reader.read(), 10)
+                except ConnectionResetError:
+                    return b""
+                finally:
+                    writer.close()
+
+        assert asyncio.run(send()) == b""
+
+    def test_large_body(self) -> None:
+        """A body beyond the limit is refused before it is read."""
+        length = {"Content-Length": str(web._MAX_BODY_BYTES + 1)}
+        assert get(one_port(), "/-/reload", "POST", length).status in (400, 413)
+
+
+class TestListen:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("", "9748", "localhost", "::1:9748", "127.0.0.1:", ":65536", ":-1", ":\u0661"),
+            *("[]:1", "vsock://:9748", "[::1]9748", ":9748\n", "a b:1"),
+        ],
+    )
+    def test_malformed(self, address: str) -> None:
+        """An address that is none is refused by name, before anything is listened on."""
+        with pytest.raises(ValueError, match="malformed listen address") as caught:
+            web.listen(web.application(State(), no_reload), ["127.0.0.1:0", address])
+        assert repr(address) in str(caught.value)
+
+    @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+    def test_in_use(self) -> None:
+        """An address in use is an error that names it; those before it are let go again."""
+
+        async def run() -> None:
+            app = web.application(State(), no_reload)
+            with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                first = f"127.0.0.1:{free.getsockname()[1]}"
+                free.close()
+                second = f"127.0.0.1:{taken.getsockname()[1]}"
+                with pytest.raises(OSError, match="cannot listen on") as caught:
+                    web.listen(app, [first, second])
+                assert str(caught.value) == f"cannot listen on {second}: Address already in use"
+                web.listen(app, [first]).stop()
+
+        asyncio.run(run())
+        # Tornado leaves the socket that it could not bind to the collector, and to its warning.
+        gc.collect()
+
+    def test_unknown_host(self) -> None:
+        """A host that cannot be looked up is named in the error."""
+        with pytest.raises(OSError, match=r"^cannot listen on a\.\.b:1: not a host name$"):
+            web.listen(web.application(State(), no_reload), ["a..b:1"])
+
+    def test_ipv6(self) -> None:
+        """An IPv6 address in brackets is served."""
+
+        async def run() -> int:
+            async with serving(one_port(), address="[::1]:0") as server:
+                return (await fetch(server, "/-/healthy", host="::1")).status
+
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        assert asyncio.run(run()) == 200
+
+    def test_every_address(self) -> None:
+        """A port alone means every address of IPv4 and IPv6; several addresses are all served."""
+        assert web._split(":9748") == ("", 9748)
+
+        async def run() -> tuple[set[socket.AddressFamily], int]:
+            app = web.application(State(), no_reload)
+            both = web.listen(app, [":0"])
+            two = web.listen(app, ["127.0.0.1:0", "127.0.0.1:0"])
+            found = {sock.family for sock in both._sockets.values()}, len(two._sockets)
+            both.stop()
+            two.stop()
+            return found
+
+        families, count = asyncio.run(run())
+        assert socket.AF_INET in families
+        assert (socket.AF_INET6 in families) == socket.has_ipv6
+        assert count == 2
