@@ -31,8 +31,11 @@ PACKAGES = (
     "iproute2",
     "kmod",
     "nftables",
+    "openssh-client",
+    "openssh-server",
     "procps",
     "python3",
+    "python3-hypothesis",
     "python3-prometheus-client",
     "python3-pyroute2",
     "python3-pytest",
@@ -187,7 +190,7 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
         *("-M", "q35", "-smp", "2", "-m", "4096"),
         # No hardware virtualisation: it is seldom there in CI. Without -cx16 QEMU 7.2 emulates
         # cmpxchg16b wrongly now and then, and the kernel dies in its allocator.
-        *("-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"),
+        *("-accel", "tcg,thread=single", "-cpu", "Nehalem,-cx16"),
         *("-no-reboot", "-nic", "none", "-display", "none"),
         *("-kernel", str(guest.vmlinuz), "-initrd", str(initrd_file)),
         *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off mode={mode}"),
