@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from dtrace_exporter import service, sock_diag
+from dtrace_exporter import dtrace, sock_diag
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
 
@@ -39,8 +39,8 @@ async def check(config: Config, out: TextIO) -> int:
     command = config.local.dtrace.command
     good = False
     if config.source != "sock_diag":
-        version = await service.dtrace_version(command)
-        refusal = await service.try_dtrace(command)
+        version = await dtrace.version(command)
+        refusal = await dtrace.attempt(command)
         good = not refusal
         say("dtrace(1)", good, refusal or f"version {version or 'unknown'}, may be used")
     if config.source == "sock_diag" or (config.source == "auto" and not good):

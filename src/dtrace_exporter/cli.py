@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, log, program, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, program, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has had enough, as head(1) does. Python writes the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ConfigError, program.ProgramError, OSError, ValueError) as error:
+    except (ConfigError, dtrace.DTraceError, program.ProgramError, OSError, ValueError) as error:
         print(f"dtrace-exporter: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     tracing.add_argument("port", type=_port)
     tracing.set_defaults(run=_trace, quiet_level="warn")
     printing = command("program", help="print the D program")
-    printing.add_argument("name", nargs="?", help="linux, or a path (as configured)")
+    printing.add_argument("name", nargs="?", help="linux, illumos, solaris10 or a path")
     printing.set_defaults(run=_program, quiet_level="warn")
     return parser
 
@@ -137,9 +137,12 @@ def _trace(args: argparse.Namespace, config: Config) -> int:
 
 
 def _program(args: argparse.Namespace, config: Config) -> int:
-    chosen = program.choose(args.name or config.local.dtrace.program)
-    window = program.window(config.local.dtrace.interval)
-    without = () if config.local.dtrace.accept_wait else ("accept_wait",)
-    counters = program.drop_counters()
-    sys.stdout.write(program.render(chosen, window, counters=counters, without=without))
+    settings = config.local.dtrace
+    name = args.name or settings.program
+    if name == "auto":
+        name = program.local() or asyncio.run(dtrace.find_program(settings.command))
+    without = () if settings.accept_wait else ("accept_wait",)
+    numbers = {**program.drop_counters(), **program.offsets(settings.offsets)}
+    window = program.window(settings.interval)
+    sys.stdout.write(program.render(program.load(name), window, numbers=numbers, without=without))
     return 0

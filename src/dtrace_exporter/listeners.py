@@ -12,9 +12,14 @@ _DROPS_AT_SYN = {
     Outcome.Q_FULL: "q_full",
     Outcome.Q0_FULL: "q0_full",
     Outcome.OTHER: "other",
-    Outcome.Q0_EVICTED: "q0_evicted",
 }
-_DROPS_AT_ACK = {What.ACK_Q_FULL: "q_full_ack", What.ACK_OTHER: "other"}
+_DROPS = {
+    What.ACK_Q_FULL: "q_full_ack",
+    What.ACK_OTHER: "other",
+    What.SYN_Q_FULL: "q_full",
+    What.SYN_Q0_FULL: "q0_full",
+    What.SYN_Q0_EVICTED: "q0_evicted",
+}
 
 
 class SessionId(NamedTuple):
@@ -25,7 +30,7 @@ class SessionId(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Who a listener is; ``place`` is empty for the host's own netns or zone."""
+    """Who a listener is; ``place`` is a zone's name, or a netns' inode if not the host's own."""
 
     host: str
     place: str
@@ -44,9 +49,13 @@ class Queues(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Which series the source of a listener's numbers can fill; the others are not exported."""
+    """Which series the source of a listener's numbers can fill; the others are not exported.
+
+    ``place_label`` is the label of a listener's place, and ``home`` its value for the host's own.
+    """
 
     place_label: str = "netns"
+    home: str = ""
     syns: bool = True
     reasons: tuple[str, ...] = ()
     established: bool = True
@@ -95,7 +104,7 @@ class Listener:
                 self.waits[what - What.ACCEPT] += count
                 self.wait_ns += total
         else:
-            self.drop(_DROPS_AT_ACK.get(What(what)), count)
+            self.drop(_DROPS.get(What(what)), count)
 
     def drop(self, reason: str | None, count: int) -> None:
         """Add drops; no reason is none."""
@@ -183,6 +192,10 @@ class ListenerTable:
         """Return which series the listener's session can fill."""
         return self._watches[listener.session].exports
 
+    def home(self, session: SessionId) -> str:
+        """Return the name of the host's own place, as the session's program has it."""
+        return self._watches[session].exports.home
+
     def name(self, listener: Listener) -> str:
         """Return the name that the configuration gives the listener, or an empty one."""
         ports = self._watches[listener.session].ports
@@ -195,7 +208,7 @@ class ListenerTable:
         for session, watch in self._watches.items():
             for port in watch.ports or ():
                 if (session.host, port) not in seen:
-                    yield Listener(Identity(session.host, "", "*", port), session)
+                    yield Listener(Identity(session.host, watch.exports.home, "*", port), session)
 
     def __contains__(self, identity: object) -> bool:
         """Tell whether a listener has been seen and not been forgotten."""

@@ -22,15 +22,23 @@ KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 
 _BEGIN = re.compile(r"/\* begin (\w+) \*/")
 _END = re.compile(r"/\* end (\w+) \*/")
+_PLACE = re.compile(r"/\* place (\w+) \*/")
 _ONLY = re.compile(r"/\* only (\w+) \*/")
 _OPTION = re.compile(r"#pragma D option (\w+)")
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d+)\b')
+_NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
 _FUNCTION = re.compile(r"\w*:\w*:([\w.]+):(?:entry|return)")
 
-# Parts that another part's clauses rest on.
-_NEEDS = {"accept_wait": "accepts"}
+# What the host's own place is called.
+_HOMES = {"netns": "", "zone": "global"}
+
+# Reasons of drops that an optional part can tell.
+_REASONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "netns": {"syn_drops": ("q_full", "q0_full", "other"), "ack_drops": ("q_full_ack", "other")},
+    "zone": {"syn_drops": ("q_full", "q0_full", "q0_evicted")},
+}
 
 # The kernel's own drop counters; enum in include/uapi/linux/snmp.h, its values differ by version.
 _DROP_COUNTERS = {
@@ -59,6 +67,22 @@ class Program:
         """Names of the optional parts, in their order."""
         return tuple(dict.fromkeys(_BEGIN.findall(self.text)))
 
+    def with_dependents(self, parts: Collection[str]) -> set[str]:
+        """Return optional parts and those that rest on them, as ``/* PART needs PART, ... */``."""
+        needs = {part: set(words.split(", ")) for part, words in _NEEDS.findall(self.text)}
+        return {*parts, *(part for part, need in needs.items() if need & {*parts})}
+
+    @property
+    def place_label(self) -> str:
+        """The label of a listener's place, netns or zone, from ``/* place LABEL */``."""
+        found = _PLACE.search(self.text)
+        return found[1] if found else "netns"
+
+    @property
+    def needs_drop_counters(self) -> bool:
+        """Whether it tells drops by the kernel's counters, as drop_counters() numbers them."""
+        return all(f"inline int {name} " in self.text for name in _DROP_COUNTERS)
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -84,19 +108,23 @@ def window(interval: float) -> Window:
     return Window(interval, ticks, clock, ticks * interval / 4)
 
 
-def choose(name: str) -> Program:
-    """Return the program that a configuration asks for.
+def local() -> str:
+    """Return the name of the only program that this system can need; empty where its kernel tells.
+
+    Solaris and illumos have the same system name; dtrace.find_program() tells them apart.
+    """
+    return "linux" if sys.platform == "linux" else ""
+
+
+def load(name: str) -> Program:
+    """Read a program.
 
     Args:
-        name: auto, a program's name, or an absolute path.
+        name: the program's name, or an absolute path.
 
     Raises:
-        ProgramError: there is none for this system, or the file cannot be read.
+        ProgramError: the file cannot be read.
     """
-    if name == "auto":
-        if sys.platform != "linux":
-            raise ProgramError(f"no D program for {sys.platform} yet: give dtrace.program a path")
-        name = "linux"
     resource = Path(name) if "/" in name else files("dtrace_exporter") / "programs" / f"{name}.d"
     try:
         return Program(name, resource.read_text(encoding="utf-8"))
@@ -116,16 +144,28 @@ def drop_counters() -> dict[str, int]:
     return {name: found[constant] for name, constant in _DROP_COUNTERS.items()}
 
 
-def with_dependents(parts: Collection[str]) -> set[str]:
-    """Return optional parts and those that rest on them."""
-    return {*parts, *(part for part, need in _NEEDS.items() if need in parts)}
+def offsets(configured: Mapping[str, int]) -> dict[str, int]:
+    """Return offsets of struct members, as the configuration names them, by inline's name."""
+    return {name.upper(): value for name, value in configured.items()}
+
+
+def load_trace(name: str) -> Program:
+    """Read the program that prints a line for each event where the named one counts them.
+
+    Args:
+        name: the program's name, or the absolute path of one that prints such lines itself.
+
+    Raises:
+        ProgramError: the file cannot be read.
+    """
+    return load(name if "/" in name else f"{name}_trace")
 
 
 def render(
     program: Program,
     window: Window,
     ports: tuple[int, int] = (0, 65535),
-    counters: Mapping[str, int] | None = None,
+    numbers: Mapping[str, int] | None = None,
     without: Collection[str] = (),
     options: Collection[str] = (),
 ) -> str:
@@ -135,20 +175,20 @@ def render(
         program: the program.
         window: its timing.
         ports: the first and the last port to watch.
-        counters: as drop_counters() gives them; without any no drop is seen, for number 0 is none.
+        numbers: those of the kernel, by inline's name, that are other than in the file.
         without: optional parts to leave out, and with them those that rest on them.
         options: names of D options that are set on the command line and so not in the program.
     """
-    without = with_dependents(without)
-    numbers = {
+    without = program.with_dependents(without)
+    filled = {
         "FIRST_PORT": ports[0],
         "LAST_PORT": ports[1],
         "TICKS": window.ticks,
         "CLOCK": window.clock,
-        **{name: (counters or {}).get(name, 0) for name in _DROP_COUNTERS},
+        **(numbers or {}),
     }
     text = program.text
-    for name, value in numbers.items():
+    for name, value in filled.items():
         text = re.sub(rf"^(inline int {name} = )\w+;", rf"\g<1>{value};", text, flags=re.MULTILINE)
     text = _TICK.sub(f"tick-{round(window.interval * 1000)}ms", text)
     lines = []
@@ -200,16 +240,16 @@ def blame(message: str, text: str) -> str | None:
 
 def exports(program: Program, features: Mapping[str, bool]) -> Exports:
     """Return which series a program fills whose optional parts are enabled as given."""
-    reasons = []
-    if features.get("syn_drops"):
-        reasons += ["q_full", "q0_full"]
-    if features.get("ack_drops"):
-        reasons += ["q_full_ack"]
-    if reasons:
-        reasons += ["other"]
+    reasons = [
+        reason
+        for part, told in _REASONS[program.place_label].items()
+        if features.get(part)
+        for reason in told
+    ]
     return Exports(
-        place_label="zone" if program.name in {"illumos", "solaris10"} else "netns",
-        reasons=tuple(reasons),
+        place_label=program.place_label,
+        home=_HOMES[program.place_label],
+        reasons=tuple(dict.fromkeys(reasons)),
         established=features.get("established", False),
         accepts=features.get("accepts", False),
         accept_wait=features.get("accept_wait", False),

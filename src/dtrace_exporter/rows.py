@@ -1,18 +1,22 @@
 """The rows a D program prints, and how to read one.
 
-Every program in programs/ prints the same three kinds of row, one to a line:
+Every program in programs/ prints the same kinds of row, one to a line:
 
 ``ready VERSION HOME``
-    Once, when every probe is enabled. HOME is the place (netns or zone) whose label is left empty.
+    Once, when every probe is enabled. HOME is the place (netns or zone) of the host itself.
+``place PLACE NAME``
+    What a place is called, where places have names. A row of one whose name has not come yet waits
+    for the next tick.
 ``tick GENERATION WALLTIME``
     The heartbeat, before the rows of one set; GENERATION says which use of that set they belong to.
     WALLTIME in nanoseconds since 1970.
-``row SET SOCKET PLACE PORT HIGH LOW QMAX WHAT COUNT SUM LAST``
+``row SET SOCKET PLACE PORT HIGH LOW QMAX Q0MAX WHAT COUNT SUM LAST``
     What happened at one listening socket: COUNT events of the kind WHAT since the set was last
     emptied, SUM of their values, and LAST, the newest observation of the queues among them.
 
-SET is the parity of the generation. HIGH and LOW are the two halves of
-the bound address in network order, IPv4 as ::ffff:a.b.c.d; SOCKET, HIGH and LOW are hexadecimal.
+SET is the parity of the generation. HIGH and LOW are the two halves of the bound address in network
+order, IPv4 as ::ffff:a.b.c.d; SOCKET, HIGH and LOW are hexadecimal. Q0MAX is 0 where Q0 has no
+limit of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ _QUEUE_MASK = (1 << _QUEUE_BITS) - 1
 
 
 class What(IntEnum):
-    """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT."""
+    """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT.
+
+    A program that learns later what became of a SYN counts it as TAKEN first and then as SYN_*.
+    """
 
     SYN = 0
     ESTABLISHED = 128
@@ -45,6 +52,9 @@ class What(IntEnum):
     ACK_OTHER = 130
     OBSERVED = 131
     CLOSED = 132
+    SYN_Q_FULL = 133
+    SYN_Q0_FULL = 134
+    SYN_Q0_EVICTED = 135
     ACCEPT = 144
     ACCEPT_UNTIMED = 158
 
@@ -56,7 +66,6 @@ class Outcome(IntEnum):
     Q_FULL = 1
     Q0_FULL = 2
     OTHER = 3
-    Q0_EVICTED = 4
 
 
 class Ready(NamedTuple):
@@ -64,6 +73,13 @@ class Ready(NamedTuple):
 
     version: int
     home: str
+
+
+class Place(NamedTuple):
+    """What a place is called."""
+
+    place: str
+    name: str
 
 
 class Tick(NamedTuple):
@@ -82,6 +98,7 @@ class Row(NamedTuple):
     port: int
     address: str
     qmax: int
+    q0max: int
     what: int
     events: int
     total: int
@@ -92,7 +109,7 @@ class RowError(ValueError):
     """A line that is not a row."""
 
 
-def parse(line: str) -> Ready | Tick | Row:
+def parse(line: str) -> Ready | Place | Tick | Row:
     """Read one line of a program's output.
 
     Args:
@@ -103,10 +120,12 @@ def parse(line: str) -> Ready | Tick | Row:
     """
     words = line.split()
     try:
-        if len(words) == 12 and words[0] == "row":
+        if len(words) == 13 and words[0] == "row":
             return _row(words)
         if len(words) == 3 and words[0] == "tick":
             return Tick(_number(words[1]), _number(words[2]))
+        if len(words) == 3 and words[0] == "place":
+            return Place(words[1], words[2])
         if len(words) == 3 and words[0] == "ready":
             return Ready(_number(words[1]), words[2])
     except ValueError as error:
@@ -130,8 +149,8 @@ def queues(last: int) -> tuple[int, int | None, int | None]:
 def is_known(what: int) -> bool:
     """Tell whether a WHAT field is one this exporter knows."""
     if what < What.ESTABLISHED:
-        return what >> 4 <= Outcome.Q0_EVICTED and what & 15 < SYN_BUCKETS
-    return what <= What.CLOSED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED
+        return what >> 4 <= Outcome.OTHER and what & 15 < SYN_BUCKETS
+    return what <= What.SYN_Q0_EVICTED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED
 
 
 def _row(words: list[str]) -> Row:
@@ -142,10 +161,11 @@ def _row(words: list[str]) -> Row:
         port=_number(words[4], 65535),
         address=_address(_number(words[5], _U64, 16), _number(words[6], _U64, 16)),
         qmax=_number(words[7], (1 << 32) - 1),
-        what=_number(words[8], 255),
-        events=_number(words[9]),
-        total=_number(words[10]),
-        last=_number(words[11]),
+        q0max=_number(words[8], (1 << 32) - 1),
+        what=_number(words[9], 255),
+        events=_number(words[10]),
+        total=_number(words[11]),
+        last=_number(words[12]),
     )
     if not is_known(row.what):
         raise RowError(f"unknown event {row.what}")

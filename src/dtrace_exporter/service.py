@@ -11,18 +11,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dtrace_exporter import program, sock_diag
+from dtrace_exporter import dtrace, program, sock_diag
 from dtrace_exporter.config import Config, HostConfig, load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.process import child
 from dtrace_exporter.session import Plan, Session
 from dtrace_exporter.state import Source, State
 
 _log = logging.getLogger(__name__)
-
-_TRIAL_SECONDS = 120.0
-_TRIAL = "BEGIN { exit(0); }"
 
 SOCK_DIAG = SessionId("", "sock_diag")
 """Whose listeners they are where no session is: not a session, and not exported as one."""
@@ -113,12 +109,7 @@ class Service:
         plans = {}
         for host in (config.local, *config.hosts):
             for name, ports, watched in _split(host):
-                plan = Plan(
-                    host.dtrace,
-                    program.choose(host.dtrace.program),
-                    ports,
-                    {} if host.name else counters,
-                )
+                plan = Plan(host.dtrace, _program(host), ports, {} if host.name else counters)
                 plans[SessionId(host.name, name)] = plan, watched
         return plans
 
@@ -149,13 +140,14 @@ async def choose_source(config: Config) -> Source:
         source, why = Source("sock_diag"), "configured"
     else:
         command = config.local.dtrace.command
-        version = await dtrace_version(command)
+        version = await dtrace.version(command)
         source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
         if source.program == "auto":
-            with contextlib.suppress(program.ProgramError):
-                source = Source("dtrace", program.choose("auto").name, version)
+            with contextlib.suppress(dtrace.DTraceError):
+                local = program.local() or await dtrace.find_program(command)
+                source = Source("dtrace", local, version)
         if config.source == "auto":
-            refusal = await try_dtrace(command)
+            refusal = await dtrace.attempt(command)
             why = refusal or "dtrace(1) is there and may be used"
             if refusal and sys.platform == "linux":
                 source = Source("sock_diag")
@@ -163,34 +155,12 @@ async def choose_source(config: Config) -> Source:
     return source
 
 
-async def dtrace_version(command: tuple[str, ...]) -> str:
-    """Return what dtrace(1) says its version is, or an empty string."""
-    status, output = await _run([*command, "-V"])
-    return output.strip().rpartition(" ")[2][:32] if status == 0 else ""
-
-
-async def try_dtrace(command: tuple[str, ...]) -> str:
-    """Run the smallest D program.
-
-    Returns:
-        An empty string, or why it did not run.
-    """
-    status, output = await _run([*command, "-q", "-n", _TRIAL])
-    if status == 0:
-        return ""
-    return " ".join(output.split())[:300] or f"{command[0]} ended with exit status {status}"
-
-
-async def _run(argv: list[str]) -> tuple[int, str]:
-    try:
-        async with child(argv, stderr=asyncio.subprocess.STDOUT) as process:
-            try:
-                output, _ = await asyncio.wait_for(process.communicate(b""), _TRIAL_SECONDS)
-            except TimeoutError:
-                return -1, f"{argv[0]} did not end within {_TRIAL_SECONDS:g} s"
-    except OSError as error:
-        return -1, f"cannot start {argv[0]}: {error.strerror}"
-    return process.returncode or 0, output.decode("utf-8", "replace")
+def _program(host: HostConfig) -> program.Program | None:
+    """Return a host's program, None where its kernel has to be asked first."""
+    name = host.dtrace.program
+    if name == "auto":
+        name = "" if host.name else program.local()
+    return program.load(name) if name else None
 
 
 def _split(host: HostConfig) -> list[tuple[str, tuple[int, int], Ports]]:

@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dtrace_exporter import diagnostics, program, sock_diag
+from dtrace_exporter import diagnostics, dtrace, program, sock_diag
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.process import child
 from dtrace_exporter.program import Program
-from dtrace_exporter.rows import PROTOCOL, Ready, Row, RowError, Tick, parse
+from dtrace_exporter.rows import PROTOCOL, Place, Ready, Row, RowError, Tick, parse
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
 
@@ -38,10 +38,14 @@ _KEPT_MESSAGES = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a session's process depends on. Two plans alike need no new process."""
+    """All that a session's process depends on. Two plans alike need no new process.
+
+    ``program`` is None where the host's kernel has to be asked which one it needs; ``counters`` are
+    as program.drop_counters() gives them.
+    """
 
     dtrace: DTraceConfig
-    program: Program
+    program: Program | None
     ports: tuple[int, int]
     counters: Mapping[str, int]
 
@@ -57,11 +61,12 @@ class Plan:
             *("-s", "/dev/stdin"),
         ]
 
-    def render(self, without: set[str]) -> str:
-        """Return the program's text less some optional parts."""
+    def render(self, chosen: Program, without: set[str]) -> str:
+        """Return a program's text less some optional parts."""
         window = program.window(self.dtrace.interval)
+        numbers = {**self.counters, **program.offsets(self.dtrace.offsets)}
         return program.render(
-            self.program, window, self.ports, self.counters, without, list(self.dtrace.options)
+            chosen, window, self.ports, numbers, without, list(self.dtrace.options)
         )
 
 
@@ -95,9 +100,9 @@ class Session:
         """Optional parts that are not enabled, and why."""
         if not plan.dtrace.accept_wait:
             self.left_out["accept_wait"] = "switched off in the configuration"
-        if not plan.counters:
-            why = f"{program.KERNEL_TYPES} does not tell where this kernel counts its drops"
-            self.left_out |= {"syn_drops": why, "ack_drops": why}
+        self._program: Program | None = None
+        if plan.program is not None:
+            self._use(plan.program)
         self._task = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
@@ -113,21 +118,40 @@ class Session:
             await asyncio.wait([self._task])
         self._down("stopped")
 
+    def _use(self, chosen: Program) -> None:
+        self._program = chosen
+        if chosen.needs_drop_counters and not self.plan.counters:
+            why = "where this kernel counts its drops is not known here"
+            self.left_out |= {"syn_drops": why, "ack_drops": why}
+        features = self.status.features or self._features(chosen)
+        ports = self._state.table.ports(self.id)
+        self._state.table.watch(self.id, ports, program.exports(chosen, features))
+
+    def _features(self, chosen: Program) -> dict[str, bool]:
+        return {part: part not in self.left_out for part in chosen.parts}
+
     async def _supervise(self) -> None:
         delay = _FIRST_DELAY
         while True:
             began = time.monotonic()
-            text = self.plan.render(set(self.left_out))
+            text = ""
             try:
+                if self._program is None:
+                    name = await dtrace.find_program(self.plan.dtrace.command)
+                    self._use(program.load(name))
+                assert self._program is not None
+                text = self.plan.render(self._program, set(self.left_out))
                 reason = await self._run(text)
+            except dtrace.DTraceError as error:
+                reason = str(error)
             except OSError as error:
                 reason = f"cannot start {self.plan.argv[0]}: {error.strerror or error}"
             except Exception as error:
                 _log.exception("session failed", extra=self._fields())
                 reason = f"internal error: {error}"
             part = None if self.status.up else program.blame(reason, text)
-            if part is not None and not self._stopping:
-                for each in program.with_dependents({part}):
+            if part is not None and self._program is not None and not self._stopping:
+                for each in self._program.with_dependents({part}):
                     self.left_out.setdefault(each, reason)
                 _log.warning(
                     "left out what this kernel cannot do", extra=self._fields(part=part, why=reason)
@@ -211,6 +235,9 @@ class Session:
                     if isinstance(record, Row):
                         tally.row(record)
                         continue
+                    if isinstance(record, Place):
+                        tally.place(record)
+                        continue
                     if isinstance(record, Tick):
                         tally.tick(record)
                     else:
@@ -229,15 +256,14 @@ class Session:
     def _ready(self, ready: Ready, tally: Tally) -> None:
         if ready.version != PROTOCOL:
             raise RowError(f"rows of version {ready.version}, not {PROTOCOL}")
+        assert self._program is not None
         tally.ready(ready)
         if not self.id.host and ready.home == _own_netns():
             with contextlib.suppress(OSError, ImportError):
                 tally.know(sock_diag.listeners())
-        features = {part: part not in self.left_out for part in self.plan.program.parts}
-        self.status.features = features
+        self.status.features = features = self._features(self._program)
         ports = self._state.table.ports(self.id)
-        exports = program.exports(self.plan.program, features)
-        self._state.table.watch(self.id, ports, exports)
+        self._state.table.watch(self.id, ports, program.exports(self._program, features))
         self.status.up = True
         self.status.reason = ""
         self.settled.set()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Ready, Row, RowError, Tick, What, queues
+from dtrace_exporter.rows import Place, Ready, Row, RowError, Tick, What, queues
 from dtrace_exporter.sock_diag import Sample
 
-_Key = tuple[int, str, int, str, int, int]
+_Key = tuple[int, str, int, str, int, int, int]
 _Order = tuple[int, int, bool]
 
 
@@ -22,7 +22,7 @@ class Tally:
     def __init__(self, table: ListenerTable, session: SessionId) -> None:
         self._table = table
         self._session = session
-        self._home = ""
+        self._names: dict[str, str] = {}
         self._generation = -1
         self._counted: tuple[dict[_Key, tuple[int, int]], ...] = ({}, {})
         self._generations = [-1, -1]
@@ -30,8 +30,12 @@ class Tally:
         self._known: dict[Identity, list[int]] = {}
 
     def ready(self, ready: Ready) -> None:
-        """Note which place's label is left empty."""
-        self._home = ready.home
+        """Note which place is the host's own."""
+        self._names[ready.home] = self._table.home(self._session)
+
+    def place(self, place: Place) -> None:
+        """Note what a place is called."""
+        self._names.setdefault(place.place, place.name)
 
     def know(self, samples: Iterable[Sample]) -> None:
         """Take the listeners that were there already, all of the place ready() told.
@@ -41,7 +45,8 @@ class Tally:
         """
         for number, sample in enumerate(samples, start=1):
             if self._table.watches(self._session, sample.port):
-                listener = self._table.listener(self._session, "", sample.address, sample.port)
+                home = self._table.home(self._session)
+                listener = self._table.listener(self._session, home, sample.address, sample.port)
                 # The kernel's address of the socket is not known; no address is negative.
                 listener.sockets[-number] = Queues(None, sample.q, None, sample.qmax)
                 self._known.setdefault(listener.identity, []).append(-number)
@@ -63,14 +68,16 @@ class Tally:
         """
         if self._generation < 0 or row.parity != self._generation & 1:
             raise RowError("the heartbeat of this row's set is missing")
-        place = "" if row.place == self._home else row.place
+        place = self._place(row.place)
+        if place is None:
+            return
         identity = Identity(self._session.host, place, row.address, row.port)
         if row.what == What.CLOSED:
             if row.socket not in self._sockets:
                 self._supersede(identity)
             self._observe(row, None)
             return
-        key = row.socket, row.place, row.port, row.address, row.qmax, row.what
+        key = row.socket, row.place, row.port, row.address, row.qmax, row.q0max, row.what
         counted = self._counted[row.parity]
         events, total = counted.get(key, (0, 0))
         more = row.events > events and row.total >= total
@@ -88,6 +95,12 @@ class Tally:
             listener.count(row.what, row.qmax, row.events - events, row.total - total)
         self._observe(row, listener)
 
+    def _place(self, place: str) -> str | None:
+        """Return a place's label; None where places have names and this one's has not come yet."""
+        if self._table.home(self._session):
+            return self._names.get(place)
+        return self._names.get(place, place)
+
     def _observe(self, row: Row, listener: Listener | None) -> None:
         """Take the row's observation of its socket, None for one that closed, unless it is old.
 
@@ -101,7 +114,7 @@ class Tally:
         if owner is not None and owner is not listener:
             owner.sockets.pop(row.socket, None)
         if listener is not None:
-            listener.sockets[row.socket] = Queues(q0, q, None, row.qmax)
+            listener.sockets[row.socket] = Queues(q0, q, row.q0max or None, row.qmax)
         self._sockets[row.socket] = order, listener
 
     def _supersede(self, identity: Identity) -> None:

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import re
 import signal
-import sys
 from ipaddress import IPv6Address
 from typing import TextIO
 
-from dtrace_exporter import program
+from dtrace_exporter import dtrace, program
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.process import child
@@ -32,17 +31,20 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
 
     Raises:
         OSError: dtrace(1) cannot be started, or nobody reads ``out``.
-        program.ProgramError: this system has no program for it.
+        dtrace.DTraceError: which program this system needs is not known.
+        program.ProgramError: the program cannot be read.
     """
-    name = "linux" if config.program == "auto" and sys.platform == "linux" else config.program
-    chosen = program.choose(f"{name}_trace" if "/" not in name else name)
+    name = config.program
+    if name == "auto":
+        name = program.local() or await dtrace.find_program(config.command)
+    chosen = program.load_trace(name)
     plan = Plan(config, chosen, (port, port), program.drop_counters())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with child(plan.argv, stderr=None) as process:
-        copying = asyncio.create_task(_copy(process, plan.render(set()), out))
+        copying = asyncio.create_task(_copy(process, plan.render(chosen, set()), out))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([copying, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -8,7 +8,7 @@
  *
  * One row a tick for each listening socket and kind of event since the set was last emptied:
  *
- *   row SET SOCKET NETNS PORT ADDRESS-HIGH ADDRESS-LOW QMAX WHAT COUNT SUM LAST
+ *   row SET SOCKET NETNS PORT ADDRESS-HIGH ADDRESS-LOW QMAX 0 WHAT COUNT SUM LAST
  *
  *   WHAT      COUNT                                              SUM
  *   0-63      SYNs: 16 * outcome + tenths of Q/Qmax, rounded up   of Q at each
@@ -86,7 +86,7 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("ready 1 %d\n", ((struct net *)&`init_net)->ns.inum);
+	printf("ready 1 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
 }
 
 /* A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(rsk_ops, af_ops, sk, skb). */
@@ -228,6 +228,7 @@ fbt::inet_csk_accept:return
 /* end accepts */
 
 /* begin accept_wait */
+/* accept_wait needs accepts */
 /*
  * tcp_init_transfer() stamps the child in rcvq_space.time, microseconds of the same clock, when the
  * handshake ends, and nothing changes it until the application reads. It is 0 when accept() was
@@ -370,14 +371,14 @@ tick-1s
 / !(generation & 1) || ticks == 1 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
-	printa("row 0 %x %d %d %x %x %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks == 1 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
-	printa("row 1 %x %d %d %x %x %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }
 
 tick-1s
@@ -408,12 +409,12 @@ tick-1s
 END
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
-	printa("row 0 %x %d %d %x %x %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
-	printa("row 1 %x %d %d %x %x %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }

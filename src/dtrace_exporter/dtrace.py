@@ -1,0 +1,74 @@
+"""Asking a host's dtrace(1): its version, whether it may be used, which program fits the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+from dtrace_exporter.process import child
+
+_TRIAL_SECONDS = 120.0
+_TRIAL = "BEGIN { exit(0); }"
+
+# Where a SYN meets its listener: illumos and Solaris 11 in tcp_input.c, Solaris 10 in tcp.c,
+# both in the module ip, and Linux in net/ipv4/tcp_input.c.
+_ENTRANCES = {
+    "illumos": ("ip", "tcp_input_listener"),
+    "solaris10": ("ip", "tcp_conn_request"),
+    "linux": ("vmlinux", "tcp_conn_request"),
+}
+
+
+class DTraceError(Exception):
+    """dtrace(1) does not say what it was asked for; the text says why."""
+
+
+async def version(command: Sequence[str]) -> str:
+    """Return what dtrace(1) says its version is, or an empty string."""
+    status, output = await _run([*command, "-V"])
+    return output.strip().rpartition(" ")[2][:32] if status == 0 else ""
+
+
+async def attempt(command: Sequence[str]) -> str:
+    """Run the smallest D program.
+
+    Returns:
+        An empty string, or why it did not run.
+    """
+    status, output = await _run([*command, "-q", "-n", _TRIAL])
+    return "" if status == 0 else _reason(command, status, output)
+
+
+async def find_program(command: Sequence[str]) -> str:
+    """Tell by the kernel's functions which of the D programs a host needs.
+
+    Raises:
+        DTraceError: it has none of them, or dtrace(1) cannot be asked.
+    """
+    probes = [f"fbt:{module}:{function}:entry" for module, function in _ENTRANCES.values()]
+    wanted = [word for probe in probes for word in ("-n", probe)]
+    # The exit status is not 0 when any of them is not there.
+    status, output = await _run([*command, "-l", *wanted])
+    for name, (module, function) in _ENTRANCES.items():
+        if re.search(rf"^\s*\d+\s+fbt\s+{module}\s+{function}\s+entry\s*$", output, re.MULTILINE):
+            return name
+    if status == 0 or "does not match any probes" in output or "No probe matches" in output:
+        raise DTraceError("no D program fits this kernel: give dtrace.program a path")
+    raise DTraceError(_reason(command, status, output))
+
+
+def _reason(command: Sequence[str], status: int, output: str) -> str:
+    return " ".join(output.split())[:300] or f"{command[0]} ended with exit status {status}"
+
+
+async def _run(argv: list[str]) -> tuple[int, str]:
+    try:
+        async with child(argv, stderr=asyncio.subprocess.STDOUT) as process:
+            try:
+                output, _ = await asyncio.wait_for(process.communicate(b""), _TRIAL_SECONDS)
+            except TimeoutError:
+                return -1, f"{argv[0]} did not end within {_TRIAL_SECONDS:g} s"
+    except OSError as error:
+        return -1, f"cannot start {argv[0]}: {error.strerror}"
+    return process.returncode or 0, output.decode("utf-8", "replace")
