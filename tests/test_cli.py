@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +21,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from dtrace_exporter import __version__
+from dtrace_exporter import __version__, cli, web
 from dtrace_exporter.trace import HEADER, csv
 
 FakeDTrace = Callable[..., list[str]]
@@ -110,7 +113,7 @@ def pid_in(saved: Path) -> int:
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
     """The service gets ready and shows what was counted; SIGTERM ends it and its dtrace(1)."""
-    rows = {"print": ["tick 0 1", "row 0 ffff 1 22 0 0 8 0 5 0 0"]}
+    rows = {"print": ["tick 0 1", "row 0 ffff 1 22 0 0 8 0 0 5 0 0"]}
     command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         until(lambda: exporter.get("/-/ready"))
@@ -190,7 +193,7 @@ def test_address_in_use(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) ->
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run(f"--web.listen-address={address}", "--config.file", path)
-    assert result.returncode == 1
+    assert result.returncode == cli.ADDRESS_IN_USE
     (line,) = result.stderr.splitlines()
     assert line.startswith("dtrace-exporter: ")
     assert address in line
@@ -201,18 +204,67 @@ def test_address_in_use(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) ->
 def test_malformed_address() -> None:
     """An address that is none is said."""
     result = run("--web.listen-address=nonsense")
-    assert result.returncode == 1
+    assert result.returncode == cli.BAD_CONFIGURATION
     (line,) = result.stderr.splitlines()
     assert "nonsense" in line
 
 
-@pytest.mark.parametrize("command", [(), ("check",), ("trace", "22"), ("program",)])
-def test_bad_configuration(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_address_that_is_not_of_this_host() -> None:
+    """An address that may yet come, as an interface does at boot, is an ordinary failure."""
+    result = run("--web.listen-address=192.0.2.1:9748")
+    assert result.returncode == cli.FAILURE
+    assert "192.0.2.1:9748" in result.stderr
+
+
+def test_privileged_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A port that only the privileged may have is a matter of permission."""
+
+    def refuse(*_args: object) -> list[socket.socket]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(web, "bind_sockets", refuse)
+    assert cli.main(["--web.listen-address=:80"]) == cli.NO_PERMISSION
+    assert capsys.readouterr().err == "dtrace-exporter: cannot listen on :80: Permission denied\n"
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not shutil.which("setpriv"), reason="root can read everything here"
+)
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [((), 77), (("check",), 1), (("trace", "22"), 77), (("program",), 77)],
+)
+def test_unreadable_configuration(command: tuple[str, ...], status: int, tmp_path: Path) -> None:
+    """A file that may not be read is a matter of permission, and for check just a failure."""
+    path = write(tmp_path / "c.yml", ["true"])
+    path.chmod(0)
+    # Root may read it all the same, unless that power is taken away.
+    powers = "-dac_override,-dac_read_search"
+    without = ["setpriv", f"--bounding-set={powers}"] if os.geteuid() == 0 else []
+    result = subprocess.run(
+        [*without, *EXPORTER, f"--config.file={path}", *command],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (result.returncode, result.stdout) == (status, "")
+    assert result.stderr == (
+        f"dtrace-exporter: {path}: expected a readable file (Permission denied)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [((), 78), (("check",), 1), (("trace", "22"), 78), (("program",), 78)],
+)
+def test_bad_configuration(command: tuple[str, ...], status: int, tmp_path: Path) -> None:
     """No command starts anything on a bad file; it says file, line and key in one line."""
     path = tmp_path / "c.yml"
     path.write_text("source: auto\ndtrace:\n  intervall: 1s\n", encoding="utf-8")
     result = run("--config.file", path, *command)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (status, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"dtrace-exporter: {path}:3: ")
     assert "intervall" in line
@@ -225,8 +277,74 @@ def test_no_program_for_it(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yml", ["true"], program=str(own))
     with serving("--config.file", path) as exporter:
         _, errors = exporter.process.communicate(timeout=SECONDS)
-        assert exporter.process.returncode == 1
+        assert exporter.process.returncode == cli.BAD_CONFIGURATION
         assert f"dtrace-exporter: cannot read the D program {own}: not UTF-8\n" in errors
+
+
+def test_statuses_are_those_of_sysexits() -> None:
+    """The statuses are the numbers that service managers know, wherever Python runs."""
+    assert (cli.ADDRESS_IN_USE, cli.NO_PERMISSION, cli.BAD_CONFIGURATION) == (75, 77, 78)
+
+
+def test_says_when_it_is_ready(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
+    """A supervisor's descriptor gets its line when the service answers, and no child has it."""
+    command = trial_works(fake_dtrace({"save": str(saved)}, READY, FOREVER))
+    path = write(tmp_path / "c.yml", command)
+    port = free_port()
+    reading, writing = os.pipe()
+    with (
+        subprocess.Popen(
+            [*EXPORTER, f"--web.listen-address=127.0.0.1:{port}", f"--config.file={path}"],
+            env={**os.environ, cli.READY_FD: str(writing)},
+            pass_fds=[writing],
+        ) as process,
+        open(reading, "rb") as end,  # noqa: PTH123
+    ):
+        os.close(writing)
+        try:
+            assert end.readline() == b"ready\n"
+            assert Exporter(process, port).get("/-/healthy") == "healthy\n"
+            pid_in(saved)
+            assert end.read() == b""
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def test_nobody_waits_for_its_being_ready(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """A supervisor that has gone away meanwhile does not end the service."""
+    path = write(tmp_path / "c.yml", fake_dtrace())
+    port = free_port()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(
+        [*EXPORTER, f"--web.listen-address=127.0.0.1:{port}", f"--config.file={path}"],
+        env={**os.environ, cli.READY_FD: str(writing)},
+        pass_fds=[writing],
+    ) as process:
+        os.close(writing)
+        try:
+            until(lambda: Exporter(process, port).get("/-/ready") == "ready\n")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def test_never_ready(tmp_path: Path) -> None:
+    """A service that does not start closes the descriptor without a word."""
+    reading, writing = os.pipe()
+    with (
+        subprocess.Popen(
+            [*EXPORTER, f"--config.file={tmp_path}/no.yml"],
+            env={**os.environ, cli.READY_FD: str(writing)},
+            pass_fds=[writing],
+            stderr=subprocess.PIPE,
+        ) as process,
+        open(reading, "rb") as end,  # noqa: PTH123
+    ):
+        os.close(writing)
+        assert end.read() == b""
+        assert process.wait(timeout=SECONDS) == cli.BAD_CONFIGURATION
 
 
 def test_version() -> None:
@@ -281,7 +399,7 @@ def test_program() -> None:
 def test_program_that_is_none() -> None:
     """A program that does not exist is said in one line."""
     result = run("program", "nonsense")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (cli.BAD_CONFIGURATION, "")
     assert result.stderr.startswith("dtrace-exporter: cannot read the D program nonsense: ")
 
 

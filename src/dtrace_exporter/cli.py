@@ -1,9 +1,15 @@
-"""The command line."""
+"""The command line.
+
+A supervisor learns from the exit status whether another try can help, and from a descriptor that it
+names in READY_FD when there is something to scrape.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import errno
 import os
 import platform
 import signal
@@ -16,9 +22,23 @@ from dtrace_exporter import __version__, check, dtrace, log, program, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
 
+READY_FD = "DTRACE_EXPORTER_READY_FD"
+"""Environment variable with the number of an open file descriptor: once the service has started, it
+writes a line there and closes it."""
+
+# As in sysexits.h; service managers know them by these numbers.
+FAILURE = 1
+ADDRESS_IN_USE = os.EX_TEMPFAIL
+NO_PERMISSION = os.EX_NOPERM
+BAD_CONFIGURATION = os.EX_CONFIG
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 for a failure, 2 for bad usage."""
+    """Run the command line and return the exit status.
+
+    It is 0, FAILURE, 2 for bad usage, and but for the check command, which knows only good and bad,
+    ADDRESS_IN_USE, NO_PERMISSION or BAD_CONFIGURATION.
+    """
     args = _parser().parse_args(argv)
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
@@ -32,9 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ConfigError, dtrace.DTraceError, program.ProgramError, OSError, ValueError) as error:
         print(f"dtrace-exporter: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return FAILURE if args.run is _check else _status(error)
     except KeyboardInterrupt:
         return 0
+
+
+def _status(error: Exception) -> int:
+    """Tell what kind of failure an error is; what it was raised for tells more than itself."""
+    for each in (error, error.__cause__ or error.__context__):
+        if isinstance(each, PermissionError):
+            return NO_PERMISSION
+        if isinstance(each, OSError) and each.errno == errno.EADDRINUSE:
+            return ADDRESS_IN_USE
+    if isinstance(error, (ConfigError, program.ProgramError, ValueError)):
+        return BAD_CONFIGURATION
+    return FAILURE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +150,7 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            _say_ready()
         await stopping
     finally:
         server.stop()
@@ -126,6 +159,15 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
             task.cancel()
         await asyncio.wait([starting, *reloads])
         await service.stop()
+
+
+def _say_ready() -> None:
+    number = os.environ.pop(READY_FD, "")
+    if not number:
+        return
+    # Who has stopped waiting for it is no reason to end.
+    with contextlib.suppress(BrokenPipeError), open(int(number), "wb") as file:  # noqa: PTH123
+        file.write(b"ready\n")
 
 
 def _check(_args: argparse.Namespace, config: Config) -> int:
