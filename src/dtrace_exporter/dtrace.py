@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from asyncio.subprocess import STDOUT, Process
 from collections.abc import Sequence
 
 from dtrace_exporter.process import child
 
 _TRIAL_SECONDS = 120.0
-_TRIAL = "BEGIN { exit(0); }"
+_TRIAL = "BEGIN { exit(0); }\n"
+_CHUNK = 1 << 16
+_MOST = 1 << 20
 
 # Where a SYN meets its listener: illumos and Solaris 11 in tcp_input.c, Solaris 10 in tcp.c,
 # both in the module ip, and Linux in net/ipv4/tcp_input.c.
@@ -27,16 +31,16 @@ class DTraceError(Exception):
 async def version(command: Sequence[str]) -> str:
     """Return what dtrace(1) says its version is, or an empty string."""
     status, output = await _run([*command, "-V"])
-    return output.strip().rpartition(" ")[2][:32] if status == 0 else ""
+    return _plain(output).rpartition(" ")[2][:32] if status == 0 else ""
 
 
 async def attempt(command: Sequence[str]) -> str:
-    """Run the smallest D program.
+    """Run the smallest D program, from standard input as a session's: no shell takes it apart.
 
     Returns:
         An empty string, or why it did not run.
     """
-    status, output = await _run([*command, "-q", "-n", _TRIAL])
+    status, output = await _run([*command, "-q", "-s", "/dev/stdin"], _TRIAL)
     return "" if status == 0 else _reason(command, status, output)
 
 
@@ -48,7 +52,7 @@ async def find_program(command: Sequence[str]) -> str:
     """
     probes = [f"fbt:{module}:{function}:entry" for module, function in _ENTRANCES.values()]
     wanted = [word for probe in probes for word in ("-n", probe)]
-    # The exit status is not 0 when any of them is not there.
+    # Those that are not there are only said; the exit status is 0 all the same.
     status, output = await _run([*command, "-l", *wanted])
     for name, (module, function) in _ENTRANCES.items():
         if re.search(rf"^\s*\d+\s+fbt\s+{module}\s+{function}\s+entry\s*$", output, re.MULTILINE):
@@ -59,16 +63,40 @@ async def find_program(command: Sequence[str]) -> str:
 
 
 def _reason(command: Sequence[str], status: int, output: str) -> str:
-    return " ".join(output.split())[:300] or f"{command[0]} ended with exit status {status}"
+    return _plain(output)[:300] or f"{command[0]} ended with exit status {status}"
 
 
-async def _run(argv: list[str]) -> tuple[int, str]:
+def _plain(output: str) -> str:
+    """Return an output as one line that is fit for a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in output).split())
+
+
+async def _run(argv: list[str], program: str = "") -> tuple[int, str]:
+    """Run a command; the status is -1 where it does not come to an end, and the output says so."""
     try:
-        async with child(argv, stderr=asyncio.subprocess.STDOUT) as process:
+        async with child(argv, stderr=STDOUT) as process:
             try:
-                output, _ = await asyncio.wait_for(process.communicate(b""), _TRIAL_SECONDS)
+                output = await asyncio.wait_for(_output(process, program), _TRIAL_SECONDS)
             except TimeoutError:
                 return -1, f"{argv[0]} did not end within {_TRIAL_SECONDS:g} s"
     except OSError as error:
         return -1, f"cannot start {argv[0]}: {error.strerror}"
+    if len(output) > _MOST:
+        return -1, f"{argv[0]} does not stop printing"
     return process.returncode or 0, output.decode("utf-8", "replace")
+
+
+async def _output(process: Process, program: str) -> bytes:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(program.encode())
+        await process.stdin.drain()
+    process.stdin.close()
+    output = b""
+    while chunk := await process.stdout.read(_CHUNK):
+        output += chunk
+        if len(output) > _MOST:
+            return output
+    await process.wait()
+    return output
