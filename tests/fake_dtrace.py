@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for dtrace(1) in unit tests, and behaves as the real one was seen to behave.
 
-It takes -s FILE, -x OPTION, -q, -Z, -w, -e and -V. FAKE_DTRACE holds, or names a file that holds, a
-JSON list of steps to go through once the program would be running; without it: ready, then ticks.
+It takes -s FILE, -x OPTION, -q, -Z, -w, -e and -V, or -l and -n PROBE. FAKE_DTRACE holds, or names
+a file that holds, a JSON list of steps to go through once the program would be running; without it:
+ready, then ticks.
 
     {"ready": HOME}             the ready row; HOME is a string
     {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
@@ -17,6 +18,8 @@ JSON list of steps to go through once the program would be running; without it: 
     {"exit": CODE}              end at once
     {"ignore": SIGNAL}          "SIGINT" or "SIGTERM", from the start
     {"refuse": PROBE}           as Linux 6.1 does when the program has that probe; not with -e
+    {"functions": [["ip", "tcp_input_listener"]]}
+                                the kernel's, by their modules, for -l; Linux's tcp_conn_request
     {"unprivileged": true}      as for anybody but root
 
 A heartbeat is a tick line and the rows of the set in use; the first one of a generation after 0 has
@@ -25,6 +28,9 @@ the set at rest as well, behind a tick line of the generation before. The even s
 After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, both
 sets as in such a first heartbeat, a blank line, exit 0; before the program would be running it just
 dies of them.
+
+A program that is nothing but BEGIN { exit(N); } ends with N before all of these steps. -l lists the
+entries and returns of functions that each -n describes.
 """
 
 from __future__ import annotations
@@ -43,16 +49,23 @@ from typing import Any, NoReturn
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "": 1.0}
 _DEFAULT = '[{"ready": "4026531840"}, {"tick": true}]'
-_AT_START = {"ignore", "refuse", "save", "unprivileged"}
+_AT_START = {"functions", "ignore", "refuse", "save", "unprivileged"}
 _USAGE = 2
+_LINUX = [["vmlinux", "tcp_conn_request"]]
+_FBT_NAMES = ("entry", "return")
+_EXIT = re.compile(r"BEGIN\s*\{\s*exit\(([0-9]+)\);\s*\}")
 
 
 def _out(text: str) -> None:
     os.write(1, text.encode() + b"\n")
 
 
-def _fail(text: str, code: int = 1) -> NoReturn:
+def _say(text: str) -> None:
     os.write(2, f"dtrace: {text}\n".encode())
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    _say(text)
     sys.exit(code)
 
 
@@ -159,6 +172,24 @@ class _Consumer:
         sys.exit(code)
 
 
+def _list(descriptions: list[str], functions: list[list[str]]) -> None:
+    probes = [
+        ("fbt", module, function, name) for module, function in functions for name in _FBT_NAMES
+    ]
+    _out(f"{'ID':>5} {'PROVIDER':>10} {'MODULE':>17} {'FUNCTION':>33} NAME")
+    for description in descriptions:
+        wanted = description.split(":")
+        found = [
+            (number, probe)
+            for number, probe in enumerate(probes, 2435)
+            if all(want in ("", have) for want, have in zip(wanted, probe, strict=True))
+        ]
+        for number, (provider, module, function, name) in found:
+            _out(f"{number:5} {provider:>10} {module:>17} {function:>33} {name}")
+        if not found:
+            _say(f"failed to match {description}: No probe matches description")
+
+
 def _save(path: str, program: str) -> None:
     new = Path(path + ".new")
     start = {"argv": sys.argv[1:], "program": program, "pid": os.getpid()}
@@ -173,7 +204,7 @@ def _main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        flags, arguments = getopt.gnu_getopt(sys.argv[1:], "s:x:b:qZweV")
+        flags, arguments = getopt.gnu_getopt(sys.argv[1:], "s:n:x:b:qZwelV")
     except getopt.GetoptError as error:
         _fail(str(error), _USAGE)
     options = dict(flags)
@@ -183,6 +214,10 @@ def _main() -> None:
     steps = _steps()
     if _values(steps, "unprivileged"):
         _fail("run as root for tracing and listing probes", _USAGE)
+    if "-l" in options:
+        functions, *_ = [*_values(steps, "functions"), _LINUX]
+        _list([value for flag, value in flags if flag == "-n"], functions)
+        return
     if "-s" not in options:
         _fail("no probes specified")
     script = options["-s"]
@@ -194,6 +229,9 @@ def _main() -> None:
         if not re.search(rf"\${number}\b", program):
             reason = f"extraneous argument '{argument}' (${number} is not referenced)"
             _fail(f"failed to compile script {script}: {reason}")
+    if over := _EXIT.fullmatch(program.strip()):
+        _out("")
+        sys.exit(int(over[1]))
     for path in _values(steps, "save"):
         _save(path, program)
     if "-e" in options:

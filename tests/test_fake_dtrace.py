@@ -18,8 +18,8 @@ from dtrace_exporter.tally import Tally
 
 Fake = Callable[..., list[str]]
 SESSION = SessionId("", "all")
-EVEN = "row 0 1 4026531840 80 0 0 10 128 5 0 17179869184"
-ODD = "row 1 1 4026531840 80 0 0 10 128 3 0 17179869184"
+EVEN = "row 0 1 4026531840 80 0 0 10 0 128 5 0 17179869184"
+ODD = "row 1 1 4026531840 80 0 0 10 0 128 3 0 17179869184"
 READY = {"ready": "4026531840"}
 END = {"exit": 0}
 
@@ -244,6 +244,41 @@ def test_unprivileged(fake_dtrace: Fake, script: Path) -> None:
     assert run(command, "-V").stdout == "dtrace: D 2.0.7\n"
 
 
+def test_listing(fake_dtrace: Fake) -> None:
+    """It lists the probes of the functions there are, and says which description has none."""
+    header = "   ID   PROVIDER            MODULE                          FUNCTION NAME"
+    wanted = ["-n", "fbt:ip:tcp_input_listener:entry", "-n", "fbt:vmlinux:tcp_conn_request:entry"]
+    result = run(fake_dtrace(), "-l", *wanted)
+    assert result.stdout.splitlines() == [
+        header,
+        " 2435        fbt           vmlinux                  tcp_conn_request entry",
+    ]
+    assert result.stderr == (
+        "dtrace: failed to match fbt:ip:tcp_input_listener:entry: No probe matches description\n"
+    )
+    assert result.returncode == 0
+    functions = {"functions": [["ip", "tcp_accept"], ["ip", "tcp_input_listener"]]}
+    result = run(fake_dtrace(functions), "-l", *wanted[:2], "-n", "fbt::tcp_accept:")
+    assert [line.split()[1:] for line in result.stdout.splitlines()[1:]] == [
+        ["fbt", "ip", "tcp_input_listener", "entry"],
+        ["fbt", "ip", "tcp_accept", "entry"],
+        ["fbt", "ip", "tcp_accept", "return"],
+    ]
+    assert result.stderr == ""
+    result = run(fake_dtrace({"unprivileged": True}), "-l", *wanted)
+    assert (result.stdout, result.returncode) == ("", 2)
+
+
+def test_trial(fake_dtrace: Fake, script: Path) -> None:
+    """A program that only exits does so before any step; one that does more does not."""
+    script.write_text("BEGIN { exit(3); }\n", encoding="utf-8")
+    result = run(fake_dtrace({"refuse": "BEGIN"}, READY), "-q", "-s", script)
+    assert (result.stdout, result.stderr, result.returncode) == ("\n", "", 3)
+    script.write_text("BEGIN { exit(3); }\nEND { }\n", encoding="utf-8")
+    result = run(fake_dtrace(READY, END), "-q", "-s", script)
+    assert (result.stdout, result.returncode) == ("ready 1 4026531840\n", 0)
+
+
 def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
     """Over a change of generations a tally takes every line and counts each event once."""
     more = EVEN.replace(" 128 5 ", " 128 6 ")
@@ -264,5 +299,6 @@ def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
         elif isinstance(record, Tick):
             tally.tick(record)
         else:
+            assert isinstance(record, Ready)
             tally.ready(record)
     assert [listener.established for listener in table] == [6 + 3 + 5]

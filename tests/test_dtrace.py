@@ -1,0 +1,278 @@
+"""What a host's dtrace(1) is asked, and what is made of its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter import dtrace
+from dtrace_exporter.config import PROGRAMS
+from dtrace_exporter.dtrace import DTraceError, attempt, find_program, version
+
+FakeDTrace = Callable[..., list[str]]
+Ask = Callable[[Sequence[str]], Awaitable[str]]
+
+HEADER = "   ID   PROVIDER            MODULE                          FUNCTION NAME\n"
+UNKNOWN = "dtrace: failed to match fbt:{}:entry: No probe matches description\n"
+ILLUMOS = "12345        fbt                ip                tcp_input_listener entry\n"
+SOLARIS10 = "23456        fbt                ip                  tcp_conn_request entry\n"
+LINUX = " 2435        fbt           vmlinux                  tcp_conn_request entry\n"
+REFUSED = "dtrace: failed to initialize dtrace: DTrace requires additional privileges\n"
+NO_HOST = "ssh: Could not resolve hostname sol10-u9: Name or service not known\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def says(output: str = "", errors: str = "", status: int = 0) -> list[str]:
+    """Return a command that prints and ends, whatever it is asked."""
+    script = 'printf %s "$1"; printf %s "$2" >&2; exit "$3"'
+    return ["sh", "-c", script, "sh", output, errors, str(status)]
+
+
+def found(command: Sequence[str]) -> str:
+    """Return the program that a host needs."""
+    return asyncio.run(find_program(command))
+
+
+def why_not(command: Sequence[str]) -> str:
+    """Return why the program that a host needs is not known."""
+    with pytest.raises(DTraceError) as error:
+        found(command)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("dtrace: D 2.0.7\n", "2.0.7"),
+        ("dtrace: Sun D 1.6.3\n", "1.6.3"),
+        ("dtrace: Oracle D 1.23\r\n", "1.23"),
+        ("Warning: Permanently added 'sol10' to the list.\r\ndtrace: Sun D 1.2\n", "1.2"),
+        ("", ""),
+        (" \n", ""),
+        ("dtrace: D \x1b[31m2.0\x07\n", "[31m2.0"),
+        ("v" * 10_000, "v" * 32),
+    ],
+)
+def test_version(output: str, expected: str) -> None:
+    """The version is the last word, of bounded length and fit to print."""
+    assert asyncio.run(version(says(output))) == expected
+
+
+def test_no_version(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """Any user is told the version, and a command that fails or is not there has none."""
+
+    async def test() -> None:
+        assert await version(fake_dtrace({"unprivileged": True})) == "2.0.7"
+        assert await version(says("dtrace: D 2.0.7\n", status=1)) == ""
+        assert await version([str(tmp_path / "no")]) == ""
+
+    asyncio.run(test())
+
+
+def test_attempt(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A trial that ends well is no reason; a refusal is one, in dtrace(1)'s words."""
+
+    async def test() -> None:
+        assert await attempt(fake_dtrace()) == ""
+        assert await attempt(["true"]) == ""
+        assert await attempt(["false"]) == "false ended with exit status 1"
+        reason = await attempt([str(tmp_path / "no")])
+        assert reason == f"cannot start {tmp_path}/no: No such file or directory"
+        reason = await attempt(fake_dtrace({"unprivileged": True}))
+        assert reason == "dtrace: run as root for tracing and listing probes"
+        assert await attempt(says(errors=NO_HOST, status=255)) == NO_HOST.strip()
+
+    asyncio.run(test())
+
+
+def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A command that joins its words for a shell, as ssh does, gives the trial on unharmed."""
+    script = tmp_path / "far"
+    script.write_text('#!/bin/sh\nexec sh -c "$*"\n', encoding="utf-8")
+    script.chmod(0o755)
+    command = [str(script), *fake_dtrace({"functions": [["ip", "tcp_input_listener"]]})]
+    assert asyncio.run(attempt(command)) == ""
+    assert found(command) == "illumos"
+
+
+def test_reason_is_fit_to_print() -> None:
+    """What a host says is one line without control characters, and bounded."""
+
+    async def test() -> None:
+        text = "\x1b[2J\x1b[1mroot\u202e\r\n\n\x07 all  good\n" + "x" * 9999
+        reason = await attempt(says(errors=text, status=1))
+        assert reason.startswith("[2J [1mroot all good xxx")
+        assert len(reason) == 300
+        assert await attempt(says("\x1b\n", status=9)) == "sh ended with exit status 9"
+
+    asyncio.run(test())
+
+
+def answer(ask: Ask, script: str) -> str:
+    """Return the answer that a shell script gives, or why it is none; it has to come soon."""
+
+    async def test() -> str:
+        async with asyncio.timeout(10):
+            try:
+                return await ask(["sh", "-c", script])
+            except DTraceError as error:
+                return str(error)
+
+    return asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("sleep 60; exit 0", "sh did not end within 0.5 s"),
+        ("exec >&- 2>&-; sleep 60; exit 0", "sh did not end within 0.5 s"),
+        ("exec yes dtrace: D 2.0.7", "sh does not stop printing"),
+    ],
+)
+def test_one_that_does_not_end(script: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that hangs, or prints until memory is full, is given up and ended with all it has.
+
+    It may have closed its output, too.
+    """
+    monkeypatch.setattr(dtrace, "_TRIAL_SECONDS", 0.5)
+    assert answer(attempt, script) == reason
+    assert answer(find_program, script) == reason
+    assert answer(version, script) == ""
+
+
+@pytest.mark.parametrize(
+    ("functions", "program"),
+    [
+        ([["ip", "tcp_input_listener"]], "illumos"),
+        ([["ip", "tcp_conn_request"]], "solaris10"),
+        ([["vmlinux", "tcp_conn_request"]], "linux"),
+        ([["genunix", "fop_open"], ["ip", "tcp_input_listener"], ["ip", "tcp_accept"]], "illumos"),
+    ],
+)
+def test_find_program(functions: list[list[str]], program: str, fake_dtrace: FakeDTrace) -> None:
+    """The function that a SYN reaches its listener in tells which program a kernel needs."""
+    assert found(fake_dtrace({"functions": functions})) == program
+
+
+def test_every_program_that_is_found_is_there() -> None:
+    """Each of the answers is the name of a program that the configuration knows too."""
+    assert {*dtrace._ENTRANCES} == {*PROGRAMS} - {"auto"}
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        [],
+        [["ip", "tcp_input_data"], ["tcp", "tcp_input_listener"], ["ip", "xtcp_input_listener"]],
+        [["ip", "tcp_input_listener_unbound"], ["vmlinux", "tcp_v4_conn_request"]],
+    ],
+)
+def test_no_program_fits(functions: list[list[str]], fake_dtrace: FakeDTrace) -> None:
+    """A kernel without any of these functions is told what to do, and likeness is not enough."""
+    text = why_not(fake_dtrace({"functions": functions}))
+    assert text == "no D program fits this kernel: give dtrace.program a path"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize(
+    ("rows", "missing", "program"),
+    [
+        (ILLUMOS, ["ip:tcp_conn_request", "vmlinux:tcp_conn_request"], "illumos"),
+        (SOLARIS10, ["ip:tcp_input_listener", "vmlinux:tcp_conn_request"], "solaris10"),
+        (LINUX, ["ip:tcp_input_listener", "ip:tcp_conn_request"], "linux"),
+        ("9" * 9 + ILLUMOS, [], "illumos"),
+        (ILLUMOS.replace("\n", "\r\n"), [], "illumos"),
+        (LINUX + SOLARIS10, [], "solaris10"),
+        (SOLARIS10 + LINUX + ILLUMOS, [], "illumos"),
+    ],
+)
+def test_outputs_as_they_are(rows: str, missing: list[str], program: str, status: int) -> None:
+    """What real ones print is understood, whatever the exit status for those they do not have."""
+    errors = "".join(map(UNKNOWN.format, missing))
+    assert found(says(HEADER + rows, errors, status)) == program
+
+
+@pytest.mark.parametrize(
+    ("output", "errors", "status"),
+    [
+        (HEADER, UNKNOWN.format("ip:tcp_input_listener"), 0),
+        (HEADER, UNKNOWN.format("ip:tcp_input_listener"), 1),
+        (HEADER, "", 0),
+        ("", "dtrace: probe description fbt:ip:x:entry does not match any probes\n", 1),
+        ("", "", 0),
+    ],
+)
+def test_none_matches(output: str, errors: str, status: int) -> None:
+    """Where dtrace(1) answers but has none of the probes, no program fits."""
+    text = why_not(says(output, errors, status))
+    assert text == "no D program fits this kernel: give dtrace.program a path"
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        (REFUSED, 1),
+        ("dtrace: run as root for tracing and listing probes\n", 2),
+        (NO_HOST, 255),
+        ("ssh: connect to host sol10-u9 port 22: Connection refused\n", 255),
+        ("Host key verification failed.\n", 255),
+        ("bash: line 1: /usr/sbin/dtrace: No such file or directory\n", 127),
+    ],
+)
+def test_it_cannot_be_asked(errors: str, status: int) -> None:
+    """A refusal, of dtrace(1)'s or on the way to it, is the reason and not taken for an answer."""
+    assert why_not(says(errors=errors, status=status)) == errors.strip()
+
+
+def test_it_ends_without_a_word(tmp_path: Path) -> None:
+    """Where nothing is said the exit status is, and a command that is not there is named."""
+    assert why_not(["false"]) == "false ended with exit status 1"
+    missing = str(tmp_path / "no")
+    assert why_not([missing]) == f"cannot start {missing}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "fbt ip tcp_input_listener entry\n",
+        "12345 fbt ip tcp_input_listener return\n",
+        "12345 fbt ip tcp_input_listener entry more\n",
+        "12345 sdt ip tcp_input_listener entry\n",
+        "x12345 fbt ip tcp_input_listener entry\n",
+        ILLUMOS.replace("\n", "").replace("entry", "ent\nry"),
+        "\ufffd\x1b[1m" + ILLUMOS,
+        HEADER + ILLUMOS.replace(" ip ", " ip\x01 "),
+    ],
+)
+def test_hostile_output(output: str) -> None:
+    """Only a whole line of a listing is an answer."""
+    assert "no D program fits" in why_not(says(output))
+
+
+@given(st.binary(max_size=2000), st.integers(0, 255))
+def test_any_output(output: bytes, status: int) -> None:
+    """Any bytes at all are a program's name, or a reason of bounded length that can be printed."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def run(*_: object) -> tuple[int, str]:
+            return status, output.decode("utf-8", "replace")
+
+        patch.setattr(dtrace, "_run", run)
+        try:
+            name = asyncio.run(find_program(["dtrace"]))
+        except DTraceError as error:
+            name, text = "", str(error)
+    assert name in dtrace._ENTRANCES or (0 < len(text) <= 300 and text.isprintable())
