@@ -94,13 +94,16 @@ BEGIN
 
 /*
  * A segment that reached a listener, IPv4 or IPv6: tcp_input_listener(connp, mp, squeue, ira). Only
- * one with the SYN bit is a SYN. If it is taken, Q0 is one more when this function returns.
+ * one with the SYN bit is a SYN, and one that is late finds a listener that is no more. If it is
+ * taken, Q0 is one more when this function returns.
  */
 fbt:ip:tcp_input_listener:entry
 {
 	this->mp = (mblk_t *)arg1;
+	this->conn = (conn_t *)arg0;
 	this->conn = *(uint8_t *)(this->mp->b_rptr +
-	    ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 ? (conn_t *)arg0 : NULL;
+	    ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+	    this->conn->conn_proto_priv.cp_tcp->tcp_state == TCPS_LISTEN ? this->conn : NULL;
 	this->syn = 1;
 	this->what = 0;
 	this->sum = 0;

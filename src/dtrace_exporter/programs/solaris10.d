@@ -1,0 +1,543 @@
+#!/usr/sbin/dtrace -s
+/*
+ * What happens at the TCP listen queues of a Solaris 10 host, counted in the kernel.
+ *
+ * Runs by hand as it is in the global zone, for every listener of every zone; dtrace-exporter fills
+ * in the numbers below and leaves out, from "begin X" to "end X" and lines marked "only X", the
+ * optional parts that a kernel cannot do. Written for what DTrace could do in Solaris 10: neither
+ * ntohs() nor inet_ntoa() nor a tcp provider.
+ *
+ * One row a tick for each listening socket and kind of event since the set was last emptied:
+ *
+ *   row SET SOCKET ZONE PORT ADDRESS-HIGH ADDRESS-LOW QMAX Q0MAX WHAT COUNT SUM LAST
+ *
+ *   WHAT      COUNT                                              SUM
+ *   0-11      SYNs: tenths of Q/Qmax, rounded up; 11 for more than Qmax   of Q at each
+ *   128       handshakes completed, connection put into Q
+ *   131       observations of other kinds: listen() was called, a connection left Q0 or Q by itself
+ *   132       sockets that stopped listening
+ *   133, 134  SYNs of those above that were dropped: Q full, Q0 full
+ *   135       half-open connections thrown out for a SYN
+ *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
+ *   158       accepts of a connection whose time in Q is not known
+ *
+ * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
+ * where the number does not fit or the socket no longer listens.
+ *
+ * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
+ * was last used.
+ */
+#pragma D option quiet
+#pragma D option switchrate=10hz
+#pragma D option aggrate=10hz
+#pragma D option aggsize=8m
+#pragma D option dynvarsize=8m
+
+/* Which ports; how many ticks a set is in use, and the clock of LAST, 2^CLOCK ns, to fit in that. */
+inline int FIRST_PORT = 0;
+inline int LAST_PORT = 65535;
+inline int TICKS = 60;
+inline int CLOCK = 9;
+
+/*
+ * Where a conn_t has its tcp_t and its local port, which its addresses lie before. As of update 9;
+ * in updates older than large segment offload it is 0x20 and 0x102.
+ */
+inline int CONN_TCP = 0x28;
+inline int CONN_LPORT = 0x10a;
+
+/* inet/tcp.h */
+inline int TCPS_LISTEN = -3;
+
+/*
+ * What a thread is doing, by the address of the thread: kernel threads come and go, but their
+ * memory is used again, so these arrays do not grow as thread-local variables would.
+ */
+uint64_t listening[uint64_t];
+uint64_t moving[uint64_t];
+uint64_t moved[uint64_t];
+uint64_t taking[uint64_t];
+uint64_t opening[uint64_t];
+
+/* By its tcp_t: when a connection was put into Q, and that it waits in Q0 for room in Q. */
+uint64_t start[uint64_t];
+uint64_t deferred[uint64_t];
+
+/* Zones whose names have been told. */
+uint64_t named[int];
+
+/* Every event has to set tcp, what, sum, and by how much more its queues hold than is read. */
+this tcp_t *tcp;
+this tcp_t *eager;
+this mblk_t *mp;
+this zone_t *zone;
+this uint8_t *lport;
+this uint64_t *address;
+this uint64_t me;
+this int syn;
+this int waits;
+this int port;
+this int zoneid;
+this uint64_t what;
+this uint64_t sum;
+this int64_t more0;
+this int64_t more;
+this int64_t q0;
+this int64_t q;
+this int64_t qmax;
+this int64_t q0max;
+this int64_t tenths;
+this uint64_t since;
+this uint64_t high;
+this uint64_t low;
+this uint64_t last;
+this int64_t when;
+
+BEGIN
+{
+	generation = 0;
+	ticks = 0;
+	start0 = timestamp;
+	start1 = timestamp;
+	/* hz is 100 or 1000: its first byte is 0 on SPARC. */
+	little = *(uint8_t *)&`hz != 0;
+	printf("ready 1 0\n");	/* place zone */
+}
+
+/*
+ * A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(connp, mp, squeue). IP hands on no
+ * other segments, but one that is late finds a listener that is no more. If it is taken, Q0 is one
+ * more when this function returns.
+ */
+fbt:ip:tcp_conn_request:entry
+{
+	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
+	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
+	this->syn = 1;
+	this->what = 0;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+/* begin syn_drops */
+/*
+ * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
+ * of it thrown out.
+ */
+mib:::tcpListenDrop
+{
+	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
+	this->syn = 0;
+	this->what = 133;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+mib:::tcpListenDropQ0
+{
+	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
+	this->syn = 0;
+	this->what = 134;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+mib:::tcpHalfOpenDrop
+{
+	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
+	this->syn = 0;
+	this->what = 135;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+/* end syn_drops */
+
+/* begin established */
+/*
+ * A connection goes from Q0 into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), which names the
+ * eager. While Q is full the eager stays in Q0, the last of it.
+ */
+fbt:ip:tcp_send_conn_ind:entry
+{
+	this->mp = (mblk_t *)arg1;
+	this->me = *(uint64_t *)(this->mp->b_rptr +
+	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
+	start[this->me] = timestamp;	/* only accept_wait */
+	moved[(uint64_t)curthread] = this->me;
+	moving[(uint64_t)curthread] = *(uint64_t *)((char *)arg0 + CONN_TCP);
+}
+
+fbt:ip:tcp_send_conn_ind:return
+{
+	this->me = (uint64_t)curthread;
+	this->eager = (tcp_t *)moved[this->me];
+	this->tcp = (tcp_t *)moving[this->me];
+	this->waits = this->eager != NULL && this->eager->tcp_eager_next_q0 != NULL;
+	deferred[(uint64_t)this->eager] = this->waits;
+	this->tcp = this->waits ? NULL : this->tcp;
+	moved[this->me] = 0;
+	moving[this->me] = 0;
+	this->syn = 0;
+	this->what = 128;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+/*
+ * An accept makes room for such a one. For a socket it is sent to the listener with
+ * tcp_send_pending(listener, T_CONN_IND, squeue); TLI's tcp_accept(listener, T_CONN_RES) sends it
+ * up itself, when it is the last of Q.
+ */
+fbt:ip:tcp_send_pending:entry
+{
+	this->mp = (mblk_t *)arg1;
+	this->me = *(uint64_t *)(this->mp->b_rptr +
+	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
+	start[this->me] = timestamp;	/* only accept_wait */
+	deferred[this->me] = 0;
+	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
+	this->syn = 0;
+	this->what = 128;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+fbt:ip:tcp_accept:entry
+{
+	moving[(uint64_t)curthread] = arg0;
+}
+
+fbt:ip:tcp_accept:return
+{
+	this->me = (uint64_t)curthread;
+	this->tcp = (tcp_t *)moving[this->me];
+	moving[this->me] = 0;
+	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_eager_last_q : 0;
+	this->tcp = deferred[this->me] ? this->tcp : NULL;
+	start[this->me] = deferred[this->me] ? timestamp : start[this->me];	/* only accept_wait */
+	deferred[this->me] = 0;
+	this->syn = 0;
+	this->what = 128;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+/* end established */
+
+/* begin accepts */
+/*
+ * A connection leaves Q0 or Q, with the listener's lock held: tcp_eager_unlink(eager). It does so for
+ * an accept if one has named it before: tcp_wput_accept(queue, T_CONN_RES) for a socket,
+ * tcp_accept_swap(listener, acceptor, eager) for TLI.
+ */
+fbt:ip:tcp_wput_accept:entry
+{
+	this->mp = (mblk_t *)arg1;
+	taking[(uint64_t)curthread] = *(uint64_t *)(this->mp->b_rptr +
+	    ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);
+}
+
+fbt:ip:tcp_accept_swap:entry
+{
+	taking[(uint64_t)curthread] = arg2;
+}
+
+fbt:ip:tcp_eager_unlink:entry
+{
+	this->eager = (tcp_t *)arg0;
+	this->me = (uint64_t)curthread;
+	this->what = taking[this->me] == arg0 ? 158 : 131;
+	taking[this->me] = this->what == 158 ? 0 : taking[this->me];
+	deferred[arg0] = 0;	/* only established */
+	this->tcp = this->eager->tcp_listener;
+	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
+	this->syn = 0;
+	this->sum = 0;
+	this->more0 = this->eager->tcp_eager_next_q0 != NULL ? -1 : 0;
+	this->more = -1 - this->more0;
+}
+/* end accepts */
+
+/* begin accept_wait */
+/* accept_wait needs established, accepts */
+fbt:ip:tcp_eager_unlink:entry
+{
+	this->since = start[arg0];
+	start[arg0] = 0;
+}
+
+fbt:ip:tcp_eager_unlink:entry
+/ this->what == 158 && this->since != 0 /
+{
+	this->sum = timestamp - this->since;
+	this->what = 144 + (
+	    this->sum <= 0x400 ? 0 : this->sum <= 0x1000 ? 1 : this->sum <= 0x4000 ? 2 :
+	    this->sum <= 0x10000 ? 3 : this->sum <= 0x40000 ? 4 : this->sum <= 0x100000 ? 5 :
+	    this->sum <= 0x400000 ? 6 : this->sum <= 0x1000000 ? 7 : this->sum <= 0x4000000 ? 8 :
+	    this->sum <= 0x10000000 ? 9 : this->sum <= 0x40000000 ? 10 :
+	    this->sum <= 0x100000000 ? 11 : this->sum <= 0x400000000 ? 12 : 13);
+}
+/* end accept_wait */
+
+/* begin open_close */
+/* tcp_bind(tcp, T_BIND_REQ), tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ). */
+fbt:ip:tcp_bind:entry
+{
+	opening[(uint64_t)curthread] = arg0;
+}
+
+fbt:ip:tcp_bind:return
+{
+	this->me = (uint64_t)curthread;
+	this->tcp = (tcp_t *)opening[this->me];
+	this->tcp = this->tcp != NULL && this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
+	opening[this->me] = 0;
+	this->syn = 0;
+	this->what = 131;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+
+fbt:ip:tcp_closei_local:entry,
+fbt:ip:tcp_unbind:entry
+{
+	this->tcp = (tcp_t *)arg0;
+	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
+	this->syn = 0;
+	this->what = 132;
+	this->sum = 0;
+	this->more0 = 0;
+	this->more = 0;
+}
+/* end open_close */
+
+/* Every event that found its listener: who that is, and its queues now. */
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL /
+{
+	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
+	this->port = this->lport[0] << 8 | this->lport[1];
+	this->address = (uint64_t *)(this->lport - 0x22);
+	this->high = this->address[0];
+	this->low = this->address[1];
+	this->zoneid = 0;
+	/* begin zones */
+	this->zone = this->tcp->tcp_cred->cr_zone;
+	this->zoneid = this->zone->zone_id;
+	/* end zones */
+	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
+	this->q = this->tcp->tcp_conn_req_cnt_q;
+	this->qmax = this->tcp->tcp_conn_req_max;
+	this->q0max = 0;
+	/* begin q0_limit */
+	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
+	/* end q0_limit */
+	this->tcp = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->tcp : NULL;
+}
+
+/* Addresses are kept in network order. */
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && little /
+{
+	this->high = (this->high & 0x00ff00ff00ff00ff) << 8 | this->high >> 8 & 0x00ff00ff00ff00ff;
+	this->high = (this->high & 0x0000ffff0000ffff) << 16 | this->high >> 16 & 0x0000ffff0000ffff;
+	this->high = this->high << 32 | this->high >> 32;
+	this->low = (this->low & 0x00ff00ff00ff00ff) << 8 | this->low >> 8 & 0x00ff00ff00ff00ff;
+	this->low = (this->low & 0x0000ffff0000ffff) << 16 | this->low >> 16 & 0x0000ffff0000ffff;
+	this->low = this->low << 32 | this->low >> 32;
+}
+
+/* A SYN will be taken if there is room; where that is not certain a drop has to know the listener. */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL /
+{
+	this->sum = this->q;
+	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
+	this->what = this->tenths < 11 ? this->tenths : 11;
+	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
+}
+
+/* begin syn_drops */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
+{
+	listening[(uint64_t)curthread] = (uint64_t)this->tcp;
+}
+/* end syn_drops */
+
+/* begin zones */
+/* The name of a zone other than the global one, once. */
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && this->zoneid != 0 && named[this->zoneid] == 0 /
+{
+	named[this->zoneid] = 1;
+	@places[this->zoneid, stringof(this->zone->zone_name)] = count();
+}
+/* end zones */
+
+/* The set in use, the even one and the odd one. */
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL /
+{
+	this->q0 += this->more0;
+	this->q += this->more;
+	this->last = this->what == 132 ? 0x3ffffffff :
+	    (uint64_t)(this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
+}
+
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && !(generation & 1) /
+{
+	this->when = (int64_t)(timestamp - start0) >> CLOCK;
+	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
+	@events0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = count();
+	@sums0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = sum(this->sum);
+	@last0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
+}
+
+mib:::tcpListenDrop,                            /* only syn_drops */
+mib:::tcpListenDropQ0,                          /* only syn_drops */
+mib:::tcpHalfOpenDrop,                          /* only syn_drops */
+fbt:ip:tcp_send_conn_ind:return,                /* only established */
+fbt:ip:tcp_send_pending:entry,                  /* only established */
+fbt:ip:tcp_accept:return,                       /* only established */
+fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
+fbt:ip:tcp_bind:return,                         /* only open_close */
+fbt:ip:tcp_closei_local:entry,                  /* only open_close */
+fbt:ip:tcp_unbind:entry,                        /* only open_close */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && generation & 1 /
+{
+	this->when = (int64_t)(timestamp - start1) >> CLOCK;
+	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
+	@events1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = count();
+	@sums1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = sum(this->sum);
+	@last1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
+	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
+}
+
+/*
+ * The set in use and the other, when it has come to rest, each behind its generation. What is printed
+ * may be a tenth of a second old, so the set at rest comes twice.
+ */
+tick-1s
+{
+	ticks++;
+	printa("place %d %s\n", @places);	/* only zones */
+}
+
+tick-1s
+/ !(generation & 1) || ticks <= 2 /
+{
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+}
+
+tick-1s
+/ generation & 1 || ticks <= 2 && generation > 0 /
+{
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+tick-1s
+/ ticks == TICKS / 2 && generation & 1 /
+{
+	trunc(@events0);
+	trunc(@sums0);
+	trunc(@last0);
+}
+
+tick-1s
+/ ticks == TICKS / 2 && !(generation & 1) /
+{
+	trunc(@events1);
+	trunc(@sums1);
+	trunc(@last1);
+}
+
+tick-1s
+/ ticks == TICKS /
+{
+	start0 = generation & 1 ? timestamp : start0;
+	start1 = generation & 1 ? start1 : timestamp;
+	generation++;
+	ticks = 0;
+}
+
+END
+{
+	printa("place %d %s\n", @places);	/* only zones */
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+}
+
+END
+/ generation > 0 /
+{
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+}
