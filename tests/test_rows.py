@@ -10,6 +10,7 @@ from dtrace_exporter.rows import (
     SYN_BUCKETS,
     WAIT_BUCKETS,
     Outcome,
+    Place,
     Ready,
     Row,
     RowError,
@@ -21,7 +22,7 @@ from dtrace_exporter.rows import (
 )
 
 U64 = (1 << 64) - 1
-ROW = "row 1 ffff888101234567 4026531840 22 0 ffff7f000001 128 144 7 4096 120259084293"
+ROW = "row 1 ffff888101234567 4026531840 22 0 ffff7f000001 128 1152 144 7 4096 120259084293"
 FIELDS = ROW.split()
 
 
@@ -34,6 +35,11 @@ def test_ready() -> None:
     """The ready row tells the version of the rows and the home place, a number or a zone's name."""
     assert parse("ready 1 4026531840") == Ready(1, "4026531840")
     assert parse("ready 1 global") == Ready(1, "global")
+
+
+def test_place() -> None:
+    """A place row tells what a place is called."""
+    assert parse("place 3 web-1.example") == Place("3", "web-1.example")
 
 
 def test_tick() -> None:
@@ -50,6 +56,7 @@ def test_row() -> None:
         port=22,
         address="127.0.0.1",
         qmax=128,
+        q0max=1152,
         what=What.ACCEPT,
         events=7,
         total=4096,
@@ -59,7 +66,7 @@ def test_row() -> None:
 
 def test_close_without_an_identity() -> None:
     """A socket that closes may have given its port and address back: they are read as they are."""
-    row = parse("row 0 ffff888101234567 4026531840 0 0 0 128 132 1 0 17179869183")
+    row = parse("row 0 ffff888101234567 4026531840 0 0 0 128 0 132 1 0 17179869183")
     assert isinstance(row, Row)
     assert (row.socket, row.port, row.address) == (0xFFFF888101234567, 0, "*")
     assert (row.what, row.events, row.total) == (What.CLOSED, 1, 0)
@@ -94,10 +101,11 @@ def test_address(high: str, low: str, address: str) -> None:
         (5, f"{U64:x}", f"{U64 + 1:x}"),
         (6, f"{U64:x}", f"{U64 + 1:x}"),
         (7, "4294967295", "4294967296"),
-        (8, "158", "159"),
-        (9, str(U64), str(U64 + 1)),
+        (8, "4294967295", "4294967296"),
+        (9, "158", "159"),
         (10, str(U64), str(U64 + 1)),
         (11, str(U64), str(U64 + 1)),
+        (12, str(U64), str(U64 + 1)),
     ],
 )
 def test_limits(field: int, largest: str, beyond: str) -> None:
@@ -108,7 +116,7 @@ def test_limits(field: int, largest: str, beyond: str) -> None:
             parse(with_field(field, number))
 
 
-@pytest.mark.parametrize("field", [1, 2, 4, 5, 6, 7, 8, 9, 10, 11])
+@pytest.mark.parametrize("field", [1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12])
 @pytest.mark.parametrize(
     "word", ["-1", "+1", "1_0", "1.0", "\u0661", "\u00b2", "zz", "1x1", "\x00", "1\x00", "'1'"]
 )
@@ -129,6 +137,10 @@ def test_not_a_number(field: int, word: str) -> None:
         "ready 1 a b",
         "ready x global",
         f"ready {U64 + 1} global",
+        "place",
+        "place 3",
+        "place 3 web 1",
+        "placed 3 web",
         "tick 1",
         "tick 1 2 3",
         "tick -1 2",
@@ -137,6 +149,7 @@ def test_not_a_number(field: int, word: str) -> None:
         "Row" + ROW[3:],
         ROW + " 0",
         ROW.rpartition(" ")[0],
+        ROW.replace(" 1152 ", " "),
         "rowtick 1 2",
         ROW + ROW,
     ],
@@ -148,10 +161,11 @@ def test_not_a_row(line: str) -> None:
 
 
 def test_kinds_of_event() -> None:
-    """Exactly the outcomes and buckets that exist are known."""
+    """Exactly the outcomes and buckets that exist are known, under the numbers programs print."""
+    assert (What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED) == (133, 134, 135)
     syns = {16 * outcome + bucket for outcome in Outcome for bucket in range(SYN_BUCKETS)}
     waits = {What.ACCEPT + bucket for bucket in range(WAIT_BUCKETS)}
-    others = {*range(What.ESTABLISHED, What.CLOSED + 1), What.ACCEPT_UNTIMED}
+    others = {*range(What.ESTABLISHED, What.SYN_Q0_EVICTED + 1), What.ACCEPT_UNTIMED}
     assert {what for what in range(256) if is_known(what)} == syns | waits | others
 
 
@@ -159,7 +173,7 @@ def test_kinds_of_event() -> None:
 def test_unknown_event(what: int) -> None:
     """A row of an unknown kind of event is an error."""
     with pytest.raises(RowError, match=f"unknown event {what}"):
-        parse(with_field(8, str(what)))
+        parse(with_field(9, str(what)))
 
 
 @pytest.mark.parametrize(
@@ -180,31 +194,33 @@ def test_queues(last: int, unpacked: tuple[int, int | None, int | None]) -> None
 
 
 u64 = st.integers(0, U64)
+u32 = st.integers(0, (1 << 32) - 1)
 
 
 @given(
     st.tuples(st.integers(0, 1), u64, st.integers(0, U64), st.integers(0, 65535)),
-    st.tuples(u64, u64, st.integers(0, (1 << 32) - 1)),
+    st.tuples(u64, u64, u32, u32),
     st.tuples(st.sampled_from([what for what in range(256) if is_known(what)]), u64, u64, u64),
 )
 def test_all_rows(
     start: tuple[int, int, int, int],
-    address: tuple[int, int, int],
+    middle: tuple[int, int, int, int],
     end: tuple[int, int, int, int],
 ) -> None:
     """Whatever row a program can print is read back as it is."""
-    text = "row {} {:x} {} {} {:x} {:x} {} {} {} {} {}".format(*start, *address, *end)
+    text = "row {} {:x} {} {} {:x} {:x} {} {} {} {} {} {}".format(*start, *middle, *end)
     row = parse(text)
     assert isinstance(row, Row)
     assert (row.parity, row.socket, int(row.place), row.port) == start
     assert (row.what, row.events, row.total, row.last) == end
-    assert row.qmax == address[2]
+    assert (row.qmax, row.q0max) == middle[2:]
 
 
 words = st.text(st.characters(), max_size=5) | st.sampled_from(
     [
         *FIELDS,
         "ready",
+        "place",
         "tick",
         "-1",
         "0x",
@@ -216,8 +232,8 @@ words = st.text(st.characters(), max_size=5) | st.sampled_from(
         "9" * 30,
     ]
 )
-lines = st.lists(words, max_size=13).map(" ".join) | st.builds(
-    with_field, st.integers(0, 11), words
+lines = st.lists(words, max_size=14).map(" ".join) | st.builds(
+    with_field, st.integers(0, 12), words
 )
 
 
@@ -232,6 +248,7 @@ def test_hostile_lines(line: str) -> None:
         assert read.parity in (0, 1)
         assert 0 <= read.port <= 65535
         assert 0 <= read.qmax < 1 << 32
+        assert 0 <= read.q0max < 1 << 32
         assert is_known(read.what)
         assert all(0 <= n <= U64 for n in (read.socket, read.events, read.total, read.last))
     else:
