@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import count
 
 import pytest
@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Outcome, Ready, Row, RowError, Tick, What
+from dtrace_exporter.rows import Outcome, Place, Ready, Row, RowError, Tick, What
+from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.tally import Tally
 
 SESSION = SessionId("", "all")
 HOME = "4026531840"
+GLOBAL_ZONE = "0"
+ZONES = Exports(place_label="zone", home="global")
 U64 = (1 << 64) - 1
 
 
@@ -33,12 +36,13 @@ def row(
     socket: int = 1,
     seen: int = 0,
     qmax: int = 10,
+    q0max: int = 0,
     port: int = 80,
     place: str = HOME,
     address: str = "*",
 ) -> Row:
     """Make a row up."""
-    return Row(parity, socket, place, port, address, qmax, what, events, total, seen)
+    return Row(parity, socket, place, port, address, qmax, q0max, what, events, total, seen)
 
 
 @pytest.fixture
@@ -106,7 +110,6 @@ def test_row_that_fell_is_left_out(table: ListenerTable, tally: Tally) -> None:
         (Outcome.Q_FULL, "q_full"),
         (Outcome.Q0_FULL, "q0_full"),
         (Outcome.OTHER, "other"),
-        (Outcome.Q0_EVICTED, "q0_evicted"),
     ],
 )
 def test_syns(
@@ -143,6 +146,27 @@ def test_other_events(table: ListenerTable, tally: Tally) -> None:
     assert (sum(listener.waits), listener.wait_ns, listener.saturation_sum) == (0, 0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (What.SYN_Q_FULL, "q_full"),
+        (What.SYN_Q0_FULL, "q0_full"),
+        (What.SYN_Q0_EVICTED, "q0_evicted"),
+    ],
+)
+def test_syns_dropped_after_they_were_counted(
+    table: ListenerTable, tally: Tally, what: What, reason: str
+) -> None:
+    """A drop that is told apart from its SYN is of the reason it says, and no SYN more."""
+    tally.row(row(Outcome.TAKEN * 16 + 11, 9, 90))
+    tally.row(row(what, 4, 99))
+    tally.row(row(what, 6, 99))
+    listener = only(table)
+    assert (listener.syns, listener.saturation[11], sum(listener.saturation)) == (9, 9, 9)
+    assert listener.drops == {reason: 6}
+    assert (listener.q_sums, listener.established, listener.accepts) == ({10: 90}, 0, 0)
+
+
 def test_saturation_sum() -> None:
     """The sum adds each SYN's Q by its own Qmax; a backlog of 0 is taken as 1."""
     listener = Listener(Identity("", "", "*", 80), SESSION)
@@ -158,7 +182,29 @@ def test_keys_are_counted_apart(table: ListenerTable, tally: Tally) -> None:
     tally.row(row(What.SYN, 4, socket=2, qmax=10))
     tally.row(row(What.SYN, 5, socket=1, qmax=20))
     tally.row(row(What.SYN, 5, socket=1, qmax=20))
-    assert only(table).syns == 12
+    tally.row(row(What.SYN, 6, socket=1, qmax=20, q0max=1044))
+    assert only(table).syns == 18
+
+
+def test_limit_of_q0_changes(table: ListenerTable, tally: Tally) -> None:
+    """When Q0's limit is tuned while a set is in use, counters stay exact and the newer is shown.
+
+    The rows of the limit before are printed on, in any order.
+    """
+    tally.row(row(What.SYN, 3, 30, q0max=1034, seen=last(1, 2, 3)))
+    assert only(table).queues == Queues(2, 3, 1034, 10)
+    rows = [
+        row(What.SYN, 4, 40, q0max=1034, seen=last(2, 2, 4)),
+        row(What.SYN, 1, 10, q0max=2058, seen=last(3, 3, 4)),
+    ]
+    for tick in range(3):
+        tally.tick(Tick(0, tick))
+        for one in rows if tick else reversed(rows):
+            tally.row(one)
+        assert only(table).queues == Queues(3, 4, 2058, 10)
+    tally.row(row(What.SYN, 5, 50, q0max=1034, seen=last(4, 4, 4)))
+    assert only(table).queues == Queues(4, 4, 1034, 10)
+    assert (only(table).syns, only(table).q_sums) == (6, {10: 60})
 
 
 def test_identities(table: ListenerTable, tally: Tally) -> None:
@@ -316,7 +362,7 @@ def test_next_run(table: ListenerTable, tally: Tally) -> None:
     assert only(table).established == 7
 
 
-Kind = tuple[int, int, int]
+Kind = tuple[int, int, int, int]
 Happening = tuple[int, int, int, int]
 Printed = list[tuple[Tick, list[Row]]]
 
@@ -326,7 +372,9 @@ class Program:
 
     TICKS = 4
 
-    def __init__(self) -> None:
+    def __init__(self, places: Mapping[int, str]) -> None:
+        self.places = places
+        self.named: set[str] = set()
         self.generation = 0
         self.ticks = 0
         self.now = 0
@@ -338,17 +386,22 @@ class Program:
         if socket in self.open and self.open[socket][0] != port:
             self.close(socket, 0)
         self.now += 1
-        q = self.now % 11
-        self.open[socket] = port, Queues(3, q, None, 10)
-        self._count((socket, port, what), events, last(self.now, 3, q))
+        q, q0max = self.now % 11, self._q0max()
+        self.open[socket] = port, Queues(3, q, q0max, 10)
+        self._count((socket, port, q0max, what), events, last(self.now, 3, q))
 
     def close(self, socket: int, port: int) -> None:
         """Close a socket, which may have given back its port."""
         self.now += 1
         self.open.pop(socket, None)
-        self._count((socket, port, What.CLOSED), 1, last(self.now, 0, 0))
+        self._count((socket, port, self._q0max(), What.CLOSED), 1, last(self.now, 0, 0))
+
+    def _q0max(self) -> int:
+        """Return Q0's limit, which is tuned now and then."""
+        return 1034 + self.now // 4
 
     def _count(self, kind: Kind, events: int, seen: int) -> None:
+        self.named.add(self.places[kind[0]])
         held = self.sets[self.generation & 1].setdefault(kind, [0, 0])
         held[0] += events
         held[1] = seen
@@ -372,9 +425,17 @@ class Program:
                 Tick(self.generation - (parity != in_use), 0),
                 [
                     row(
-                        what, events, 3 * events, parity=parity, socket=socket, port=port, seen=seen
+                        what,
+                        events,
+                        3 * events,
+                        parity=parity,
+                        socket=socket,
+                        place=self.places[socket],
+                        port=port,
+                        q0max=q0max,
+                        seen=seen,
                     )
-                    for (socket, port, what), (events, seen) in self.sets[parity].items()
+                    for (socket, port, q0max, what), (events, seen) in self.sets[parity].items()
                 ],
             )
             for parity in (0, 1)
@@ -382,7 +443,21 @@ class Program:
         ]
 
 
-KINDS = [What.SYN, What.SYN + 11, 16 + 5, What.ESTABLISHED, What.ACK_Q_FULL, What.ACCEPT + 3]
+KINDS = [
+    What.SYN,
+    What.SYN + 11,
+    16 + 5,
+    What.ESTABLISHED,
+    What.ACK_Q_FULL,
+    What.SYN_Q0_FULL,
+    What.SYN_Q0_EVICTED,
+    What.ACCEPT + 3,
+]
+NAMES = -1
+"""Stands among kinds of row for those that name places."""
+NETNS = {1: HOME, 2: HOME, 3: "7"}, {HOME: "", "7": "7"}
+ZONED = {1: GLOBAL_ZONE, 2: "3", 3: "12"}, {GLOBAL_ZONE: "global", "3": "web", "12": "db"}
+"""Each socket's place, and what the places are called."""
 WATCHED = (80, 81)
 FOREIGN = 99
 
@@ -403,6 +478,8 @@ def counted(table: ListenerTable) -> Counter[tuple[int, int]]:
             16 + 5: listener.saturation[5],
             What.ESTABLISHED: listener.established,
             What.ACK_Q_FULL: drops["q_full_ack"],
+            What.SYN_Q0_FULL: drops["q0_full"],
+            What.SYN_Q0_EVICTED: drops["q0_evicted"],
             What.ACCEPT + 3: listener.accepts,
         }
         totals.update({(listener.identity.port, what): n for what, n in numbers.items()})
@@ -410,11 +487,13 @@ def counted(table: ListenerTable) -> Counter[tuple[int, int]]:
 
 
 class Run:
-    """A program, and a table that hears of it with losses."""
+    """A program, of zones or not, and a table that hears of it with losses."""
 
-    def __init__(self) -> None:
+    def __init__(self, zones: bool) -> None:
+        self.places, self.names = ZONED if zones else NETNS
+        self.zones = zones
         self.table = ListenerTable()
-        self.table.watch(SESSION, dict.fromkeys(WATCHED, ""))
+        self.table.watch(SESSION, dict.fromkeys(WATCHED, ""), ZONES if zones else Exports())
         self.restart()
         self.truth: Counter[tuple[int, int]] = Counter()
         self._before: Counter[tuple[int, int]] = Counter()
@@ -422,9 +501,9 @@ class Run:
     def restart(self) -> None:
         """Start the program and the tally anew; the table stays."""
         self.table.clear_queues(SESSION)
-        self.program = Program()
+        self.program = Program(self.places)
         self.tally = Tally(self.table, SESSION)
-        self.tally.ready(Ready(1, HOME))
+        self.tally.ready(Ready(1, self.places[1]))
         self.unheard = 0
 
     def check(self) -> None:
@@ -437,12 +516,15 @@ class Run:
     def check_queues(self) -> None:
         """Check that the queues are those of all open sockets, and of no other."""
         shown = {
-            socket: (listener.identity.port, queues)
+            socket: (listener.identity.place, listener.identity.port, queues)
             for listener in self.table
             for socket, queues in listener.sockets.items()
         }
-        sockets = self.program.open
-        assert shown == {key: one for key, one in sockets.items() if one[0] in WATCHED}
+        assert shown == {
+            socket: (self.names[self.places[socket]], port, queues)
+            for socket, (port, queues) in self.program.open.items()
+            if port in WATCHED
+        }
         assert sum(len(listener.sockets) for listener in self.table) == len(shown)
 
     def happen(self, happened: list[Happening]) -> None:
@@ -465,6 +547,9 @@ class Run:
         self._hear(self.program.printed(both=True))
 
     def _hear(self, printed: Printed, lost: Collection[int] = (), tick_lost: bool = False) -> None:
+        if self.zones and NAMES not in lost:
+            for place in self.program.named - {GLOBAL_ZONE}:
+                self.tally.place(Place(place, self.names[place]))
         for tick, rows in printed:
             if not tick_lost:
                 self.tally.tick(tick)
@@ -486,13 +571,17 @@ happenings = st.lists(
     ),
     max_size=6,
 )
-losses = st.sets(st.sampled_from([*KINDS, What.CLOSED]))
+losses = st.sets(st.sampled_from([*KINDS, What.CLOSED, NAMES]))
 
 
-@given(st.lists(st.tuples(happenings, losses, st.integers(0, 30).map(lambda n: n == 0))))
-def test_exact_with_lost_rows(steps: list[tuple[list[Happening], set[int], bool]]) -> None:
+@given(
+    st.booleans(), st.lists(st.tuples(happenings, losses, st.integers(0, 30).map(lambda n: n == 0)))
+)
+def test_exact_with_lost_rows(
+    zones: bool, steps: list[tuple[list[Happening], set[int], bool]]
+) -> None:
     """Whatever rows of the set in use are lost, and with restarts, all is right in the end."""
-    run = Run()
+    run = Run(zones)
     for happened, lost, ends in steps:
         run.happen(happened)
         run.tick(lost if run.program.ticks else set())
@@ -505,15 +594,16 @@ def test_exact_with_lost_rows(steps: list[tuple[list[Happening], set[int], bool]
     assert +counted(run.table) == +run.truth
 
 
-@given(st.lists(st.tuples(happenings, losses, st.booleans()), max_size=40))
+@given(st.booleans(), st.lists(st.tuples(happenings, losses, st.booleans()), max_size=40))
 def test_never_too_much_with_lost_heartbeats(
+    zones: bool,
     steps: list[tuple[list[Happening], set[int], bool]],
 ) -> None:
     """Whatever rows and heartbeats are lost, no counter falls or says more than happened.
 
     A program is ended when no heartbeat was heard for part of a generation.
     """
-    run = Run()
+    run = Run(zones)
     for happened, lost, tick_lost in steps:
         run.happen(happened)
         run.tick(lost, tick_lost and run.unheard < Program.TICKS - 1)
@@ -739,6 +829,116 @@ def test_clear_queues(table: ListenerTable, tally: Tally) -> None:
     assert only(table).syns == 10
 
 
+# Places
+
+
+@pytest.fixture
+def zones() -> ListenerTable:
+    """Return a table whose one session runs a program of zones and watches every port."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    return table
+
+
+@pytest.fixture
+def zone_tally(zones: ListenerTable) -> Tally:
+    """Return a Tally of such a program that has had its ready row and the first heartbeat."""
+    tally = Tally(zones, SESSION)
+    tally.ready(Ready(1, GLOBAL_ZONE))
+    tally.tick(Tick(0, 0))
+    return tally
+
+
+def places(table: ListenerTable) -> dict[str, int]:
+    """Return the SYNs of each place."""
+    return {listener.identity.place: listener.syns for listener in table}
+
+
+def test_home_of_zones(zones: ListenerTable, zone_tally: Tally) -> None:
+    """The ready row's zone is the global one by name, with no place row and whatever one says."""
+    zone_tally.row(row(What.SYN, 2, place=GLOBAL_ZONE))
+    zone_tally.place(Place(GLOBAL_ZONE, "other"))
+    zone_tally.row(row(What.SYN, 3, place=GLOBAL_ZONE))
+    assert places(zones) == {"global": 3}
+
+
+def test_zone_whose_name_has_not_come(zones: ListenerTable, zone_tally: Tally) -> None:
+    """Rows of a zone not named yet are left for the tick that has the name, and nothing is lost."""
+    zone_tally.row(row(What.SYN, 2, 20, place="3", seen=last(1, 0, 1)))
+    zone_tally.place(Place("4", "db"))
+    zone_tally.tick(Tick(0, 1))
+    zone_tally.row(row(What.SYN, 3, 30, place="3", seen=last(2, 0, 2)))
+    assert len(zones) == 0
+    zone_tally.place(Place("3", "web"))
+    zone_tally.tick(Tick(0, 2))
+    zone_tally.row(row(What.SYN, 7, 70, place="3", q0max=1034, seen=last(3, 1, 3)))
+    zone_tally.row(row(What.SYN, 3, 30, place="3", seen=last(2, 0, 2)))
+    listener = only(zones)
+    assert listener.identity == Identity("", "web", "*", 80)
+    assert (listener.syns, listener.q_sums) == (10, {10: 100})
+    assert listener.queues == Queues(1, 3, 1034, 10)
+
+
+def test_same_port_in_two_zones(zones: ListenerTable, zone_tally: Tally) -> None:
+    """Zones' listeners of one address and port are told apart by the zones' names."""
+    zone_tally.place(Place("3", "web"))
+    zone_tally.place(Place("4", "db"))
+    for number, place in enumerate((GLOBAL_ZONE, "3", "4"), 1):
+        zone_tally.row(row(What.SYN, number, socket=number, place=place))
+    assert places(zones) == {"global": 1, "web": 2, "db": 3}
+
+
+def test_close_in_a_zone_whose_name_has_not_come(zones: ListenerTable, zone_tally: Tally) -> None:
+    """A socket of a zone not named yet that closes stays closed once the name has come."""
+    rows = [
+        row(What.SYN, 5, place="3", seen=last(1, 0, 1)),
+        row(What.CLOSED, 1, place="3", seen=last(2, 0x1FFFF, 0x1FFFF)),
+    ]
+    for tick in range(3):
+        zone_tally.tick(Tick(0, tick))
+        for one in rows:
+            zone_tally.row(one)
+        zone_tally.place(Place("3", "web"))
+    assert only(zones).queues is None
+    assert places(zones) == {"web": 5}
+
+
+def test_names_are_each_runs_own(zones: ListenerTable, zone_tally: Tally) -> None:
+    """A zone's number may be another zone's after a restart: names are heard anew."""
+    zone_tally.place(Place("3", "web"))
+    zone_tally.row(row(What.SYN, 1, place="3"))
+    again = Tally(zones, SESSION)
+    again.ready(Ready(1, GLOBAL_ZONE))
+    again.tick(Tick(0, 0))
+    again.row(row(What.SYN, 2, place="3"))
+    assert places(zones) == {"web": 1}
+    again.place(Place("3", "db"))
+    again.row(row(What.SYN, 2, place="3"))
+    assert places(zones) == {"web": 1, "db": 2}
+
+
+def test_network_namespaces_need_no_names(table: ListenerTable, tally: Tally) -> None:
+    """Where places have no names the number is the label, and the home's is empty."""
+    tally.row(row(What.SYN, 1, place=HOME))
+    tally.row(row(What.SYN, 2, place="7"))
+    assert places(table) == {"": 1, "7": 2}
+
+
+@pytest.mark.parametrize(("exports", "home"), [(Exports(), ""), (ZONES, "global")])
+def test_listeners_known_before_are_at_home(exports: Exports, home: str) -> None:
+    """What was known of a listener before its first row is the home's, and gives way to the row."""
+    table = ListenerTable()
+    table.watch(SESSION, None, exports)
+    tally = Tally(table, SESSION)
+    tally.ready(Ready(1, GLOBAL_ZONE))
+    tally.know([Sample("*", 80, 3, 10, None, 1)])
+    assert only(table).identity == Identity("", home, "*", 80)
+    assert only(table).queues == Queues(None, 3, None, 10)
+    tally.tick(Tick(0, 0))
+    tally.row(row(What.SYN, 1, place=GLOBAL_ZONE, q0max=1034, seen=last(1, 0, 1)))
+    assert only(table).sockets == {1: Queues(0, 1, 1034, 10)}
+
+
 # The table
 
 
@@ -752,6 +952,18 @@ def test_configured_port_is_there_from_the_start(table: ListenerTable) -> None:
     seen = table.listener(session, "", "::1", 22)
     assert only(table) is seen
     assert (table.name(seen), len(table)) == ("ssh", 1)
+
+
+def test_configured_port_is_at_home(table: ListenerTable) -> None:
+    """A configured port not seen yet has the home's place, as soon as the program is known."""
+    far = SessionId("sol10", "port-22")
+    table.watch(far, {22: "ssh"})
+    assert only(table).identity == Identity("sol10", "", "*", 22)
+    table.watch(far, {22: "ssh"}, ZONES)
+    assert only(table).identity == Identity("sol10", "global", "*", 22)
+    assert (table.home(far), table.home(SESSION)) == ("global", "")
+    table.listener(far, "web", "*", 22)
+    assert only(table).identity == Identity("sol10", "web", "*", 22)
 
 
 def test_ports_taken_out_of_the_configuration(table: ListenerTable) -> None:
