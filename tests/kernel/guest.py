@@ -60,6 +60,18 @@ LEFT_OUT = (
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """Name to the packages whose usr/bin a few cases want: too big to be in every guest."""
 
+MODEL = "model"
+MODEL_KERNEL = "6.12"
+"""The kernel that can load the model of Solaris' TCP."""
+MODEL_CASES = ("model_", "illumos", "solaris")
+"""How the names of the cases begin that want it."""
+GENERATIONS = ("illumos", "solaris10")
+TOOLCHAIN = (
+    *("coreutils", "dash", "dwarves", "findutils", "gcc", "grep", "libc6-dev", "make", "mawk"),
+    "sed",
+)
+"""What builds a kernel module, besides the kernel's headers."""
+
 HOST_PACKAGES = {
     "apt-get": "apt",
     "cpio": "cpio",
@@ -104,7 +116,7 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
     Args:
         kernel: a key of KERNELS.
-        extras: keys of EXTRAS that the guest shall have.
+        extras: keys of EXTRAS that the guest shall have, or MODEL.
 
     Raises:
         UnavailableError: a command, the archive's address or the network lacks.
@@ -115,10 +127,32 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
     linux = _cached(f"linux-{kernel}", [suite], partial(_build_linux, suite))
     archives = [base / "base.cpio.zst", linux / "modules.cpio.zst"]
     for extra in extras:
+        if extra == MODEL:
+            archives.append(_model(suite, _release(linux / "vmlinuz")))
+            continue
         packages = EXTRAS[extra]
         made = _cached(extra, [USERLAND, *packages], partial(_build_extra, packages))
         archives.append(made / "extra.cpio.zst")
     return Guest(kernel, linux / "vmlinuz", tuple(archives))
+
+
+def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
+    """Return what a kernel's guest needs besides the base.
+
+    Args:
+        kernel: a key of KERNELS.
+        cases: as ``backlog::test_q_full``; None for all that there is.
+    """
+    names = [*EXTRAS, *([MODEL] if kernel == MODEL_KERNEL else [])]
+    if cases is None:
+        return names
+    wanted = {MODEL if wants_model(case) else case.partition("::")[0] for case in cases}
+    return [name for name in names if name in wanted]
+
+
+def wants_model(case: str) -> bool:
+    """Tell whether a case is one of those that need the model."""
+    return case.startswith(MODEL_CASES)
 
 
 def require_host() -> None:
@@ -199,7 +233,7 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
 
 def shell(kernel: str) -> int:
     """Boot a guest with its console on this terminal; Ctrl-A X ends it."""
-    guest = build(kernel, EXTRAS)
+    guest = build(kernel, extras_of(kernel))
     with _scratch(Path(tempfile.gettempdir())) as scratch:
         initrd(guest, [], scratch / "initrd")
         return subprocess.call([*qemu(guest, scratch / "initrd", "shell"), "-serial", "mon:stdio"])
@@ -297,6 +331,64 @@ def _build_extra(packages: Iterable[str], directory: Path) -> None:
         _archive(root, directory / "extra.cpio.zst")
 
 
+def _release(vmlinuz: Path) -> str:
+    """Return a kernel's release, from its image's header: 6.12.9-cloud-amd64 for one."""
+    head = vmlinuz.read_bytes()[:0x10000]
+    start = int.from_bytes(head[0x20E:0x210], "little") + 0x200
+    return head[start : head.index(b" ", start)].decode()
+
+
+def _model(suite: str, release: str) -> Path:
+    """Return the archive of the model, both generations, for a kernel's release."""
+    sources = sorted(
+        path
+        for pattern in ("Kbuild", "*.[ch]", "*/*.[ch]")
+        for path in (HERE / "model").glob(pattern)
+    )
+    recipe = [release, *(text for path in sources for text in (path.name, path.read_text()))]
+    return _cached(MODEL, recipe, partial(_build_model, suite, release)) / "model.cpio.zst"
+
+
+def _build_model(suite: str, release: str, directory: Path) -> None:
+    packages = [f"linux-headers-{release}", *TOOLCHAIN]
+    toolchain = _cached(
+        "toolchain", [suite, *packages], partial(_build_toolchain, suite, packages)
+    )
+    with _scratch(toolchain / "src") as work, _scratch(directory.parent) as scratch:
+        for generation in GENERATIONS:
+            sources = work / generation
+            shutil.copytree(HERE / "model" / generation, sources)
+            for path in (HERE / "model").glob("*"):
+                if path.is_file():
+                    shutil.copy(path, sources)
+            log = _run(
+                *("chroot", toolchain, "make", "-C", f"/usr/src/linux-headers-{release}"),
+                *("AWK=mawk", f"M=/{sources.relative_to(toolchain)}", "modules"),
+            )
+            if "BTF [M]" not in log:
+                raise UnavailableError(f"the model's module got no BTF:\n{log}")
+            target = scratch / "root/usr/lib/solaris-model" / generation
+            target.mkdir(parents=True)
+            shutil.copy(sources / "ip.ko", target)
+        _archive(scratch / "root", directory / "model.cpio.zst")
+
+
+def _build_toolchain(suite: str, packages: list[str], directory: Path) -> None:
+    # Nothing is configured in it: a compiler only has to be there.
+    _run(
+        *("mmdebstrap", "--quiet", "--variant=extract"),
+        *(f'--aptopt={key} "{value}"' for key, value in APT.items()),
+        *("--keyring", KEYRING, f"--include={','.join(packages)}", suite, directory, mirror()),
+    )
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if not (directory / name).exists():
+            (directory / name).symlink_to(f"usr/{name}")
+    for pattern in ("usr/share/doc", "usr/share/locale", "usr/share/man", "var"):
+        for path in directory.glob(pattern):
+            shutil.rmtree(path)
+    (directory / "src").mkdir()
+
+
 def _private_apt(suite: str, scratch: Path) -> list[str]:
     """Return apt options that know one suite only and leave the machine's own lists alone."""
     (scratch / "lists/partial").mkdir(parents=True)
@@ -353,7 +445,7 @@ def main() -> int:
         if arguments.command == "shell":
             return shell(arguments.kernel)
         for kernel in KERNELS:
-            guest = build(kernel, EXTRAS)
+            guest = build(kernel, extras_of(kernel))
             for path in (guest.vmlinuz, *guest.archives):
                 print(f"{path.stat().st_size >> 20:5} MiB  {path}")  # noqa: T201
     except UnavailableError as error:

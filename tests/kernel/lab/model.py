@@ -1,0 +1,106 @@
+"""The model of Solaris' TCP listeners: a kernel module that a script drives; see ../model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.waiting import until
+
+MODULES = Path("/usr/lib/solaris-model")
+FILES = Path("/sys/kernel/debug/solaris")
+DTRACE = str(Path(__file__).resolve().parents[1] / "model/dtrace")
+"""Stands in for dtrace(1): it knows the mib provider, as functions of the model."""
+GENERATIONS = ("illumos", "solaris10")
+
+
+class Model:
+    """The module of a generation, loaded for as long as the block lasts.
+
+    Args:
+        generation: one of GENERATIONS.
+    """
+
+    def __init__(self, generation: str) -> None:
+        self.generation = generation
+
+    def __enter__(self) -> Model:
+        subprocess.run(["insmod", MODULES / self.generation / "ip.ko"], check=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A consumer that has just ended holds its probes for some seconds more.
+        until(
+            lambda: subprocess.run(["rmmod", "ip"], capture_output=True).returncode == 0,
+            "the model can be unloaded",
+        )
+
+    def run(self, *lines: str, cpu: int | None = None) -> None:
+        """Let events happen, in order, each line a command of ../model/model.c.
+
+        Args:
+            lines: such as ``syn web count 3 from 192.0.2.7``.
+            cpu: where to run them; None for wherever it may be.
+
+        Raises:
+            OSError: EINVAL: a line cannot be; those before it have happened.
+        """
+        if cpu is not None:
+            os.sched_setaffinity(threading.get_native_id(), {cpu})
+        script = os.open(FILES / "script", os.O_WRONLY)
+        try:
+            for line in lines:
+                try:
+                    os.write(script, line.encode())
+                except OSError as error:
+                    raise OSError(error.errno, f"{error.strerror}: {line}") from None
+        finally:
+            os.close(script)
+
+    def run_on_both(self, *lines: str) -> None:
+        """Let the same events happen on both CPUs at once."""
+        errors: list[OSError] = []
+
+        def on(cpu: int) -> None:
+            try:
+                self.run(*lines, cpu=cpu)
+            except OSError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=on, args=[cpu]) for cpu in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def refuses(self, line: str) -> bool:
+        """Tell whether a line is one that cannot be."""
+        try:
+            self.run(line)
+        except OSError:
+            return True
+        return False
+
+    def all_totals(self) -> list[dict[str, Any]]:
+        """Return the totals of every listener that there was, oldest first."""
+        return [json.loads(line) for line in (FILES / "totals").read_text().splitlines()]
+
+    def totals(self, name: str) -> dict[str, Any]:
+        """Return the totals of the listener that had a name last; see ../model/model.h."""
+        return [found for found in self.all_totals() if found["name"] == name][-1]
+
+    def burst_nanoseconds(self) -> int:
+        """Return how long the last ``burst`` took, in nanoseconds."""
+        return int((FILES / "nanoseconds").read_text())
