@@ -8,7 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from lab.waiting import until
 
@@ -29,7 +29,7 @@ class Model:
     def __init__(self, generation: str) -> None:
         self.generation = generation
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
         subprocess.run(["insmod", MODULES / self.generation / "ip.ko"], check=True)
         return self
 
