@@ -351,9 +351,7 @@ def _model(suite: str, release: str) -> Path:
 
 def _build_model(suite: str, release: str, directory: Path) -> None:
     packages = [f"linux-headers-{release}", *TOOLCHAIN]
-    toolchain = _cached(
-        "toolchain", [suite, *packages], partial(_build_toolchain, suite, packages)
-    )
+    toolchain = _cached("toolchain", [suite, *packages], partial(_build_toolchain, suite, packages))
     with _scratch(toolchain / "src") as work, _scratch(directory.parent) as scratch:
         for generation in GENERATIONS:
             sources = work / generation
