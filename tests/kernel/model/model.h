@@ -135,7 +135,6 @@ static inline void putnext(queue_t *queue, mblk_t *mp)
 
 /* queues.c: the same in both generations */
 void tcp_eager_unlink(tcp_t *tcp);
-mblk_t *tcp_get_def_conn_ind(tcp_t *listener);
 void tcp_send_conn_ind(void *arg, mblk_t *mp, void *arg2);
 void tcp_send_pending(void *arg, mblk_t *mp, void *arg2 IRA_PARAMETER);
 void tcp_accept_swap(tcp_t *listener, tcp_t *acceptor, tcp_t *eager);

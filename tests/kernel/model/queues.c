@@ -98,7 +98,7 @@ TRACED void tcp_eager_unlink(tcp_t *tcp)
 }
 
 /* Move the first of the deferred to Q; the caller has the lock and knows that there is one. */
-TRACED mblk_t *tcp_get_def_conn_ind(tcp_t *listener)
+GET_DEF_CONN_IND mblk_t *tcp_get_def_conn_ind(tcp_t *listener)
 {
 	tcp_t *tcp = listener->tcp_eager_prev_q0;
 	mblk_t *conn_ind;

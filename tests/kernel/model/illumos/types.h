@@ -257,6 +257,8 @@ AT(ip_recv_attr_t, ira_cpid, 104);
 #define IRA_PARAMETER , ip_recv_attr_t *dummy
 #define IRA_NONE , NULL
 
+#define GET_DEF_CONN_IND TRACED
+
 /* The list of half-open eagers that may be thrown out, headed by the listener. */
 static inline void make_undroppable(tcp_t *eager)
 {
@@ -267,6 +269,8 @@ static inline void make_undroppable(tcp_t *eager)
 	eager->tcp_eager_prev_drop_q0 = NULL;
 	eager->tcp_eager_next_drop_q0 = NULL;
 }
+
+mblk_t *tcp_get_def_conn_ind(tcp_t *listener);
 
 /* Give back the place that an endpoint has in its listener's limit. */
 void leave_listen_cnt(tcp_t *tcp);

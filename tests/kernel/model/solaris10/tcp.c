@@ -146,17 +146,26 @@ TRACED void tcp_accept(tcp_t *listener, mblk_t *mp)
 	accept_tli(listener, mp);
 }
 
-/* Bind and listen are one message, with the backlog in it. */
+/* bind(3) and then listen(3), which alone has a backlog. */
 TRACED void tcp_bind(tcp_t *tcp, mblk_t *mp)
 {
 	struct T_bind_req *bind_req = (struct T_bind_req *)mp->b_rptr;
+	uint32_t backlog = bind_req->CONIND_number;
 
-	tcp->tcp_conn_req_max = clamp(bind_req->CONIND_number,
-				      tcp_param_arr[TCP_CONN_REQ_MIN].tcp_param_val,
-				      tcp_param_arr[TCP_CONN_REQ_MAX_Q].tcp_param_val);
-	if (tcp->tcp_state != TCPS_LISTEN) {
-		tcp->tcp_state = TCPS_LISTEN;
-		start_queues(tcp);
+	if (tcp->tcp_state >= TCPS_BOUND &&
+	    (tcp->tcp_state > TCPS_LISTEN || !backlog || tcp->tcp_conn_req_max == backlog))
+		return;
+	if (tcp->tcp_state < TCPS_BOUND)
+		tcp->tcp_state = TCPS_BOUND;
+	tcp->tcp_conn_req_max = backlog;
+	if (backlog) {
+		tcp->tcp_conn_req_max =
+			clamp(backlog, tcp_param_arr[TCP_CONN_REQ_MIN].tcp_param_val,
+			      tcp_param_arr[TCP_CONN_REQ_MAX_Q].tcp_param_val);
+		if (tcp->tcp_state != TCPS_LISTEN) {
+			tcp->tcp_state = TCPS_LISTEN;
+			start_queues(tcp);
+		}
 	}
 	putnext(tcp->tcp_rq, mp);
 }
@@ -222,20 +231,27 @@ void init_endpoint(conn_t *connp, tcp_t *tcp, struct place *place, enum kind kin
 	kmutex_init(&tcp->tcp_eager_lock);
 }
 
+static void request_bind(tcp_t *tcp, uint32_t backlog)
+{
+	struct T_bind_req bind_req = { .PRIM_type = T_BIND_REQ, .CONIND_number = backlog };
+	mblk_t mp = { .b_rptr = (uchar_t *)&bind_req, .b_wptr = (uchar_t *)(&bind_req + 1) };
+
+	tcp_bind(tcp, &mp);
+}
+
 void bind_to(conn_t *connp, tcp_t *tcp, const in6_addr_t *address, in_port_t port)
 {
 	connp->conn_bound_source_v6 = *address;
 	connp->connua_v6addr.connua_laddr = *address;
 	connp->conn_lport = port;
-	tcp->tcp_state = TCPS_BOUND;
+	request_bind(tcp, 0);
 }
 
 int listen_on(struct listener *listener, int backlog)
 {
-	struct T_bind_req bind_req = { .PRIM_type = T_BIND_REQ, .CONIND_number = backlog };
-	mblk_t mp = { .b_rptr = (uchar_t *)&bind_req, .b_wptr = (uchar_t *)(&bind_req + 1) };
-
-	tcp_bind(&listener->tcp, &mp);
+	if (listener->tcp.tcp_state == TCPS_IDLE)
+		request_bind(&listener->tcp, 0);
+	request_bind(&listener->tcp, backlog);
 	return 0;
 }
 
