@@ -22,14 +22,14 @@ KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 
 _BEGIN = re.compile(r"/\* begin (\w+) \*/")
 _END = re.compile(r"/\* end (\w+) \*/")
-_PLACE = re.compile(r"/\* place (\w+) \*/")
+_PLACE = re.compile(r"/\* place (netns|zone) \*/")
 _ONLY = re.compile(r"/\* only (\w+) \*/")
 _OPTION = re.compile(r"#pragma D option (\w+)")
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d+)\b')
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
-_FUNCTION = re.compile(r"\w*:\w*:([\w.]+):(?:entry|return)")
+_PROBE = re.compile(r"\w*:\w*:(?:([\w.]+):(?:entry|return)\b|[\w.]*:(\w+))")
 
 # What the host's own place is called.
 _HOMES = {"netns": "", "zone": "global"}
@@ -227,11 +227,12 @@ def blame(message: str, text: str) -> str | None:
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]
-    for function in _FUNCTION.findall(message):
+    for function, name in _PROBE.findall(message):
+        probe = re.compile(rf":{re.escape(function)}:" if function else rf":{name}\b")
         named = [
             owner
             for owner, line in zip(owners, text.splitlines(), strict=True)
-            if f":{function}:" in line
+            if probe.search(line)
         ]
         if named and all(named):
             return named[0]
