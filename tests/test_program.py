@@ -3,42 +3,74 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from collections.abc import Iterable
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import btf, program
-from dtrace_exporter.program import Program, ProgramError, blame, choose, exports, render, window
-
-LINUX = choose("linux")
-TRACE = choose("linux_trace")
-COUNTERS = {"LISTENOVERFLOWS": 20, "LISTENDROPS": 21, "TCPREQQFULLDROP": 76}
-NOT_ENABLED = (
-    "dtrace: could not enable tracing: Failed to enable fbt:vmlinux:{}: Operation not supported"
+from dtrace_exporter import btf, config, program, rows
+from dtrace_exporter.program import (
+    Program,
+    ProgramError,
+    blame,
+    exports,
+    load,
+    load_trace,
+    render,
+    window,
 )
+from dtrace_exporter.trace import HEADER, csv
+
+FILES = {
+    file.stem: load(file.stem) for file in Path(program.__file__).with_name("programs").glob("*.d")
+}
+"""Every program there is: those that count, and those that print a line for each event."""
+NAMES = sorted(name for name in FILES if not name.endswith("_trace"))
+TRACES = sorted(FILES.keys() - {*NAMES})
+LINUX = FILES["linux"]
+OF_ZONES = Program("own.d", 'BEGIN\n{\n\tprintf("ready 1 0\\n");\t/* place zone */\n}\n')
+
+COUNTERS = {"LISTENOVERFLOWS": 20, "LISTENDROPS": 21, "TCPREQQFULLDROP": 76}
+TIMING = {"FIRST_PORT", "LAST_PORT", "TICKS", "CLOCK"}
+NOT_ENABLED = "dtrace: could not enable tracing: Failed to enable {}: Operation not supported"
 NO_MATCH = "dtrace: invalid probe specifier {0}: probe description {0} does not match any probes"
+IN_SCRIPT = "dtrace: failed to compile script /dev/stdin: line {}: {}"
+
+PROBE = r"BEGIN|END|ERROR|tick-\w+|\w+:\w*:[\w.]*:[\w-]+"
+DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+\[\w+\];).*$"
 EVERY_SUBSET = [
-    subset for size in range(len(LINUX.parts) + 1) for subset in combinations(LINUX.parts, size)
+    pytest.param(name, subset, id="+".join([name, *subset]))
+    for name in NAMES
+    for size in range(len(FILES[name].parts) + 1)
+    for subset in combinations(FILES[name].parts, size)
 ]
+each_program = pytest.mark.parametrize("name", NAMES)
+each_trace = pytest.mark.parametrize("name", TRACES)
+each_file = pytest.mark.parametrize("name", sorted(FILES))
 
 
-def rendered(without: tuple[str, ...] = ()) -> str:
-    """Return the Linux program for a tick of a second, less some parts."""
-    return render(LINUX, window(1.0), counters=COUNTERS, without=without)
+def rendered(name: str, without: Iterable[str] = ()) -> str:
+    """Return a program for a tick of a second, less some parts."""
+    return render(FILES[name], window(1.0), without=[*without])
 
 
 def inlines(text: str) -> dict[str, int]:
     """Return the numbers in a program's inline declarations."""
-    found = re.findall(r"^inline int (\w+) = (\d+);$", text, flags=re.MULTILINE)
-    return {name: int(value) for name, value in found}
+    found = re.findall(r"^inline int (\w+) = ([-\w]+);$", text, flags=re.MULTILINE)
+    return {name: int(value, 0) for name, value in found}
 
 
 def without_comments(text: str) -> str:
     """Return a program's text with its comments blanked."""
     return re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
+
+
+def code(text: str) -> str:
+    """Return a program's clauses, and nothing else of it."""
+    return re.sub(DECLARATION, "", without_comments(text), flags=re.MULTILINE)
 
 
 def clauses(text: str) -> list[tuple[list[str], str]]:
@@ -47,19 +79,89 @@ def clauses(text: str) -> list[tuple[list[str], str]]:
     Raises:
         AssertionError: the text between two bodies is no probe list with a predicate at most.
     """
-    code = re.sub(
-        r"^(#!|#pragma|inline |this |self |\w+ \w+\[int\];).*$", "", text, flags=re.MULTILINE
-    )
     found = []
-    for head, body in re.findall(r"([^{}]*)\{([^{}]*)\}", without_comments(code)):
+    for head, body in re.findall(r"([^{}]*)\{([^{}]*)\}", code(text)):
         probes, *predicate = re.split(r"(?<=\s)/", head.strip(), maxsplit=1)
         assert not predicate or predicate[0].endswith("/"), head
         names = [name.strip() for name in probes.split(",")]
-        assert all(re.fullmatch(r"BEGIN|END|tick-\w+|fbt::\w+:(entry|return)", n) for n in names), (
-            f"no probe list: {head}"
-        )
+        assert all(re.fullmatch(PROBE, name) for name in names), f"no probe list: {head}"
         found.append((names, body))
     return found
+
+
+def lines(text: str) -> list[tuple[str, str]]:
+    """Return a program's lines, each with the optional part that it is of, or an empty string.
+
+    Raises:
+        AssertionError: a part begins within another one, or ends where it has not begun.
+    """
+    found = []
+    part = ""
+    for line in text.splitlines():
+        if begin := re.search(r"/\* begin (\w+) \*/", line):
+            assert not part, f"{begin[1]} begins within {part}"
+            part = begin[1]
+        only = re.search(r"/\* only (\w+) \*/", line)
+        found.append((line, only[1] if only else part))
+        if end := re.search(r"/\* end (\w+) \*/", line):
+            assert end[1] == part
+            part = ""
+    assert not part, f"{part} does not end"
+    return found
+
+
+def owners(text: str, *, announced: bool) -> dict[str, set[str]]:
+    """Return the optional parts that name each probe of a program, the core as an empty string.
+
+    Args:
+        text: the program.
+        announced: whether the long lists count in which all events meet.
+    """
+    found: dict[str, set[str]] = {}
+    probes: list[tuple[str, str]] = []
+    for line, owner in lines(text):
+        if probe := re.match(rf"({PROBE})(?=(,?)(\s|$))", line):
+            probes.append((probe[1], owner))
+            if not probe[2]:
+                for name, part in probes if announced or len(probes) <= 3 else ():
+                    found.setdefault(name, set()).add(part)
+                probes = []
+    return found
+
+
+def needs(name: str) -> dict[str, set[str]]:
+    """Return on which parts a program's parts rest."""
+    found = re.findall(r"/\* (\w+) needs (.+?) \*/", FILES[name].text)
+    return {part: set(words.split(", ")) for part, words in found}
+
+
+def gone_with(name: str, without: Iterable[str]) -> set[str]:
+    """Return all that goes with some parts of a program: what rests on them, and so on."""
+    gone = {*without}
+    while more := {part for part, on in needs(name).items() if on & gone} - gone:
+        gone |= more
+    return gone
+
+
+def read_and_written(text: str) -> tuple[set[str], set[str]]:
+    """Return the variables and aggregations that a program's clauses read, and that they write."""
+    arrays = re.findall(r"^\w+ (\w+)\[\w+\];$", text, flags=re.MULTILINE)
+    names = "|".join(["(?:this|self)->\\w+", *(rf"\b{array}(?=\[)" for array in arrays)])
+    read, written = set(), set()
+    for name, index, change in re.findall(
+        rf"({names})(\[[^\]]*\])?\s*(=(?!=)|[-+]=|\+\+)?", code(text)
+    ):
+        read |= {*re.findall(rf"{names}", index), *([] if change == "=" else [name])}
+        written |= {name} if change else set()
+    for name, keys in re.findall(r"(?<!%)(@\w+)(\[)?", code(text)):
+        (written if keys else read).add(name)
+    return read, written
+
+
+def printed(text: str) -> list[str]:
+    """Return the lines that a program prints, with a 1 for every number."""
+    formats = re.findall(r'\bprint[af]\("([^"]*)\\n"', code(text))
+    return [re.sub(r"%@?[dx]", "1", each).replace("%s", "name") for each in formats]
 
 
 @given(st.integers(100, 10_000))
@@ -77,10 +179,18 @@ def test_window_of_every_interval(milliseconds: int) -> None:
     assert generation / 1e9 >= 60 or chosen.ticks == 30
 
 
-def test_choose_reads_the_programs() -> None:
-    """The Linux program is there by name and by auto, with its optional parts in their order."""
-    assert choose("auto") == LINUX
-    assert LINUX.name == "linux"
+# Which ones there are
+
+
+def test_the_programs_there_are() -> None:
+    """Each program is one that the configuration knows, Linux's and illumos' among them."""
+    assert {"linux", "illumos"} <= {*NAMES} <= {*config.PROGRAMS} - {"auto"}
+    assert {name.removesuffix("_trace") for name in TRACES} <= {*NAMES}
+    assert all(file.name == name for name, file in FILES.items())
+
+
+def test_parts_of_linux() -> None:
+    """The optional parts are told in their order."""
     assert LINUX.parts == (
         "syn_drops",
         "ack_drops",
@@ -92,167 +202,333 @@ def test_choose_reads_the_programs() -> None:
     )
 
 
-def test_choose_a_path(tmp_path: Path) -> None:
-    """A path is read as it is."""
+@pytest.mark.parametrize(("platform", "name"), [("linux", "linux"), ("sunos5", ""), ("darwin", "")])
+def test_local(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux has one program; a system with several kernels, or none, leaves it to the kernel."""
+    monkeypatch.setattr("sys.platform", platform)
+    assert program.local() == name
+
+
+def test_load_a_path(tmp_path: Path) -> None:
+    """A path is read as it is, and is its own program for traces."""
     file = tmp_path / "own.d"
     file.write_text("BEGIN { exit(0); }\n", encoding="utf-8")
-    assert choose(str(file)) == Program(str(file), "BEGIN { exit(0); }\n")
+    assert load(str(file)) == Program(str(file), "BEGIN { exit(0); }\n")
+    assert load_trace(str(file)) == load(str(file))
 
 
-def test_choose_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be had is named with the reason: no file, no text, no program for the system."""
+@each_trace
+def test_load_trace(name: str) -> None:
+    """The program that traces goes with the one that counts."""
+    assert load_trace(name.removesuffix("_trace")) == FILES[name]
+
+
+def test_load_errors(tmp_path: Path) -> None:
+    """What cannot be had is named with the reason: no file, no text."""
     missing = str(tmp_path / "missing.d")
     with pytest.raises(ProgramError, match=re.escape(missing) + ": No such file or directory"):
-        choose(missing)
+        load(missing)
     with pytest.raises(ProgramError, match="Is a directory"):
-        choose(str(tmp_path))
+        load(str(tmp_path))
     binary = tmp_path / "binary.d"
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ProgramError, match=r"binary\.d: not UTF-8"):
-        choose(str(binary))
+        load(str(binary))
     with pytest.raises(ProgramError, match="the D program nonsense: No such file"):
-        choose("nonsense")
-    monkeypatch.setattr("sys.platform", "plan9")
-    with pytest.raises(ProgramError, match=r"no D program for plan9.*dtrace\.program"):
-        choose("auto")
+        load("nonsense")
+    with pytest.raises(ProgramError, match="the D program nonsense_trace: No such file"):
+        load_trace("nonsense")
 
 
-def test_render_fills_the_numbers() -> None:
-    """Ports, timing and the kernel's counters stand in their inlines, the period in every tick."""
-    text = render(LINUX, window(0.25), (22, 80), COUNTERS)
+@each_program
+def test_place(name: str) -> None:
+    """Linux has network namespaces and the other systems have zones, by the programs' own word."""
+    assert FILES[name].place_label == ("netns" if name == "linux" else "zone")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("", "netns"),
+        ("/* place netns */", "netns"),
+        ("/* place zone */", "zone"),
+        ("/* place nowhere */", "netns"),
+        ("/* place zones */", "netns"),
+        ("/* in place of a zone */", "netns"),
+    ],
+)
+def test_place_of_an_own_program(text: str, label: str) -> None:
+    """A program that names no place, or one that there is not, is taken to have Linux's."""
+    own = Program("own.d", text)
+    assert own.place_label == label
+    assert exports(own, {}).place_label == label
+
+
+@each_file
+def test_drop_counters_needed(name: str) -> None:
+    """Only on Linux do programs tell drops by the kernel's own counters."""
+    assert FILES[name].needs_drop_counters == name.startswith("linux")
+
+
+# Filling in
+
+
+@each_program
+def test_render_fills_ports_and_timing(name: str) -> None:
+    """Ports and timing stand in their inlines, the period in every tick."""
+    text = render(FILES[name], window(0.25), (22, 80))
     assert inlines(text) == {
+        **inlines(FILES[name].text),
         "FIRST_PORT": 22,
         "LAST_PORT": 80,
         "TICKS": window(0.25).ticks,
         "CLOCK": window(0.25).clock,
-        **COUNTERS,
     }
     ticks = re.findall(r"^tick-\w+", text, flags=re.MULTILINE)
     assert set(ticks) == {"tick-250ms"}
-    assert len(ticks) == len(re.findall(r"^tick-", LINUX.text, flags=re.MULTILINE))
+    assert len(ticks) == len(re.findall(r"^tick-", FILES[name].text, flags=re.MULTILINE))
 
 
-def test_render_without_counters() -> None:
-    """Where the kernel does not tell its drop counters, number 0 stands for each of them."""
-    numbers = inlines(render(LINUX, window(1.0)))
-    assert {numbers[name] for name in COUNTERS} == {0}
+@each_file
+def test_render_fills_the_kernels_numbers(name: str) -> None:
+    """Each number of a kernel's can be filled in by its name; another name changes nothing."""
+    found = inlines(FILES[name].text)
+    numbers = {each: 1000 + n for n, each in enumerate(found) if found[each] >= 0}
+    text = render(FILES[name], window(1.0), numbers={**numbers, "NONSENSE": 7})
+    assert inlines(text) == {**found, **numbers}
+    assert "NONSENSE" not in text
 
 
-def test_by_hand_it_is_the_default() -> None:
-    """As it lies there the program watches every port, with the timing of the default interval."""
-    numbers = inlines(LINUX.text)
+@each_file
+def test_render_leaves_other_numbers(name: str) -> None:
+    """What nobody knows better stays as the file has it."""
+    before, after = inlines(FILES[name].text), inlines(rendered(name))
+    assert {each: after[each] for each in after.keys() - TIMING} == {
+        each: before[each] for each in before.keys() - TIMING
+    }
+
+
+def test_drop_counters_are_filled_in() -> None:
+    """The kernel's drop counters are numbers of each program that says it needs them."""
+    for file in FILES.values():
+        numbers = inlines(render(file, window(1.0), numbers=COUNTERS))
+        assert (COUNTERS.items() <= numbers.items()) == file.needs_drop_counters
+
+
+def test_offsets() -> None:
+    """Offsets go by the configuration's names in lower case, by the inlines' in upper case."""
+    assert program.offsets({}) == {}
+    assert program.offsets({"conn_tcp": 0x20, "conn_lport": 0x102}) == {
+        "CONN_TCP": 0x20,
+        "CONN_LPORT": 0x102,
+    }
+
+
+@each_program
+def test_by_hand_it_is_the_default(name: str) -> None:
+    """As it lies there a program watches every port, with the timing of the default interval."""
+    numbers = inlines(FILES[name].text)
     assert (numbers["FIRST_PORT"], numbers["LAST_PORT"]) == (0, 65535)
-    assert (numbers["TICKS"], numbers["CLOCK"]) == (window(1.0).ticks, window(1.0).clock)
+    default = window(config.DTraceConfig().interval)
+    assert (numbers["TICKS"], numbers["CLOCK"]) == (default.ticks, default.clock)
 
 
-def test_render_changes_nothing_else() -> None:
+@each_file
+def test_render_changes_nothing_else(name: str) -> None:
     """Apart from the numbers and the period, a program with every part is the file as it lies."""
+    text = render(FILES[name], window(0.5), (1, 2))
     changed = [
         (before, after)
-        for before, after in zip(LINUX.text.splitlines(), rendered().splitlines(), strict=True)
+        for before, after in zip(FILES[name].text.splitlines(), text.splitlines(), strict=True)
         if before != after
     ]
     assert changed
     assert all(before.startswith(("inline int ", "tick-1s")) for before, _ in changed)
 
 
-def test_options_given_outside_are_not_inside() -> None:
+@each_file
+def test_options_given_outside_are_not_inside(name: str) -> None:
     """An option on the command line takes the place of the program's own pragma, only that one."""
-    text = render(LINUX, window(1.0), options=["aggsize", "nonsense"])
-    before = set(re.findall(r"#pragma D option (\w+)", LINUX.text))
-    assert set(re.findall(r"#pragma D option (\w+)", text)) == before - {"aggsize"}
-    assert "aggsize" in before
+    before = re.findall(r"#pragma D option (\w+)", FILES[name].text)
+    assert "quiet" in before
+    for option in before:
+        text = render(FILES[name], window(1.0), options=[option, "nonsense"])
+        after = re.findall(r"#pragma D option (\w+)", text)
+        assert after == [each for each in before if each != option]
 
 
-@pytest.mark.parametrize("without", EVERY_SUBSET, ids="+".join)
-def test_every_subset_of_parts(without: tuple[str, ...]) -> None:
-    """Whatever is left out, the rest is well formed and says no word of what is gone.
+# What is printed
 
-    Markers come in pairs, braces and comments too, every probe list is one, and no function that
-    only a left-out part traces is named anywhere.
+
+@each_program
+def test_rows_are_those_that_are_read(name: str) -> None:
+    """Every line that a program prints is a row, and each set's rows come behind its heartbeat."""
+    records = [rows.parse(line) for line in printed(FILES[name].text)]
+    kinds = {rows.Ready, rows.Tick, rows.Row}
+    places = {rows.Place} if FILES[name].place_label == "zone" else set()
+    assert {type(record) for record in records} == kinds | places
+    assert {one.version for one in records if isinstance(one, rows.Ready)} == {rows.PROTOCOL}
+    assert {one.parity for one in records if isinstance(one, rows.Row)} == {0, 1}
+    for before, record in pairwise(records):
+        assert isinstance(before, rows.Tick) == isinstance(record, rows.Row)
+
+
+@each_trace
+def test_traces_have_the_columns(name: str) -> None:
+    """The first line that a trace program prints is the header, and the others have its columns."""
+    header, *events = [line.split(",") for line in printed(FILES[name].text)]
+    assert ",".join(header) == HEADER
+    assert {len(columns) for columns in events} == {len(header)}
+    actions = {columns[2].partition(":")[0] for columns in events}
+    assert actions == {"syn", "drop", "established", "accept"}
+    assert {csv(",".join(columns)).split(",")[3] for columns in events} == {"::1:0:0:0:1"}
+
+
+# Leaving out
+
+
+@each_program
+def test_markers_are_of_parts_that_there_are(name: str) -> None:
+    """A part that a line is marked with, or that another one rests on, has text of its own."""
+    text, parts = FILES[name].text, {*FILES[name].parts}
+    assert {*re.findall(r"/\* only (.*?) \*/", text)} <= parts
+    assert needs(name).keys() <= parts
+    assert {part for on in needs(name).values() for part in on} <= parts
+    marked = [line for line in text.splitlines() if "/* only" in line]
+    assert all(len(re.findall(r"/\* (?:only|begin|end) ", line)) == 1 for line in marked)
+
+
+@pytest.mark.parametrize(("name", "without"), EVERY_SUBSET)
+def test_every_subset_of_parts(name: str, without: tuple[str, ...]) -> None:
+    """Whatever is left out, the rest is well formed and has no word of what is gone.
+
+    Markers come in pairs, braces and comments too, every probe list is one. A probe is traced if
+    and only if a part that is there has it, or the core. Nothing is read that is written nowhere,
+    nor written where all that reads it is gone.
     """
-    text = rendered(without)
-    gone = {*without} | ({"accept_wait"} if "accepts" in without else set())
+    text = rendered(name, without)
+    gone = gone_with(name, without)
     begun = re.findall(r"/\* begin (\w+) \*/", text)
-    assert begun == re.findall(r"/\* end (\w+) \*/", text)
-    assert [*dict.fromkeys(begun)] == [part for part in LINUX.parts if part not in gone]
-    assert not {*re.findall(r"/\* only (\w+) \*/", text)} & gone
+    assert [*dict.fromkeys(begun)] == [part for part in FILES[name].parts if part not in gone]
+    assert not {owner for _, owner in lines(text)} & gone
     assert text.count("/*") == text.count("*/")
     assert text.count("{") == text.count("}")
-    kept = clauses(text)
-    assert sum(map(len, (body for _, body in kept))) > 0
-    traced = {name for names, _ in kept for name in names}
-    assert {"BEGIN", "END", "fbt::tcp_conn_request:entry", "fbt::tcp_conn_request:return"} <= traced
-    owners = {
-        "ack_drops": "syn_recv_sock",
-        "established": "hashdance",
-        "accepts": "inet_csk_accept",
-        "half_open_end": "reqsk_destructor",
-        "open_close": "inet_csk_listen_st",
+    traced = {probe for probes, _ in clauses(text) for probe in probes}
+    having = owners(FILES[name].text, announced=False)
+    expected = {probe for probe, parts in having.items() if parts - gone}
+    assert traced == {re.sub("^tick-1s$", "tick-1000ms", probe) for probe in expected}
+    assert {"BEGIN", "END"} <= traced
+    read, written = read_and_written(text)
+    assert read <= written
+    read_of_all, written_of_all = read_and_written(FILES[name].text)
+    assert written - read <= written_of_all - read_of_all
+
+
+@each_program
+def test_with_dependents(name: str) -> None:
+    """With a part go all that rest on it, and leaving those out again changes nothing more."""
+    file = FILES[name]
+    assert file.with_dependents(()) == set()
+    for size in range(1, len(file.parts) + 1):
+        for subset in combinations(file.parts, size):
+            gone = file.with_dependents(subset)
+            assert gone == gone_with(name, subset) == file.with_dependents(gone)
+    assert "accept_wait" in file.with_dependents({"accepts"})
+
+
+def test_with_dependents_of_several() -> None:
+    """A part may rest on several others, and a program's words need not be known here."""
+    own = Program("own.d", "/* a needs b, c */ x /* d needs c */\n/* nonsense needs */\n")
+    assert own.with_dependents({"b"}) == {"a", "b"}
+    assert own.with_dependents(["c", "e"]) == {"a", "c", "d", "e"}
+    assert own.with_dependents({"a"}) == {"a"}
+
+
+@each_program
+def test_every_probe_of_a_part_is_announced_where_all_events_meet(name: str) -> None:
+    """Each clause for all events lists every probe that is one, with the marker of its part."""
+    text = FILES[name].text
+    together = [probes for probes, _ in clauses(text) if len(probes) > 3]
+    assert len(together) > 2
+    assert all(probes == together[0] for probes in together)
+    events = {
+        probe
+        for probes, body in clauses(text)
+        if re.search(r"this->what\s*=", body) and len(probes) <= 3
+        for probe in probes
     }
-    for part, function in owners.items():
-        assert any(function in name for name in traced) == (part not in gone)
-    assert ("rcvq_space" in without_comments(text)) == ("accept_wait" not in gone)
-    if {"syn_drops", "ack_drops"} <= gone:
-        assert "this->mib" not in without_comments(text)
+    assert {*together[0]} == events
+    having = owners(text, announced=False)
+    for line, owner in lines(text):
+        if probe := re.match(rf"({PROBE}),\s*/\* only ", line):
+            assert owner in having[probe[1]]
+            assert "" not in having[probe[1]] or len(having[probe[1]]) > 1
 
 
-def test_every_probe_of_a_part_is_announced_where_all_events_meet() -> None:
-    """Each clause for all events lists every probe that sets this->sk, with its marker."""
-    lists = [names for names, _ in clauses(rendered()) if len(names) > 3]
-    assert len(lists) == 3
-    assert lists[0] == lists[1] == lists[2]
+# Who is to blame
 
 
-def test_the_trace_program_is_rendered_too() -> None:
-    """The other program takes the same ports and counters, and has no clock."""
-    text = render(TRACE, window(1.0), (22, 22), COUNTERS)
-    assert inlines(text) == {"FIRST_PORT": 22, "LAST_PORT": 22, **COUNTERS}
+def culprits(name: str) -> dict[str, set[str]]:
+    """Return for each probe the parts that may be blamed for it: none where the core has it."""
+    having = owners(FILES[name].text, announced=True)
+    by_function: dict[str, set[str]] = {}
+    for probe, parts in having.items():
+        by_function.setdefault(what_is_probed(probe), set()).update(parts)
+    return {
+        probe: set() if "" in by_function[what_is_probed(probe)] else parts
+        for probe, parts in having.items()
+        if ":" in probe
+    }
 
 
-@pytest.mark.parametrize(
-    ("error", "part"),
-    [
-        (NOT_ENABLED.format("tcp_v4_syn_recv_sock:return"), "ack_drops"),
-        (NOT_ENABLED.format("inet_csk_complete_hashdance:entry"), "established"),
-        (NOT_ENABLED.format("inet_csk_accept:return"), "accepts"),
-        (NO_MATCH.format("fbt::inet_csk_listen_stop:entry"), "open_close"),
-        (NO_MATCH.format("fbt::tcp_v6_reqsk_destructor:entry"), "half_open_end"),
-    ],
-)
-def test_blame_by_probe(error: str, part: str) -> None:
-    """A probe that cannot be enabled is traced to the optional part that alone has it."""
-    assert blame(error, rendered()) == part
-    assert blame(f"dtrace(1) ended: exit status 1: {error} / dtrace: more", rendered()) == part
+def what_is_probed(probe: str) -> str:
+    """Return the function that a probe is at the entry or the return of, or else its name."""
+    *_, function, name = ["", "", *probe.split(":")]
+    return function if name in {"entry", "return"} else name
 
 
-@pytest.mark.parametrize(
-    ("code", "error", "part"),
-    [
-        ("rcvq_space.time * 1000", "rcvq_space is not a member of struct tcp_sock", "accept_wait"),
-        ("skc_state == 10", "skc_state is not a member of struct sock_common", "half_open_end"),
-        ("->sk != NULL ? NULL :", "sk is not a member of struct request_sock", "half_open_end"),
-        ("arg3 & 1 &&", "arg3 is not defined for fbt:vmlinux:x:entry", "established"),
-        (
-            "fbt::tcp_v4_syn_recv_sock:return,               /* only ack_drops */",
-            "probe description fbt::tcp_v4_syn_recv_sock:return does not match any probes",
-            "ack_drops",
-        ),
-        (
-            "/ this->sk != NULL && generation & 1 /",
-            "probe description fbt::tcp_v6_syn_recv_sock:return does not match any probes",
-            "ack_drops",
-        ),
-        ("ns.inum", "ns is not a member of struct net", None),
-        ("fbt::tcp_conn_request:entry", "probe description x does not match any probes", None),
-    ],
-)
-def test_blame_by_line(code: str, error: str, part: str | None) -> None:
-    """An error that names a line is traced to the part the line is in, or then to its probe."""
-    text = rendered()
-    line = next(number for number, found in enumerate(text.splitlines(), 1) if code in found)
-    message = f"dtrace: failed to compile script /dev/stdin: line {line}: {error}"
-    assert blame(message, text) == part
+@each_program
+def test_blame_by_probe(name: str) -> None:
+    """A probe that cannot be had is traced to an optional part that has it, unless the core does.
+
+    dtrace(1) names it as the program does, or with the module that was found filled in.
+    """
+    text = rendered(name)
+    blamed = set()
+    for probe, parts in culprits(name).items():
+        full = re.sub(r"^(\w+)::(?=\w)", r"\1:vmlinux:", probe)
+        for message in (NO_MATCH.format(probe), NOT_ENABLED.format(full), NO_MATCH.format(full)):
+            for said in (message, f"dtrace(1) ended: exit status 1: {message} / dtrace: more"):
+                part = blame(said, text)
+                assert part in parts if parts else part is None, probe
+                blamed.add(part)
+    with_probes = {part for parts in culprits(name).values() for part in parts}
+    assert {None, "established", "accepts", "open_close"} <= blamed <= with_probes | {None}
+
+
+@each_program
+def test_blame_by_line(name: str) -> None:
+    """An error that names a line of a part, or one marked as its own, is laid on that part."""
+    text = rendered(name)
+    for number, (line, owner) in enumerate(lines(text), 1):
+        if owner:
+            assert blame(IN_SCRIPT.format(number, "x is not a member of struct y"), text) == owner
+            assert blame(IN_SCRIPT.format(number, f'syntax error near "{line}"'), text) == owner
+        else:
+            assert blame(IN_SCRIPT.format(number, "x is not a member of struct y"), text) is None
+
+
+@each_program
+def test_blame_by_line_and_probe(name: str) -> None:
+    """Where the line is the core's, the probe that is named tells; a line of a part goes first."""
+    text = rendered(name)
+    core, *_ = (n for n, (line, owner) in enumerate(lines(text), 1) if line and not owner)
+    own, part = next((n, owner) for n, (_, owner) in enumerate(lines(text), 1) if owner)
+    for probe, parts in culprits(name).items():
+        error = f"probe description {probe} does not match any probes"
+        found = blame(IN_SCRIPT.format(core, error), text)
+        assert found in parts if parts else found is None
+        assert blame(IN_SCRIPT.format(own, error), text) == part
 
 
 @pytest.mark.parametrize(
@@ -260,21 +536,26 @@ def test_blame_by_line(code: str, error: str, part: str | None) -> None:
     [
         "",
         "dtrace: run as root for tracing and listing probes",
-        NOT_ENABLED.format("tcp_conn_request:return"),
         "dtrace: failed to compile script /dev/stdin: line 999999: syntax error",
         "dtrace: failed to compile script /dev/stdin: line 0: syntax error",
         "dtrace: failed to initialize dtrace: DTrace device not available on system",
+        NO_MATCH.format("fbt::nonsense:entry"),
+        NO_MATCH.format("mib:::tcpListen"),
+        NO_MATCH.format("dtrace:::BEGIN"),
+        NO_MATCH.format(":::"),
         "no heartbeat for 15 s",
     ],
 )
-def test_blame_nobody(message: str) -> None:
+@each_program
+def test_blame_nobody(name: str, message: str) -> None:
     """An error in the core, or one of no place at all, is not laid on an optional part."""
-    assert blame(message, rendered()) is None
+    assert blame(message, rendered(name)) is None
 
 
-def test_blame_nobody_for_a_line_of_another_file() -> None:
+@each_program
+def test_blame_nobody_for_a_line_of_another_file(name: str) -> None:
     """A line of one of DTrace's own libraries is no line of the program."""
-    text = rendered()
+    text = rendered(name)
     for line in range(1, len(text.splitlines()) + 1):
         message = (
             f'dtrace: failed to compile script /dev/stdin: "/usr/lib64/dtrace/6.10/io.d",'
@@ -283,44 +564,85 @@ def test_blame_nobody_for_a_line_of_another_file() -> None:
         assert blame(message, text) is None
 
 
-@given(st.text())
-def test_blame_takes_any_text(message: str) -> None:
+fragments = st.sampled_from(
+    [
+        ":",
+        "::",
+        "fbt",
+        "mib:::",
+        "entry",
+        "return",
+        "tcp_accept",
+        "tcpListenDrop",
+        "line ",
+        "7",
+        "(",
+    ]
+)
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.text() | st.lists(fragments | st.text(max_size=3)).map("".join),
+)
+def test_blame_takes_any_text(name: str, message: str) -> None:
     """Any text whatever is taken; it blames a part that exists, or nobody."""
-    assert blame(message, rendered()) in {None, *LINUX.parts}
+    assert blame(message, rendered(name)) in {None, *FILES[name].parts}
 
 
-def test_blaming_comes_to_an_end() -> None:
+@each_program
+def test_blaming_comes_to_an_end(name: str) -> None:
     """Leaving out the part with a probe removes the probe: the same error cannot come again."""
-    without: tuple[str, ...] = ()
-    for function in re.findall(r"fbt::(\w+:\w+)", LINUX.text):
-        message = f"dtrace: could not enable tracing: Failed to enable fbt:vmlinux:{function}: no"
-        part = blame(message, rendered(without))
-        if part:
-            assert part not in without
-            without = (*without, part)
-            assert f"fbt::{function}" not in rendered(without)
-    # The other two have no probe of their own.
-    assert {*without, "syn_drops", "accept_wait"} == set(LINUX.parts)
+    for message in (NOT_ENABLED, NO_MATCH):
+        without: set[str] = set()
+        for probe, parts in culprits(name).items():
+            for _ in parts:
+                text = rendered(name, without)
+                part = blame(message.format(probe), text)
+                if part is None:
+                    break
+                assert part not in without
+                without |= FILES[name].with_dependents({part})
+            assert (probe in owners(rendered(name, without), announced=True)) == (not parts)
+        assert without <= {*FILES[name].parts}
 
 
-def test_exports_of_everything() -> None:
-    """With every part enabled every series is filled, and every reason a drop can have."""
-    features = dict.fromkeys(LINUX.parts, True)
-    found = exports(LINUX, features)
-    assert found.place_label == "netns"
-    assert set(found.reasons) == {"q_full", "q0_full", "q_full_ack", "other"}
+# What is exported
+
+
+@each_program
+def test_exports_of_everything(name: str) -> None:
+    """With every part enabled every series is filled, and every reason a drop can have there."""
+    file = FILES[name]
+    found = exports(file, dict.fromkeys(file.parts, True))
+    linux = ("netns", "", {"q_full", "q0_full", "q_full_ack", "other"})
+    zones = ("zone", "global", {"q_full", "q0_full", "q0_evicted"})
+    assert (found.place_label, found.home, {*found.reasons}) == (
+        linux if name == "linux" else zones
+    )
+    assert len(found.reasons) == len({*found.reasons})
+    assert found.syns
     assert (found.established, found.accepts, found.accept_wait) == (True, True, True)
 
 
-def test_exports_of_little() -> None:
+@each_program
+def test_exports_of_little(name: str) -> None:
     """A part that is left out takes its series along, and drops nobody sees have no reason."""
-    found = exports(LINUX, {})
+    found = exports(FILES[name], {})
     assert found.reasons == ()
     assert (found.syns, found.established) == (True, False)
     assert (found.accepts, found.accept_wait) == (False, False)
-    assert set(exports(LINUX, {"ack_drops": True}).reasons) == {"q_full_ack", "other"}
-    assert set(exports(LINUX, {"syn_drops": True}).reasons) == {"q_full", "q0_full", "other"}
-    assert exports(Program("illumos", ""), {}).place_label == "zone"
+    assert exports(FILES[name], {"established": True}).established
+    assert exports(FILES[name], {"accepts": True}).accepts
+    assert exports(FILES[name], {"accept_wait": True}).accept_wait
+
+
+def test_reasons_of_each_part() -> None:
+    """On Linux drops at the final ACK are a part of their own; where zones are there are none."""
+    assert {*exports(LINUX, {"ack_drops": True}).reasons} == {"q_full_ack", "other"}
+    assert {*exports(LINUX, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "other"}
+    assert exports(OF_ZONES, {"ack_drops": True}).reasons == ()
+    assert {*exports(OF_ZONES, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "q0_evicted"}
 
 
 def test_drop_counters(monkeypatch: pytest.MonkeyPatch) -> None:
