@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter import btf, config, program, rows
+from dtrace_exporter.check import FEATURES
 from dtrace_exporter.program import (
     Program,
     ProgramError,
@@ -396,6 +397,13 @@ def test_markers_are_of_parts_that_there_are(name: str) -> None:
     assert {part for on in needs(name).values() for part in on} <= parts
     marked = [line for line in text.splitlines() if "/* only" in line]
     assert all(len(re.findall(r"/\* (?:only|begin|end) ", line)) == 1 for line in marked)
+
+
+def test_parts_have_words_for_people() -> None:
+    """What each part of any program is for is known to the check command, and nothing else."""
+    parts = {part for name in NAMES for part in FILES[name].parts}
+    assert parts == FEATURES.keys()
+    assert all(FEATURES.values())
 
 
 @pytest.mark.parametrize(("name", "without"), EVERY_SUBSET)

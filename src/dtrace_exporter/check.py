@@ -17,6 +17,8 @@ FEATURES = {
     "accept_wait": "time in Q",
     "half_open_end": "Q0 when half-open connections end",
     "open_close": "listeners that come and go",
+    "q0_limit": "Q0's limit",
+    "zones": "which zone a listener is in",
 }
 """What the optional parts of the D programs are for."""
 
