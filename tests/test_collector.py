@@ -214,6 +214,34 @@ def test_place_and_host_labels() -> None:
     assert value(state, "dtrace_session_up", session="all", host="sol10") == 1
 
 
+def test_zones() -> None:
+    """A program of zones fills the same series, Q0's limit and what was thrown out of it as well.
+
+    A configured port not seen yet has its zeroes in the global zone.
+    """
+    state = State()
+    remote = SessionId("omnios", "all")
+    exports = Exports("zone", "global", reasons=("q_full", "q0_full", "q0_evicted"))
+    state.table.watch(remote, {22: "ssh", 80: "web"}, exports)
+    web = state.table.listener(remote, "web", "*", 80)
+    web.count(What.SYN + 10, 4, 9, 36)
+    web.count(What.SYN_Q_FULL, 4, 3, 0)
+    web.count(What.SYN_Q0_FULL, 4, 2, 0)
+    web.count(What.SYN_Q0_EVICTED, 4, 1, 0)
+    web.sockets[1] = Queues(7, 3, 1028, 4)
+    zoned = {"port": "80", "address": "*", "listener": "web", "zone": "web", "host": "omnios"}
+    prefix = "dtrace_tcp_listen_"
+    assert value(state, prefix + "syns_total", **zoned) == 9
+    assert value(state, prefix + "q_saturation_ratio_count", **zoned) == 9
+    assert value(state, prefix + "q0_limit", **zoned) == 1028
+    drops = {"q_full": 3, "q0_full": 2, "q0_evicted": 1, "q_full_ack": None, "other": None}
+    for reason, number in drops.items():
+        assert value(state, prefix + "drops_total", **zoned, reason=reason) == number
+    unseen = zoned | {"port": "22", "listener": "ssh", "zone": "global"}
+    assert value(state, prefix + "syns_total", **unseen) == 0
+    assert value(state, prefix + "drops_total", **unseen, reason="q0_evicted") == 0
+
+
 def test_session_series() -> None:
     """A session's numbers are exported by its name."""
     state = State()

@@ -292,7 +292,8 @@ class TestLanding:
         state = State()
         session = SessionId("", "all")
         state.sessions[session] = SessionStatus()
-        state.table.watch(session, None, Exports("netns", False, (), False, False, False))
+        nothing = Exports(syns=False, established=False, accepts=False, accept_wait=False)
+        state.table.watch(session, None, nothing)
         state.table.listener(session, "", "*", 22).sockets[1] = Queues(None, 2, None, 0)
         state.table.listener(session, "", "*", 23)
         cells = Page(page.render(state, "/metrics", "n").decode()).cells
