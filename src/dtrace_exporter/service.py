@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,10 @@ class Service:
         self._path = path
         self._config = config
         self._one_at_a_time = asyncio.Lock()
-        self._starting = asyncio.Semaphore(os.cpu_count() or 1)
+        # By host: one that does not answer must not keep another's sessions from starting.
+        self._starting = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(os.cpu_count() or 1)
+        )
         self._sock_diag = sock_diag.SockDiagSource()
         self._basis: tuple[object, ...] = ()
 
@@ -99,7 +103,7 @@ class Service:
                 del self.state.sessions[session.id]
         for name, (plan, _) in plans.items():
             if name not in self.sessions:
-                self.sessions[name] = Session(name, plan, self.state, self._starting)
+                self.sessions[name] = Session(name, plan, self.state, self._starting[name.host])
         self._basis, self.state.source = basis, source
         self.state.last_reload_successful = True
         self.state.last_reload_success = time.time()

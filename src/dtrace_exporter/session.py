@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dtrace_exporter import diagnostics, dtrace, program, sock_diag
 from dtrace_exporter.config import DTraceConfig
@@ -77,7 +77,7 @@ class Session:
         id: its name.
         plan: what it runs.
         state: where its status and its listeners are; the table has to have a watch of it.
-        starting: held while dtrace(1) compiles, which takes a processor's whole time.
+        starting: held while dtrace(1) compiles, which takes a processor's whole time, or is asked.
     """
 
     def __init__(
@@ -118,6 +118,16 @@ class Session:
             await asyncio.wait([self._task])
         self._down("stopped")
 
+    async def _find(self) -> Program:
+        """Ask the host which program it needs, and use it from now on."""
+        async with self._starting:
+            name = await dtrace.find_program(self.plan.dtrace.command)
+        chosen = program.load(name)
+        self._use(chosen)
+        if not self.id.host:
+            self._state.source = replace(self._state.source, program=name)
+        return chosen
+
     def _use(self, chosen: Program) -> None:
         self._program = chosen
         if chosen.needs_drop_counters and not self.plan.counters:
@@ -136,11 +146,8 @@ class Session:
             began = time.monotonic()
             text = ""
             try:
-                if self._program is None:
-                    name = await dtrace.find_program(self.plan.dtrace.command)
-                    self._use(program.load(name))
-                assert self._program is not None
-                text = self.plan.render(self._program, set(self.left_out))
+                chosen = self._program or await self._find()
+                text = self.plan.render(chosen, set(self.left_out))
                 reason = await self._run(text)
             except dtrace.DTraceError as error:
                 reason = str(error)
