@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from dtrace_exporter import service, session, sock_diag
+from dtrace_exporter import program, session, sock_diag
 from dtrace_exporter.config import ConfigError, load
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import ProgramError
-from dtrace_exporter.service import Service, dtrace_version, try_dtrace
+from dtrace_exporter.program import load as load_program
+from dtrace_exporter.service import Service
 
 FakeDTrace = Callable[..., list[str]]
 Configure = Callable[..., Path]
@@ -25,7 +27,10 @@ Configure = Callable[..., Path]
 READY = {"ready": "1"}
 FOREVER = {"tick": True}
 ROWS = {
-    "print": ["tick 0 1", *(f"row 0 ffff{port:x} 1 {port} 0 0 8 0 5 0 0" for port in (22, 80, 443))]
+    "print": [
+        "tick 0 1",
+        *(f"row 0 ffff{port:x} 1 {port} 0 0 8 0 0 5 0 0" for port in (22, 80, 443)),
+    ]
 }
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
@@ -327,16 +332,11 @@ def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: FakeDTrace
     asyncio.run(test())
 
 
-def trial_works(command: list[str]) -> list[str]:
-    """Return a command whose trial run works; the rest it leaves to another."""
-    return ["sh", "-c", 'for a; do [ "$a" != -n ] || exit 0; done; exec "$@"', "sh", *command]
-
-
 def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """Where dtrace(1) runs a trial program, it is the source."""
 
     async def test() -> None:
-        command = trial_works(fake_dtrace(READY, ROWS, FOREVER))
+        command = fake_dtrace(READY, ROWS, FOREVER)
         async with running(configure({22: ""}, "auto", command=command)) as one:
             assert one.state.source.name == "dtrace"
             assert set(one.state.sessions) == {SSH}
@@ -395,30 +395,133 @@ def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> N
     asyncio.run(test())
 
 
-def test_asking_dtrace(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """The version is dtrace(1)'s last word, and a trial says why it failed."""
+ILLUMOS = {"functions": [["ip", "tcp_input_listener"]]}
+ZONE_ROWS = {"print": ["place 3 web", "tick 0 1", "row 0 ffff 3 22 0 0 8 1032 0 5 0 0"]}
+
+
+def test_the_kernel_of_another_host(
+    configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
+) -> None:
+    """Another host's kernel tells which program it needs, whatever this system is.
+
+    Where the drop counters of its kernel would be needed they are not known here.
+    """
+    saved = tmp_path / "start.json"
+    commands = {
+        "omnios": fake_dtrace({"save": str(saved)}, ILLUMOS, {"ready": "0"}, ZONE_ROWS, FOREVER),
+        "debian": fake_dtrace(READY, ROWS, FOREVER),
+    }
 
     async def test() -> None:
-        assert await dtrace_version(tuple(fake_dtrace())) == "2.0.7"
-        assert await dtrace_version(("false",)) == ""
-        assert await dtrace_version((str(tmp_path / "no"),)) == ""
-        assert await try_dtrace(("true",)) == ""
-        assert await try_dtrace(("false",)) == "false ended with exit status 1"
-        reason = await try_dtrace((str(tmp_path / "no"),))
-        assert reason == f"cannot start {tmp_path}/no: No such file or directory"
-        refusing = fake_dtrace({"unprivileged": True})
-        assert (await try_dtrace(tuple(refusing))).startswith("dtrace: ")
+        path = configure({22: "ssh"})
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["hosts"] = [
+            {
+                "name": name,
+                "dtrace": {"command": command, "interval": "100ms"},
+                "listeners": [{"port": 22, "name": "far"}],
+            }
+            for name, command in commands.items()
+        ]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        async with running(path) as one:
+            omnios, debian = (SessionId(name, "port-22") for name in commands)
+            assert one.sessions[omnios].plan.program is one.sessions[debian].plan.program is None
+            assert not one.sessions[omnios].left_out
+            assert one.sessions[debian].left_out.keys() == {"syn_drops", "ack_drops"}
+            text = json.loads(saved.read_text(encoding="utf-8"))["program"]
+            assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
+            web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
+            await until(lambda: {web, netns} <= {each.identity for each in one.state.table})
+            exports = {each.identity: one.state.table.exports(each) for each in one.state.table}
+            assert (exports[web].place_label, exports[netns].place_label) == ("zone", "netns")
+            assert "q0_evicted" in exports[web].reasons
+            assert exports[netns].reasons == ()
+            assert one.state.source.program == "linux"
+            before = pids(one)
+            await one.reload()
+            assert pids(one) == before
 
     asyncio.run(test())
 
 
-def test_a_trial_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial that hangs is given up, and what it started is ended."""
-    monkeypatch.setattr(service, "_TRIAL_SECONDS", 0.3)
+def test_the_kernel_of_this_host(
+    configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this system's name does not tell the program the kernel does, for the label too."""
+    monkeypatch.setattr(program, "local", lambda: "")
 
     async def test() -> None:
-        async with asyncio.timeout(5):
-            reason = await try_dtrace(("sh", "-c", "sleep 60; exit 0"))
-        assert reason == "sh did not end within 0.3 s"
+        command = fake_dtrace(ILLUMOS, {"ready": "0"}, ZONE_ROWS, FOREVER)
+        for source in ("dtrace", "auto"):
+            path = configure({22: "ssh"}, source, command=command, program="auto")
+            async with running(path) as one:
+                assert (one.state.source.name, one.state.source.program) == ("dtrace", "illumos")
+                await until(lambda: listener(one, 22).syns == 5)
+                assert listener(one, 22).identity == Identity("", "web", "*", 22)
+
+    asyncio.run(test())
+
+
+def test_a_kernel_that_answers_late(
+    configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this host cannot be asked at first its session is down, and the label comes with it."""
+    monkeypatch.setattr(program, "local", lambda: "")
+    reachable = tmp_path / "reachable"
+    script = f'[ -e {reachable} ] || {{ echo "dtrace: not now" >&2; exit 1; }}; exec "$@"'
+    command = ["sh", "-c", script, "sh", *fake_dtrace(ILLUMOS, {"ready": "0"}, FOREVER)]
+
+    async def test() -> None:
+        path = configure({22: "ssh"}, command=command, program="auto")
+        one = Service(path, load(path))
+        try:
+            await one.start()
+            await one.sessions[SSH].settled.wait()
+            assert one.state.sessions[SSH].reason == "dtrace: not now"
+            assert (one.state.source.program, one.state.source.dtrace_version) == ("auto", "")
+            reachable.touch()
+            await until(lambda: one.state.ready)
+            assert one.state.source.program == "illumos"
+            await one.reload()
+            assert one.state.source.program == "illumos"
+        finally:
+            await one.stop()
+
+    asyncio.run(test())
+
+
+def test_a_host_that_does_not_answer(
+    configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many sessions wait for a host, those of another one start, and start again."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+    async def test() -> None:
+        path = configure({22: "ssh", 80: "web"})
+        config = json.loads(path.read_text(encoding="utf-8"))
+        silent = {"program": "linux", "command": fake_dtrace({"sleep": 60})}
+        asked = {"command": ["sh", "-c", "exec sleep 60"]}
+        config["hosts"] = [
+            {"name": f"far-{number}", "dtrace": dtrace, "listeners": [{"port": 22}, {"port": 80}]}
+            for number, dtrace in enumerate((silent, asked))
+        ]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        one = Service(path, load(path))
+        try:
+            await one.start()
+            await until(lambda: one.state.sessions[SessionId("far-0", "port-22")].pid)
+            for _ in range(2):
+                await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
+                for name in (SSH, WEB):
+                    pid = one.state.sessions[name].pid
+                    assert pid is not None
+                    os.kill(pid, signal.SIGKILL)
+                    await until(lambda: not one.state.sessions[name].up)  # noqa: B023
+            await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
+            assert not any(status.up for id_, status in one.state.sessions.items() if id_.host)
+        finally:
+            async with asyncio.timeout(5):
+                await one.stop()
 
     asyncio.run(test())

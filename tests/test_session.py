@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,8 @@ import pytest
 from dtrace_exporter import program, session
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.lines import MAX_LINE
-from dtrace_exporter.listeners import Listener, SessionId
-from dtrace_exporter.program import choose
+from dtrace_exporter.listeners import Identity, Listener, Queues, SessionId
+from dtrace_exporter.program import load
 from dtrace_exporter.session import Plan, Session
 from dtrace_exporter.state import State
 
@@ -35,9 +35,21 @@ COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
 
 
-def row(events: int, *, set_: int = 0, what: int = 0, port: int = 22, q: int = 1) -> str:
+def row(
+    events: int,
+    *,
+    set_: int = 0,
+    place: int = 1,
+    what: int = 0,
+    port: int = 22,
+    q: int = 1,
+    q0max: int = 0,
+) -> str:
     """Return a row about the wildcard listener of a port, with Qmax 8."""
-    return f"row {set_} ffff{port:x} 1 {port} 0 0 8 {what} {events} {events * q} {q}"
+    return (
+        f"row {set_} {place:x}fff{port:x} {place} {port} 0 0 8 {q0max} {what} {events}"
+        f" {events * q} {q}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +89,20 @@ async def running(
     command: Sequence[str],
     id: SessionId = SSH,  # noqa: A002
     state: State | None = None,
+    *,
+    name: str | None = "linux",
+    counters: Mapping[str, int] = COUNTERS,
     **dtrace: Any,
 ) -> AsyncIterator[Session]:
-    """Run a session of one port, and stop it in the end, which has to be quick."""
+    """Run a session of one port, and stop it in the end, which has to be quick.
+
+    It runs the program of that name, or without one that which its kernel needs.
+    """
     state = state or State()
     port = int(id.name.removeprefix("port-"))
     state.table.watch(id, {port: "name"})
     config = DTraceConfig(command=tuple(command), interval=0.1, **dtrace)
-    plan = Plan(config, choose("linux"), (port, port), COUNTERS)
+    plan = Plan(config, load(name) if name else None, (port, port), counters)
     one = Session(id, plan, state, asyncio.Semaphore(1))
     try:
         yield one
@@ -119,13 +137,13 @@ def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
             assert (one.status.up, one.status.reason) == (True, "")
             assert one.status.last_record is not None
             assert all(one.status.features.values())
-            assert {"syn_drops", *choose("linux").parts} == set(one.status.features)
+            assert {"syn_drops", *load("linux").parts} == set(one.status.features)
             assert (listener(one).syns, listener(one).established) == (3, 4)
             assert listener(one).queues
             start = json.loads(saved.read_text(encoding="utf-8"))
             assert start["pid"] == one.status.pid
             assert start["argv"] == ["-x", "aggsize=4m", "-s", "/dev/stdin"]
-            assert start["program"] == one.plan.render(set())
+            assert start["program"] == one.plan.render(load("linux"), set())
         assert listener(one).syns == 3
         assert not listener(one).queues
 
@@ -141,6 +159,32 @@ def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
             assert listener(one).syns == 0
         assert listener(one).syns == 7
         assert one.status.restarts == 0
+
+    asyncio.run(test())
+
+
+def test_zones(fake_dtrace: FakeDTrace) -> None:
+    """A program of zones has its listeners in zones by name, and Q0's limit with the queues."""
+    lines = [
+        *("place 3 web", "tick 0 1", row(3, place=0, q=2, q0max=1032), row(4, place=3)),
+        *(row(9, place=5), row(1, place=3, what=133), row(2, place=3, what=135)),
+        *("tick 0 2", row(9, place=5), "place 5 db", "tick 0 3", row(10, place=5)),
+    ]
+
+    async def test() -> None:
+        steps = [{"ready": "0"}, {"print": lines}, FOREVER]
+        async with running(fake_dtrace(*steps), name="illumos") as one:
+            await until(lambda: one.status.last_record and len(one._state.table) == 3)
+            found = {each.identity: each for each in one._state.table}
+            zones = {place: Identity("", place, "*", 22) for place in ("global", "web", "db")}
+            assert found.keys() == set(zones.values())
+            assert [found[zones[place]].syns for place in ("global", "web", "db")] == [3, 4, 10]
+            assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
+            assert found[zones["global"]].queues == Queues(0, 2, 1032, 8)
+            assert one.status.bad_rows == 0
+            exports = one._state.table.exports(found[zones["db"]])
+            assert (exports.place_label, exports.home) == ("zone", "global")
+            assert set(exports.reasons) == {"q_full", "q0_full", "q0_evicted"}
 
     asyncio.run(test())
 
@@ -249,6 +293,177 @@ def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
             await until(lambda: one.status.up)
             features = one.status.features
             assert [name for name in features if not features[name]] == ["accept_wait"]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "counters", "without"),
+    [
+        ("linux", COUNTERS, set()),
+        ("linux", {}, {"syn_drops", "ack_drops"}),
+        ("illumos", COUNTERS, set()),
+        ("illumos", {}, set()),
+    ],
+)
+def test_drop_counters_not_known(
+    name: str,
+    counters: dict[str, int],
+    without: set[str],
+    fake_dtrace: FakeDTrace,
+    tmp_path: Path,
+) -> None:
+    """Where the kernel's drop counters are not known only the program that needs them lacks drops.
+
+    So it is from the start, before the session is up.
+    """
+    saved = tmp_path / "start.json"
+
+    async def test() -> None:
+        steps = [{"save": str(saved)}, READY, FOREVER]
+        async with running(fake_dtrace(*steps), name=name, counters=counters) as one:
+            assert one.left_out.keys() == without
+            assert bool(one._state.table.exports(listener(one)).reasons) == (not without)
+            await until(lambda: one.status.up)
+            off = {part for part, enabled in one.status.features.items() if not enabled}
+            assert off == without
+            assert bool(one._state.table.exports(listener(one)).reasons) == (not without)
+            start = json.loads(saved.read_text(encoding="utf-8"))
+            assert start["program"] == one.plan.render(load(name), without)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("functions", "name", "place_label", "home"),
+    [
+        ([["ip", "tcp_input_listener"]], "illumos", "zone", "global"),
+        ([["vmlinux", "tcp_conn_request"]], "linux", "netns", ""),
+    ],
+)
+@pytest.mark.parametrize("host", ["", "far"])
+def test_the_kernel_is_asked(
+    host: str,
+    functions: list[list[str]],
+    name: str,
+    place_label: str,
+    home: str,
+    fake_dtrace: FakeDTrace,
+    tmp_path: Path,
+) -> None:
+    """Where it is not known which program a host needs its kernel tells, and that one runs."""
+    saved = tmp_path / "start.json"
+
+    async def test() -> None:
+        state = State()
+        steps = [{"functions": functions}, {"save": str(saved)}, {"ready": "0"}, FOREVER]
+        id_ = SessionId(host, "port-22")
+        async with running(fake_dtrace(*steps), id_, state, name=None) as one:
+            assert listener(one).identity == Identity(host, "", "*", 22)
+            await until(lambda: one.status.up)
+            assert [*one.status.features] == [*load(name).parts]
+            exports = state.table.exports(listener(one))
+            assert (exports.place_label, exports.home) == (place_label, home)
+            assert listener(one).identity == Identity(host, home, "*", 22)
+            start = json.loads(saved.read_text(encoding="utf-8"))
+            assert start["program"] == one.plan.render(load(name), set())
+            assert one.status.restarts == 0
+            # Which program the local host has is shown for all; others' is not.
+            assert state.source.program == ("" if host else name)
+
+    asyncio.run(test())
+
+
+def test_the_kernel_is_asked_until_it_answers(
+    fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a host does not answer the session is down and says why, and asks before each start.
+
+    Once it is known which program the host needs, it is not asked any more.
+    """
+    asked, reachable = tmp_path / "asked", tmp_path / "reachable"
+    script = (
+        f'for a; do [ "$a" != -l ] || echo >> {asked}; done; [ -e {reachable} ] ||'
+        ' { echo "ssh: connect to host far port 22: Connection refused" >&2; exit 255; };'
+        ' exec "$@"'
+    )
+
+    async def test() -> None:
+        steps = [{"functions": [["ip", "tcp_input_listener"]]}, {"ready": "0"}, FOREVER]
+        command = ["sh", "-c", script, "sh", *fake_dtrace(*steps)]
+        async with running(command, SessionId("far", "port-22"), name=None) as one:
+            await one.settled.wait()
+            assert not one.status.up
+            assert one.status.reason == "ssh: connect to host far port 22: Connection refused"
+            await until(lambda: one.status.restarts >= 2)
+            assert one.status.pid is None
+            reachable.touch()
+            await until(lambda: one.status.up)
+            times = len(asked.read_text(encoding="utf-8"))
+            assert times == one.status.restarts + 1
+            for _ in range(2):
+                pid = one.status.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda: one.status.up and one.status.pid not in {None, pid})  # noqa: B023
+            assert len(asked.read_text(encoding="utf-8")) == times
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("random.uniform", lambda *_: 1.0)
+        asyncio.run(test())
+    ended = logged(caplog, "session ended")
+    assert [event["restart_in"] for event in ended[:2]] == ["0.1s", "0.1s"]
+    assert not logged(caplog, "left out what this kernel cannot do")
+
+
+def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
+    """A kernel for which there is no program leaves the session down, and it says what to do."""
+
+    async def test() -> None:
+        async with running(fake_dtrace({"functions": []}), name=None) as one:
+            await one.settled.wait()
+            assert one.status.reason == "no D program fits this kernel: give dtrace.program a path"
+            await until(lambda: one.status.restarts == 1)
+
+    asyncio.run(test())
+
+
+def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
+    """A session may be stopped while its host has not answered, and leaves nothing behind."""
+    pids = tmp_path / "pids"
+
+    async def test() -> None:
+        script = f"sleep 60 & echo $! > {pids}; wait"
+        async with running(["sh", "-c", script], name=None):
+            await until(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip())
+        pid = int(pids.read_text(encoding="utf-8"))
+        await until(lambda: not is_there(pid) or is_zombie(pid))
+
+    asyncio.run(test())
+
+
+def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """Sessions of one host do not all ask it at once."""
+    count, together = tmp_path / "count", tmp_path / "together"
+    script = (
+        f'for a; do if [ "$a" = -l ]; then mkdir {count} || touch {together};'
+        f' "$@"; rmdir {count}; exit; fi; done; exec "$@"'
+    )
+
+    async def test() -> None:
+        state = State()
+        starting = asyncio.Semaphore(1)
+        config = DTraceConfig(command=("sh", "-c", script, "sh", *fake_dtrace()), interval=0.1)
+        ids = [SessionId("", f"port-{port}") for port in (22, 80, 443)]
+        for port, id_ in zip((22, 80, 443), ids, strict=True):
+            state.table.watch(id_, {port: ""})
+        plan = Plan(config, None, (0, 65535), COUNTERS)
+        sessions = [Session(id_, plan, state, starting) for id_ in ids]
+        try:
+            await until(lambda: all(one.status.up for one in sessions))
+        finally:
+            await asyncio.gather(*(one.stop() for one in sessions))
+        assert not together.exists()
 
     asyncio.run(test())
 
@@ -390,7 +605,7 @@ def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """Each bad row is counted and the first one logged; the rows around them count."""
-    bad = ["row", "row 0 zz 1 22 0 0 8 0 1 0 0", "tick x 1", row(1, what=250), "\t\N{SNOWMAN}"]
+    bad = ["row", "row 0 zz 1 22 0 0 8 0 0 1 0 0", "tick x 1", row(1, what=250), "\t\N{SNOWMAN}"]
 
     async def test() -> None:
         steps = [READY, {"print": [row(9), "tick 0 1", row(2), *bad, row(3)]}, FOREVER]
@@ -521,7 +736,7 @@ def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
         state.table.watch(SSH, {22: ""})
         config = DTraceConfig(command=tuple(fake_dtrace()))
         async with starting:
-            one = Session(SSH, Plan(config, choose("linux"), (22, 22), {}), state, starting)
+            one = Session(SSH, Plan(config, load("linux"), (22, 22), {}), state, starting)
             await asyncio.sleep(0)
             async with asyncio.timeout(2):
                 await one.stop()
