@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -45,18 +46,15 @@ class Model:
             "the model can be unloaded",
         )
 
-    def run(self, *lines: str, cpu: int | None = None) -> None:
-        """Let events happen, in order, each line a command of ../model/model.c.
+    def run(self, *lines: str) -> None:
+        """Let events happen, in order.
 
         Args:
-            lines: such as ``syn web count 3 from 192.0.2.7``.
-            cpu: where to run them; None for wherever it may be.
+            lines: commands of ../model/model.c, such as ``syn web count 3 from 192.0.2.7``.
 
         Raises:
             OSError: EINVAL: a line cannot be; those before it have happened.
         """
-        if cpu is not None:
-            os.sched_setaffinity(threading.get_native_id(), {cpu})
         script = os.open(FILES / "script", os.O_WRONLY)
         try:
             for line in lines:
@@ -72,8 +70,9 @@ class Model:
         errors: list[OSError] = []
 
         def on(cpu: int) -> None:
+            os.sched_setaffinity(threading.get_native_id(), {cpu})
             try:
-                self.run(*lines, cpu=cpu)
+                self.run(*lines)
             except OSError as error:
                 errors.append(error)
 
@@ -86,10 +85,12 @@ class Model:
             raise errors[0]
 
     def refuses(self, line: str) -> bool:
-        """Tell whether a line is one that cannot be."""
+        """Run a line; tell whether it is one that cannot be."""
         try:
             self.run(line)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
             return True
         return False
 
@@ -99,7 +100,14 @@ class Model:
 
     def totals(self, name: str) -> dict[str, Any]:
         """Return the totals of the listener that had a name last; see ../model/model.h."""
-        return [found for found in self.all_totals() if found["name"] == name][-1]
+        lines = (FILES / "totals").read_text().splitlines()
+        start = json.dumps({"name": name}).rstrip("}")
+        found: dict[str, Any] = json.loads([line for line in lines if line.startswith(start)][-1])
+        return found
+
+    def eagers(self) -> int:
+        """Return how many connections that nobody has accepted are in memory."""
+        return int((FILES / "eagers").read_text())
 
     def burst_nanoseconds(self) -> int:
         """Return how long the last ``burst`` took, in nanoseconds."""

@@ -5,6 +5,7 @@
  *   script       events to happen, a line each, in the writer's context; see commands[]
  *   totals       a line of JSON for each listener that there was
  *   nanoseconds  how long the last `burst` took
+ *   eagers       how many connections are in memory
  *
  * A line that cannot be (no such listener, nothing there to accept) makes write(2) fail with EINVAL
  * and does nothing; lines before it in the same write have been done.
@@ -33,6 +34,7 @@ static tcp_stack_t *shared_stack;
 static struct kmem_cache *eager_cache;
 static struct dentry *directory;
 static atomic_t failing_allocations;
+static atomic_t eagers;
 static u64 burst_ns;
 
 /* The mib provider's stand-ins. */
@@ -47,9 +49,20 @@ MIB_PROBES(MIB_DEFINE)
 
 struct eager *tcp_get_conn(void)
 {
+	struct eager *eager;
+
 	if (atomic_dec_if_positive(&failing_allocations) >= 0)
 		return NULL;
-	return kmem_cache_zalloc(eager_cache, GFP_KERNEL);
+	eager = kmem_cache_zalloc(eager_cache, GFP_KERNEL);
+	if (eager)
+		atomic_inc(&eagers);
+	return eager;
+}
+
+static void free_conn(struct eager *eager)
+{
+	kmem_cache_free(eager_cache, eager);
+	atomic_dec(&eagers);
 }
 
 bool so_newconn(tcp_t *listener, tcp_t *eager)
@@ -85,7 +98,7 @@ static void bury_evicted(struct listener *listener)
 	while (!list_empty_careful(&listener->evicted) && (eager = next_evicted(listener))) {
 		if (eager->tcp.tcp_state > TCPS_BOUND)
 			clean_death(&eager->tcp);
-		kmem_cache_free(eager_cache, eager);
+		free_conn(eager);
 	}
 }
 
@@ -108,22 +121,30 @@ static void send_undeferred(struct listener *listener)
 
 /* Take an eager in hand, so that nobody else does. */
 
+static bool can_claim(tcp_t *eager, bool deferred)
+{
+	return !eager_of(eager)->claimed && !eager_of(eager)->dead &&
+	       !!eager->tcp_conn_def_q0 == deferred;
+}
+
+/* The oldest one; deferred ones lie oldest first between the half-open ones and the ring's end. */
 static struct eager *claim_q0(struct listener *listener, bool deferred)
 {
 	tcp_t *head = &listener->tcp;
 	struct eager *found = NULL;
-	tcp_t *tcp;
+	tcp_t *tcp = head;
 
 	kmutex_enter(&head->tcp_eager_lock);
-	for (tcp = head->tcp_eager_prev_q0; tcp != head; tcp = tcp->tcp_eager_prev_q0) {
-		struct eager *eager = eager_of(tcp);
-
-		if (eager->claimed || eager->dead || !!tcp->tcp_conn_def_q0 != deferred)
-			continue;
-		eager->claimed = true;
-		make_undroppable(tcp);
-		found = eager;
-		break;
+	while (!found) {
+		tcp = deferred ? tcp->tcp_eager_next_q0 : tcp->tcp_eager_prev_q0;
+		if (tcp == head)
+			break;
+		if (can_claim(tcp, deferred))
+			found = eager_of(tcp);
+	}
+	if (found) {
+		found->claimed = true;
+		make_undroppable(&found->tcp);
 	}
 	kmutex_exit(&head->tcp_eager_lock);
 	return found;
@@ -159,7 +180,7 @@ static void release(struct listener *listener, struct eager *eager)
 	eager->claimed = false;
 	kmutex_exit(&listener->tcp.tcp_eager_lock);
 	if (gone)
-		kmem_cache_free(eager_cache, eager);
+		free_conn(eager);
 }
 
 /* How many eagers claim_q0 or claim_q could find. */
@@ -171,8 +192,7 @@ static u64 count_q0(struct listener *listener, bool deferred)
 
 	kmutex_enter(&head->tcp_eager_lock);
 	for (tcp = head->tcp_eager_prev_q0; tcp != head; tcp = tcp->tcp_eager_prev_q0)
-		count += !eager_of(tcp)->claimed && !eager_of(tcp)->dead &&
-			 !!tcp->tcp_conn_def_q0 == deferred;
+		count += can_claim(tcp, deferred);
 	kmutex_exit(&head->tcp_eager_lock);
 	return count;
 }
@@ -508,7 +528,7 @@ static int run_listen(struct words *words)
 	if (strcmp(address_word, "*"))
 		show_address(record->address, sizeof(record->address), &address, v4);
 	record->port = port;
-	record->kind = tli ? TLI : streams ? STREAMS : SOCKET;
+	record->kind = tli ? TLI : streams ? STREAMS : PLAIN_SOCKET;
 	listener->record = record;
 	listener->kind = record->kind;
 	INIT_LIST_HEAD(&listener->evicted);
@@ -597,6 +617,22 @@ static int run_close(struct words *words)
 	if (!listener || next_word(words))
 		return -EINVAL;
 	close_listener(listener);
+	return 0;
+}
+
+/* forget: the totals of closed listeners */
+static int run_forget(struct words *words)
+{
+	struct record *record, *next;
+
+	if (next_word(words))
+		return -EINVAL;
+	list_for_each_entry_safe(record, next, &records, link) {
+		if (record->listener)
+			continue;
+		list_del(&record->link);
+		kfree(record);
+	}
 	return 0;
 }
 
@@ -999,6 +1035,7 @@ static const struct command {
 	{ "backlog", run_backlog, true },
 	{ "unlisten", run_unlisten, true },
 	{ "close", run_close, true },
+	{ "forget", run_forget, true },
 	{ "syn", run_syn, false },
 	{ "segment", run_segment, false },
 	{ "burst", run_burst, false },
@@ -1118,6 +1155,7 @@ static int __init model_init(void)
 	debugfs_create_file("script", 0200, directory, NULL, &script_operations);
 	debugfs_create_file("totals", 0400, directory, NULL, &totals_fops);
 	debugfs_create_u64("nanoseconds", 0400, directory, &burst_ns);
+	debugfs_create_atomic_t("eagers", 0400, directory, &eagers);
 	return 0;
 }
 

@@ -259,6 +259,8 @@ AT(ip_recv_attr_t, ira_cpid, 104);
 
 #define GET_DEF_CONN_IND TRACED
 
+#define PLAIN_SOCKET SOCKET
+
 /* The list of half-open eagers that may be thrown out, headed by the listener. */
 static inline void make_undroppable(tcp_t *eager)
 {

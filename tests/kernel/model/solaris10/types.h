@@ -166,6 +166,9 @@ AT(conn_t, conn_zoneid, 0x1c0);
 /* Not yet a function of its own: its lines stood in both of the functions that need it. */
 #define GET_DEF_CONN_IND static __always_inline
 
+/* Every socket lies on a stream. */
+#define PLAIN_SOCKET STREAMS
+
 /* The list of droppable eagers came later: tcp_drop_q0 looks for one in Q0. */
 static inline void make_undroppable(tcp_t *eager)
 {
