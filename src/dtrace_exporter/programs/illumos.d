@@ -38,8 +38,8 @@ inline int LAST_PORT = 65535;
 inline int TICKS = 60;
 inline int CLOCK = 9;
 
-/* inet/tcp.h */
-inline int TCPS_LISTEN = -3;
+/* -3 in inet/tcp.h, as 32 bits: DTrace 2.0.7 on Linux does not find an int of -3 equal to -3. */
+inline int64_t TCPS_LISTEN = 0xfffffffd;
 
 /*
  * What a thread is doing, by the address of the thread: kernel threads come and go, but their
@@ -65,7 +65,6 @@ this mblk_t *mp;
 this zone_t *zone;
 this uint32_t *address;
 this uint64_t me;
-this int syn;
 this int port;
 this int zoneid;
 this uint64_t what;
@@ -103,8 +102,7 @@ fbt:ip:tcp_input_listener:entry
 	this->conn = (conn_t *)arg0;
 	this->conn = *(uint8_t *)(this->mp->b_rptr +
 	    ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
-	    this->conn->conn_proto_priv.cp_tcp->tcp_state == TCPS_LISTEN ? this->conn : NULL;
-	this->syn = 1;
+	    (this->conn->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->conn : NULL;
 	this->what = 0;
 	this->sum = 0;
 	this->more0 = 0;
@@ -119,7 +117,6 @@ fbt:ip:tcp_input_listener:entry
 mib:::tcpListenDrop
 {
 	this->conn = (conn_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 133;
 	this->sum = 0;
 	this->more0 = 0;
@@ -129,7 +126,6 @@ mib:::tcpListenDrop
 mib:::tcpListenDropQ0
 {
 	this->conn = (conn_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 134;
 	this->sum = 0;
 	this->more0 = 0;
@@ -139,7 +135,6 @@ mib:::tcpListenDropQ0
 mib:::tcpHalfOpenDrop
 {
 	this->conn = (conn_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 135;
 	this->sum = 0;
 	this->more0 = 0;
@@ -160,7 +155,6 @@ fbt:ip:tcp_newconn_notify:return
 	this->me = (uint64_t)curthread;
 	this->conn = (conn_t *)moving[this->me];
 	moving[this->me] = 0;
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -190,7 +184,6 @@ fbt:ip:tcp_send_conn_ind:return
 	    this->conn : NULL;
 	moved[this->me] = 0;
 	moving[this->me] = 0;
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -211,7 +204,6 @@ fbt:ip:tcp_get_def_conn_ind:return
 	this->conn = this->tcp != NULL ? this->tcp->tcp_connp : NULL;
 	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_eager_last_q : 0;	/* only accept_wait */
 	start[this->me] = this->me ? timestamp : 0;	/* only accept_wait */
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -250,8 +242,7 @@ fbt:ip:tcp_eager_unlink:entry
 	this->what = taking[this->me] == arg0 ? 158 : 131;
 	taking[this->me] = this->what == 158 ? 0 : taking[this->me];
 	this->tcp = this->eager->tcp_listener;
-	this->conn = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp->tcp_connp : NULL;
-	this->syn = 0;
+	this->conn = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp->tcp_connp : NULL;
 	this->sum = 0;
 	this->more0 = this->eager->tcp_eager_next_q0 != NULL ? -1 : 0;
 	this->more = -1 - this->more0;
@@ -291,7 +282,6 @@ fbt:ip:tcp_do_listen:return
 	this->me = (uint64_t)curthread;
 	this->conn = arg1 == 0 ? (conn_t *)opening[this->me] : NULL;
 	opening[this->me] = 0;
-	this->syn = 0;
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -301,8 +291,7 @@ fbt:ip:tcp_do_listen:return
 fbt:ip:tcp_closei_local:entry
 {
 	this->tcp = (tcp_t *)arg0;
-	this->conn = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp->tcp_connp : NULL;
-	this->syn = 0;
+	this->conn = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp->tcp_connp : NULL;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;
@@ -312,9 +301,8 @@ fbt:ip:tcp_closei_local:entry
 fbt:ip:tcp_do_unbind:entry
 {
 	this->conn = (conn_t *)arg0;
-	this->conn = this->conn->conn_proto_priv.cp_tcp->tcp_state == TCPS_LISTEN ?
+	this->conn = (this->conn->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ?
 	    this->conn : NULL;
-	this->syn = 0;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;

@@ -46,8 +46,8 @@ inline int CLOCK = 9;
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
 
-/* inet/tcp.h */
-inline int TCPS_LISTEN = -3;
+/* -3 in inet/tcp.h, as 32 bits: DTrace 2.0.7 on Linux does not find an int of -3 equal to -3. */
+inline int64_t TCPS_LISTEN = 0xfffffffd;
 
 /*
  * What a thread is doing, by the address of the thread: kernel threads come and go, but their
@@ -58,6 +58,7 @@ uint64_t moving[uint64_t];
 uint64_t moved[uint64_t];
 uint64_t taking[uint64_t];
 uint64_t opening[uint64_t];
+uint64_t evicting[uint64_t];
 
 /* By its tcp_t: when a connection was put into Q, and that it waits in Q0 for room in Q. */
 uint64_t start[uint64_t];
@@ -74,7 +75,6 @@ this zone_t *zone;
 this uint8_t *lport;
 this uint64_t *address;
 this uint64_t me;
-this int syn;
 this int waits;
 this int port;
 this int zoneid;
@@ -112,8 +112,7 @@ BEGIN
 fbt:ip:tcp_conn_request:entry
 {
 	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
-	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
-	this->syn = 1;
+	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	this->what = 0;
 	this->sum = 0;
 	this->more0 = 0;
@@ -128,7 +127,6 @@ fbt:ip:tcp_conn_request:entry
 mib:::tcpListenDrop
 {
 	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 133;
 	this->sum = 0;
 	this->more0 = 0;
@@ -138,7 +136,6 @@ mib:::tcpListenDrop
 mib:::tcpListenDropQ0
 {
 	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 134;
 	this->sum = 0;
 	this->more0 = 0;
@@ -148,11 +145,11 @@ mib:::tcpListenDropQ0
 mib:::tcpHalfOpenDrop
 {
 	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->syn = 0;
 	this->what = 135;
 	this->sum = 0;
 	this->more0 = 0;
 	this->more = 0;
+	evicting[(uint64_t)curthread] = this->tcp != NULL;	/* only accepts */
 }
 /* end syn_drops */
 
@@ -181,7 +178,6 @@ fbt:ip:tcp_send_conn_ind:return
 	this->tcp = this->waits ? NULL : this->tcp;
 	moved[this->me] = 0;
 	moving[this->me] = 0;
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -201,7 +197,6 @@ fbt:ip:tcp_send_pending:entry
 	start[this->me] = timestamp;	/* only accept_wait */
 	deferred[this->me] = 0;
 	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -222,7 +217,6 @@ fbt:ip:tcp_accept:return
 	this->tcp = deferred[this->me] ? this->tcp : NULL;
 	start[this->me] = deferred[this->me] ? timestamp : start[this->me];	/* only accept_wait */
 	deferred[this->me] = 0;
-	this->syn = 0;
 	this->what = 128;
 	this->sum = 0;
 	this->more0 = 0;
@@ -256,11 +250,13 @@ fbt:ip:tcp_eager_unlink:entry
 	taking[this->me] = this->what == 158 ? 0 : taking[this->me];
 	deferred[arg0] = 0;	/* only established */
 	this->tcp = this->eager->tcp_listener;
-	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
-	this->syn = 0;
+	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	this->sum = 0;
 	this->more0 = this->eager->tcp_eager_next_q0 != NULL ? -1 : 0;
 	this->more = -1 - this->more0;
+	/* One thrown out leaves at once, and the one it is thrown out for follows. */
+	this->more0 += evicting[this->me];	/* only syn_drops */
+	evicting[this->me] = 0;	/* only syn_drops */
 }
 /* end accepts */
 
@@ -296,9 +292,8 @@ fbt:ip:tcp_bind:return
 {
 	this->me = (uint64_t)curthread;
 	this->tcp = (tcp_t *)opening[this->me];
-	this->tcp = this->tcp != NULL && this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
+	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	opening[this->me] = 0;
-	this->syn = 0;
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -309,8 +304,7 @@ fbt:ip:tcp_closei_local:entry,
 fbt:ip:tcp_unbind:entry
 {
 	this->tcp = (tcp_t *)arg0;
-	this->tcp = this->tcp->tcp_state == TCPS_LISTEN ? this->tcp : NULL;
-	this->syn = 0;
+	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab.exporter import COMMAND, run
+from lab.exporter import run
+from lab.tracing import HEADER, rows_of, tracing
 from lab.traffic import HERE6, Clients, Listen
 from lab.waiting import until
-
-HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
 
 
 def test_program() -> None:
@@ -23,20 +20,6 @@ def test_program() -> None:
         ["dtrace", "-e", "-s", "/dev/stdin"], input=text, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@contextmanager
-def tracing(port: int, directory: Path) -> Iterator[Path]:
-    """Run ``trace PORT`` with its output in a file, from the moment that it traces."""
-    output = directory / "trace.csv"
-    with output.open("wb") as file:
-        process = subprocess.Popen([*COMMAND, "trace", str(port)], stdout=file)
-    try:
-        until(lambda: HEADER in output.read_text(), "the header is printed", 120)
-        yield output
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.mark.usefixtures("foreign")
@@ -50,9 +33,8 @@ def test_trace(port: int, listen: Listen, clients: Clients, tmp_path: Path) -> N
         clients.knock(1, port, "::1")
         until(lambda: "drop:q_full" in output.read_text(), "the first drop")
         clients.give_up()
-    header, *rows = output.read_text().splitlines()
-    assert header == HEADER
-    found = [dict(zip(HEADER.split(","), row.split(","), strict=True)) for row in rows]
+    assert output.read_text().startswith(HEADER)
+    found = rows_of(output)
     syns = [row for row in found if row["Action"] == "syn"]
     done = [row for row in found if row["Action"] == "established"]
     assert [int(row["Source Port"]) for row in syns[:4]] == clients.source_ports

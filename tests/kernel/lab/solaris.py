@@ -1,0 +1,98 @@
+"""The exporter before the model of Solaris' TCP: what it exports against what the model counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lab.exporter import Exporter, Metrics
+from lab.model import Model
+from lab.waiting import until
+
+TCPS_LISTEN = -3
+BOUNDS = ["0.0", *(f"0.{tenth}" for tenth in range(1, 10)), "1.0", "+Inf"]
+
+
+@dataclass
+class Sun:
+    """A loaded model and an exporter that watches it."""
+
+    model: Model
+    exporter: Exporter
+
+    def agrees(self, name: str, seconds: float = 30.0) -> Metrics:
+        """Wait until all that is exported of a listener is what the model counted of it.
+
+        Args:
+            name: the listener's in the model.
+            seconds: when to give up.
+
+        Raises:
+            AssertionError: it is not; the text has both.
+        """
+        metrics = [self.exporter.metrics()]
+
+        def same() -> bool:
+            metrics[0] = self.exporter.metrics()
+            return self.exported(metrics[0], name) == self.counted(name)
+
+        try:
+            until(same, "the exporter and the model agree", seconds, every=0.2)
+        except AssertionError:
+            assert self.exported(metrics[0], name) == self.counted(name), self.exporter.log()[
+                -3000:
+            ]
+        return metrics[0]
+
+    def counted(self, name: str) -> dict[str, Any]:
+        """Return what should be exported of a listener, from the model's totals."""
+        totals = self.model.totals(name)
+        reasons = ("q_full", "q0_full", "q0_evicted")
+        drops = {reason: float(totals[reason]) for reason in reasons if totals[reason]}
+        cumulative = 0
+        buckets = {}
+        for bound, count in zip(BOUNDS, totals["saturation"], strict=True):
+            cumulative += count
+            buckets[bound] = float(cumulative)
+        return {
+            "syns": totals["syns"],
+            "drops": drops,
+            "established": totals["established"],
+            "accepts": totals["accepts"],
+            "waits": totals["accepts"],
+            "saturation": buckets,
+            "queues": None
+            if totals["closed"] or totals["state"] != TCPS_LISTEN
+            else (totals["q0"], totals["q"], totals["q0max"], totals["qmax"]),
+        }
+
+    def exported(self, metrics: Metrics, name: str) -> dict[str, Any]:
+        """Return the same from a scrape."""
+        labels = self.labels(name)
+
+        def value(metric: str) -> float | None:
+            return metrics.value(f"dtrace_tcp_listen_{metric}", **labels)
+
+        queues = [value(what) for what in ("q0_length", "q_length", "q0_limit", "q_limit")]
+        saturation = metrics.select("dtrace_tcp_listen_q_saturation_ratio_bucket", **labels)
+        return {
+            "syns": value("syns_total"),
+            "drops": metrics.drops(**labels),
+            "established": value("established_total"),
+            "accepts": value("accepts_total"),
+            "waits": value("accept_wait_seconds_count"),
+            "saturation": {have["le"]: count for have, count in saturation},
+            "queues": None if queues == [None] * 4 else tuple(queues),
+        }
+
+    def labels(self, name: str) -> dict[str, object]:
+        """Return the labels that tell a listener's series from all others."""
+        totals = self.model.totals(name)
+        return {"zone": totals["zone_name"], "address": totals["address"], "port": totals["port"]}
+
+    def nothing_lost(self) -> None:
+        """Check that DTrace lost nothing, no clause had a fault, and no row was bad."""
+        metrics = self.exporter.metrics()
+        for name in ("lost_total", "probe_errors_total", "bad_rows_total", "restarts_total"):
+            wrong = [found for found in metrics.select(f"dtrace_session_{name}") if found[1]]
+            assert not wrong, f"{name}: {wrong}\n{self.exporter.log()[-3000:]}"
