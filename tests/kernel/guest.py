@@ -223,7 +223,8 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
         "qemu-system-x86_64",
         *("-M", "q35", "-smp", "2", "-m", "4096"),
         # No hardware virtualisation: it is seldom there in CI. Without -cx16 QEMU 7.2 emulates
-        # cmpxchg16b wrongly now and then, and the kernel dies in its allocator.
+        # cmpxchg16b wrongly now and then, and the kernel dies in its allocator. With a thread for
+        # each CPU one may still run code that the other has patched, and the kernel dies of int3.
         *("-accel", "tcg,thread=single", "-cpu", "Nehalem,-cx16"),
         *("-no-reboot", "-nic", "none", "-display", "none"),
         *("-kernel", str(guest.vmlinuz), "-initrd", str(initrd_file)),

@@ -36,6 +36,16 @@ def all_cases() -> list[str]:
 
 
 _building = threading.Lock()
+# An emulated machine takes a processor to itself; on fewer than it needs cases become too slow.
+_running = threading.Semaphore(os.cpu_count() or 1)
+
+Group = tuple[str, bool]
+"""Which cases share a machine: those of a kernel, less those that need the model of Solaris."""
+
+
+def group(kernel: str, case: str) -> Group:
+    """Return which machine a case runs in."""
+    return kernel, guest.wants_model(case)
 
 
 class Run:
@@ -83,7 +93,8 @@ class Run:
         end = {"outcome": "failed", "text": "the run was cancelled"}
         try:
             for _ in range(BOOTS):
-                end = self._boot()
+                with _running:
+                    end = self._boot()
                 if not (end.get("died") and self._left()):
                     break
                 # The emulation is not perfect: now and then a kernel trips over an int3 that it
@@ -169,26 +180,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Run]]:
-    """Boot each kernel that a selected test needs, once."""
-    wanted: dict[str, list[str]] = {}
+) -> Iterator[dict[Group, Run]]:
+    """Boot each machine that a selected test needs, once."""
+    wanted: dict[Group, list[str]] = {}
     for item in request.session.items:
         if isinstance(item, pytest.Function) and item.function is test_case:
             kernel, case = (str(item.callspec.params[name]) for name in ("kernel", "case"))
-            wanted.setdefault(kernel, []).append(case)
-    # Both at once: a guest waits much of its time.
+            wanted.setdefault(group(kernel, case), []).append(case)
     started = {
-        kernel: Run(kernel, cases, tmp_path_factory.mktemp(f"linux-{kernel}-"))
-        for kernel, cases in wanted.items()
+        key: Run(key[0], cases, tmp_path_factory.mktemp(f"linux-{key[0]}-"))
+        for key, cases in sorted(wanted.items(), key=lambda item: item[0][1])
     }
     yield started
     for run in started.values():
         run.cancel()
 
 
-def test_case(kernel: str, case: str, runs: dict[str, Run]) -> None:
+def test_case(kernel: str, case: str, runs: dict[Group, Run]) -> None:
     """A case passes inside a guest."""
-    result = runs[kernel].result(case)
+    result = runs[group(kernel, case)].result(case)
     if result["outcome"] == "skipped":
         pytest.skip(result["text"])
     if result["outcome"] == "failed":

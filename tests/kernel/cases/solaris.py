@@ -372,7 +372,7 @@ def test_any_script(sun: Sun, ports: Ports) -> None:
     """Whatever happens to a listener, and in whatever order, all of it is counted."""
 
     @settings(
-        max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
+        max_examples=25, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
     )
     @given(KINDS, st.integers(1, 4), st.integers(0, 3), st.lists(EVENTS, min_size=5, max_size=25))
     def run(kind: str, backlog: int, room: int, events: list[str]) -> None:
