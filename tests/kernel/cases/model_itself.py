@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lab.model import GENERATIONS, Model
 
@@ -527,15 +527,13 @@ class Reference:
 
 EVENTS = st.one_of(
     st.tuples(st.just("syn"), st.integers(1, 9)),
-    st.tuples(st.just("ack"), st.integers(1, 4)),
-    st.tuples(st.just("refused"), st.just(1)),
-    st.tuples(st.just("accept"), st.integers(1, 4)),
-    st.tuples(st.just("q0"), st.just(1)),
-    st.tuples(st.just("deferred"), st.just(1)),
-    st.tuples(st.just("q"), st.just(1)),
-    st.tuples(st.just("timeout"), st.just(1)),
+    st.tuples(st.just("ack"), st.integers(1, 9)),
+    st.tuples(st.just("accept"), st.integers(1, 3)),
+    st.tuples(st.just("deferred"), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["refused", "q0", "q", "timeout"]), st.just(1)),
     st.tuples(st.just("backlog"), st.integers(1, 5)),
 )
+"""What happens, so mixed that full queues, deferred and dead connections are common."""
 
 
 def follow(model: Model, reference: Reference, event: str, number: int) -> None:
@@ -564,30 +562,33 @@ def follow(model: Model, reference: Reference, event: str, number: int) -> None:
 def test_any_script(generation: str, kind: str) -> None:
     """Whatever happens, in any order, the totals are those of a second implementation."""
     tried = 0
+    scripts = st.lists(EVENTS, min_size=15, max_size=50)
 
-    def same(backlog: int, events: list[tuple[str, int]]) -> None:
-        nonlocal tried
-        tried += 1
-        listen(model, backlog=backlog, more=kind)
-        reference = Reference(generation, kind, backlog, Q0MAX_MORE)
-        try:
-            for event, number in events:
-                follow(model, reference, event, number)
-                assert totals_and_sum(model) == reference.now(), (event, number)
-        finally:
-            model.run("close L", "forget")
+    with loaded(generation) as made:
 
-    scripts = st.lists(EVENTS, min_size=5, max_size=60)
-    with loaded(generation) as model:
+        def same(backlog: int, events: list[tuple[str, int]]) -> None:
+            nonlocal tried
+            tried += 1
+            listen(made, backlog=backlog, more=kind)
+            reference = Reference(generation, kind, backlog, Q0MAX_MORE)
+            try:
+                for event, number in events:
+                    follow(made, reference, event, number)
+                    assert totals_and_sum(made) == reference.now(), (event, number)
+            finally:
+                made.run("close L", "forget")
+
         SETTINGS(given(backlog=st.integers(1, 4), events=scripts)(same))()
-        assert model.eagers() == 0
+        assert made.eagers() == 0
     assert tried >= SETTINGS.max_examples
 
 
 SETTINGS = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     database=None,
     derandomize=True,
+    # A shorter example is not worth the minutes that it takes here.
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

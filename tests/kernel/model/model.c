@@ -10,15 +10,14 @@
  * A line that cannot be (no such listener, nothing there to accept) makes write(2) fail with EINVAL
  * and does nothing; lines before it in the same write have been done.
  */
-#include <linux/cleanup.h>
 #include <linux/debugfs.h>
 #include <linux/inet.h>
+#include <linux/math64.h>
 #include <linux/module.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "model.h"
 

@@ -9,6 +9,7 @@
 #include "model.h"
 
 void tcp_input_listener(void *arg, mblk_t *mp, void *arg2, ip_recv_attr_t *ira);
+void tcp_input_listener_unbound(void *arg, mblk_t *mp, void *arg2, ip_recv_attr_t *ira);
 int tcp_newconn_notify(tcp_t *tcp, ip_recv_attr_t *ira);
 int tcp_accept(sock_lower_handle_t lproto_handle, sock_lower_handle_t eproto_handle,
 	       sock_upper_handle_t sock_handle, cred_t *cr);
@@ -127,6 +128,15 @@ drop:
 	freemsg(mp);
 }
 
+/* Gets a listener's first segment, to choose a squeue for it. */
+TRACED void tcp_input_listener_unbound(void *arg, mblk_t *mp, void *arg2, ip_recv_attr_t *ira)
+{
+	conn_t *connp = arg;
+
+	WRITE_ONCE(connp->conn_recv, tcp_input_listener);
+	tcp_input_listener(arg, mp, arg2, ira);
+}
+
 /* A plain socket's handshake is complete. Returns whether the socket layer takes it. */
 TRACED int tcp_newconn_notify(tcp_t *tcp, ip_recv_attr_t *ira)
 {
@@ -186,6 +196,7 @@ TRACED int tcp_do_listen(conn_t *connp, struct sockaddr *sa, socklen_t len, int 
 		tcp->tcp_eager_next_drop_q0 = tcp;
 		tcp->tcp_eager_prev_drop_q0 = tcp;
 	}
+	connp->conn_recv = tcp_input_listener_unbound;
 	return 0;
 }
 
@@ -333,7 +344,7 @@ void receive(struct listener *listener, mblk_t *mp, uint16_t ip_header, bool v4,
 		.ira_protocol = SOLARIS_IPPROTO_TCP,
 	};
 
-	tcp_input_listener(&listener->conn, mp, NULL, &ira);
+	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, NULL, &ira);
 }
 
 /* An eager's third segment, in its own squeue. */

@@ -156,6 +156,9 @@ AT(tcp_t, tcp_listen_cnt, 1016);
 /* ipclassifier.h */
 #define IPCL_NONSTR 0x00001000
 
+struct ip_recv_attr_s;
+typedef void (*edesc_rpf)(void *, mblk_t *, void *, struct ip_recv_attr_s *);
+
 typedef struct conn_s {
 	kmutex_t conn_lock;
 	uint32_t conn_ref;
@@ -166,7 +169,7 @@ typedef struct conn_s {
 	} conn_proto_priv;
 	kcondvar_t conn_cv;
 	uint8_t conn_proto;
-	void *conn_recv;
+	edesc_rpf conn_recv;
 	uint8_t other1[112];
 	queue_t *conn_rq;
 	queue_t *conn_wq;

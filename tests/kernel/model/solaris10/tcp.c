@@ -9,6 +9,7 @@
 #include "model.h"
 
 void tcp_conn_request(void *arg, mblk_t *mp, void *arg2);
+void tcp_conn_request_unbound(void *arg, mblk_t *mp, void *arg2);
 void tcp_wput_accept(queue_t *q, mblk_t *mp);
 void tcp_accept(tcp_t *listener, mblk_t *mp);
 void tcp_bind(tcp_t *tcp, mblk_t *mp);
@@ -134,6 +135,15 @@ drop:
 	freemsg(mp);
 }
 
+/* Gets a listener's first SYN, to choose a squeue for it. */
+TRACED void tcp_conn_request_unbound(void *arg, mblk_t *mp, void *arg2)
+{
+	conn_t *connp = arg;
+
+	WRITE_ONCE(connp->conn_recv, tcp_conn_request);
+	tcp_conn_request(arg, mp, arg2);
+}
+
 /* A socket's accept. */
 TRACED void tcp_wput_accept(queue_t *q, mblk_t *mp)
 {
@@ -166,6 +176,7 @@ TRACED void tcp_bind(tcp_t *tcp, mblk_t *mp)
 			tcp->tcp_state = TCPS_LISTEN;
 			start_queues(tcp);
 		}
+		tcp->tcp_connp->conn_recv = tcp_conn_request_unbound;
 	}
 	putnext(tcp->tcp_rq, mp);
 }
@@ -271,7 +282,7 @@ bool can_receive(uint8_t flags)
 
 void receive(struct listener *listener, mblk_t *mp, uint16_t ip_header, bool v4, bool options)
 {
-	tcp_conn_request(&listener->conn, mp, NULL);
+	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, NULL);
 }
 
 /* An eager's third segment, in its own squeue. */

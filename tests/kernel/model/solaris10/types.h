@@ -110,6 +110,8 @@ AT(tcp_t, tcp_cred, 720);
 AT(tcp_t, tcp_cpid, 728);
 AT(tcp_t, tcp_ipversion, 740);
 
+typedef void (*edesc_rpf)(void *, mblk_t *, void *);
+
 typedef struct conn_s {
 	kmutex_t conn_lock;
 	uint32_t conn_ref;
@@ -121,7 +123,7 @@ typedef struct conn_s {
 	tcp_t *conn_tcp;
 	void *conn_udp;
 	void *conn_sqp;
-	void *conn_recv;
+	edesc_rpf conn_recv;
 	uint8_t other1[48];
 	queue_t *conn_rq;
 	queue_t *conn_wq;
@@ -150,6 +152,7 @@ typedef struct conn_s {
 #define conn_lport u_port.tcpu_ports.tcpu_lport
 #define conn_fport u_port.tcpu_ports.tcpu_fport
 AT(conn_t, conn_tcp, 0x28);
+AT(conn_t, conn_recv, 0x40);
 AT(conn_t, conn_rq, 0x78);
 AT(conn_t, conn_cred, 0x90);
 AT(conn_t, conn_bound_source_v6, 0xb8);
