@@ -31,7 +31,7 @@ def exported() -> dict[str, tuple[str, set[str]]]:
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
     state.table.watch(session, {7200: "web"}, Exports(reasons=reasons))
     listener = state.table.listener(session, "", "127.0.0.1", 7200)
-    listener.sockets[1] = Queues(0, 2, None, 3)
+    listener.sockets[1] = Queues(0, 2, 7, 3)
     state.sessions[session] = SessionStatus(
         up=True, last_record=1.0, features=dict.fromkeys(check.FEATURES, True)
     )

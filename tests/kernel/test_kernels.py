@@ -39,6 +39,9 @@ _building = threading.Lock()
 # An emulated machine takes a processor to itself; on fewer than it needs cases become too slow.
 _running = threading.Semaphore(os.cpu_count() or 1)
 
+# What no kernel makes a difference to.
+_ONCE = ("remote",)
+
 Group = tuple[str, bool]
 """Which cases share a machine: those of a kernel, less those that need the model of Solaris."""
 
@@ -172,7 +175,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (kernel, case)
         for kernel in guest.KERNELS
         for case in all_cases()
-        if kernel == guest.MODEL_KERNEL or not guest.wants_model(case)
+        if kernel == guest.MODEL_KERNEL
+        or not (guest.wants_model(case) or case.partition("::")[0] in _ONCE)
     ]
     metafunc.parametrize(("kernel", "case"), pairs, ids=[f"{k}-{c}" for k, c in pairs])
 

@@ -1,0 +1,44 @@
+"""The page on how it works: what it names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dtrace_exporter import program, trace
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
+TABLE = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.splitlines()
+    if line.startswith("| ")
+]
+
+
+@pytest.mark.parametrize(("column", "name"), [(1, "linux"), (2, "illumos"), (3, "solaris10")])
+def test_what_the_table_names(column: int, name: str) -> None:
+    """Each function, member and probe that the table says a number comes from is in the program."""
+    text = program.load(name).text
+    cells = " ".join(row[column] for row in TABLE)
+    named = re.findall(r"`(?:mib:::)?(\w[\w.]*?)(?:\(\))?`", cells)
+    assert len(named) > 2
+    assert [word for word in named if word != f"{name}.d" and word not in text] == []
+
+
+def test_trace_example() -> None:
+    """The example of trace has the columns of the trace command."""
+    example = re.findall(r"^    (\S.*)$", PAGE, re.MULTILINE)
+    header, *lines = example[1:]
+    assert header == trace.HEADER
+    assert lines
+    assert {len(line.split(",")) for line in lines} == {9}
+
+
+def test_links() -> None:
+    """Every file that the page names is there."""
+    named = re.findall(r"`(src/[\w/.]+)`", PAGE)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
