@@ -400,6 +400,24 @@ def test_all_on_both_cpus(model: Model) -> None:
     assert model.eagers() == 0
 
 
+def test_deferred_on_both_cpus(deferring: tuple[Model, str]) -> None:
+    """Connections that complete into a full Q and are accepted on both CPUs at once all arrive."""
+    model, kind = deferring
+    model.run("q0max 0 100000")
+    listen(model, backlog=2, more=kind)
+    model.run("syn L count 9000", "ack L count 100")
+    rounds = 400
+    model.run_on_both(*["ack L count 10", "accept L count 10"] * rounds)
+    found = counts(model)
+    assert found["accepts"] == 2 * rounds * 10
+    assert found["established"] == found["accepts"] + 2
+    assert found["waiting"] == 98
+    assert found["q0"] == 9000 - found["established"]
+    assert model.eagers() == found["q0"] + found["q"]
+    model.run("close L")
+    assert model.eagers() == 0
+
+
 def test_kernel_log() -> None:
     """Neither generation has upset the kernel, whatever the cases before this one did with it."""
     for generation in GENERATIONS:

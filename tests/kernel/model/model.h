@@ -95,8 +95,8 @@ struct eager {
 	conn_t conn;
 	tcp_t tcp;
 	struct list_head evicted;
-	/* An event has it in hand; under its listener's tcp_eager_lock. */
-	bool claimed;
+	/* How many events have it in hand; under its listener's tcp_eager_lock. */
+	int claims;
 	/* Its client has reset it. */
 	bool dead;
 	/* The socket layer shall refuse it. */

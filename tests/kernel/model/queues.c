@@ -1,5 +1,6 @@
 /*
- * Q0 and Q of a listener, and how an eager (a connection that nobody has accepted) moves and leaves.
+ * Q0 and Q of a listener, and how an eager (a connection that nobody has accepted) moves and
+ * leaves.
  *
  * Q0 is a ring headed by the listener, its newest at next_q0, its oldest at prev_q0; completed
  * connections that wait for room in Q are its oldest end. Q is a list, oldest first.
@@ -211,6 +212,8 @@ void accept_tpi(queue_t *q, mblk_t *mp)
 	if (listener->tcp_eager_prev_q0->tcp_conn_def_q0) {
 		mblk_t *conn_ind = tcp_get_def_conn_ind(listener);
 
+		/* Nobody shall take it before its message has gone up: they share their memory. */
+		container_of(conn_ind, struct eager, conn_ind)->claims++;
 		conn_ind->b_next = listener_of(listener)->undeferred;
 		listener_of(listener)->undeferred = conn_ind;
 	}

@@ -27,7 +27,7 @@ static boolean_t tcp_drop_q0(tcp_t *tcp)
 	if (eager == tcp)
 		return B_FALSE;
 	make_undroppable(eager);
-	eager_of(eager)->claimed = true;
+	eager_of(eager)->claims++;
 	list_add_tail(&eager_of(eager)->evicted, &listener_of(tcp)->evicted);
 	COUNT(tcp, q0_evicted);
 	BUMP_MIB(&tcp->tcp_tcps->mib, tcpHalfOpenDrop);

@@ -2,7 +2,8 @@
  * illumos: conn_t, tcp_t and what hangs on them.
  *
  * Offsets are those that the member lists of illumos-gate's usr/src/uts/common/inet (2010 and
- * later) give by the rules of LP64: ipclassifier.h, tcp.h, tcp_impl.h, tcp_stack.h, tunables.h, ip.h.
+ * later) give by the rules of LP64: ipclassifier.h, tcp.h, tcp_impl.h, tcp_stack.h, tunables.h and
+ * ip.h.
  */
 #ifndef MODEL_TYPES_H
 #define MODEL_TYPES_H

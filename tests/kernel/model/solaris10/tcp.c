@@ -20,7 +20,7 @@ int hz = 100;
 
 mib2_tcp_t tcp_mib;
 
-/* The limit of Q is 128 there; an administrator may raise it, and a script's backlog shall stand. */
+/* Q's limit is 128 there. An administrator may raise it; here a script's backlog shall stand. */
 tcpparam_t tcp_param_arr[TCP_PARAMS] = {
 	{ 1000, 600000, 60000, "tcp_time_wait_interval" },
 	{ 1, UINT_MAX, 1 << 20, "tcp_conn_req_max_q" },
@@ -36,11 +36,11 @@ static boolean_t tcp_drop_q0(tcp_t *tcp)
 {
 	tcp_t *eager = tcp->tcp_eager_prev_q0;
 
-	while (eager != tcp && (eager->tcp_conn_def_q0 || eager_of(eager)->claimed))
+	while (eager != tcp && (eager->tcp_conn_def_q0 || eager_of(eager)->claims))
 		eager = eager->tcp_eager_prev_q0;
 	if (eager == tcp || !eager->tcp_syn_rcvd_timeout)
 		return B_FALSE;
-	eager_of(eager)->claimed = true;
+	eager_of(eager)->claims++;
 	COUNT(tcp, q0_evicted);
 	BUMP_MIB(&tcp_mib, tcpHalfOpenDrop);
 	kmutex_exit(&tcp->tcp_eager_lock);

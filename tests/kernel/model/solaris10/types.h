@@ -3,7 +3,8 @@
  *
  * conn_t as a late update has it, with the one flag bit that the LSO project added to the member
  * list of the OpenSolaris of October 2006 (usr/src/uts/common/inet/ipclassifier.h): tcp at 0x28 and
- * local port at 0x10a, as published for Solaris 10. tcp_t is that source's inet/tcp.h, by LP64's rules.
+ * local port at 0x10a, as published for Solaris 10. tcp_t is that source's inet/tcp.h, by LP64's
+ * rules.
  */
 #ifndef MODEL_TYPES_H
 #define MODEL_TYPES_H
