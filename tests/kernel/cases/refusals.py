@@ -10,7 +10,7 @@ from lab.exporter import UP, StartExporter, run
 from lab.traffic import Clients, Listen
 from lab.waiting import until
 
-from dtrace_exporter.program import choose
+from dtrace_exporter.program import load
 
 NOBODY = 65534
 BROKEN = "fbt::tcp_conn_request:entry { @ = no_such_function(); }\n"
@@ -82,7 +82,7 @@ def test_missing_parts(
     port: int, tmp_path: Path, exporter: StartExporter, listen: Listen, clients: Clients
 ) -> None:
     """What a kernel lacks costs only the series that need it: a function, or a field."""
-    text = choose("linux").text.replace("reqsk_destructor", "no_such_destructor")
+    text = load("linux").text.replace("reqsk_destructor", "no_such_destructor")
     file = tmp_path / "linux.d"
     file.write_text(text.replace("rcvq_space.time", "no_such_member"))
     config = {"source": "dtrace", "dtrace": {"program": str(file)}, "listeners": [{"port": port}]}
