@@ -28,7 +28,7 @@ class Consumer:
 
     def __init__(self, *options: str) -> None:
         text = program.render(
-            program.choose("linux"), WINDOW, counters=program.drop_counters(), options=["aggsize"]
+            program.load("linux"), WINDOW, numbers=program.drop_counters(), options=["aggsize"]
         )
         self.table = ListenerTable()
         self.table.watch(ME, None)
