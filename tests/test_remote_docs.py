@@ -1,0 +1,117 @@
+"""docs/remote-hosts.md: what it tells an operator to do is what there is, and what is tested."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dtrace_exporter import check, config, program, session
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "remote-hosts.md"
+TEXT = GUIDE.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the texts of all fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def lab_constant(name: str) -> object:
+    """Return a constant of what the cases in the guests use for far hosts."""
+    source = (ROOT / "tests/kernel/lab/far.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise KeyError(name)
+
+
+def test_there_are_no_other_blocks() -> None:
+    """Each block is of a kind that is looked at here, or is there to be read."""
+    kinds = set(re.findall(r"^```(.*)$", TEXT, re.MULTILINE))
+    assert kinds == {"", "sh", "yaml", "console", "text", "ssh_config"}
+
+
+@pytest.mark.parametrize("number", range(len(blocks("yaml"))))
+def test_configurations(number: int, tmp_path: Path) -> None:
+    """Every configuration is one, and its hosts are those of the ssh_config."""
+    file = tmp_path / "c.yml"
+    file.write_text(blocks("yaml")[number], encoding="utf-8")
+    loaded = config.load(file)
+    assert loaded.hosts
+    (ssh_config,) = blocks("ssh_config")
+    for host in loaded.hosts:
+        ssh, option, _, name, command = host.dtrace.command
+        assert (ssh, option, command) == ("ssh", "-F", "/usr/sbin/dtrace")
+        assert f"Host {name}\n" in ssh_config
+        # A forced command answers no question, so auto cannot find out.
+        assert program.load(host.dtrace.program).parts
+        assert host.listeners
+
+
+def test_ssh_config_is_the_tested_one() -> None:
+    """What ssh is told for all hosts is what it is told in the cases that run a real sshd."""
+    (block,) = blocks("ssh_config")
+    assert block[block.index("Host *") :] == lab_constant("SSH_CONFIG")
+
+
+def test_ssh_config_is_explained() -> None:
+    """The table explains options of the ssh_config, and the times in the text follow from them."""
+    (block,) = blocks("ssh_config")
+    options = dict(re.findall(r"^    (\w+) (.+)$", block[block.index("Host *") :], re.MULTILINE))
+    table = TEXT[TEXT.index("| | why |") :].partition("\n\n")[0]
+    explained = {
+        name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert explained == {*options} - {"IdentityFile", "IdentitiesOnly", "UserKnownHostsFile"}
+    alive = int(options["ServerAliveInterval"]) * (int(options["ServerAliveCountMax"]) + 1)
+    assert f"silent for {alive} s" in table
+    assert f"after {options['ConnectTimeout']} s" in table
+    # ssh gives its reason before the exporter loses its patience.
+    patience = program.window(1.0).patience
+    assert alive < patience
+    assert f"heartbeat after {patience:g} s" in table
+    assert f"no heartbeat for {patience:g} s" in TEXT
+
+
+def test_forced_commands() -> None:
+    """Each forced command runs dtrace(1) on its standard input, or on a file put there before."""
+    forced = re.findall(r'^restrict,command="([^"]+)" ssh-', TEXT, re.MULTILINE)
+    scripts = [shlex.split(command) for command in forced]
+    assert [words[:2] for words in scripts] == [["/usr/sbin/dtrace", "-s"]] * 2
+    plan = session.Plan(config.DTraceConfig(command=("/usr/sbin/dtrace",)), None, (1, 1), {})
+    assert plan.argv == scripts[0]
+    assert f"'cat >{scripts[1][2]}'" in TEXT
+
+
+def test_check_output() -> None:
+    """The output of check shows parts of the program in its words."""
+    (output,) = blocks("console")
+    shown = dict(re.findall(r"^(?:ok|no)      (\w+) +(.+)$", output, re.MULTILINE))
+    assert {*shown} <= {*check.FEATURES}
+    assert shown["established"] == check.FEATURES["established"]
+    source = Path(session.__file__).read_text(encoding="utf-8")
+    assert f'"{shown["syn_drops"]}"' in source
+
+
+@pytest.mark.parametrize("number", range(len(blocks("sh"))))
+def test_shell(number: int) -> None:
+    """Every block of commands can be read by a shell."""
+    done = subprocess.run(["sh", "-n"], input=blocks("sh")[number], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_links() -> None:
+    """Every relative link leads to a file, and to a heading of it where it names one."""
+    links = re.findall(r"\]\((?!https?://)([^)#]+)(?:#([^)]+))?\)", TEXT)
+    assert links
+    for file, anchor in links:
+        text = (GUIDE.parent / file).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in slugs
