@@ -40,6 +40,7 @@ enum kind { SOCKET, STREAMS, TLI };
 	X(waiting)	 /* of these, the deferred ones */                                 \
 	X(q)		 /* now in Q */                                                    \
 	X(q_sum)                                                                           \
+	X(unsure)	 /* SYNs during which Q changed: to which Q they count is open */          \
 	X(wait_ns)
 
 /* SYNs by Q/Qmax: 0, up to 0.1, up to 0.2, ..., up to 1, more. */
@@ -49,6 +50,7 @@ enum kind { SOCKET, STREAMS, TLI };
 struct totals {
 	TOTALS(TOTAL)
 	atomic64_t saturation[SATURATION_BUCKETS];
+	atomic64_t q_changes;
 };
 
 /* A zone; those that are not exclusive share one stack. */

@@ -61,6 +61,7 @@ void move_to_q(tcp_t *listener, tcp_t *eager)
 	listener->tcp_conn_req_cnt_q++;
 	COUNT(listener, established);
 	COUNT(listener, q);
+	COUNT(listener, q_changes);
 	eager_of(eager)->queued_ns = ktime_get_ns();
 	if (tail)
 		tail->tcp_eager_next_q = eager;
@@ -92,6 +93,7 @@ TRACED void tcp_eager_unlink(tcp_t *tcp)
 			tcp->tcp_eager_last_q = NULL;
 			listener->tcp_conn_req_cnt_q--;
 			UNCOUNT(listener, q);
+			COUNT(listener, q_changes);
 			break;
 		}
 	}

@@ -324,7 +324,9 @@ static void observe(struct listener *listener)
 
 static void arrive(struct listener *listener, struct segments *segments)
 {
+	struct totals *totals = &listener->record->totals;
 	struct packet *packet = segments->packet;
+	u64 changes = atomic64_read(&totals->q_changes);
 
 	if (!can_receive(segments->flags)) {
 		COUNT(&listener->tcp, segments);
@@ -333,6 +335,9 @@ static void arrive(struct listener *listener, struct segments *segments)
 	if (segments->flags & TH_SYN && listener->tcp.tcp_state == TCPS_LISTEN)
 		observe(listener);
 	receive(listener, &packet->mb, packet->ip_header, packet->v4, packet->options);
+	/* Another CPU was at work. */
+	if (atomic64_read(&totals->q_changes) != changes)
+		atomic64_inc(&totals->unsure);
 	bury_evicted(listener);
 }
 
