@@ -417,7 +417,7 @@ def test_program_of_the_kernel(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where this system's name does not tell which program it needs, its kernel is asked."""
-    monkeypatch.setattr(program, "local", lambda: "")
+    monkeypatch.setattr(program, "local", lambda _: "")
     command = fake_dtrace({"functions": [["ip", "tcp_conn_request"]]})
     arguments = argparse.Namespace(name=None)
     config = Config(local=HostConfig(dtrace=DTraceConfig(command=tuple(command))))

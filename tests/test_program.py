@@ -207,7 +207,7 @@ def test_parts_of_linux() -> None:
 def test_local(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux has one program; a system with several kernels, or none, leaves it to the kernel."""
     monkeypatch.setattr("sys.platform", platform)
-    assert program.local() == name
+    assert program.local(["dtrace"]) == name
 
 
 def test_load_a_path(tmp_path: Path) -> None:
@@ -661,9 +661,9 @@ def test_drop_counters(monkeypatch: pytest.MonkeyPatch) -> None:
         "LINUX_MIB_TCPREQQFULLDROP": 76,
     }
     monkeypatch.setattr(btf, "enumerators", lambda *_: names)
-    assert program.drop_counters() == COUNTERS
+    assert program.drop_counters(["dtrace"]) == COUNTERS
     monkeypatch.setattr(btf, "enumerators", lambda *_: {"LINUX_MIB_LISTENDROPS": 21})
-    assert program.drop_counters() == {}
+    assert program.drop_counters(["dtrace"]) == {}
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), btf.BTFError("bad")])
@@ -674,4 +674,15 @@ def test_drop_counters_without_types(error: Exception, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(btf, "enumerators", fail)
-    assert program.drop_counters() == {}
+    assert program.drop_counters(["dtrace"]) == {}
+
+
+def test_another_hosts_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a kernel that is reached by ssh neither the program nor the counters are taken for known."""
+    monkeypatch.setattr(btf, "enumerators", lambda *_: pytest.fail("asked this kernel"))
+    monkeypatch.setattr("sys.platform", "linux")
+    for command in (["ssh", "far", "dtrace"], ["/usr/bin/ssh", "far", "/usr/sbin/dtrace"]):
+        assert not program.runs_here(command)
+        assert program.local(command) == ""
+        assert program.drop_counters(command) == {}
+    assert program.runs_here(["sudo", "dtrace"])

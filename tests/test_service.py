@@ -449,7 +449,7 @@ def test_the_kernel_of_this_host(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this system's name does not tell the program the kernel does, for the label too."""
-    monkeypatch.setattr(program, "local", lambda: "")
+    monkeypatch.setattr(program, "local", lambda _: "")
 
     async def test() -> None:
         command = fake_dtrace(ILLUMOS, {"ready": "0"}, ZONE_ROWS, FOREVER)
@@ -467,7 +467,7 @@ def test_a_kernel_that_answers_late(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this host cannot be asked at first its session is down, and the label comes with it."""
-    monkeypatch.setattr(program, "local", lambda: "")
+    monkeypatch.setattr(program, "local", lambda _: "")
     reachable = tmp_path / "reachable"
     script = f'[ -e {reachable} ] || {{ echo "dtrace: not now" >&2; exit 1; }}; exec "$@"'
     command = ["sh", "-c", script, "sh", *fake_dtrace(ILLUMOS, {"ready": "0"}, FOREVER)]

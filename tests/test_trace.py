@@ -27,7 +27,7 @@ SHOWN = "100,2026 Nov 22 08:00:00,drop:q0_full,192.168.1.2,40000,22,9,1,8"
 @pytest.fixture(autouse=True)
 def _solaris(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this system's name not tell which program it needs, as that of Solaris does not."""
-    monkeypatch.setattr(program, "local", lambda: "")
+    monkeypatch.setattr(program, "local", lambda _: "")
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_program_of_the_kernel(
     start = json.loads(saved.read_text(encoding="utf-8"))
     assert start["argv"] == ["-s", "/dev/stdin"]
     expected = program.render(
-        program.load_trace(name), program.window(1.0), (22, 22), program.drop_counters()
+        program.load_trace(name), program.window(1.0), (22, 22), program.drop_counters(["dtrace"])
     )
     assert start["program"] == expected
 

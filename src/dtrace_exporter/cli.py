@@ -182,9 +182,9 @@ def _program(args: argparse.Namespace, config: Config) -> int:
     settings = config.local.dtrace
     name = args.name or settings.program
     if name == "auto":
-        name = program.local() or asyncio.run(dtrace.find_program(settings.command))
+        name = program.local(settings.command) or asyncio.run(dtrace.find_program(settings.command))
     without = () if settings.accept_wait else ("accept_wait",)
-    numbers = {**program.drop_counters(), **program.offsets(settings.offsets)}
+    numbers = {**program.drop_counters(settings.command), **program.offsets(settings.offsets)}
     window = program.window(settings.interval)
     sys.stdout.write(program.render(program.load(name), window, numbers=numbers, without=without))
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +46,9 @@ _DROP_COUNTERS = {
     "LISTENDROPS": "LINUX_MIB_LISTENDROPS",
     "TCPREQQFULLDROP": "LINUX_MIB_TCPREQQFULLDROP",
 }
+
+NO_DROP_COUNTERS = dict.fromkeys(_DROP_COUNTERS, 0)
+"""Number 0 is none: where a kernel's own are not known a program with these sees no drop."""
 
 
 class ProgramError(Exception):
@@ -108,12 +111,17 @@ def window(interval: float) -> Window:
     return Window(interval, ticks, clock, ticks * interval / 4)
 
 
-def local() -> str:
-    """Return the name of the only program that this system can need; empty where its kernel tells.
+def runs_here(command: Sequence[str]) -> bool:
+    """Tell whether a command's dtrace(1) traces this kernel; by ssh(1) it is another host's."""
+    return Path(command[0]).name != "ssh"
+
+
+def local(command: Sequence[str]) -> str:
+    """Return the name of the only program that a command's system can need; empty if not known.
 
     Solaris and illumos have the same system name; dtrace.find_program() tells them apart.
     """
-    return "linux" if sys.platform == "linux" else ""
+    return "linux" if sys.platform == "linux" and runs_here(command) else ""
 
 
 def load(name: str) -> Program:
@@ -133,8 +141,10 @@ def load(name: str) -> Program:
         raise ProgramError(f"cannot read the D program {name}: {reason}") from None
 
 
-def drop_counters() -> dict[str, int]:
-    """Return where this kernel counts its drops, by inline's name; nothing if it does not say."""
+def drop_counters(command: Sequence[str]) -> dict[str, int]:
+    """Return where a command's kernel counts its drops, by inline's name; nothing if not known."""
+    if not runs_here(command):
+        return {}
     try:
         found = btf.enumerators(KERNEL_TYPES, list(_DROP_COUNTERS.values()))
     except (OSError, btf.BTFError):

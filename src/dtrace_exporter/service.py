@@ -109,7 +109,7 @@ class Service:
         self.state.last_reload_success = time.time()
 
     def _plans(self, config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
-        counters = program.drop_counters()
+        counters = program.drop_counters(config.local.dtrace.command)
         plans = {}
         for host in (config.local, *config.hosts):
             for name, ports, watched in _split(host):
@@ -148,7 +148,7 @@ async def choose_source(config: Config) -> Source:
         source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
         if source.program == "auto":
             with contextlib.suppress(dtrace.DTraceError):
-                local = program.local() or await dtrace.find_program(command)
+                local = program.local(command) or await dtrace.find_program(command)
                 source = Source("dtrace", local, version)
         if config.source == "auto":
             refusal = await dtrace.attempt(command)
@@ -163,7 +163,7 @@ def _program(host: HostConfig) -> program.Program | None:
     """Return a host's program, None where its kernel has to be asked first."""
     name = host.dtrace.program
     if name == "auto":
-        name = "" if host.name else program.local()
+        name = "" if host.name else program.local(host.dtrace.command)
     return program.load(name) if name else None
 
 

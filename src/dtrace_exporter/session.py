@@ -64,7 +64,8 @@ class Plan:
     def render(self, chosen: Program, without: set[str]) -> str:
         """Return a program's text less some optional parts."""
         window = program.window(self.dtrace.interval)
-        numbers = {**self.counters, **program.offsets(self.dtrace.offsets)}
+        counters = self.counters or program.NO_DROP_COUNTERS
+        numbers = {**counters, **program.offsets(self.dtrace.offsets)}
         return program.render(
             chosen, window, self.ports, numbers, without, list(self.dtrace.options)
         )
@@ -265,7 +266,8 @@ class Session:
             raise RowError(f"rows of version {ready.version}, not {PROTOCOL}")
         assert self._program is not None
         tally.ready(ready)
-        if not self.id.host and ready.home == _own_netns():
+        here = not self.id.host and program.runs_here(self.plan.argv)
+        if here and ready.home == _own_netns():
             with contextlib.suppress(OSError, ImportError):
                 tally.know(sock_diag.listeners())
         self.status.features = features = self._features(self._program)

@@ -36,9 +36,9 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
     """
     name = config.program
     if name == "auto":
-        name = program.local() or await dtrace.find_program(config.command)
+        name = program.local(config.command) or await dtrace.find_program(config.command)
     chosen = program.load_trace(name)
-    plan = Plan(config, chosen, (port, port), program.drop_counters())
+    plan = Plan(config, chosen, (port, port), program.drop_counters(config.command))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

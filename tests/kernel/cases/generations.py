@@ -28,7 +28,10 @@ class Consumer:
 
     def __init__(self, *options: str) -> None:
         text = program.render(
-            program.load("linux"), WINDOW, numbers=program.drop_counters(), options=["aggsize"]
+            program.load("linux"),
+            WINDOW,
+            numbers=program.drop_counters(["dtrace"]),
+            options=["aggsize"],
         )
         self.table = ListenerTable()
         self.table.watch(ME, None)

@@ -353,7 +353,7 @@ def test_both_cpus(sun: Sun, listen: Callable[..., str], ports: Ports) -> None:
         with contextlib.suppress(OSError):
             sun.model.run_on_both(*lines)
     for name in names:
-        sun.agrees(name)
+        sun.agrees(name, races=True)
     sun.nothing_lost()
 
 
