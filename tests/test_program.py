@@ -678,7 +678,7 @@ def test_drop_counters_without_types(error: Exception, monkeypatch: pytest.Monke
 
 
 def test_another_hosts_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a kernel that is reached by ssh neither the program nor the counters are taken for known."""
+    """Of a kernel reached by ssh neither the program nor the counters are taken for known."""
     monkeypatch.setattr(btf, "enumerators", lambda *_: pytest.fail("asked this kernel"))
     monkeypatch.setattr("sys.platform", "linux")
     for command in (["ssh", "far", "dtrace"], ["/usr/bin/ssh", "far", "/usr/sbin/dtrace"]):
