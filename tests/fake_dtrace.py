@@ -128,7 +128,7 @@ class _Consumer:
         in_use = self._generation & 1
         for parity, rows in enumerate(self._sets):
             if parity == in_use or (both and self._generation > 0):
-                _out(f"tick {self._generation - (parity != in_use)} {time.time_ns()}")
+                _out(f"tick {self._generation - (parity != in_use)} {time.monotonic_ns()}")
                 for row in rows:
                     _out(row)
 

@@ -480,6 +480,24 @@ def test_check_bad(
     assert any(line.startswith("FAIL") and says in line for line in result.stdout.splitlines())
 
 
+def test_check_of_hosts(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Other hosts are tried whatever this one uses, and what is wrong with one of them is said."""
+    host = {"listeners": [{"port": 22}], "dtrace": {"command": fake_dtrace(), "program": "linux"}}
+    silent = {"command": ["sh", "-c", "echo no route >&2; exit 255"], "program": "linux"}
+    hosts = [{**host, "name": "good"}, {**host, "name": "bad", "dtrace": silent}]
+    path = tmp_path / "c.yml"
+    for source, dtrace in (("sock_diag", {}), ("dtrace", {"command": [str(tmp_path / "none")]})):
+        config = {"source": source, "dtrace": dtrace, "hosts": hosts}
+        path.write_text(json.dumps(config), encoding="utf-8")
+        result = run("check", "--config.file", path)
+        assert result.returncode == 1
+        assert re.search(r"^ok +session good/port-22 +up$", result.stdout, re.MULTILINE)
+        assert re.search(r"^FAIL +session bad/port-22 +.*no route", result.stdout, re.MULTILINE)
+    path.write_text(json.dumps({"source": "sock_diag", "hosts": hosts[:1]}), encoding="utf-8")
+    result = run("check", "--config.file", path)
+    assert result.returncode == (0 if sys.platform == "linux" else 1), result.stdout
+
+
 def test_check_without_dtrace(tmp_path: Path) -> None:
     """Where there is no dtrace(1) check says that, and that is a failure where it was asked for."""
     path = write(tmp_path / "c.yml", [str(tmp_path / "nowhere")])

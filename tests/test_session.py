@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -200,6 +201,45 @@ def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFix
             await until(lambda: one.status.restarts)
             assert not is_there(pid)
             assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
+
+    asyncio.run(test())
+
+
+def test_rows_come_ever_later(
+    fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Where each heartbeat is older than the one before, as behind a slow link, the session ends.
+
+    That the clocks of two hosts differ by years is nothing to it.
+    """
+    file = tmp_path / "go"
+
+    async def test() -> None:
+        ticks = [f"tick 0 {9 * 10**17}", f"tick 0 {9 * 10**17 - 5 * 10**8}"]
+        late = f"tick 0 {9 * 10**17 - 2 * 10**9}"
+        steps = [READY, {"print": [*ticks, row(3)]}, {"wait": str(file)}, {"print": late}, FOREVER]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: listener(one).syns)
+            assert one.status.up
+            file.touch()
+            await until(lambda: one.status.restarts)
+        (first, *_) = logged(caplog, "session ended")
+        assert re.fullmatch(r"rows come [23] s late", first["why"])
+
+    asyncio.run(test())
+
+
+def test_greeting_is_no_reason(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """What a far host said before the rows is not why its dtrace(1) ended later."""
+    file = tmp_path / "go"
+
+    async def test() -> None:
+        steps = [{"stderr": "Welcome"}, {"sleep": 0.1}, READY, {"wait": str(file)}, {"exit": 5}]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: one.status.up)
+            file.touch()
+            await until(lambda: not one.status.up)
+            assert one.status.reason == "dtrace(1) ended: exit status 5"
 
     asyncio.run(test())
 

@@ -45,17 +45,17 @@ async def check(config: Config, out: TextIO) -> int:
         refusal = await dtrace.attempt(command)
         good = not refusal
         say("dtrace(1)", good, refusal or f"version {version or 'unknown'}, may be used")
-    if config.source == "sock_diag" or (config.source == "auto" and not good):
-        if sys.platform != "linux":
-            return 1
+    instead = config.source == "auto" and not good and sys.platform == "linux"
+    if config.source == "sock_diag" or instead:
         try:
-            found = len(sock_diag.listeners())
+            text = f"used instead: Q, Qmax and drops of {len(sock_diag.listeners())} sockets"
+            good = True
         except (OSError, ImportError) as error:
-            say("sock_diag", False, str(error))
-            return 1
-        say("sock_diag", True, f"used instead: Q, Qmax and drops of {found} listening sockets")
-        return 0
-    if not good:
+            text = str(error)
+        say("sock_diag", good, text)
+        if not config.hosts:
+            return 0 if good else 1
+    if not (good or config.hosts):
         return 1
     running = Service(None, config)
     await running.start()

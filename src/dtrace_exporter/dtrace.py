@@ -63,7 +63,8 @@ async def find_program(command: Sequence[str]) -> str:
 
 
 def _reason(command: Sequence[str], status: int, output: str) -> str:
-    return _plain(output)[:300] or f"{command[0]} ended with exit status {status}"
+    # What was said last is why: before it a host may greet, and ssh warn at length.
+    return _plain(output)[-300:] or f"{command[0]} ended with exit status {status}"
 
 
 def _plain(output: str) -> str:

@@ -234,6 +234,8 @@ def blame(message: str, text: str) -> str | None:
         owners.append(only[1] if only else part)
         if _END.search(line):
             part = ""
+    # A shell, or ssh, has lines too.
+    message = message[message.find("dtrace: ") :] if "dtrace: " in message else ""
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]

@@ -3,13 +3,14 @@
 Every program in programs/ prints the same kinds of row, one to a line:
 
 ``ready VERSION HOME``
-    Once, when every probe is enabled. HOME is the place (netns or zone) of the host itself.
+    Once, when every probe is enabled. HOME is the place (netns or zone) of the host itself. Behind
+    an empty line, for what a far login shell has printed may lack its end.
 ``place PLACE NAME``
     What a place is called, where places have names. A row of one whose name has not come yet waits
     for the next tick.
-``tick GENERATION WALLTIME``
+``tick GENERATION TIME``
     The heartbeat, before the rows of one set; GENERATION says which use of that set they belong to.
-    WALLTIME in nanoseconds since 1970.
+    TIME in nanoseconds of a clock that nobody sets.
 ``row SET SOCKET PLACE PORT HIGH LOW QMAX Q0MAX WHAT COUNT SUM LAST``
     What happened at one listening socket: COUNT events of the kind WHAT since the set was last
     emptied, SUM of their values, and LAST, the newest observation of the queues among them.
@@ -83,10 +84,10 @@ class Place(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Heartbeat; ``walltime`` in nanoseconds since 1970."""
+    """Heartbeat; ``time`` in nanoseconds of the host's monotonic clock."""
 
     generation: int
-    walltime: int
+    time: int
 
 
 class Row(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import signal
@@ -206,7 +207,7 @@ class Session:
                 process.stdin.write(text.encode())
                 await process.stdin.drain()
             process.stdin.close()
-            silence = await self._read_stdout(process.stdout, starting)
+            silence = await self._read_stdout(process.stdout, starting, messages)
             if silence:
                 return silence
             with contextlib.suppress(TimeoutError):
@@ -217,7 +218,10 @@ class Session:
             listening.cancel()
 
     async def _read_stdout(
-        self, stdout: asyncio.StreamReader, starting: contextlib.AsyncExitStack
+        self,
+        stdout: asyncio.StreamReader,
+        starting: contextlib.AsyncExitStack,
+        messages: deque[str],
     ) -> str:
         """Take rows until the output ends, or its heartbeat.
 
@@ -228,6 +232,7 @@ class Session:
         splitter = LineSplitter()
         patience = program.window(self.plan.dtrace.interval).patience
         deadline = time.monotonic() + _START_SECONDS
+        least = math.inf
         logged = False
         while True:
             try:
@@ -248,8 +253,15 @@ class Session:
                         continue
                     if isinstance(record, Tick):
                         tally.tick(record)
+                        # Two clocks: that the difference grows is all that it tells.
+                        age = time.monotonic() - record.time / 1e9
+                        least = min(least, age)
+                        if age - least > patience:
+                            return f"rows come {age - least:.0f} s late"
                     else:
                         self._ready(record, tally)
+                        # A greeting, a notice: not why it will have ended.
+                        messages.clear()
                         await starting.aclose()
                     deadline = time.monotonic() + patience
                     self.status.last_record = time.time()

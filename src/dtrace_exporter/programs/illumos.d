@@ -88,7 +88,7 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("ready 1 0\n");	/* place zone */
+	printf("\nready 1 0\n");	/* place zone */
 }
 
 /*
@@ -461,14 +461,14 @@ tick-1s
 tick-1s
 / !(generation & 1) || ticks <= 2 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks <= 2 && generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }
 
@@ -500,13 +500,13 @@ tick-1s
 END
 {
 	printa("place %d %s\n", @places);
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }

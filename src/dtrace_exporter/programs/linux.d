@@ -86,7 +86,7 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("ready 1 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
+	printf("\nready 1 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
 }
 
 /* A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(rsk_ops, af_ops, sk, skb). */
@@ -370,14 +370,14 @@ tick-1s
 tick-1s
 / !(generation & 1) || ticks == 1 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks == 1 && generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }
 
@@ -408,13 +408,13 @@ tick-1s
 
 END
 {
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }

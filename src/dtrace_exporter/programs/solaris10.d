@@ -101,7 +101,7 @@ BEGIN
 	start1 = timestamp;
 	/* hz is 100 or 1000: its first byte is 0 on SPARC. */
 	little = *(uint8_t *)&`hz != 0;
-	printf("ready 1 0\n");	/* place zone */
+	printf("\nready 1 0\n");	/* place zone */
 }
 
 /*
@@ -486,14 +486,14 @@ tick-1s
 tick-1s
 / !(generation & 1) || ticks <= 2 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks <= 2 && generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }
 
@@ -525,13 +525,13 @@ tick-1s
 END
 {
 	printa("place %d %s\n", @places);	/* only zones */
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, walltimestamp);
+	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
 }
