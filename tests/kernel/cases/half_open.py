@@ -31,7 +31,12 @@ def test_q0_length(
 def test_deep_q0(everything: Exporter, port: int, listen: Listen) -> None:
     """A Q0 of 20,000 is read as that, beside the Q that shares its word in a row."""
     backlog = 32_768
-    with sysctl("net.core.somaxconn", backlog), sysctl("net.ipv4.tcp_max_syn_backlog", backlog):
+    with (
+        sysctl("net.core.somaxconn", backlog),
+        sysctl("net.ipv4.tcp_max_syn_backlog", backlog),
+        # However slow the machine is, none shall be given up meanwhile.
+        sysctl("net.ipv4.tcp_synack_retries", 20),
+    ):
         listen(port, backlog, HERE4)
         send_syns(port, 20_000)
         metrics = everything.settle()
