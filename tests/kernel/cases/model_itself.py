@@ -410,8 +410,10 @@ def test_deferred_on_both_cpus(deferring: tuple[Model, str]) -> None:
     model.run_on_both(*["ack L count 10", "accept L count 10"] * rounds)
     found = counts(model)
     assert found["accepts"] == 2 * rounds * 10
-    assert found["established"] == found["accepts"] + 2
-    assert found["waiting"] == 98
+    # The model has no squeue: what an accept makes room for may come beside what an ACK brings.
+    assert found["q"] >= 2
+    assert found["established"] == found["accepts"] + found["q"]
+    assert found["waiting"] == 100 + 2 * rounds * 10 - found["established"]
     assert found["q0"] == 9000 - found["established"]
     assert model.eagers() == found["q0"] + found["q"]
     model.run("close L")
