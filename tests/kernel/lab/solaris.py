@@ -39,7 +39,7 @@ class Sun:
             last[:] = metrics, self.exported(metrics, name), self.counted(name)
             if races:
                 for told in last[1:]:
-                    told["saturation"] = told["saturation"]["+Inf"]
+                    told["saturation"] = told["saturation"].get("+Inf")
             return bool(last[1] == last[2])
 
         try:
