@@ -43,15 +43,13 @@ def test_configurations(number: int, tmp_path: Path) -> None:
     file = tmp_path / "c.yml"
     file.write_text(blocks("yaml")[number], encoding="utf-8")
     loaded = config.load(file)
-    assert loaded.hosts
     (ssh_config,) = blocks("ssh_config")
-    for host in loaded.hosts:
+    for host in loaded.hosts or [loaded.local]:
         ssh, option, _, name, command = host.dtrace.command
         assert (ssh, option, command) == ("ssh", "-F", "/usr/sbin/dtrace")
         assert f"Host {name}\n" in ssh_config
         # A forced command answers no question, so auto cannot find out.
         assert program.load(host.dtrace.program).parts
-        assert host.listeners
 
 
 def test_ssh_config_is_the_tested_one() -> None:
@@ -77,6 +75,8 @@ def test_ssh_config_is_explained() -> None:
     assert alive < patience
     assert f"heartbeat after {patience:g} s" in table
     assert f"no heartbeat for {patience:g} s" in TEXT
+    interval, seconds = re.findall(r"with `interval: (\d+)s` .* after (\d+) s", TEXT)[0]
+    assert program.window(float(interval)).patience == float(seconds)
 
 
 def test_forced_commands() -> None:
@@ -115,3 +115,5 @@ def test_links() -> None:
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert not anchor or anchor in slugs
+    assert "(#slow-links)" in TEXT
+    assert "## Slow links\n" in TEXT

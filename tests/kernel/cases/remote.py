@@ -23,6 +23,7 @@ from lab.far import (
     note,
     settle,
 )
+from lab.tracing import rows_of, tracing
 from lab.traffic import Clients, Listen, Ports
 from lab.waiting import until
 from lab.witness import CountSyns, Netstat, listen_queues
@@ -147,7 +148,7 @@ def test_refused(program: str, exporter: StartExporter, east: Far, far: MakeFar,
     unprivileged = ("setpriv", "--reuid=1", "--clear-groups", DTRACE)
     no_key = ("-oPubkeyAuthentication=no", "-oBatchMode=no")
     expected = {
-        "other-key": (other.command(), "has changed"),
+        "other-key": (other.command(), "Host key verification failed"),
         "wrong-user": (east.command("-l", "intruder"), "Permission denied (publickey)"),
         "closed": (east.command("-p", "9"), "port 9: Connection refused"),
         "nameless": (east.command("-oHostName=nowhere.invalid"), "Could not resolve hostname"),
@@ -264,6 +265,25 @@ def test_slow_link(
     assert value(metrics, "slow", RESTARTS) == 0
 
 
+def test_too_slow_link(
+    exporter: StartExporter, far: MakeFar, ports: Ports, listen: Listen, clients: Clients
+) -> None:
+    """Rows that come ever later over a link too slow for them end the session, which says so."""
+    slow = far("slow")
+    many = ports(200)
+    command = slow.command("-oCompression=no")
+    config = host_config(slow, many[0], command=command, session="shared")
+    config["hosts"][0]["listeners"] = [{"port": port} for port in many]  # type: ignore[index]
+    running = exporter(config)
+    for port in many:
+        listen(port, 5)
+        clients.connect(1, port)
+    settle(running)
+    with slow.slow(milliseconds=300, kilobytes=20):
+        running.wait(UP, 0, 90, host="slow")
+        assert re.search("rows come [0-9]+ s late", running.log())
+
+
 def test_chatty_host(
     exporter: StartExporter, far: MakeFar, port: int, listen: Listen, clients: Clients
 ) -> None:
@@ -274,7 +294,8 @@ def test_chatty_host(
     try:
         profile.write_text(
             "echo '*** Welcome to north ***'; echo 'ready or not'; head -c 40000 /dev/urandom\n"
-            "echo; echo 'dtrace: is fun, says root' >&2; head -c 40000 /dev/urandom >&2\n"
+            "echo; echo 'dtrace: is fun, says root' >&2; head -c 40000 /dev/urandom >&2; echo >&2\n"
+            "printf 'no end of line'\n"
         )
         running = exporter(host_config(host, port))
     finally:
@@ -288,6 +309,10 @@ def test_chatty_host(
     assert bad >= 3
     assert value(metrics, "north", RESTARTS) == 0
     assert running.log().count("bad row") == 1
+    (near,) = near_ends(running)
+    os.kill(near, signal.SIGKILL)
+    running.wait(UP, 0, host="north")
+    assert 'why="dtrace(1) ended: killed by SIGKILL"' in running.log()
 
 
 def test_restricted_key(
@@ -346,6 +371,19 @@ def test_check(far: MakeFar, port: int) -> None:
     assert re.search(r"^FAIL +session closed/all .*Connection refused", text, re.MULTILINE), text
     assert re.search(r"^no +syn_drops ", text, re.MULTILINE), text
     gone_after(host.consumers(), FAR_SECONDS)
+
+
+def test_trace(far: MakeFar, port: int, listen: Listen, clients: Clients, tmp_path: Path) -> None:
+    """The trace command shows who connects to another host."""
+    host = far("north")
+    listen(port, 20)
+    config = {"dtrace": {"command": host.command(), "program": "linux"}}
+    with tracing(port, tmp_path, config) as output:
+        clients.fill(2, port)
+        until(lambda: output.read_text().count("established") == 2, "both are shown")
+    found = [row for row in rows_of(output) if row["Action"] == "syn"]
+    assert [int(row["Source Port"]) for row in found] == clients.source_ports
+    assert [row["Q"] for row in found] == ["0", "1"]
 
 
 def test_exact(
