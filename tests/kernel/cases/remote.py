@@ -374,13 +374,15 @@ def test_check(far: MakeFar, port: int) -> None:
 
 
 def test_trace(far: MakeFar, port: int, listen: Listen, clients: Clients, tmp_path: Path) -> None:
-    """The trace command shows who connects to another host."""
+    """The trace command shows who connects to another host, and leaves nothing over there."""
     host = far("north")
     listen(port, 20)
     config = {"dtrace": {"command": host.command(), "program": "linux"}}
     with tracing(port, tmp_path, config) as output:
+        consumers = host.consumers()
         clients.fill(2, port)
         until(lambda: output.read_text().count("established") == 2, "both are shown")
+    gone_after(consumers, FAR_SECONDS)
     found = [row for row in rows_of(output) if row["Action"] == "syn"]
     assert [int(row["Source Port"]) for row in found] == clients.source_ports
     assert [row["Q"] for row in found] == ["0", "1"]
