@@ -209,3 +209,49 @@ def test_unknown_level_or_format(level: str, form: str, message: str) -> None:
     """What is not a level or a format is refused, and what there is is named."""
     with pytest.raises(ValueError, match=re.escape(message)):
         setup(level, form)
+
+
+def test_rate_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What repeats itself is written so often in a minute, and then says how often it was not.
+
+    Another session's events, other events and those of the level debug are not held back by it.
+    """
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stream = started("json")
+
+    def shown() -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        stream.seek(0)
+        stream.truncate()
+        return lines
+
+    def fail(session: str) -> None:
+        log.error("session ended", extra=fields(session=session))
+
+    for _ in range(500):
+        fail("port-22")
+        log.debug("a request")
+    fail("port-80")
+    log.error("something else")
+    messages = [(line["msg"], line.get("session")) for line in shown()]
+    assert messages.count(("session ended", "port-22")) == 20
+    assert messages.count(("a request", None)) == 500
+    assert messages[-2:] == [("session ended", "port-80"), ("something else", None)]
+    now += 60
+    fail("port-22")
+    fail("port-22")
+    first, second = shown()
+    assert first["suppressed"] == 480
+    assert "suppressed" not in second
+
+
+def test_rate_limit_is_of_bounded_size() -> None:
+    """However many sessions there are, the limit remembers a bounded number, and all are shown."""
+    stream = started("json")
+    for number in range(5000):
+        log.info("session up", extra=fields(session=f"port-{number}"))
+    assert stream.getvalue().count("\n") == 5000
+    (handler,) = logging.getLogger().handlers
+    (limit,) = handler.filters
+    assert len(limit._windows) <= 1001

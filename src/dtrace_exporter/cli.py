@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, program, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, notify, program, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
 
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ADDRESS_IN_USE, NO_PERMISSION or BAD_CONFIGURATION.
     """
     args = _parser().parse_args(argv)
+    if args.run is _serve:
+        # It would end us until somebody handles it; held back it is a reload when we have started.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
@@ -143,16 +146,21 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
         # Why a reload failed has been logged, and nobody waits for this one.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    loop.add_signal_handler(signal.SIGHUP, reload)
     starting = loop.create_task(service.start())
+    telling = loop.create_task(notify.keep_telling(service.summary))
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     stopping = loop.create_task(stop.wait())
     try:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
             _say_ready()
+            notify.tell("READY=1")
         await stopping
     finally:
+        notify.tell("STOPPING=1")
+        telling.cancel()
         server.stop()
         starting.cancel()
         for task in reloads:
