@@ -10,9 +10,6 @@ import json
 import logging
 import math
 import re
-import time
-from collections import defaultdict
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -43,53 +40,12 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:  # noq
         raise ValueError(f"format: expected {' or '.join(FORMATS)} (found {format!r})")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(FORMATS[format]())
-    handler.addFilter(_Limit())
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
     """Make the ``extra`` argument of a logging call from an event's details."""
     return {"fields": values}
-
-
-@dataclass(slots=True)
-class _Window:
-    began: float
-    events: int = 0
-    suppressed: int = 0
-
-
-class _Limit(logging.Filter):
-    """Lets so many events of one kind through in a minute; the next one says how many it did not.
-
-    Of one kind is what comes from the same line of code for the same session. Who wants the events
-    of a level below info wants them all.
-    """
-
-    _EVENTS = 20
-    _SECONDS = 60.0
-    _KINDS = 1000
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._windows = defaultdict[tuple[object, ...], _Window](lambda: _Window(time.monotonic()))
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.INFO:
-            return True
-        now = time.monotonic()
-        details = getattr(record, "fields", {})
-        kind = record.pathname, record.lineno, details.get("host"), details.get("session")
-        if len(self._windows) > self._KINDS:
-            self._windows.clear()
-        window = self._windows[kind]
-        if now - window.began >= self._SECONDS:
-            if window.suppressed:
-                record.fields = {**details, "suppressed": window.suppressed}
-            self._windows[kind] = window = _Window(now)
-        window.events += 1
-        window.suppressed += window.events > self._EVENTS
-        return window.events <= self._EVENTS
 
 
 class _Logfmt(logging.Formatter):

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Sequence
 _LIMIT = 1 << 16
 
 ENVIRONMENT = ("HOME", "KRB5CCNAME", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TZ", "USER")
-"""The variables that a child gets from ours, and LC_ALL=C besides: what dtrace(1), ssh and sudo need
-to find their files and keys, and to print dates. Those of a service manager, and what changes how a
-program is loaded, are not among them."""
+"""The variables that a child gets from ours, and LC_ALL=C besides: what dtrace(1), ssh and sudo
+need to find their files and keys, and to print dates. Those of a service manager, and what changes
+how a program is loaded, are not among them."""
 
 
 def resolve(command: str) -> str:
