@@ -52,7 +52,7 @@ def context(cert: str, key: str) -> ssl.SSLContext:
         key: its private key, as PEM, not encrypted.
 
     Raises:
-        ssl.SSLError: they are no PEM, or do not belong together.
+        OSError: they are no PEM, or do not belong together.
     """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2

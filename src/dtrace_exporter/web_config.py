@@ -209,8 +209,9 @@ def _tls(seen: dict[Path, Signature], value: Value) -> tuple[ssl.SSLContext, fro
     key = _one_of(value, keys, "key") or value.fail("the key key_file", "none")
     try:
         context = tls.context(cert.text, key.text)
-    except (ssl.SSLError, ValueError, OSError) as error:
-        why = getattr(error, "reason", None) or str(error)
+    except (OSError, ValueError) as error:
+        # Of a key it may only say that it could not look ahead in it.
+        why = getattr(error, "reason", None) or "something else"
         cert.value.fail("a certificate and, not encrypted, the private key that belongs to it", why)
     _restrict(context, keys)
     names = _clients(context, value, keys)
@@ -319,7 +320,7 @@ def _header_value(value: Value) -> str:
 
 
 def _users(value: Value) -> dict[bytes, bytes]:
-    if not isinstance(value.node.value, list):
+    if value.node.tag != "tag:yaml.org,2002:map":
         value.fail("users and bcrypt hashes", _HIDDEN)
     users = {
         name.encode(errors="surrogatepass"): _hash(entry) for name, _, entry in value.entries()
