@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from email.message import Message
 from email.parser import BytesParser
 from html.parser import HTMLParser
+from socket import gethostname
 from typing import NamedTuple
 
 import pytest
@@ -403,6 +404,14 @@ class TestReload:
             ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, 200),
             ({"Sec-Fetch-Site": "none"}, 200),
             ({"Origin": "http://LOCALHOST"}, 200),
+            ({"Origin": "http://127.0.0.1:9748", "Host": "127.0.0.1:9748"}, 200),
+            ({"Origin": "http://[::1]:9748", "Host": "[::1]:9748"}, 200),
+            ({"Origin": f"http://{gethostname()}", "Host": gethostname()}, 200),
+            # A stranger's name that leads here: its page has our origin.
+            ({"Origin": "http://evil.example", "Host": "evil.example"}, 403),
+            ({"Origin": "http://localhost.evil.example", "Host": "localhost.evil.example"}, 403),
+            ({"Origin": "http://127.0.0.1.evil.example", "Host": "127.0.0.1.evil.example"}, 403),
+            ({"Host": "any.example"}, 200),
         ],
     )
     def test_origin(self, headers: dict[str, str], status: int) -> None:

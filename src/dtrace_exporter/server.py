@@ -195,6 +195,8 @@ class Server(HTTPServer):
     async def _shake_hands(self, stream: SSLIOStream, address: Any, names: frozenset[str]) -> None:
         try:
             await asyncio.wait_for(stream.wait_for_handshake(), _HANDSHAKE_SECONDS)
+            if stream.closed():
+                raise StreamClosedError
             if names:
                 found = tls.alternative_names(stream.socket.getpeercert())
                 if not names & found:

@@ -283,11 +283,14 @@ class _Bucket:
     """Holds as many tokens as requests may come at once, and gets new ones at a steady pace."""
 
     def __init__(self) -> None:
+        self._limit = RateLimit()
         self._full_at = 0.0
 
     def take(self, limit: RateLimit) -> bool:
         """Take a token if there is one."""
         now = time.monotonic()
+        if limit != self._limit:
+            self._limit, self._full_at = limit, now
         full_at = max(self._full_at, now) + limit.interval
         if full_at - now > limit.burst * limit.interval:
             return False
