@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test unit kernel lint format clean
+.PHONY: run test unit kernel soak lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -18,6 +18,10 @@ unit: $(VENV)/installed-dev
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+# An hour of traffic, reloads, kills and scrapes in a virtual machine; make test has a short one.
+soak: $(VENV)/installed-dev
+	SOAK_SECONDS=3600 $(BIN)/python -m pytest tests/kernel -k soak $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

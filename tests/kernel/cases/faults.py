@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
-from lab.exporter import UP, Exporter, StartExporter, runs
-from lab.traffic import Clients, Listen, Ports
+from lab.exporter import COMMAND, LAST_RECORD, UP, Exporter, StartExporter, runs
+from lab.traffic import HERE4, Clients, Listen, Ports, start_syns
 from lab.waiting import until
+from lab.witness import CountSyns
 
 SYNS = "dtrace_tcp_listen_syns_total"
+WAITED = "dtrace_tcp_listen_accept_wait_seconds_sum"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,58 @@ def test_dtrace_killed(
     assert victim not in running.pids()
 
 
+def test_clock_steps(
+    running: Exporter, watched: list[int], listen: Listen, clients: Clients
+) -> None:
+    """A clock set an hour forward, then back: no restart, exact counts, no wait that is not so."""
+    port, _ = watched
+    listener = listen(port, 20)
+    began = time.monotonic()
+    before = running.settle()
+    counted = before.value(SYNS, port=port)
+    waited = before.value(WAITED, port=port)
+    assert counted is not None
+    assert waited is not None
+    for step in (3600, -3600):
+        clients.connect(1, port)
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + step)
+        listener.accept(1)
+        after = running.settle()
+        assert not after.fell_since(before)
+        assert {up for _, up in after.select(UP)} == {1}
+        last = after.value(LAST_RECORD, session=f"port-{port}")
+        assert last is not None
+        assert abs(last - time.time()) < 60
+    assert after.value(SYNS, port=port) == counted + 2
+    now = after.value(WAITED, port=port)
+    assert now is not None
+    assert 0 < now - waited < time.monotonic() - began
+    restarts = "dtrace_session_restarts_total"
+    assert after.select(restarts) == before.select(restarts)
+
+
+@pytest.mark.usefixtures("foreign")
+def test_fifty_reloads_under_load(
+    running: Exporter, watched: list[int], listen: Listen, count_syns: CountSyns
+) -> None:
+    """Fifty reloads in a row while SYNs pour in: all are counted, and no session is restarted."""
+    port, _ = watched
+    listen(port, 20, HERE4)
+    before = running.settle()
+    counted = before.value(SYNS, port=port, address=HERE4) or 0.0
+    sessions = running.pids()
+    syns = count_syns(port)
+    generator = start_syns(port, 20_000)
+    assert [running.reload() for _ in range(50)] == [200] * 50
+    sent, _ = generator.communicate(timeout=200)
+    assert int(sent) == 20_000
+    syns.wait(port, 20_000)
+    after = running.settle()
+    assert after.value(SYNS, port=port, address=HERE4) == counted + 20_000
+    assert not after.fell_since(before)
+    assert running.pids() == sessions
+
+
 def test_exporter_killed(running: Exporter) -> None:
     """An exporter killed at once leaves no dtrace(1) behind: each ends at its next tick."""
     sessions = running.pids()
@@ -90,3 +146,26 @@ def test_stop_while_starting(exporter: StartExporter) -> None:
     (session,) = until(running.pids, "dtrace(1) is started")
     assert running.stop(signal.SIGINT) == 0
     assert not runs(session)
+
+
+@pytest.mark.parametrize(
+    ("less", "says"),
+    [
+        (["--bounding-set", "-sys_admin"], "Permission denied"),
+        (
+            [
+                *["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+all"],
+                "--ambient-caps=+all",
+            ],
+            "run as root for tracing and listing probes",
+        ),
+    ],
+    ids=["CAP_SYS_ADMIN", "root"],
+)
+def test_privileges(less: list[str], says: str) -> None:
+    """Without CAP_SYS_ADMIN, or as somebody else with all capabilities, dtrace(1) refuses."""
+    done = subprocess.run(
+        ["setpriv", *less, *COMMAND, "check"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1, done.stdout
+    assert says in done.stdout
