@@ -67,7 +67,7 @@ def test_source_distribution(packages: Path) -> None:
 
 
 def test_wheel(packages: Path) -> None:
-    """The wheel has the package with its D programs and templates, and what a host needs besides."""
+    """The wheel has the package with D programs and templates, and what a host needs besides."""
     (file,) = packages.glob("*.whl")
     assert file.name == f"dtrace_exporter-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(file) as archive:
