@@ -209,7 +209,7 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
         shutil.copy(HERE / "init.sh", root / "init")
         (root / "init").chmod(0o755)
         inside = root / "opt/dtrace-exporter"
-        for part in ("src", "config", "systemd", "pyproject.toml", "tests/kernel"):
+        for part in ("src", "config", "docs", "systemd", "pyproject.toml", "tests/kernel"):
             source, target = TREE / part, inside / part
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():

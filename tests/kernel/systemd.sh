@@ -24,6 +24,10 @@ cp $tree/systemd/dtrace-exporter.default /etc/default/dtrace-exporter
 cp $tree/systemd/*.service $tree/systemd/*.socket $units/
 ln -s ../dtrace-exporter.service $units/multi-user.target.wants/
 
+# As the emulation is slow, a case would wait for the watchdog for minutes.
+mkdir $units/dtrace-exporter.service.d
+printf '[Service]\nWatchdogSec=15s\nRestartSec=1s\n' >$units/dtrace-exporter.service.d/soon.conf
+
 cat >$units/cases.service <<END
 [Unit]
 SuccessAction=poweroff-immediate

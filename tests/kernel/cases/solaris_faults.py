@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 
-from lab.exporter import UP, StartExporter
-from lab.model import DTRACE, Model
+from lab.exporter import UP, Exporter, StartExporter
+from lab.model import DTRACE, MODULES, Model
+from lab.report import note
 from lab.solaris import Sun
 from lab.waiting import until
 
 NAME = "unloaded"
+
+
+def reason(running: Exporter) -> str:
+    """Return what /-/ready says."""
+    return running.get("/-/ready")[1]
 
 
 def unload() -> int:
@@ -40,15 +47,19 @@ def test_module_unloaded(exporter: StartExporter, port: int) -> None:
         model.run(f"syn {NAME} count 2")
         before = sun.agrees(NAME)
         assert before.value("dtrace_session_restarts_total") == 0
-        (session,) = running.pids()
-        os.kill(session, signal.SIGSTOP)
-        os.kill(session, signal.SIGKILL)
+        os.kill(running.pids()[0], signal.SIGKILL)
         until(lambda: unload() == 0, "the module is unloaded while the session is down")
-        running.wait(UP, 0)
-        until(lambda: "tcp_input_listener" in running.get("/-/ready")[1], "it says why", 120)
-        with Model("illumos"):
-            running.wait(UP, 1, seconds=180)
-            assert not running.metrics().fell_since(before)
-            assert running.stop() == 0
-        # For the outer block to unload.
-        subprocess.run(["insmod", "/usr/lib/solaris-model/illumos/ip.ko"], check=True)
+        try:
+            running.wait(UP, 0)
+            # It says why in dtrace(1)'s words.
+            why = until(
+                lambda: re.findall(r"all: (dtrace\(1\) ended: exit status 1: .+)", reason(running)),
+                "a start without the module has failed",
+                120,
+            )
+            note(f"without the module: {why[0]}")
+        finally:
+            subprocess.run(["insmod", MODULES / "illumos/ip.ko"], check=True)
+        running.wait(UP, 1, seconds=180)
+        assert not running.metrics().fell_since(before)
+        assert running.stop() == 0
