@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
@@ -31,6 +31,7 @@ from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 _log = logging.getLogger(__name__)
 
 _SEND_SECONDS = 30.0
+_NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
 _OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
 
 
@@ -157,7 +158,7 @@ class _Metrics(_Handler):
         query = parse_qs(self.request.query)
         if "name[]" in query:
             collector = self._registry.restricted_registry(query["name[]"])
-        compress = gzip_accepted(headers.get("Accept-Encoding", ""))
+        compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
         # The state may only be read here, in the event loop; most of the time goes into the text.
         snapshot = _Snapshot(list(collector.collect()))
         body = await asyncio.to_thread(_body, encode, snapshot, compress)
@@ -180,6 +181,15 @@ class _Snapshot(Collector):
 def _body(encode: Callable[[Any], bytes], snapshot: _Snapshot, compress: bool) -> bytes:
     text = encode(snapshot)
     return gzip.compress(text, compresslevel=6) if compress else text
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    """Tell whether a client takes gzip; prometheus_client misses that ``q=0`` refuses it."""
+    for coding in accepted.lower().split(","):
+        name, *parameters = (word.strip() for word in coding.split(";"))
+        if name == "gzip":
+            return not any(_NO_QUALITY.fullmatch(word) for word in parameters)
+    return False
 
 
 class _Landing(_Handler):
