@@ -63,6 +63,7 @@ def application(
         live=live or Live(None),
         authenticator=Authenticator(),
         bucket=_Bucket(),
+        one_at_a_time=asyncio.Lock(),
     )
 
 
@@ -136,6 +137,9 @@ class _Handler(RequestHandler):
     async def send(self, body: bytes) -> None:
         """Send a body that may be large, and hang up on a client that does not read it."""
         try:
+            # Headers that go out on their own keep Tornado from copying the body to behind them.
+            self.set_header("Content-Length", str(len(body)))
+            await asyncio.wait_for(self.flush(), _SEND_SECONDS)
             await asyncio.wait_for(self.finish(body), _SEND_SECONDS)
         except StreamClosedError:
             pass
@@ -159,9 +163,10 @@ class _Metrics(_Handler):
         if "name[]" in query:
             collector = self._registry.restricted_registry(query["name[]"])
         compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
-        # The state may only be read here, in the event loop; most of the time goes into the text.
-        snapshot = _Snapshot(list(collector.collect()))
-        body = await asyncio.to_thread(_body, encode, snapshot, compress)
+        async with self.settings["one_at_a_time"]:
+            # The state may only be read here, in the event loop; the text takes most of the time.
+            snapshot = _Snapshot(list(collector.collect()))
+            body = await asyncio.to_thread(_body, encode, snapshot, compress)
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
