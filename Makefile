@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test unit kernel lint format clean
+FUZZ_SECONDS ?= 180
+
+.PHONY: run test unit kernel fuzz lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -18,6 +20,13 @@ unit: $(VENV)/installed-dev
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+# Twelve minutes on one core; what it finds it leaves in tests/seeds.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	for target in rows stderr config web_config; do \
+	    $(BIN)/python tests/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
+	done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
