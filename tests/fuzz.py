@@ -73,8 +73,8 @@ def config_target(*, web: bool = False) -> Callable[[bytes], None]:
             load(path)
         except config.ConfigError as error:
             message = str(error)
-            assert message.isprintable(), message  # noqa: PT017
-            assert message.startswith(str(path)), message  # noqa: PT017
+            assert message.isprintable(), message
+            assert message.startswith(str(path)), message
 
     return check
 
