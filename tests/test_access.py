@@ -231,7 +231,8 @@ def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) 
         assert served(service) == {"good", "address", "bad"}
         service.web.write_text(names, encoding="utf-8")
         until(lambda: served(service) == {"good", "address"})
-        assert 'msg="client\'s certificate is for another name"' in service.log()
+        assert service.status(tls=clients["bad"]) == 0
+        until(lambda: 'msg="client\'s certificate is for another name"' in service.log())
         service.web.write_text(given, encoding="utf-8")
         until(lambda: served(service) == {"none", "good", "address", "bad"})
 

@@ -153,7 +153,10 @@ class TestMetrics:
         compressed = get(one_port(), "/metrics", headers={"Accept-Encoding": "br, gzip;q=0.5"})
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
-        assert "Content-Encoding" not in get(one_port(), "/metrics").headers
+        for refusing in (None, "", "br", "gzip;q=0", "GZIP ; q=0.000", "x-gzip", "gzip;q=0, br"):
+            headers = {"Accept-Encoding": refusing} if refusing is not None else {}
+            answer = get(one_port(), "/metrics", headers=headers)
+            assert "Content-Encoding" not in answer.headers
 
     def test_name_filter(self) -> None:
         """name[] picks samples; an empty one is as none, as prometheus_client has it."""

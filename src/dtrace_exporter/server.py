@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from dtrace_exporter.web_config import Live
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Many times what scrapers need; 256 clients that are silent over TLS cost some 20 MB."""
+"""Many times what scrapers need; so many that are silent after a TLS handshake cost 30 MB."""
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_BODY_BYTES = 4 << 10
@@ -44,8 +45,9 @@ _HANDSHAKE_SECONDS = 10.0
 _NO_ROOM_SECONDS = 1.0
 
 # Few enough at a time for those that are already there to be heard between them.
-_ACCEPTS = 16
-_BACKLOG = 1024
+_ACCEPTS = 64
+# A SYN that finds it full is sent again after a second; Linux makes it somaxconn if that is less.
+_BACKLOG = 4096
 _BUFFER_BYTES = 64 << 10
 _CHUNK_BYTES = 8 << 10
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -55,7 +57,7 @@ _FIRST_PASSED = 3
 
 
 class Server(HTTPServer):
-    """An HTTP server that makes room for a new connection at the cost of the longest idle one.
+    """An HTTP server that makes room for a new connection at the cost of one that is idle.
 
     Args:
         app: what it serves.
@@ -78,9 +80,10 @@ class Server(HTTPServer):
         self._limit = MAX_CONNECTIONS
         if files != resource.RLIM_INFINITY:
             self._limit = max(1, min(self._limit, files // 2))
-        # In the order in which they began to wait for a request.
-        self._open: dict[IOStream, None] = {}
-        self._busy: set[IOStream] = set()
+        # With the client's host, in the order in which they began to wait for a request.
+        self._open: dict[socket.socket | IOStream, str] = {}
+        self._busy: set[socket.socket | IOStream] = set()
+        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -98,21 +101,21 @@ class Server(HTTPServer):
 
     async def close_all_connections(self) -> None:
         """Hang up on everybody."""
-        for stream in list(self._open):
-            self._drop(stream)
+        for connection in list(self._open):
+            self._drop(connection)
         await super().close_all_connections()
 
     def close_idle_connections(self) -> None:
         """Hang up on those that wait for no answer; they may connect again."""
-        for stream in [stream for stream in self._open if stream not in self._busy]:
-            self._drop(stream)
+        for connection in [each for each in self._open if each not in self._busy]:
+            self._drop(connection)
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Note that a connection waits for a request, and then for an answer."""
         stream = server_conn.stream
         self._busy.discard(stream)
-        if self._open.pop(stream, stream) is None:
-            self._open[stream] = None
+        if (host := self._open.pop(stream, None)) is not None:
+            self._open[stream] = host
         begin = partial(self._begin, stream)
         return _Noting(super().start_request(server_conn, request_conn), begin)
 
@@ -125,10 +128,13 @@ class Server(HTTPServer):
         if stream in self._open:
             self._busy.add(stream)
 
-    def _drop(self, stream: IOStream) -> None:
-        self._open.pop(stream, None)
-        self._busy.discard(stream)
-        stream.close()
+    def _drop(self, connection: socket.socket | IOStream) -> None:
+        self._open.pop(connection, None)
+        self._busy.discard(connection)
+        if isinstance(connection, socket.socket):
+            self._silent.pop(connection).cancel()
+            asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
 
     def _watch(self, sock: socket.socket) -> None:
         # Not if the server has been stopped meanwhile.
@@ -157,26 +163,38 @@ class Server(HTTPServer):
             loop.call_later(_NO_ROOM_SECONDS, self._watch, sock)
 
     def _evict(self) -> bool:
-        """Hang up on the connection that waits longest, best one that waits for no answer."""
-        waiting = (stream for stream in self._open if stream not in self._busy)
-        stream = next(waiting, None) or next(iter(self._open), None)
-        if stream is None:
+        """Hang up on one connection, best one that waits for no answer.
+
+        It is the one that waits longest among those of the host that has most of them.
+        """
+        idle = [each for each in self._open if each not in self._busy] or list(self._open)
+        if not idle:
             return False
-        self._drop(stream)
+        ((host, _),) = Counter(self._open[each] for each in idle).most_common(1)
+        self._drop(next(each for each in idle if self._open[each] == host))
         return True
 
     def _take(self, connection: socket.socket, address: Any) -> None:
         while len(self._open) >= self._limit:
             self._evict()
+        connection.setblocking(False)
+        # Until it says something it costs hardly any memory or time, and there may be many.
+        loop = asyncio.get_running_loop()
+        self._open[connection] = address[0] if isinstance(address, tuple) else ""
+        self._silent[connection] = loop.call_later(_IDLE_SECONDS, self._drop, connection)
+        loop.add_reader(connection, self._hear, connection, address)
+
+    def _hear(self, connection: socket.socket, address: Any) -> None:
+        self._silent.pop(connection).cancel()
+        asyncio.get_running_loop().remove_reader(connection)
+        host = self._open.pop(connection)
         config = self._live.config
         sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
         if config.tls is None:
-            connection.setblocking(False)
             stream = IOStream(connection, **sizes)
-            self._open[stream] = None
+            self._open[stream] = host
             self.handle_stream(stream, address)
             return
-        connection.setblocking(False)
         try:
             wrapped = config.tls.wrap_socket(
                 connection, server_side=True, do_handshake_on_connect=False
@@ -185,7 +203,7 @@ class Server(HTTPServer):
             connection.close()
             return
         secure = SSLIOStream(wrapped, **sizes)
-        self._open[secure] = None
+        self._open[secure] = host
         task = asyncio.get_running_loop().create_task(
             self._shake_hands(secure, address, config.client_names)
         )

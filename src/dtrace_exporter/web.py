@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
@@ -31,6 +31,7 @@ from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 _log = logging.getLogger(__name__)
 
 _SEND_SECONDS = 30.0
+_NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
 _OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
 
 
@@ -62,6 +63,7 @@ def application(
         live=live or Live(None),
         authenticator=Authenticator(),
         bucket=_Bucket(),
+        one_at_a_time=asyncio.Lock(),
     )
 
 
@@ -135,6 +137,9 @@ class _Handler(RequestHandler):
     async def send(self, body: bytes) -> None:
         """Send a body that may be large, and hang up on a client that does not read it."""
         try:
+            # Headers that go out on their own keep Tornado from copying the body to behind them.
+            self.set_header("Content-Length", str(len(body)))
+            await asyncio.wait_for(self.flush(), _SEND_SECONDS)
             await asyncio.wait_for(self.finish(body), _SEND_SECONDS)
         except StreamClosedError:
             pass
@@ -157,10 +162,11 @@ class _Metrics(_Handler):
         query = parse_qs(self.request.query)
         if "name[]" in query:
             collector = self._registry.restricted_registry(query["name[]"])
-        compress = gzip_accepted(headers.get("Accept-Encoding", ""))
-        # The state may only be read here, in the event loop; most of the time goes into the text.
-        snapshot = _Snapshot(list(collector.collect()))
-        body = await asyncio.to_thread(_body, encode, snapshot, compress)
+        compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
+        async with self.settings["one_at_a_time"]:
+            # The state may only be read here, in the event loop; the text takes most of the time.
+            snapshot = _Snapshot(list(collector.collect()))
+            body = await asyncio.to_thread(_body, encode, snapshot, compress)
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
@@ -180,6 +186,15 @@ class _Snapshot(Collector):
 def _body(encode: Callable[[Any], bytes], snapshot: _Snapshot, compress: bool) -> bytes:
     text = encode(snapshot)
     return gzip.compress(text, compresslevel=6) if compress else text
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    """Tell whether a client takes gzip; prometheus_client misses that ``q=0`` refuses it."""
+    for coding in accepted.lower().split(","):
+        name, *parameters = (word.strip() for word in coding.split(";"))
+        if name == "gzip":
+            return not any(_NO_QUALITY.fullmatch(word) for word in parameters)
+    return False
 
 
 class _Landing(_Handler):
