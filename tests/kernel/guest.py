@@ -91,7 +91,7 @@ deaths: list[str] = []
 notes: list[str] = []
 """Figures that cases want to be seen, for the same."""
 
-SOAK_SECONDS = 75
+SOAK_SECONDS = 60
 """How long the case of a long life lasts, unless the environment says something else."""
 
 HERE = Path(__file__).resolve().parent

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +13,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from lab.exporter import Metrics, runs
+import pytest
+from lab.exporter import COMMAND, Metrics, runs
+from lab.far import DTRACE, Far
 from lab.report import note
 from lab.traffic import Clients, Listen
 from lab.waiting import until
@@ -171,11 +175,23 @@ def test_bad_configuration() -> None:
         systemctl("reset-failed", UNIT)
 
 
-def test_socket(port: int, listen: Listen, clients: Clients) -> None:
-    """By the socket unit the first connection starts it, and is answered when it has started."""
-    arguments = ARGUMENTS.read_text()
+def test_socket_and_ssh(port: int, listen: Listen, clients: Clients) -> None:
+    """By the socket unit the first connection starts it, and is answered when it has started.
+
+    Another host can be watched from within the unit: ssh runs there.
+    """
+    arguments, config = ARGUMENTS.read_text(), CONFIG.read_text()
     ARGUMENTS.write_text(arguments.replace('yml"', 'yml --web.systemd-socket"'))
+    far = Far("east")
     try:
+        # Where the service can read it: it has no home.
+        here = shutil.copytree(far.directory, CONFIG.parent / "east")
+        ssh_config = (here / "ssh_config").read_text().replace(str(far.directory), str(here))
+        (here / "ssh_config").write_text(ssh_config)
+        command = ["ssh", "-F", str(here / "ssh_config"), "east", DTRACE]
+        host = {"name": "east", "dtrace": {"command": command, "program": "linux"}}
+        hosts = [{**host, "listeners": [{"port": port}]}]
+        CONFIG.write_text(json.dumps({"source": "sock_diag", "hosts": hosts}))
         systemctl("start", SOCKET)
         with socket.create_connection(("127.0.0.1", 9748)) as early:
             early.settimeout(READY_SECONDS)
@@ -183,9 +199,36 @@ def test_socket(port: int, listen: Listen, clients: Clients) -> None:
             assert early.recv(4096).startswith(b"HTTP/1.1 200")
         wait_ready()
         counts(port, listen, clients)
+        assert "ssh" in processes()
         # While it is down, connections wait.
         systemctl("restart", UNIT)
         assert get("/-/healthy") == (200, "healthy\n")
         systemctl("stop", SOCKET, UNIT)
     finally:
         ARGUMENTS.write_text(arguments)
+        CONFIG.write_text(config)
+        far.close()
+
+
+@pytest.mark.parametrize(
+    ("less", "says"),
+    [
+        (["--bounding-set", "-sys_admin"], "Permission denied"),
+        (
+            [
+                *["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+all"],
+                "--ambient-caps=+all",
+            ],
+            "run as root for tracing and listing probes",
+        ),
+    ],
+    ids=["CAP_SYS_ADMIN", "root"],
+)
+def test_privileges(less: list[str], says: str) -> None:
+    """Without CAP_SYS_ADMIN, or as somebody else with all capabilities, dtrace(1) refuses."""
+    done = subprocess.run(
+        ["setpriv", *less, *COMMAND, "check"], capture_output=True, text=True, timeout=200
+    )
+    (line,) = (line for line in done.stdout.splitlines() if " dtrace(1) " in line)
+    assert line.startswith("FAIL ")
+    assert says in line
