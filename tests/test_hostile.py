@@ -189,17 +189,24 @@ def idle(service: Service, number: int, *, handshake: ssl.SSLContext | None, sha
     if hard != resource.RLIM_INFINITY and hard < number + 200:
         pytest.skip(f"the hard limit of open files is {hard}: too low for {number} connections")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number + 200), hard))
-    held: list[socket.socket] = []
     try:
-        for place in range(number):
-            client = connect(service)
-            if handshake and place < shaken:
+        with ExitStack() as stack, selectors.DefaultSelector() as connecting:
+            for _ in range(shaken):
+                client = stack.enter_context(connect(service))
                 with suppress(OSError):
-                    client = handshake.wrap_socket(client, server_hostname="localhost")
-            held.append(client)
+                    assert handshake
+                    stack.enter_context(handshake.wrap_socket(client, server_hostname="localhost"))
+            for _ in range(number - shaken):
+                client = stack.enter_context(socket.socket())
+                client.bind(("127.0.0.2", 0))
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", service.port))
+                connecting.register(client, selectors.EVENT_WRITE)
+            end = time.monotonic() + 10
+            while connecting.get_map() and time.monotonic() < end:
+                for key, _ in connecting.select(1):
+                    connecting.unregister(key.fileobj)
     finally:
-        for client in held:
-            client.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

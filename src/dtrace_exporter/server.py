@@ -220,7 +220,9 @@ class Server(HTTPServer):
                 if not names & found:
                     _log.warning(
                         "client's certificate is for another name",
-                        extra=fields(client=address[0], names=" ".join(sorted(found))),
+                        extra=fields(
+                            client=self._open.get(stream, ""), names=" ".join(sorted(found))
+                        ),
                     )
                     self._drop(stream)
                     return
