@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -91,6 +92,20 @@ def test_a_manager_that_is_busy(manager: Manager) -> None:
         notify.tell("STATUS=" + "x" * 1000)
     assert time.monotonic() - began < 20
     assert manager.hear() == ["STATUS=" + "x" * 1000]
+
+
+def test_without_a_free_descriptor(manager: Manager) -> None:
+    """A service that has run out of descriptors can still say that it lives."""
+    notify.tell("READY=1")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(os.devnull, os.O_RDONLY)
+        notify.tell("WATCHDOG=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [manager.hear(), manager.hear()] == [["READY=1"], ["WATCHDOG=1"]]
 
 
 @pytest.mark.parametrize(

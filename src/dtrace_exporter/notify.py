@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
 
 _SOCKET = "NOTIFY_SOCKET"
 _WATCHDOG = "WATCHDOG_USEC"
@@ -26,10 +27,17 @@ def tell(*assignments: str) -> None:
     address = os.environ.get(_SOCKET, "")
     if address[:1] not in ("/", "@"):
         return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
-        sock.send("\n".join(assignments).encode("utf-8", "replace"))
+    name = address.replace("@", "\0", 1) if address[0] == "@" else address
+    with contextlib.suppress(OSError):
+        _open().sendto("\n".join(assignments).encode("utf-8", "replace"), name)
+
+
+@cache
+def _open() -> socket.socket:
+    # Kept open: a service that has run out of descriptors still lives.
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
 
 
 def tell_reloading() -> None:

@@ -35,7 +35,8 @@ def resolve(command: str) -> str:
     # Without a directory it would look in the current one.
     found = shutil.which(command, path=os.pathsep.join(path)) if path else None
     if found is None:
-        raise FileNotFoundError(errno.ENOENT, f"not in any of {os.pathsep.join(path)} (PATH)")
+        where = f"not in any of {os.pathsep.join(path)} (PATH)"
+        raise FileNotFoundError(errno.ENOENT, where, command)
     return found
 
 
