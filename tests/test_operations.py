@@ -66,6 +66,8 @@ def test_exit_statuses() -> None:
     assert {int(status) for status in rows} == known
     assert sorted(status for status, does in rows.items() if does == "leaves it ended") == prevented
     assert unit["Service"]["Restart"] == "on-failure"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert f"after {unit['Service']['RestartSec'].removesuffix('s')} s, for ever" in rows["75"]
 
 
 def test_times() -> None:
