@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import logging
 import re
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder, gzip_accepted
-from prometheus_client.registry import Collector
+from prometheus_client.exposition import gzip_accepted
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from dtrace_exporter import page
-from dtrace_exporter.collector import registry
+from dtrace_exporter.exposition import Exposition
 from dtrace_exporter.state import State
 
 _log = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ def application(
     """
     return Application(
         [
-            (re.escape(telemetry_path), _Metrics, {"registry": registry(state)}),
+            (re.escape(telemetry_path), _Metrics, {"exposition": Exposition(state)}),
             ("/", _Landing, {"state": state, "telemetry_path": telemetry_path}),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
@@ -136,43 +133,23 @@ class _Handler(RequestHandler):
 
 
 class _Metrics(_Handler):
-    def initialize(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def initialize(self, exposition: Exposition) -> None:
+        self._exposition = exposition
 
     async def get(self) -> None:
         headers = self.request.headers
-        try:
-            encode, content_type = choose_encoder(headers.get("Accept", ""))
-        except (TypeError, ValueError):
-            # A version that is not made of numbers cannot be compared.
-            encode, content_type = choose_encoder("")
-        collector: Collector = self._registry
-        query = parse_qs(self.request.query)
-        if "name[]" in query:
-            collector = self._registry.restricted_registry(query["name[]"])
         compress = gzip_accepted(headers.get("Accept-Encoding", ""))
-        # The state may only be read here, in the event loop; most of the time goes into the text.
-        snapshot = _Snapshot(list(collector.collect()))
-        body = await asyncio.to_thread(_body, encode, snapshot, compress)
+        content_type, body = await self._exposition.answer(
+            headers.get("Accept", ""),
+            parse_qs(self.request.query).get("name[]", ()),
+            compress=compress,
+        )
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
         await self.send(body)
 
     head = get
-
-
-class _Snapshot(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def _body(encode: Callable[[Any], bytes], snapshot: _Snapshot, compress: bool) -> bytes:
-    text = encode(snapshot)
-    return gzip.compress(text, compresslevel=6) if compress else text
 
 
 class _Landing(_Handler):
