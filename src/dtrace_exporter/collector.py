@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from prometheus_client import registry as prometheus_registry
 from prometheus_client.samples import Sample
 
 from dtrace_exporter import __version__, rows
-from dtrace_exporter.listeners import Listener, ListenerTable, SessionId
+from dtrace_exporter.listeners import Exports, Identity, Listener, SessionId
 from dtrace_exporter.state import SessionStatus, State
 
 _log = logging.getLogger(__name__)
@@ -141,17 +140,18 @@ class Block(NamedTuple):
     values: tuple[float, ...]
 
 
-@dataclass(slots=True)
 class Series:
-    """Blocks whose samples share labels; put together before any of them is exported."""
+    """Blocks whose samples share labels; put together before any of them is exported.
 
-    labels: Labels
-    blocks: list[Block] = field(default_factory=list)
+    ``identity`` is the labels as Prometheus tells series apart: an empty one is as good as none.
+    """
 
-    @property
-    def identity(self) -> frozenset[tuple[str, str]]:
-        """The labels as Prometheus tells series apart: an empty one is as good as none."""
-        return frozenset([label for label in self.labels if label[1]])
+    __slots__ = ("blocks", "identity", "labels")
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels = _labels(labels)
+        self.identity = frozenset([label for label in self.labels if label[1]])
+        self.blocks: list[Block] = []
 
     def counter(self, family: str, value: float) -> None:
         """Add a counter."""
@@ -191,6 +191,7 @@ class Collector(prometheus_registry.Collector):
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._known: dict[Identity, _Known] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Yield every family without samples; a name[] filter is matched against these."""
@@ -199,17 +200,53 @@ class Collector(prometheus_registry.Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families that have samples."""
         found = {name: family(name) for name in FAMILIES}
-        for series in read(self._state):
+        for series in self.read():
             for block in series.blocks:
                 found[block.family].samples.extend(samples(series.labels, block))
         return (family for family in found.values() if family.samples)
 
+    def read(self) -> list[Series]:
+        """Read all series, of which no two have the same labels.
 
-def registry(state: State | None = None) -> CollectorRegistry:
-    """Return a registry of a state's families, if any, and the process's, platform's and gc's."""
+        What cannot be read is left out and logged: one odd listener must not cost the scrape of
+        all others. The series of a listener that has not changed is the very same as before.
+        """
+        self._state.refresh()
+        before, self._known = self._known, {}
+        found: dict[frozenset[tuple[str, str]], Series] = {}
+        errors: list[Exception] = []
+        for reader in self._readers(before):
+            try:
+                series = reader()
+            except Exception as error:
+                errors.append(error)
+                continue
+            found.setdefault(series.identity, series)
+        if errors:
+            _log.error("series left out of a scrape: %d", len(errors), exc_info=errors[0])
+        return list(found.values())
+
+    def _readers(self, before: Mapping[Identity, _Known]) -> Iterator[Callable[[], Series]]:
+        for listener in self._state.table:
+            yield partial(self._listener, listener, before.get(listener.identity))
+        for session, status in self._state.sessions.items():
+            yield partial(_session, session, status)
+        yield partial(_exporter, self._state)
+
+    def _listener(self, listener: Listener, known: _Known | None) -> Series:
+        table = self._state.table
+        exports, name = table.exports(listener), table.name(listener)
+        if known is None or (listener, exports, name) != known[:3]:
+            known = _Known(listener.copy(), exports, name, _listener(listener, exports, name))
+        self._known[listener.identity] = known
+        return known.series
+
+
+def registry(collector: Collector | None = None) -> CollectorRegistry:
+    """Return a registry of what a collector has, if any, and the process's, platform's and gc's."""
     result = CollectorRegistry()
-    if state is not None:
-        result.register(Collector(state))
+    if collector is not None:
+        result.register(collector)
     ProcessCollector(registry=result)
     PlatformCollector(registry=result)
     GCCollector(registry=result)
@@ -229,27 +266,6 @@ def samples(labels: Labels, block: Block) -> Iterator[Sample]:
         yield Sample(block.family + suffix, shared | dict(more), value)
 
 
-def read(state: State) -> list[Series]:
-    """Read all series, of which no two have the same labels.
-
-    What cannot be read is left out and logged: one odd listener must not cost the scrape of all
-    others.
-    """
-    state.refresh()
-    found: dict[frozenset[tuple[str, str]], Series] = {}
-    errors: list[Exception] = []
-    for reader in _readers(state):
-        try:
-            series = reader()
-        except Exception as error:
-            errors.append(error)
-            continue
-        found.setdefault(series.identity, series)
-    if errors:
-        _log.error("series left out of a scrape: %d", len(errors), exc_info=errors[0])
-    return list(found.values())
-
-
 def encodable(value: str) -> str:
     """Return a text that UTF-8 can encode.
 
@@ -267,28 +283,22 @@ def _each(suffix: str, label: str, values: tuple[str, ...]) -> Layout:
     return Layout(tuple((suffix, _labels({label: value})) for value in values))
 
 
-def _readers(state: State) -> Iterator[Callable[[], Series]]:
-    for listener in state.table:
-        yield partial(_listener, state.table, listener)
-    for session, status in state.sessions.items():
-        yield partial(_session, session, status)
-    yield partial(_exporter, state)
+class _Known(NamedTuple):
+    listener: Listener
+    exports: Exports
+    name: str
+    series: Series
 
 
-def _listener(table: ListenerTable, listener: Listener) -> Series:
+def _listener(listener: Listener, exports: Exports, name: str) -> Series:
     identity = listener.identity
-    exports = table.exports(listener)
-    series = Series(
-        _labels(
-            {
-                "port": str(identity.port),
-                "address": identity.address,
-                "listener": table.name(listener),
-                exports.place_label: identity.place,
-            }
-            | _host(identity.host)
-        )
-    )
+    labels = {
+        "port": str(identity.port),
+        "address": identity.address,
+        "listener": name,
+        exports.place_label: identity.place,
+    }
+    series = Series(labels | _host(identity.host))
     if exports.syns:
         series.counter("dtrace_tcp_listen_syns", listener.syns)
         series.histogram(
@@ -324,7 +334,7 @@ def _listener(table: ListenerTable, listener: Listener) -> Series:
 
 
 def _session(session: SessionId, status: SessionStatus) -> Series:
-    series = Series(_labels({"session": session.name} | _host(session.host)))
+    series = Series({"session": session.name} | _host(session.host))
     series.gauge("dtrace_session_up", status.up)
     series.counter("dtrace_session_restarts", status.restarts)
     series.counters("dtrace_session_lost", "kind", status.lost)
@@ -337,7 +347,7 @@ def _session(session: SessionId, status: SessionStatus) -> Series:
 
 
 def _exporter(state: State) -> Series:
-    series = Series(())
+    series = Series({})
     series.info(
         "dtrace_exporter_source_info",
         source=state.source.name,

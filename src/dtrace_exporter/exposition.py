@@ -15,16 +15,16 @@ from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector as AnyCollector
 from prometheus_client.utils import floatToGoString
 
 from dtrace_exporter.collector import (
     FAMILIES,
     Block,
+    Collector,
     Labels,
     Series,
     family,
-    read,
     registry,
     samples,
 )
@@ -46,8 +46,8 @@ class Exposition:
     """
 
     def __init__(self, state: State) -> None:
-        self._state = state
-        self._everything = registry(state)
+        self._collector = Collector(state)
+        self._everything = registry(self._collector)
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
@@ -81,11 +81,12 @@ class Exposition:
             # The state may only be read here, in the event loop; most of the time goes into the
             # text.
             if names or content_type.endswith(_RENAMING):
-                restricted = self._everything.restricted_registry(names)
-                collector = restricted if names else self._everything
-                render = partial(encode, _Families(list(collector.collect())))
+                wanted: AnyCollector = self._everything
+                if names:
+                    wanted = self._everything.restricted_registry(names)
+                render = partial(encode, _Families(list(wanted.collect())))
             else:
-                render = partial(self._texts.render, read(self._state), self._process, encode)
+                render = partial(self._texts.render, self._collector.read(), self._process, encode)
             return await asyncio.to_thread(_body, render, compress)
 
 
@@ -95,11 +96,11 @@ class Texts:
     def __init__(self) -> None:
         self._known: dict[Labels, dict[str, _Text]] = {}
 
-    def render(self, series: Iterable[Series], others: Collector, encode: Encode) -> bytes:
+    def render(self, series: Iterable[Series], others: AnyCollector, encode: Encode) -> bytes:
         """Return the same as ``encode`` does of a registry of the series and what others collect.
 
         Args:
-            series: as collector.read() gives them.
+            series: as Collector.read() gives them.
             others: whose families come behind.
             encode: prometheus_client's encoder of a format, one that leaves plain names alone.
         """
@@ -143,7 +144,7 @@ class _Text:
         return self._text
 
 
-class _Families(Collector):
+class _Families(AnyCollector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
