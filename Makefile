@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test unit kernel lint format clean
+.PHONY: run test unit kernel bench lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -18,6 +18,10 @@ unit: $(VENV)/installed-dev
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+# What it all costs, into docs/performance.*: the kernel's half in virtual machines.
+bench: $(VENV)/installed-dev
+	$(BIN)/python bench/run.py $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

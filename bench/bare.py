@@ -29,7 +29,7 @@ def register(families: Iterable[Metric], registry: CollectorRegistry) -> None:
 
     Its samples are named and labelled as the family's; its numbers are its own.
     """
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     for family in families:
         names = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
         series = {tuple(sample.labels[name] for name in names) for sample in family.samples}

@@ -100,7 +100,7 @@ class _Figures:
     def median(self, table: str, row: str, column: str) -> float | None:
         for figure in self.list:
             if (figure["table"], figure["row"], figure["column"]) == (table, row, column):
-                return statistics.median(figure["values"])
+                return float(statistics.median(figure["values"]))
         return None
 
 
