@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 
 FIRST_PORT = 10_000
+# Ticks; much shorter than in truth, so that both sets are in use before anything is measured.
+_GENERATION = 4
 _HOME = "/proc/self/ns/net"
 # What, of how many a tick, the sum of their values for each: SYNs at three lengths of Q and one
 # dropped, completions, accepts after three lengths of time, one that was not timed.
@@ -32,8 +34,8 @@ _EVENTS = (
 )
 
 
-def rows(listeners: int, tick: int, place: str) -> Iterator[str]:
-    """Yield the rows of the even set after so many ticks; see dtrace_exporter.rows."""
+def rows(listeners: int, generation: int, tick: int, place: str) -> Iterator[str]:
+    """Yield the rows of a generation's set after so many ticks of it; see dtrace_exporter.rows."""
     for number in range(listeners):
         socket = 0xFFFF888000000000 + 0x1000 * number
         port = FIRST_PORT + number
@@ -41,7 +43,7 @@ def rows(listeners: int, tick: int, place: str) -> Iterator[str]:
             events = count * tick
             last = tick << 34 | (number % 7) << 17 | (tick + number) % 5
             yield (
-                f"row 0 {socket:x} {place} {port} 0 ffff00000000 128 0 {what} "
+                f"row {generation & 1} {socket:x} {place} {port} 0 ffff00000000 128 0 {what} "
                 f"{events} {events * value} {last}\n"
             )
 
@@ -53,13 +55,14 @@ def main(listeners: int, busy: bool) -> None:
     interval = int(match[1]) / 1000 if match else 1.0
     place = str(os.stat(_HOME).st_ino)  # noqa: PTH116
     sys.stdout.write(f"\nready 1 {place}\n")
-    tick = 0
+    ticks = 0
     due = time.monotonic()
     while True:
-        tick += 1
-        sys.stdout.write(f"tick 0 {time.monotonic_ns()}\n")
-        if busy or tick == 1:
-            sys.stdout.writelines(rows(listeners, tick, place))
+        generation, tick = divmod(ticks, _GENERATION)
+        ticks += 1
+        sys.stdout.write(f"tick {generation} {time.monotonic_ns()}\n")
+        if busy or ticks == 1:
+            sys.stdout.writelines(rows(listeners, generation, tick + 1, place))
         sys.stdout.flush()
         due += interval
         time.sleep(max(0.0, due - time.monotonic()))

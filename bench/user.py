@@ -163,7 +163,7 @@ def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
     for form, encode in (("text", generate_latest), ("OpenMetrics", generate_openmetrics)):
         library = CollectorRegistry()
         bare.register(Collector(state).collect(), library)
-        ours = texts.render(collector.read(), nothing, encode)
+        ours = b"".join(texts.render(collector.read(), nothing, encode))
         count = _same_samples(ours, encode(library))
         rates: dict[str, list[float]] = {"all changed": [], "none changed": [], _BARE: []}
         for repetition in range(repetitions):
@@ -173,7 +173,7 @@ def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
                 if what == _BARE:
                     encode(library)
                 else:
-                    texts.render(collector.read(), nothing, encode)
+                    b"".join(texts.render(collector.read(), nothing, encode))
                 found.append(count / (time.thread_time() - began))
         for what, values in rates.items():
             row = f"{form}, {what}"

@@ -110,7 +110,7 @@ class Scrapes(RuleBasedStateMachine):
         for accept in ACCEPTS:
             encode, _ = choose_encoder(accept)
             shown = self.texts.render(self.collector.read(), NOTHING, encode)
-            assert shown == uncached(self.state, accept)
+            assert b"".join(shown) == uncached(self.state, accept)
 
 
 TestScrapes = Scrapes.TestCase
@@ -143,7 +143,8 @@ def test_every_escaping(escaping: str) -> None:
     async def scrape() -> None:
         answers = Exposition(state)
         for _ in range(2):
-            kind, body = await answers.answer(accept)
+            kind, pieces = await answers.answer(accept)
+            body = b"".join(pieces)
             assert kind == content_type
             assert lines(body) == lines(uncached(state, accept))
             assert body.endswith(b"# EOF\n")
@@ -159,7 +160,7 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     began, go_on = threading.Event(), threading.Event()
     plain = exposition._body
 
-    def slowly(*args: Any) -> bytes:
+    def slowly(*args: Any) -> list[bytes]:
         made.append(args)
         began.set()
         assert go_on.wait(30)
@@ -175,7 +176,7 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         others = [asyncio.create_task(answers.answer("", compress=True)) for _ in range(199)]
         await asyncio.sleep(0)
         go_on.set()
-        return [gzip.decompress(body) for _, body in await asyncio.gather(first, *others)]
+        return [gzip.decompress(b"".join(body)) for _, body in await asyncio.gather(first, *others)]
 
     first, *others = asyncio.run(crowd())
     assert len(made) == 2
@@ -202,7 +203,7 @@ def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         answers.append(await scrapes.answer(""))
 
     asyncio.run(both())
-    assert b"dtrace_session_up" in answers[0][1]
+    assert b"dtrace_session_up" in b"".join(answers[0][1])
 
 
 def test_forgets_what_is_gone() -> None:
@@ -210,9 +211,9 @@ def test_forgets_what_is_gone() -> None:
     state = busy()
     collector, text = Collector(state), Texts()
     encode, _ = choose_encoder("")
-    text.render(collector.read(), NOTHING, encode)
+    list(text.render(collector.read(), NOTHING, encode))
     known = len(text._known)
     state.table.unwatch(LOCAL)
-    text.render(collector.read(), NOTHING, encode)
+    list(text.render(collector.read(), NOTHING, encode))
     assert collector._known == {}
     assert len(text._known) == known - 1

@@ -150,7 +150,7 @@ class Series:
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self.labels = _labels(labels)
-        self.identity = frozenset([label for label in self.labels if label[1]])
+        self.identity = tuple(sorted([label for label in self.labels if label[1]]))
         self.blocks: list[Block] = []
 
     def counter(self, family: str, value: float) -> None:
@@ -213,7 +213,7 @@ class Collector(prometheus_registry.Collector):
         """
         self._state.refresh()
         before, self._known = self._known, {}
-        found: dict[frozenset[tuple[str, str]], Series] = {}
+        found: dict[Labels, Series] = {}
         errors: list[Exception] = []
         for reader in self._readers(before):
             try:

@@ -8,8 +8,8 @@ in OpenMetrics, and in every escaping that leaves plain names as they are.
 from __future__ import annotations
 
 import asyncio
-import gzip
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,9 @@ Encode = Callable[[Any], bytes]
 
 # Of a text that repeats itself as much as this, more work makes little less.
 _GZIP_LEVEL = 2
+_GZIP = 16 + zlib.MAX_WBITS
+# Thousands of small pieces are slow to send, and one large one leaves a large hole in the heap.
+_CHUNK = 1 << 16
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
 
@@ -51,12 +54,12 @@ class Exposition:
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
-        self._waiting: dict[object, asyncio.Task[bytes]] = {}
+        self._waiting: dict[object, asyncio.Task[list[bytes]]] = {}
 
     async def answer(
         self, accept: str, names: Iterable[str] = (), *, compress: bool = False
-    ) -> tuple[str, bytes]:
-        """Return a scrape's content type and its body.
+    ) -> tuple[str, list[bytes]]:
+        """Return a scrape's content type and its body, in pieces.
 
         Args:
             accept: the formats that the scraper takes, as in the HTTP header.
@@ -75,7 +78,7 @@ class Exposition:
 
     async def _next(
         self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
-    ) -> bytes:
+    ) -> list[bytes]:
         async with self._one_at_a_time:
             del self._waiting[content_type, names, compress]
             # The state may only be read here, in the event loop; most of the time goes into the
@@ -84,7 +87,8 @@ class Exposition:
                 wanted: AnyCollector = self._everything
                 if names:
                     wanted = self._everything.restricted_registry(names)
-                render = partial(encode, _Families(list(wanted.collect())))
+                families = _Families(list(wanted.collect()))
+                render: Callable[[], Iterable[bytes]] = partial(_whole, encode, families)
             else:
                 render = partial(self._texts.render, self._collector.read(), self._process, encode)
             return await asyncio.to_thread(_body, render, compress)
@@ -96,8 +100,10 @@ class Texts:
     def __init__(self) -> None:
         self._known: dict[Labels, dict[str, _Text]] = {}
 
-    def render(self, series: Iterable[Series], others: AnyCollector, encode: Encode) -> bytes:
-        """Return the same as ``encode`` does of a registry of the series and what others collect.
+    def render(
+        self, series: Iterable[Series], others: AnyCollector, encode: Encode
+    ) -> Iterator[bytes]:
+        """Yield piece by piece what ``encode`` makes of the series and of what others collect.
 
         Args:
             series: as Collector.read() gives them.
@@ -113,35 +119,34 @@ class Texts:
                 if text is None or text.layout != block.layout:
                     text = texts[block.family] = _Text(one.labels, block)
                 found[block.family].append(text.of(block.values))
-        parts = []
         for name, blocks in found.items():
             if blocks:
-                parts.append(encode(_Families([family(name)])).removesuffix(_END))
-                parts += blocks
-        return b"".join([*parts, encode(others)])
+                yield encode(_Families([family(name)])).removesuffix(_END)
+                yield from blocks
+        yield encode(others)
 
 
 class _Text:
-    """A block's lines, of which a template is kept: only numbers change."""
+    """A block's lines, written by prometheus_client once: then only numbers change."""
 
-    __slots__ = ("_template", "_text", "_values", "layout")
+    __slots__ = ("_lines", "_values", "layout")
 
     def __init__(self, labels: Labels, block: Block) -> None:
-        self.layout = block.layout
-        zeroes = Metric(block.family, "", "unknown")
-        zeroes.samples = list(samples(labels, block._replace(values=(0.0,) * len(block.values))))
-        _help, _type, *lines, _ = generate_latest(_Families([zeroes])).decode().split("\n")
-        self._template = "".join(
-            line.removesuffix("0.0").replace("%", "%%") + "%s\n" for line in lines
-        )
-        self._values: tuple[float, ...] = ()
-        self._text = b""
+        self.layout, self._values = block.layout, block.values
+        metric = Metric(block.family, "", "unknown")
+        metric.samples = list(samples(labels, block))
+        _help, _type, self._lines = generate_latest(_Families([metric])).split(b"\n", 2)
 
     def of(self, values: tuple[float, ...]) -> bytes:
         if values != self._values:
-            self._text = (self._template % tuple(map(floatToGoString, values))).encode()
-            self._values = values
-        return self._text
+            lines = self._lines.split(b"\n")
+            for index, (old, new) in enumerate(zip(self._values, values, strict=True)):
+                if new != old:
+                    name, _, _ = lines[index].rpartition(b" ")
+                    number: str = floatToGoString(new)  # type: ignore[no-untyped-call]
+                    lines[index] = b"%b %b" % (name, number.encode())
+            self._lines, self._values = b"\n".join(lines), values
+        return self._lines
 
 
 class _Families(AnyCollector):
@@ -152,6 +157,25 @@ class _Families(AnyCollector):
         return self._families
 
 
-def _body(render: Callable[[], bytes], compress: bool) -> bytes:
-    text = render()
-    return gzip.compress(text, _GZIP_LEVEL) if compress else text
+def _whole(encode: Encode, families: _Families) -> list[bytes]:
+    return [encode(families)]
+
+
+def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:
+    chunks = _chunks(render())
+    if not compress:
+        return list(chunks)
+    compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
+    return [*map(compressor.compress, chunks), compressor.flush()]
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    gathered: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    yield b"".join(gathered)

@@ -122,10 +122,15 @@ class _Handler(RequestHandler):
                 self.set_status(status_code)
         self.finish(f"{status_code:d} {HTTPStatus(status_code).phrase}\n")
 
-    async def send(self, body: bytes) -> None:
+    async def send(self, *body: bytes) -> None:
         """Send a body that may be large, and hang up on a client that does not read it."""
+        self.set_header("Content-Length", str(sum(map(len, body))))
         try:
-            await asyncio.wait_for(self.finish(body), _SEND_SECONDS)
+            async with asyncio.timeout(_SEND_SECONDS):
+                for piece in body:
+                    self.write(piece)
+                    await self.flush()
+                await self.finish()
         except StreamClosedError:
             pass
         except TimeoutError:
@@ -147,7 +152,7 @@ class _Metrics(_Handler):
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
-        await self.send(body)
+        await self.send(*body)
 
     head = get
 
