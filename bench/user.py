@@ -146,7 +146,6 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
         rate("OpenMetrics"),
         growth("a scrape's CPU, text", CPU, f"{_OURS}, text"),
         growth("a scrape's CPU, OpenMetrics, gzip", CPU, f"{_OURS}, OpenMetrics, gzip"),
-        growth("a scrape's time, OpenMetrics, gzip", TIME, f"{_OURS}, OpenMetrics, gzip"),
         growth("tick handling", TICK, _OURS),
         growth("memory", MEMORY, "one session for all"),
     ]
@@ -234,8 +233,8 @@ class _Server:
     def memory(self) -> float:
         """Resident memory in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        (kilobytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-        return int(kilobytes) / 1000
+        (kibibytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(kibibytes) * 1024 / 1e6
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)

@@ -226,9 +226,10 @@ class Collector(prometheus_registry.Collector):
             _log.error("series left out of a scrape: %d", len(errors), exc_info=errors[0])
         return list(found.values())
 
-    def _readers(self, before: Mapping[Identity, _Known]) -> Iterator[Callable[[], Series]]:
+    def _readers(self, before: dict[Identity, _Known]) -> Iterator[Callable[[], Series]]:
         for listener in self._state.table:
-            yield partial(self._listener, listener, before.get(listener.identity))
+            # Taken out, so that what has changed is not there twice for longer than it takes.
+            yield partial(self._listener, listener, before.pop(listener.identity, None))
         for session, status in self._state.sessions.items():
             yield partial(_session, session, status)
         yield partial(_exporter, self._state)

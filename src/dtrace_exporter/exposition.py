@@ -35,7 +35,6 @@ Encode = Callable[[Any], bytes]
 # Of a text that repeats itself as much as this, more work makes little less.
 _GZIP_LEVEL = 2
 _GZIP = 16 + zlib.MAX_WBITS
-# Thousands of small pieces are slow to send, and one large one leaves a large hole in the heap.
 _CHUNK = 1 << 16
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
@@ -162,14 +161,14 @@ def _whole(encode: Encode, families: _Families) -> list[bytes]:
 
 
 def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:
-    chunks = _chunks(render())
     if not compress:
-        return list(chunks)
+        return list(render())
     compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
-    return [*map(compressor.compress, chunks), compressor.flush()]
+    return [*map(compressor.compress, chunks(render())), compressor.flush()]
 
 
-def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces: thousands of small ones are slow to handle, a large one leaves a large hole."""
     gathered: list[bytes] = []
     size = 0
     for piece in pieces:

@@ -19,7 +19,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from dtrace_exporter import page
-from dtrace_exporter.exposition import Exposition
+from dtrace_exporter.exposition import Exposition, chunks
 from dtrace_exporter.state import State
 
 _log = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ class _Handler(RequestHandler):
         self.set_header("Content-Length", str(sum(map(len, body))))
         try:
             async with asyncio.timeout(_SEND_SECONDS):
-                for piece in body:
-                    self.write(piece)
+                for chunk in chunks(body):
+                    self.write(chunk)
                     await self.flush()
                 await self.finish()
         except StreamClosedError:
