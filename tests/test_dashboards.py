@@ -220,25 +220,21 @@ def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter
     solaris = _script("3", Q0MAX, at_solaris, {"ready": "0"}, {"print": "place 3 db"})
     listeners = [{"port": PORT, "name": "web"}, {"port": 22, "name": "ssh"}]
     common = {"interval": "250ms"}
-    made = Exporter(
-        {
-            "source": "dtrace",
-            "dtrace": {"command": make_dtrace(linux), "program": "linux", **common},
-            "listeners": listeners,
-            "hosts": [
-                {
-                    "name": "sol11",
-                    "dtrace": {"command": make_dtrace(solaris), "program": "illumos", **common},
-                    "listeners": listeners,
-                }
-            ],
-        }
-    )
-    try:
+    config = {
+        "source": "dtrace",
+        "dtrace": {"command": make_dtrace(linux), "program": "linux", **common},
+        "listeners": listeners,
+        "hosts": [
+            {
+                "name": "sol11",
+                "dtrace": {"command": make_dtrace(solaris), "program": "illumos", **common},
+                "listeners": listeners,
+            }
+        ],
+    }
+    with Exporter(config) as made:
         made.wait_ready()
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +339,14 @@ def test_annotations(prometheus: Prometheus, name: str) -> None:
     """The annotations' query finds the alerts that fire."""
     (annotation,) = DASHBOARDS[name]["annotations"]["list"]
     assert prometheus.query(filled_in(annotation["expr"], {}))
+
+
+METRICS_PAGE = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "query", re.findall(r"^```promql\n(.*?)^```", METRICS_PAGE, re.DOTALL | re.MULTILINE)
+)
+def test_documented_queries(prometheus: Prometheus, query: str) -> None:
+    """The queries of docs/metrics.md give numbers."""
+    assert [value for value in values(prometheus, query, instant=True) if value > 0]

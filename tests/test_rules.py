@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lab.exporter import Exporter, free_port
+from lab.prometheus import Prometheus, hasten
+from lab.waiting import until
 
 import host_tools
 from dtrace_exporter.collector import Collector
@@ -133,3 +139,39 @@ def test_metrics_exist() -> None:
         texts = (rule["expr"], *rule.get("annotations", {}).values())
         named = set(re.findall(r"\b(?:listener:)?dtrace_\w+(?::\w+)?", " ".join(texts)))
         assert named <= exported | recorded, rule
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sock_diag is an interface of Linux")
+def test_see_it_fire() -> None:
+    """The command that docs/prometheus.md gives makes the alert fire that it says, and resolve."""
+    page = (ROOT / "docs/prometheus.md").read_text(encoding="utf-8")
+    command = next(
+        block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "listener" in block
+    )
+    (port,) = {*re.findall(r"\b7200\b", command)}
+    free = str(free_port())
+    config = yaml.safe_load((CONFIG / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    files = {
+        name: hasten((CONFIG / name).read_text(encoding="utf-8"), 120)
+        for name in config["rule_files"]
+    }
+    with ExitStack() as stack:
+        exporter = stack.enter_context(Exporter({"source": "sock_diag"}))
+        exporter.wait_ready()
+        (scrape,) = config["scrape_configs"]
+        scrape["static_configs"] = [{"targets": [f"127.0.0.1:{exporter.port}"]}]
+        server = Prometheus(config, host_tools.require("prometheus", "prometheus"), files)
+        stack.callback(server.stop)
+
+        def firing() -> set[str]:
+            found = server.query(f'ALERTS{{port="{free}", alertstate="firing"}}')
+            return {series["metric"]["alertname"] for series in found}
+
+        shell = ["sh", "-c", command.replace(port, free)]
+        with subprocess.Popen(shell, start_new_session=True) as process:
+            try:
+                until(lambda: firing() == {"TcpListenQueueNearLimit"}, "the alert fires", 60)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+        until(lambda: not firing(), "the alert resolves", 60)
