@@ -56,6 +56,9 @@ def faults(value: Any, kind: Any, where: str = "dashboard") -> Iterator[str]:
         if not wanted:
             yield f"{where}: is null"
             return
+        if dashboard.Panel in wanted:
+            row = isinstance(value, dict) and value.get("type") == "row"
+            wanted = [dashboard.RowPanel if row else dashboard.Panel]
         found = [list(faults(value, each, where)) for each in wanted]
         yield from min(found, key=len)
     elif origin is list:
@@ -114,10 +117,29 @@ def _object(value: dict[str, Any], kind: type, where: str) -> Iterator[str]:
     if panel:
         custom = value.get("fieldConfig", {}).get("defaults", {}).get("custom", {})
         of_kind = PANELS[value["type"]][1]
+        for one in value.get("fieldConfig", {}).get("overrides", []):
+            for each in one["properties"]:
+                yield from _override(each, of_kind, f"{where}.fieldConfig.overrides")
         if of_kind is not None:
             yield from faults(custom, of_kind, f"{where}.fieldConfig.defaults.custom")
         elif custom:
             yield f"{where}: {value['type']} has no custom configuration of fields"
+
+
+def _override(given: dict[str, Any], custom: type | None, where: str) -> Iterator[str]:
+    """Yield the faults of what differs for some fields: ``unit``, or ``custom.lineStyle``."""
+    name = given["id"].removeprefix("custom.")
+    kind = dashboard.FieldConfig if name == given["id"] else custom
+    hints = {_name(each): hint for each, hint in typing.get_type_hints(kind).items()}
+    if name == "links":
+        # Of another form than a dashboard's links, which the package takes them for.
+        for each in given["value"]:
+            if {*each} != {"title", "url", "targetBlank"}:
+                yield f"{where}.links: {each} is no link of a field"
+    elif name in hints:
+        yield from faults(given["value"], hints[name], f"{where}.{name}")
+    else:
+        yield f"{where}: no {name}"
 
 
 def _name(attribute: str) -> str:

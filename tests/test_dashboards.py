@@ -76,6 +76,7 @@ def test_schema(name: str) -> None:
         (["templating", "list", 1, "sort"], 17),
         (["refreshes"], "10s"),
         (["title"], 3),
+        (["panels", 7, "fieldConfig", "overrides", 0, "properties", 0, "id"], "units"),
     ],
 )
 def test_schema_catches(path: list[Any], value: Any) -> None:

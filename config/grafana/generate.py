@@ -660,7 +660,7 @@ def listener() -> Json:
         f"sum({rate('accept_wait_seconds_sum', LISTENER)})"
         f" / sum({rate('accept_wait_seconds_count', LISTENER)})"
     )
-    dashed = {"style": "dash", "fill": "dash"}
+    dashed = {"fill": "dash", "dash": [8, 8]}
     limit = {"custom__lineStyle": dashed, "custom__fillOpacity": 0}
     own = f"{{{OWN_SESSIONS}}}"
     session = "{{host}} {{session}}"
