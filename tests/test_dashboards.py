@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -207,7 +208,7 @@ def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]
         file = folder / f"{len(list(folder.iterdir()))}.json"
         file.write_text(json.dumps(steps), encoding="utf-8")
         fake = Path(__file__).with_name("fake_dtrace.py")
-        return ["/usr/bin/env", f"FAKE_DTRACE={file}", "python3", "-I", "-S", str(fake)]
+        return ["/usr/bin/env", f"FAKE_DTRACE={file}", sys.executable, "-I", "-S", str(fake)]
 
     return command
 
@@ -255,7 +256,7 @@ def prometheus(exporter: Exporter) -> Iterator[Prometheus]:
         stack.callback(made.stop)
         for name in ("TcpListenQueueNearLimit", "DTraceDataLost"):
             query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
-            until(lambda query=query: made.query(query), f"{name} fires", 60)
+            until(lambda query=query: made.query(query), f"{name} fires", 120)
         yield made
 
 

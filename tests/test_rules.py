@@ -24,6 +24,10 @@ from dtrace_exporter.state import State
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config/prometheus"
 RUNBOOKS = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(
+    r"```sh\n(.*?)```", (ROOT / "docs/prometheus.md").read_text(encoding="utf-8"), re.DOTALL
+)
+"""The commands of the guide: to install, and to see an alert."""
 
 
 def rules(name: str) -> list[dict[str, Any]]:
@@ -110,6 +114,18 @@ def test_runbooks() -> None:
     assert "add workers" in RUNBOOKS.partition("\n## ")[0]
 
 
+def test_installation(promtool: str, tmp_path: Path) -> None:
+    """The guide's commands put everything in place that the configuration names."""
+    assert promtool
+    install, _ = BLOCKS
+    copy, check, reload = install.replace("/etc/prometheus/", f"{tmp_path}/").splitlines()
+    run(ROOT, "sh", "-e", "-c", f"{copy}\n{check}")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in CONFIG.glob("*.yml")
+    }
+    assert reload == "systemctl reload prometheus"
+
+
 def test_moved_runbooks(promtool: str, tmp_path: Path) -> None:
     """The command in the file's head moves the links to the runbooks."""
     path = tmp_path / "dtrace_exporter.alerts.yml"
@@ -144,10 +160,7 @@ def test_metrics_exist() -> None:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sock_diag is an interface of Linux")
 def test_see_it_fire() -> None:
     """The command that docs/prometheus.md gives makes the alert fire that it says, and resolve."""
-    page = (ROOT / "docs/prometheus.md").read_text(encoding="utf-8")
-    command = next(
-        block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "listener" in block
-    )
+    _, command = BLOCKS
     (port,) = {*re.findall(r"\b7200\b", command)}
     free = str(free_port())
     config = yaml.safe_load((CONFIG / "prometheus.yml").read_text(encoding="utf-8"))
