@@ -261,7 +261,13 @@ def prometheus(exporter: Exporter) -> Iterator[Prometheus]:
 
 
 CHOSEN = {
-    "linux": {"port": str(PORT), "netns": "4026532999", "host": "", "zone": ""},
+    "linux": {
+        "port": str(PORT),
+        "address": r"\\*",
+        "netns": "4026532999",
+        "host": "",
+        "zone": "",
+    },
     "solaris": {"port": "22", "zone": "db", "host": "sol11", "netns": ""},
     "all": {},
 }

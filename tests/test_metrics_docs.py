@@ -165,6 +165,17 @@ def test_alerts() -> None:
     assert [row[0] for row in rows] == names
 
 
+def test_provisioning() -> None:
+    """The example for Grafana is one of a file that tells where dashboards lie."""
+    page = (DOCS / "prometheus.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    given = yaml.safe_load(example)
+    assert given["apiVersion"] == 1
+    (provider,) = given["providers"]
+    assert provider["type"] == "file"
+    assert Path(provider["options"]["path"]).is_absolute()
+
+
 def anchors(path: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub and GitLab make them."""
     heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
