@@ -165,6 +165,13 @@ def test_alerts() -> None:
     assert [row[0] for row in rows] == names
 
 
+def test_recorded() -> None:
+    """The table of recorded series has each of them."""
+    text = (ROOT / "config/prometheus/dtrace_exporter.rules.yml").read_text(encoding="utf-8")
+    groups = yaml.safe_load(text)["groups"]
+    assert [*column("series")] == [rule["record"] for group in groups for rule in group["rules"]]
+
+
 def test_provisioning() -> None:
     """The example for Grafana is one of a file that tells where dashboards lie."""
     page = (DOCS / "prometheus.md").read_text(encoding="utf-8")

@@ -61,6 +61,17 @@ def test_configuration(promtool: str) -> None:
     run(CONFIG, promtool, "check", "config", "prometheus.yml")
 
 
+def test_configuration_with_everything(promtool: str, tmp_path: Path) -> None:
+    """What prometheus.yml has as comments is right once the # is taken away."""
+    text = (CONFIG / "prometheus.yml").read_text(encoding="utf-8")
+    whole = re.sub(r"^( *)#(?=[\w ])(?! )|^#(?=  )", r"\1", text, flags=re.MULTILINE)
+    (scrape,) = yaml.safe_load(whole)["scrape_configs"]
+    assert {"scheme", "tls_config", "basic_auth"} <= {*scrape}
+    assert yaml.safe_load(whole)["alerting"]["alertmanagers"]
+    (tmp_path / "prometheus.yml").write_text(whole, encoding="utf-8")
+    run(tmp_path, promtool, "check", "config", "--syntax-only", "prometheus.yml")
+
+
 def test_alerts(promtool: str) -> None:
     """Every alert fires when it should, stays silent when it should not, and resolves."""
     run(CONFIG, promtool, "test", "rules", "tests/alerts_test.yml")
