@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -276,6 +277,12 @@ class TestLanding:
         assert [(bar["role"], bar["aria-label"]) for bar in shown.attributes("svg")] == [
             ("img", "75 %")
         ]
+
+    def test_gzip(self) -> None:
+        """The page is compressed for a browser that takes gzip."""
+        answer = get(one_port(), "/?refresh=off", headers={"Accept-Encoding": "gzip, br"})
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert b"port-22" in gzip.decompress(answer.body)
 
     def test_policy(self) -> None:
         """The policy allows the page's own style and script only, anew for each answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -263,6 +264,11 @@ def render(
         telemetry_path=encodable(telemetry_path),
         nonce=nonce,
     )
+
+
+def compress(body: bytes) -> bytes:
+    """Return a page as gzip has it: rows are so alike that the fastest way is good enough."""
+    return gzip.compress(body, compresslevel=1)
 
 
 def _href(sort: str, paused: bool) -> str:

@@ -201,7 +201,7 @@ class _Landing(_Handler):
         )
         if gzip_accepted(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
-            body = gzip.compress(body, compresslevel=1)
+            body = page.compress(body)
         await self.send(body)
 
     head = get
