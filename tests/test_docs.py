@@ -106,7 +106,7 @@ class TestCommands:
     def test_check(
         self, number: int, steps: list[dict[str, Any]], status: int, tmp_path: Path
     ) -> None:
-        """The output of check is what it prints where a probe is missing, and where root is."""
+        """The output of check is what it prints where a probe is missing and who is not root."""
         file, played = tmp_path / "config.yml", tmp_path / "steps.json"
         played.write_text(json.dumps(steps), encoding="utf-8")
         command = ["env", f"FAKE_DTRACE={played}", sys.executable, "-I", "-S", str(FAKE_DTRACE)]
@@ -132,7 +132,9 @@ class TestCommands:
         assert [row(line) for line in lines] == blocks(COMMANDS, "console")[3].splitlines()[1:]
         narrow, wide = (trace.table(width, lambda text, _: text) for width in (115, 116))
         assert len(wide(trace.HEADER)) == 116 > len(narrow(trace.HEADER))
-        assert "in fewer than 116 columns" in " ".join(COMMANDS.split())
+        manual = (ROOT / "man" / "dtrace-exporter.8").read_text(encoding="utf-8")
+        for text in (COMMANDS, manual):
+            assert "fewer than 116 columns" in " ".join(text.split())
 
 
 class TestConfiguration:
