@@ -326,6 +326,11 @@ class TestLanding:
         assert "2 more</a>" in text
         assert "12 sessions are down" in text
 
+    def test_no_sessions(self) -> None:
+        """Without sessions, as with sock_diag, nothing is said of any."""
+        assert "Sessions" in rendered(one_port())
+        assert "Sessions" not in rendered(State(source=Source("sock_diag")))
+
     def test_failed_reload(self) -> None:
         """A configuration that could not be read again is said on top."""
         state = one_port()
