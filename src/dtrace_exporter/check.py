@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import sys
@@ -9,9 +10,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, sock_diag, terminal
+from dtrace_exporter import dtrace, session, sock_diag, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
+from dtrace_exporter.session import Session
 
 FEATURES = {
     "syn_drops": "drops of SYNs, by reason",
@@ -55,11 +57,12 @@ _REMEDIES = {
 """What to do about a reason in which the pattern is found; the first that is."""
 
 Result = Literal["ok", "no", "FAIL"]
+Say = Callable[[Result, str, str, str], None]
 _STYLES = {"ok": "green", "no": "yellow", "FAIL": "red"}
 _INDENT = 30
 
 
-async def check(config: Config, out: TextIO) -> int:
+async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     """Try out a configuration that was read without a fault, and print the findings.
 
     The sessions are started as the service starts them, and ended as soon as each is up or has
@@ -67,19 +70,24 @@ async def check(config: Config, out: TextIO) -> int:
     or ``FAIL``, then what it is about, and what was found; lines that begin with an arrow say what
     to do or what the line above costs. A terminal gets it wrapped and in colour.
 
+    Args:
+        config: what to try out.
+        out: where the findings go.
+        quiet: log nothing of the sessions, which is said anyway.
+
     Returns:
         The exit status: 0 where the service would export what the configuration asks for.
     """
     say = _speaker(out)
     command = config.local.dtrace.command
-    say("ok", "configuration", "no mistakes")
+    say("ok", "configuration", "no mistakes", "")
     good = False
     if config.source != "sock_diag":
         version = await dtrace.version(command)
         refusal = await dtrace.attempt(command)
         good = not refusal
         if good:
-            say("ok", "dtrace(1)", f"version {version or 'unknown'}, may be used")
+            say("ok", "dtrace(1)", f"version {version or 'unknown'}, may be used", "")
         else:
             say("FAIL", "dtrace(1)", refusal, _remedy(refusal, command))
     instead = config.source == "auto" and not good and sys.platform == "linux"
@@ -87,42 +95,52 @@ async def check(config: Config, out: TextIO) -> int:
         try:
             text = f"used instead: Q, Qmax and drops of {len(sock_diag.listeners())} sockets"
             good = True
-            say("ok", "sock_diag", text)
+            say("ok", "sock_diag", text, "")
         except (OSError, ImportError) as error:
             say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
         if not config.hosts:
             return 0 if good else 1
     if not (good or config.hosts):
         return 1
+    log = logging.getLogger(session.__name__)
+    level = log.level
+    if quiet:
+        log.setLevel(logging.CRITICAL)
     running = Service(None, config)
-    await running.start()
     try:
-        for name, session in running.sessions.items():
-            where = f"{name.host}/{name.name}" if name.host else name.name
-            await session.settled.wait()
-            if session.status.up:
-                say("ok", f"session {where}", "up")
-            else:
-                good = False
-                reason = session.status.reason
-                advice = _remedy(reason, session.plan.dtrace.command)
-                say("FAIL", f"session {where}", reason, advice)
-            for feature, enabled in session.status.features.items():
-                if enabled:
-                    say("ok", f"  {feature}", FEATURES.get(feature, ""))
-                else:
-                    say("no", f"  {feature}", session.left_out[feature], _COSTS.get(feature, ""))
+        await running.start()
+        for each in running.sessions.values():
+            await each.settled.wait()
+            good = _tell(say, each) and good
     finally:
         await running.stop()
+        log.setLevel(level)
     return 0 if good else 1
 
 
-def _speaker(out: TextIO) -> Callable[..., None]:
+def _tell(say: Say, tried: Session) -> bool:
+    """Say how it went with a session and with its optional parts, and return whether it is up."""
+    host, name = tried.id
+    where = f"session {host}/{name}" if host else f"session {name}"
+    status = tried.status
+    if status.up:
+        say("ok", where, "up", "")
+    else:
+        say("FAIL", where, status.reason, _remedy(status.reason, tried.plan.dtrace.command))
+    for feature, enabled in status.features.items():
+        if enabled:
+            say("ok", f"  {feature}", FEATURES.get(feature, ""), "")
+        else:
+            say("no", f"  {feature}", tried.left_out[feature], _COSTS.get(feature, ""))
+    return status.up
+
+
+def _speaker(out: TextIO) -> Say:
     paint, columns = terminal.painter(out), terminal.width(out)
     if columns:
         out.write(paint(f"{'':<6}{'What':<24}Found", "bold") + "\n")
 
-    def say(result: Result, what: str, found: str, advice: str = "") -> None:
+    def say(result: Result, what: str, found: str, advice: str) -> None:
         lines = _wrapped(terminal.printable(found), columns)
         out.write(f"{paint(f'{result:<6}', _STYLES[result])}{what:<23} {lines[0]}\n")
         if advice:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import platform
 import signal
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, program, session, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, program, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
 
@@ -172,10 +171,7 @@ def _say_ready() -> None:
 
 
 def _check(args: argparse.Namespace, config: Config) -> int:
-    if not args.log_level:
-        # What sessions would log is what the command prints.
-        logging.getLogger(session.__name__).setLevel(logging.CRITICAL)
-    return asyncio.run(check.check(config, sys.stdout))
+    return asyncio.run(check.check(config, sys.stdout, quiet=not args.log_level))
 
 
 def _trace(args: argparse.Namespace, config: Config) -> int:
