@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test unit kernel screenshots lint format clean
+.PHONY: run test unit kernel lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -19,10 +19,6 @@ unit: $(VENV)/installed-dev
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
 
-# The pictures in docs/, by the tests that look at the page in a browser.
-screenshots: $(VENV)/installed-dev
-	DTRACE_EXPORTER_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/test_page.py $(ARGS)
-
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +27,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pictures in docs/, by the tests that look at the page in a browser.
+.PHONY: screenshots
+screenshots: $(VENV)/installed-dev
+	DTRACE_EXPORTER_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/test_page.py $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
