@@ -17,7 +17,7 @@ import yaml
 from conftest import FAKE_DTRACE
 from dtrace_exporter import config, page, trace, web
 from dtrace_exporter.state import State
-from markdown import anchors, blocks, languages, links
+from markdown_page import anchors, blocks, languages, links
 from test_web import get, no_reload, one_port
 
 ROOT = Path(__file__).parent.parent
@@ -51,9 +51,11 @@ def test_links(name: str) -> None:
 
 
 def test_no_page_is_out_of_the_way() -> None:
-    """README leads to every page of docs/, and to every picture that is taken for it."""
+    """README leads to every page of docs/, and every picture is in one of them."""
     targets = {link.target for link in links(PAGES["README.md"])}
     assert {*PAGES} - targets == {"README.md"}
+    shown = {Path(link.target).name for text in PAGES.values() for link in links(text)}
+    assert {path.name for path in (ROOT / "docs" / "screenshots").iterdir()} <= shown
 
 
 @pytest.mark.parametrize("name", PAGES)

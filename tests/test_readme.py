@@ -16,7 +16,7 @@ from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import Exports, Queues, SessionId
 from dtrace_exporter.state import SessionStatus, State
 from host_tools import require
-from markdown import blocks, languages
+from markdown_page import blocks, languages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
