@@ -32,6 +32,11 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The pictures in docs/, by the tests that look at the page in a browser.
+.PHONY: screenshots
+screenshots: $(VENV)/installed-dev
+	DTRACE_EXPORTER_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/test_page.py $(ARGS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "trying to install what python3 -m venv needs"; \

@@ -47,7 +47,11 @@ def application(
     return Application(
         [
             (re.escape(telemetry_path), _Metrics, {"exposition": Exposition(state)}),
-            ("/", _Landing, {"state": state, "telemetry_path": telemetry_path}),
+            (
+                "/",
+                _Landing,
+                {"state": state, "history": page.History(), "telemetry_path": telemetry_path},
+            ),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
             ("/-/reload", _Reload, {"reload": reload}),
@@ -158,8 +162,9 @@ class _Metrics(_Handler):
 
 
 class _Landing(_Handler):
-    def initialize(self, state: State, telemetry_path: str) -> None:
+    def initialize(self, state: State, history: page.History, telemetry_path: str) -> None:
         self._state = state
+        self._history = history
         self._telemetry_path = telemetry_path
 
     async def get(self) -> None:
@@ -167,10 +172,19 @@ class _Landing(_Handler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header(
             "Content-Security-Policy",
-            f"default-src 'none'; style-src 'nonce-{nonce}'; "
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+            "connect-src 'self'; img-src data:; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         )
-        await self.send(page.render(self._state, self._telemetry_path, nonce))
+        sort = self.get_query_argument("sort", "")
+        paused = self.get_query_argument("refresh", "") == "off"
+        body = page.render(
+            self._state, self._history, self._telemetry_path, nonce, sort=sort, paused=paused
+        )
+        if gzip_accepted(self.request.headers.get("Accept-Encoding", "")):
+            self.set_header("Content-Encoding", "gzip")
+            body = page.compress(body)
+        await self.send(body)
 
     head = get
 
