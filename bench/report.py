@@ -3,7 +3,7 @@
 Each half of the measurements is a dictionary of
 
 ``software``
-    Name to version of what it measured beside the exporter.
+    Name to version of what it measured.
 ``figures``
     Of ``table``, whose title ends in the unit, ``row``, ``column`` and ``values``, one for each
     repetition. Tables, rows and columns are shown in the order in which they come.

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import platform
 import re
 import shutil
 import socket
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         As report.py takes it.
     """
     figures = _Figures()
-    versions: dict[str, str] = {}
+    versions = software()
     for size in sizes:
         _say(f"{size} listeners")
         _rendering(figures, size, repetitions)
@@ -86,6 +88,12 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         "reach": _reach(figures, sizes),
         "plots": [],
     }
+
+
+def software() -> dict[str, str]:
+    """Return the versions of what is always measured."""
+    names = ("dtrace-exporter", "prometheus-client", "tornado")
+    return {"Python": platform.python_version()} | {name: version(name) for name in names}
 
 
 class _Figures:
@@ -326,8 +334,8 @@ def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str,
             ]
             servers.append(stack.enter_context(_serving(_NODE, argv, port, "^dtrace_", count)))
             said = subprocess.run([node, "--version"], check=False, capture_output=True, text=True)
-            if version := re.search(r"version (\S+)", said.stdout + said.stderr):
-                versions[_NODE] = version[1]
+            if found := re.search(r"version (\S+)", said.stdout + said.stderr):
+                versions[_NODE] = found[1]
         assert names
         measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
         connections = [server.connect() for server in servers]
@@ -457,9 +465,12 @@ async def _beats_during(
     pipe = heart.stdout
     await pipe.readline()
 
+    beaten = asyncio.Event()
+
     async def listen() -> None:
         while line := await pipe.readline():
             late.append((time.monotonic_ns() - int(line.split()[2])) / 1e6)
+            beaten.set()
 
     async def watch() -> None:
         # By this process's CPU: what other processes take of the machine is not its doing.
@@ -487,6 +498,7 @@ async def _beats_during(
             took = [1000 * float(line) for line in output.split()]
         else:
             await asyncio.sleep(50 * _BEAT)
+        await asyncio.wait_for(beaten.wait(), _PATIENCE)
     finally:
         heart.kill()
         for task in tasks:
