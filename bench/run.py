@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import sys
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,24 @@ def main(halves: list[str], docs: Path = DOCS) -> int:
     """
     raw = docs / "performance.json"
     results = json.loads(raw.read_text(encoding="utf-8")) if raw.exists() else {}
-    missing = [half for half in halves if importlib.util.find_spec(f"bench.{half}") is None]
+    failed = False
     for half in halves:
-        if half in missing:
+        if importlib.util.find_spec(f"bench.{half}") is None:
             print(f"bench/{half}.py is not there: that half is left as it was", file=sys.stderr)
+            failed = True
             continue
-        measured = importlib.import_module(f"bench.{half}").measure()
+        try:
+            measured = importlib.import_module(f"bench.{half}").measure()
+        except Exception:
+            # What the other half takes so long to measure is not lost by it.
+            traceback.print_exc()
+            print(f"bench/{half}.py failed: that half is left as it was", file=sys.stderr)
+            failed = True
+            continue
         results[half] = describe() | measured
     write(results, docs)
     print(report.tables(results))
-    return 1 if missing else 0
+    return 1 if failed else 0
 
 
 def describe() -> dict[str, Any]:

@@ -289,7 +289,7 @@ def _exporter(listeners: int, mode: str, session: str = "shared") -> Iterator[_S
     """Run the exporter over a dtrace(1) of so many listeners, until the block ends."""
     port = _free_port()
     each = 1 if session == "per-port" else listeners
-    fake = [sys.executable, "-I", "-S", str(HERE / "dtrace.py"), str(each), mode]
+    fake = [sys.executable, "-I", str(HERE / "dtrace.py"), str(each), mode]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yml"
         with config.open("w", encoding="utf-8") as file:
