@@ -168,7 +168,7 @@ def _plot(plot: dict[str, Any], left: float, names: Sequence[str]) -> list[str]:
     parts = [
         f'<text class="title" x="{left:g}" y="{_TOP - 20}">{_text(plot["title"])}</text>',
         _label(middle, _TOP + _HEIGHT + 36, "middle", plot["x"]),
-        _label(left - 50, _TOP - 6, "start", plot["y"]),
+        _label(left - 50, _TOP - 20, "start", plot["y"]),
     ]
     for value in across.ticks:
         x = across.at(value)
