@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from dtrace_exporter.rows import PROTOCOL
+
 FIRST_PORT = 10_000
 # Ticks; much shorter than in truth, so that both sets are in use before anything is measured.
 _GENERATION = 4
@@ -54,7 +56,7 @@ def main(listeners: int, busy: bool) -> None:
     match = re.search(r"\btick-(\d+)ms", program)
     interval = int(match[1]) / 1000 if match else 1.0
     place = str(os.stat(_HOME).st_ino)  # noqa: PTH116
-    sys.stdout.write(f"\nready 1 {place}\n")
+    sys.stdout.write(f"\nready {PROTOCOL} {place}\n")
     ticks = 0
     due = time.monotonic()
     while True:

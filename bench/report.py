@@ -3,7 +3,7 @@
 Each half of the measurements is a dictionary of
 
 ``software``
-    Name to version of what it measured beside the exporter.
+    Name to version of what it measured.
 ``figures``
     Of ``table``, whose title ends in the unit, ``row``, ``column`` and ``values``, one for each
     repetition. Tables, rows and columns are shown in the order in which they come.
@@ -12,6 +12,8 @@ Each half of the measurements is a dictionary of
     was not measured, and the ``reason`` where it was not reached.
 ``plots``
     Of ``title``, the titles ``x`` and ``y`` of the axes, and ``lines``: name to points of x and y.
+``not_measured``
+    What could not be measured, to why; it may be left out.
 """
 
 from __future__ import annotations
@@ -44,17 +46,23 @@ def tables(results: dict[str, Any]) -> str:
     halves = [(name, results[name]) for name in HALVES if name in results]
     if targets := [target for _, half in halves for target in half["reach"]]:
         parts += ["## To reach, and reached\n", _reach(targets)]
+    if plots(results):
+        parts.append("![Each tool by the rate of SYNs](performance.svg)\n")
     for name, half in halves:
         parts += [f"## {HALVES[name]}\n", _machine(half)]
         for title in dict.fromkeys(figure["table"] for figure in half["figures"]):
             figures = [figure for figure in half["figures"] if figure["table"] == title]
             parts += [f"### {title}\n", _table(figures)]
+        if missing := half.get("not_measured"):
+            parts.append("Not measured:\n")
+            parts.append("".join(f"- {what}: {why}\n" for what, why in missing.items()))
     return "\n" + "\n".join(parts) + "\n"
 
 
 def plots(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plots of all halves."""
-    return [plot for name in HALVES if name in results for plot in results[name]["plots"]]
+    """Return the plots of all halves that have a point."""
+    found = [plot for name in HALVES if name in results for plot in results[name]["plots"]]
+    return [plot for plot in found if any(plot["lines"].values())]
 
 
 def _machine(half: dict[str, Any]) -> str:
@@ -160,7 +168,7 @@ def _plot(plot: dict[str, Any], left: float, names: Sequence[str]) -> list[str]:
     parts = [
         f'<text class="title" x="{left:g}" y="{_TOP - 20}">{_text(plot["title"])}</text>',
         _label(middle, _TOP + _HEIGHT + 36, "middle", plot["x"]),
-        _label(left - 50, _TOP - 6, "start", plot["y"]),
+        _label(left - 50, _TOP - 20, "start", plot["y"]),
     ]
     for value in across.ticks:
         x = across.at(value)

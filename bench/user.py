@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import platform
 import re
 import shutil
 import socket
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         As report.py takes it.
     """
     figures = _Figures()
-    versions: dict[str, str] = {}
+    versions = software()
     for size in sizes:
         _say(f"{size} listeners")
         _rendering(figures, size, repetitions)
@@ -86,6 +88,12 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         "reach": _reach(figures, sizes),
         "plots": [],
     }
+
+
+def software() -> dict[str, str]:
+    """Return the versions of what is always measured."""
+    names = ("dtrace-exporter", "prometheus-client", "tornado")
+    return {"Python": platform.python_version()} | {name: version(name) for name in names}
 
 
 class _Figures:
@@ -111,11 +119,11 @@ RATE = "Samples rendered in a second of CPU, thousands, by listeners"
 RATIO = "Rendering: dtrace-exporter over bare prometheus_client, times, by listeners"
 TICK = "CPU of a tick in the exporter, every listener busy, ms, by listeners"
 MEMORY = "Resident memory of the exporter, MB, by listeners"
-HEARTBEAT = "The event loop while scrapes are rendered, ms"
+HEARTBEAT = "The event loop while scrapes of the most listeners are rendered, ms"
 
 
 def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    before, most = (str(size) for size in sizes[-2:])
+    before, most = map(_column, sizes[-2:])
 
     def growth(what: str, table: str, row: str) -> dict[str, Any]:
         small, large = figures.median(table, row, before), figures.median(table, row, most)
@@ -158,7 +166,7 @@ def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
     """Render the same samples by turns: ours, with all changed and with none, and the library's."""
     state = _state(size)
     collector, texts, nothing = Collector(state), Texts(), CollectorRegistry()
-    column = str(size)
+    column = _column(size)
     for form, encode in (("text", generate_latest), ("OpenMetrics", generate_openmetrics)):
         library = CollectorRegistry()
         bare.register(Collector(state).collect(), library)
@@ -281,7 +289,7 @@ def _exporter(listeners: int, mode: str, session: str = "shared") -> Iterator[_S
     """Run the exporter over a dtrace(1) of so many listeners, until the block ends."""
     port = _free_port()
     each = 1 if session == "per-port" else listeners
-    fake = [sys.executable, "-I", "-S", str(HERE / "dtrace.py"), str(each), mode]
+    fake = [sys.executable, "-I", str(HERE / "dtrace.py"), str(each), mode]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yml"
         with config.open("w", encoding="utf-8") as file:
@@ -326,8 +334,8 @@ def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str,
             ]
             servers.append(stack.enter_context(_serving(_NODE, argv, port, "^dtrace_", count)))
             said = subprocess.run([node, "--version"], check=False, capture_output=True, text=True)
-            if version := re.search(r"version (\S+)", said.stdout + said.stderr):
-                versions[_NODE] = version[1]
+            if found := re.search(r"version (\S+)", said.stdout + said.stderr):
+                versions[_NODE] = found[1]
         assert names
         measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
         connections = [server.connect() for server in servers]
@@ -345,10 +353,10 @@ def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str,
                         measured.setdefault((server.name, form), []).append((took, used))
         for connection in connections:
             connection.close()
-    figures.add(SAMPLES, "of listeners, sessions and exporter", str(size), [count])
+    figures.add(SAMPLES, "of listeners, sessions and exporter", _column(size), [count])
     for (name, form), values in measured.items():
-        figures.add(TIME, f"{name}, {form}", str(size), [1000 * took for took, _ in values])
-        figures.add(CPU, f"{name}, {form}", str(size), [1000 * used for _, used in values])
+        figures.add(TIME, f"{name}, {form}", _column(size), [1000 * took for took, _ in values])
+        figures.add(CPU, f"{name}, {form}", _column(size), [1000 * used for _, used in values])
 
 
 def _node_exporter() -> str | None:
@@ -390,13 +398,13 @@ def _ticks(figures: _Figures, size: int, repetitions: int) -> None:
             now = server.cpu
             values.append(1000 * (now - before))
             before = now
-        figures.add(TICK, _OURS, str(size), values)
-        figures.add(MEMORY, "one session for all", str(size), [_memory(server)])
+        figures.add(TICK, _OURS, _column(size), values)
+        figures.add(MEMORY, "one session for all", _column(size), [_memory(server)])
 
 
 def _per_port(figures: _Figures, size: int) -> None:
     with _exporter(size, "busy", "per-port") as server:
-        figures.add(MEMORY, "a session for each port", str(size), [_memory(server)])
+        figures.add(MEMORY, "a session for each port", _column(size), [_memory(server)])
 
 
 def _memory(server: _Server) -> float:
@@ -421,16 +429,17 @@ async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
 
     port = _free_port()
     server = web.listen(web.application(state, no_reload), [f"127.0.0.1:{port}"])
-    crowd = f"{_CROWD} scrapes at once"
+    changing = "all changed five times a second"
     try:
         for row, times, at_once in (
             ("no scrape", 0, 0),
-            ("one scrape after the other, all changed", repetitions, 1),
-            (f"{crowd}, all changed", max(repetitions // 5, 1), _CROWD),
+            (f"one scrape after the other, {changing}", repetitions, 1),
+            (f"{_CROWD} scrapes at once, {changing}", max(repetitions // 5, 1), _CROWD),
         ):
             late, blocked, took = await _beats_during(state, port, times, at_once)
             figures.add(HEARTBEAT, row, "a heartbeat is handled late by", late)
-            figures.add(HEARTBEAT, row, "longest block", [max(blocked)])
+            figures.add(HEARTBEAT, row, "at most by", [max(late)])
+            figures.add(HEARTBEAT, row, "longest block, CPU", [max(blocked)])
             if took:
                 figures.add(HEARTBEAT, row, "an answer takes", took)
     finally:
@@ -456,19 +465,22 @@ async def _beats_during(
     pipe = heart.stdout
     await pipe.readline()
 
+    beaten = asyncio.Event()
+
     async def listen() -> None:
         while line := await pipe.readline():
             late.append((time.monotonic_ns() - int(line.split()[2])) / 1e6)
+            beaten.set()
 
     async def watch() -> None:
+        # By this process's CPU: what other processes take of the machine is not its doing.
         while True:
-            began = time.perf_counter()
+            began = time.process_time()
             await asyncio.sleep(0.001)
-            blocked.append(1000 * (time.perf_counter() - began) - 1)
+            blocked.append(1000 * (time.process_time() - began))
 
     async def change() -> None:
         for seed in range(1 << 30):
-            # Not the whole table at a time: that is not what is measured.
             await asyncio.sleep(0.2)
             for listener in list(state.table):
                 listener.count(What.ESTABLISHED, 128, seed + 1, 0)
@@ -486,6 +498,7 @@ async def _beats_during(
             took = [1000 * float(line) for line in output.split()]
         else:
             await asyncio.sleep(50 * _BEAT)
+        await asyncio.wait_for(beaten.wait(), _PATIENCE)
     finally:
         heart.kill()
         for task in tasks:
@@ -493,6 +506,10 @@ async def _beats_during(
         await asyncio.gather(*tasks, return_exceptions=True)
         await heart.wait()
     return late, blocked, took
+
+
+def _column(size: int) -> str:
+    return f"{size:,}"
 
 
 def _free_port() -> int:

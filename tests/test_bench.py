@@ -7,7 +7,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +91,7 @@ def test_links() -> None:
 def test_reach_table() -> None:
     """A figure that was not reached says so, and why; one not measured says that."""
     lines = report.tables({"kernel": KERNEL}).splitlines()
+    assert "![Each tool by the rate of SYNs](performance.svg)" in lines
     assert "| good | at most 2 times | 1.5 times |" in lines
     assert "| bad | at most 2 times | **2.5 times: not reached.** A floor. |" in lines
     assert "| slow | at least 1 times | **0.5 times: not reached.** Too slow. |" in lines
@@ -136,7 +137,36 @@ def test_plots() -> None:
     assert "prefers-color-scheme: dark" in report.svg(KERNEL["plots"])
 
 
-def test_missing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_what_was_not_measured() -> None:
+    """What could not be measured is listed with the reason, and a plot without points is none."""
+    empty = {"title": "Nothing", "x": "x", "y": "y", "lines": {"ours": []}}
+    half = KERNEL | {"plots": [empty], "not_measured": {"tcpsynbl": "bcc is not in the guest"}}
+    assert "- tcpsynbl: bcc is not in the guest" in report.tables({"kernel": half}).splitlines()
+    assert report.plots({"kernel": half}) == []
+
+
+def test_failed_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half that fails does not take along what the other one has measured."""
+
+    def fail() -> None:
+        raise OSError("no guest")
+
+    modules = {"bench.kernel": SimpleNamespace(measure=fail)}
+    modules["bench.user"] = SimpleNamespace(measure=lambda: KERNEL)
+    monkeypatch.setattr(run.importlib.util, "find_spec", modules.get)
+    monkeypatch.setattr(run.importlib, "import_module", modules.__getitem__)
+    (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
+    assert run.main(["kernel", "user"], tmp_path) == 1
+    assert "no guest" in capsys.readouterr().err
+    assert set(json.loads((tmp_path / "performance.json").read_text())) == {"user"}
+    assert (tmp_path / "performance.svg").exists()
+
+
+def test_missing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A half that is not there is said, and what was measured of it before stays."""
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda _name: None)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry
@@ -217,3 +217,14 @@ def test_forgets_what_is_gone() -> None:
     list(text.render(collector.read(), NOTHING, encode))
     assert collector._known == {}
     assert len(text._known) == known - 1
+
+
+@given(st.lists(st.binary(max_size=9)))
+def test_chunks(pieces: list[bytes]) -> None:
+    """Joining changes no byte, and leaves no more chunks than their size asks for."""
+    whole = b"".join(pieces)
+    with pytest.MonkeyPatch.context() as smaller:
+        smaller.setattr(exposition, "_CHUNK", 8)
+        found = list(exposition.chunks(pieces))
+    assert b"".join(found) == whole
+    assert all(len(chunk) >= 8 for chunk in found[:-1])

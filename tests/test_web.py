@@ -150,6 +150,21 @@ class TestMetrics:
         assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
         assert "Content-Encoding" not in get(one_port(), "/metrics").headers
 
+    def test_many_listeners(self) -> None:
+        """An answer of many pieces comes whole, with its length, compressed or not."""
+        state = one_port()
+        session = SessionId("", "port-22")
+        state.table.watch(session, None)
+        for port in range(1000, 1300):
+            state.table.listener(session, "", "*", port)
+        for coding in ("identity", "gzip"):
+            response = get(state, "/metrics", headers={"Accept-Encoding": coding})
+            assert response.headers["Content-Length"] == str(len(response.body))
+            body = gzip.decompress(response.body) if coding == "gzip" else response.body
+            assert len(body) > 500_000
+            (family,) = (f for f in parse_text(body.decode()) if f.name == "dtrace_tcp_listen_syns")
+            assert len(family.samples) == 301
+
     def test_name_filter(self) -> None:
         """name[] picks samples; an empty one is as none, as prometheus_client has it."""
         target = "/metrics?name[]=dtrace_session_up&name[]=dtrace_tcp_listen_syns_total"

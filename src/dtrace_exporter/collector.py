@@ -228,7 +228,7 @@ class Collector(prometheus_registry.Collector):
 
     def _readers(self, before: dict[Identity, _Known]) -> Iterator[Callable[[], Series]]:
         for listener in self._state.table:
-            # Taken out, so that what has changed is not there twice for longer than it takes.
+            # Taken out, so that no more than one changed listener is kept twice at a time.
             yield partial(self._listener, listener, before.pop(listener.identity, None))
         for session, status in self._state.sessions.items():
             yield partial(_session, session, status)

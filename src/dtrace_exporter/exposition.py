@@ -8,6 +8,7 @@ in OpenMetrics, and in every escaping that leaves plain names as they are.
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -36,6 +37,9 @@ Encode = Callable[[Any], bytes]
 _GZIP_LEVEL = 2
 _GZIP = 16 + zlib.MAX_WBITS
 _CHUNK = 1 << 16
+# While a text is put together the event loop waits so long for the interpreter, at each of the
+# many times that it asks for it.
+_TURN_SECONDS = 0.0005
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
 
@@ -48,6 +52,7 @@ class Exposition:
     """
 
     def __init__(self, state: State) -> None:
+        sys.setswitchinterval(_TURN_SECONDS)
         self._collector = Collector(state)
         self._everything = registry(self._collector)
         self._process = registry()
