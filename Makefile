@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test unit kernel bench lint format clean
+FUZZ_SECONDS ?= 180
+
+.PHONY: run test unit kernel bench fuzz lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -22,6 +24,13 @@ kernel: $(VENV)/installed-dev
 # What it all costs, into docs/performance.*: the kernel's half in virtual machines.
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py $(ARGS)
+
+# Twelve minutes on one core; what it finds it leaves in tests/seeds.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	for target in rows stderr config web_config; do \
+	    $(BIN)/python tests/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
+	done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

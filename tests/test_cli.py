@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from dtrace_exporter import __version__, cli, program, web
+from dtrace_exporter import __version__, cli, program, server
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.dtrace import DTraceError
 from dtrace_exporter.trace import HEADER, csv
@@ -225,10 +225,10 @@ def test_privileged_port(
 ) -> None:
     """A port that only the privileged may have is a matter of permission."""
 
-    def refuse(*_args: object) -> list[socket.socket]:
+    def refuse(*_args: object, **_kwargs: object) -> list[socket.socket]:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(web, "bind_sockets", refuse)
+    monkeypatch.setattr(server, "bind_sockets", refuse)
     assert cli.main(["--web.listen-address=:80"]) == cli.NO_PERMISSION
     assert capsys.readouterr().err == "dtrace-exporter: cannot listen on :80: Permission denied\n"
 

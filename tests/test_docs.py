@@ -25,10 +25,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-TO_COME = {
-    f"docs/{name}.md"
-    for name in ("metrics", "operations", "performance", "prometheus", "runbooks", "security")
-}
+TO_COME = {f"docs/{name}.md" for name in ("operations",)}
 """Pages that are linked before they are there."""
 COMMANDS = PAGES["docs/commands.md"]
 CONFIGURATION = PAGES["docs/configuration.md"]

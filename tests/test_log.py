@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtrace_exporter import log as log_module
 from dtrace_exporter.log import FORMATS, LEVELS, fields, setup
 
 log = logging.getLogger("dtrace_exporter.test")
@@ -209,3 +210,55 @@ def test_unknown_level_or_format(level: str, form: str, message: str) -> None:
     """What is not a level or a format is refused, and what there is is named."""
     with pytest.raises(ValueError, match=re.escape(message)):
         setup(level, form)
+
+
+def repeated(stream: io.StringIO) -> list[dict[str, object]]:
+    """Return the events that have been written."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_events_of_one_kind_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that keeps coming is left out for the rest of the minute, and counted."""
+    now = 1000.0
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now)
+    stream = started("json")
+    for number in range(500):
+        log.warning("refused %d", number, extra=fields(client=number))
+    events = repeated(stream)
+    assert len(events) == log_module.MOST
+    assert events[-1]["left_out"] == "more of these in this minute"
+    assert "left_out" not in events[-2]
+    now += 59.0
+    log.warning("refused %d", 1)
+    assert len(repeated(stream)) == log_module.MOST
+    now += 1.0
+    for number in range(2):
+        log.warning("refused %d", number, extra=fields(client=number))
+    *_, first, second = repeated(stream)
+    assert len(repeated(stream)) == log_module.MOST + 2
+    assert first["left_out_before"] == 501 - log_module.MOST
+    assert first["client"] == 0
+    assert "left_out_before" not in second
+
+
+def test_other_kinds_are_not_limited_with_it() -> None:
+    """Another message, level, session or host is another kind; debug events are never left out."""
+    stream = started("json")
+    for number in range(500):
+        log.info("up", extra=fields(session=f"port-{number}"))
+        log.info("up", extra=fields(session="all", host=f"host-{number}"))
+        log.debug("looking")
+    log.error("up", extra=fields(session="port-1"))
+    log.info("down", extra=fields(session="port-1"))
+    assert len(repeated(stream)) == 1502
+
+
+def test_what_is_kept_of_kinds_is_bounded() -> None:
+    """Messages without end that are all different cost no memory without end."""
+    stream = started("json")
+    for number in range(5000):
+        log.info(f"kind {number}")
+    assert len(repeated(stream)) == 5000
+    (handler,) = logging.getLogger().handlers
+    (limit,) = handler.filters
+    assert len(limit._kinds) <= log_module._MAX_KINDS

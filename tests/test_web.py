@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.message import Message
 from email.parser import BytesParser
+from socket import gethostname
 from typing import NamedTuple
 
 import pytest
@@ -17,11 +18,12 @@ from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from tornado.httpserver import HTTPServer
 
+from dtrace_exporter import server as web_server
 from dtrace_exporter import web
 from dtrace_exporter.listeners import Exports, Queues, SessionId
 from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.server import Server
 from dtrace_exporter.state import SessionStatus, Source, State
 
 HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
@@ -65,7 +67,7 @@ async def serving(
     reload: Callable[[], Awaitable[None]] = no_reload,
     path: str = "/metrics",
     address: str = "127.0.0.1:0",
-) -> AsyncIterator[HTTPServer]:
+) -> AsyncIterator[Server]:
     """Serve a state until the block ends."""
     server = web.listen(web.application(state, reload, path), [address])
     try:
@@ -75,13 +77,13 @@ async def serving(
         await server.close_all_connections()
 
 
-def port_of(server: HTTPServer) -> int:
+def port_of(server: Server) -> int:
     """Return the port that a server for port 0 was given."""
-    return int(next(iter(server._sockets.values())).getsockname()[1])
+    return int(server.sockets[0].getsockname()[1])
 
 
 async def fetch(
-    server: HTTPServer,
+    server: Server,
     target: str,
     method: str = "GET",
     headers: dict[str, str] | None = None,
@@ -148,7 +150,10 @@ class TestMetrics:
         compressed = get(one_port(), "/metrics", headers={"Accept-Encoding": "br, gzip;q=0.5"})
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
-        assert "Content-Encoding" not in get(one_port(), "/metrics").headers
+        for refusing in (None, "", "br", "gzip;q=0", "GZIP ; q=0.000", "x-gzip", "gzip;q=0, br"):
+            headers = {"Accept-Encoding": refusing} if refusing is not None else {}
+            answer = get(one_port(), "/metrics", headers=headers)
+            assert "Content-Encoding" not in answer.headers
 
     def test_many_listeners(self) -> None:
         """An answer of many pieces comes whole, with its length, compressed or not."""
@@ -268,6 +273,14 @@ class TestReload:
             ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, 200),
             ({"Sec-Fetch-Site": "none"}, 200),
             ({"Origin": "http://LOCALHOST"}, 200),
+            ({"Origin": "http://127.0.0.1:9748", "Host": "127.0.0.1:9748"}, 200),
+            ({"Origin": "http://[::1]:9748", "Host": "[::1]:9748"}, 200),
+            ({"Origin": f"http://{gethostname()}", "Host": gethostname()}, 200),
+            # A stranger's name that leads here: its page has our origin.
+            ({"Origin": "http://evil.example", "Host": "evil.example"}, 403),
+            ({"Origin": "http://localhost.evil.example", "Host": "localhost.evil.example"}, 403),
+            ({"Origin": "http://127.0.0.1.evil.example", "Host": "127.0.0.1.evil.example"}, 403),
+            ({"Host": "any.example"}, 200),
         ],
     )
     def test_origin(self, headers: dict[str, str], status: int) -> None:
@@ -341,7 +354,7 @@ class TestLimits:
         self, timeout: str, start: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A client that does not finish its request is hung up on."""
-        monkeypatch.setattr(web, timeout, 0.05)
+        monkeypatch.setattr(web_server, timeout, 0.05)
 
         async def linger() -> bytes:
             async with serving(one_port()) as server:
@@ -358,7 +371,7 @@ class TestLimits:
         """A client that asks for a large answer and reads none of it is hung up on."""
         monkeypatch.setattr(web, "_SEND_SECONDS", 0.05)
 
-        async def ignore(server: HTTPServer) -> None:
+        async def ignore(server: Server) -> None:
             with socket.create_connection(("127.0.0.1", port_of(server))) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
                 async with asyncio.timeout(10):
@@ -380,7 +393,7 @@ class TestLimits:
         async def send() -> bytes:
             async with serving(one_port()) as server:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
-                writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * (2 * web._MAX_HEADER_BYTES))
+                writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * (2 * web_server.MAX_HEADER_BYTES))
                 try:
                     return await asyncio.wait_for(reader.read(), 10)
                 except ConnectionResetError:
@@ -392,7 +405,7 @@ class TestLimits:
 
     def test_large_body(self) -> None:
         """A body beyond the limit is refused before it is read."""
-        length = {"Content-Length": str(web._MAX_BODY_BYTES + 1)}
+        length = {"Content-Length": str(web_server.MAX_BODY_BYTES + 1)}
         assert get(one_port(), "/-/reload", "POST", length).status in (400, 413)
 
 
@@ -450,13 +463,13 @@ class TestListen:
 
     def test_every_address(self) -> None:
         """A port alone means every address of IPv4 and IPv6; several addresses are all served."""
-        assert web._split(":9748") == ("", 9748)
+        assert web_server.split(":9748") == ("", 9748)
 
         async def run() -> tuple[set[socket.AddressFamily], int]:
             app = web.application(State(), no_reload)
             both = web.listen(app, [":0"])
             two = web.listen(app, ["127.0.0.1:0", "127.0.0.1:0"])
-            found = {sock.family for sock in both._sockets.values()}, len(two._sockets)
+            found = {sock.family for sock in both.sockets}, len(two.sockets)
             both.stop()
             two.stop()
             return found

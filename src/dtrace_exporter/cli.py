@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, program, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, program, server, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
+from dtrace_exporter.web_config import Live
 
 READY_FD = "DTRACE_EXPORTER_READY_FD"
 """Environment variable with the number of an open file descriptor: once the service has started, it
@@ -39,10 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0, FAILURE, 2 for bad usage, and but for the check command, which knows only good and bad,
     ADDRESS_IN_USE, NO_PERMISSION or BAD_CONFIGURATION.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.systemd_socket and args.listen:
+        parser.error("--web.systemd-socket and --web.listen-address exclude each other")
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
+        args.web = Live(args.web_config_file)
         status = int(args.run(args, config))
         sys.stdout.flush()
         return status
@@ -98,6 +103,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--web.telemetry-path", dest="telemetry_path", default="/metrics", help="(/metrics)"
     )
+    parser.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        type=Path,
+        metavar="FILE",
+        help="TLS, users and headers, as for every Prometheus exporter (YAML)",
+    )
+    parser.add_argument(
+        "--web.systemd-socket",
+        dest="systemd_socket",
+        action="store_true",
+        help="serve on the sockets of a systemd socket unit instead",
+    )
+    parser.add_argument(
+        "--web.enable-lifecycle",
+        dest="lifecycle",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="reload on POST /-/reload (yes)",
+    )
     parser.set_defaults(run=_serve, quiet_level="info")
     # A subcommand's defaults must not undo what was said before it.
     again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -128,22 +153,27 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 async def _run_service(args: argparse.Namespace, config: Config) -> None:
     service = Service(args.config_file, config)
-    app = web.application(service.state, service.reload, args.telemetry_path)
-    server = web.listen(app, args.listen or [":9748"])
+    reload = service.reload if args.lifecycle else None
+    app = web.application(service.state, reload, args.telemetry_path, args.web)
+    serving = server.Server(app, args.web)
+    serving.add_sockets(
+        server.passed() if args.systemd_socket else server.bind(args.listen or [":9748"])
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reloads: set[asyncio.Task[None]] = set()
 
-    def reload() -> None:
+    def hangup() -> None:
         task = loop.create_task(service.reload())
         reloads.add(task)
         task.add_done_callback(reloads.discard)
         # Why a reload failed has been logged, and nobody waits for this one.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, hangup)
+    following = loop.create_task(args.web.follow(serving.close_idle_connections))
     starting = loop.create_task(service.start())
     stopping = loop.create_task(stop.wait())
     try:
@@ -153,11 +183,12 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
             _say_ready()
         await stopping
     finally:
-        server.stop()
+        serving.stop()
+        following.cancel()
         starting.cancel()
         for task in reloads:
             task.cancel()
-        await asyncio.wait([starting, *reloads])
+        await asyncio.wait([starting, following, *reloads])
         await service.stop()
 
 

@@ -2,6 +2,9 @@
 
 Events are logged with the standard library, their details beside the message and not inside it:
 ``log.warning("session ended", extra=fields(session="port-22", status=1))``.
+
+Events of one kind, with one message about one session, are at most MOST in a minute: a client or a
+dtrace(1) that keeps failing fills no disk. Events of the level debug are all there.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import logging
 import math
 import re
+import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -19,6 +23,12 @@ LEVELS = {
     "warn": logging.WARNING,
     "error": logging.ERROR,
 }
+
+MOST = 60
+"""Events of one kind in a minute."""
+
+_MINUTE = 60.0
+_MAX_KINDS = 1000
 
 _BARE = re.compile(r"[^\s\"=\\]+")
 
@@ -40,12 +50,42 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:  # noq
         raise ValueError(f"format: expected {' or '.join(FORMATS)} (found {format!r})")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(FORMATS[format]())
+    handler.addFilter(_Limit())
+    # Below, it quotes what clients send, and they send passwords.
+    logging.getLogger("tornado.general").setLevel(logging.WARNING)
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
     """Make the ``extra`` argument of a logging call from an event's details."""
     return {"fields": values}
+
+
+class _Limit(logging.Filter):
+    """Lets events through, of each kind so many in each minute that begins with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        details = getattr(record, "fields", {})
+        about = (str(details.get(key, "")) for key in ("host", "session"))
+        kind = (record.name, record.levelno, str(record.msg), *about)
+        now = time.monotonic()
+        began, count = self._kinds.get(kind, (now, 0))
+        if now - began >= _MINUTE:
+            if count > MOST:
+                record.fields = {**details, "left_out_before": count - MOST}
+            began, count = now, 0
+        elif count == MOST - 1:
+            record.fields = {**details, "left_out": "more of these in this minute"}
+        if len(self._kinds) >= _MAX_KINDS and kind not in self._kinds:
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = began, count + 1
+        return count < MOST
 
 
 class _Logfmt(logging.Formatter):

@@ -6,43 +6,45 @@ import asyncio
 import logging
 import re
 import secrets
-import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
+from ipaddress import ip_address
+from socket import gethostname
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from prometheus_client.exposition import gzip_accepted
-from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
-from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from dtrace_exporter import page
+from dtrace_exporter import page, server
+from dtrace_exporter.auth import Authenticator, BusyError
 from dtrace_exporter.exposition import Exposition, chunks
+from dtrace_exporter.server import Server
 from dtrace_exporter.state import State
+from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 
 _log = logging.getLogger(__name__)
 
-_MAX_HEADER_BYTES = 16 << 10
-_MAX_BODY_BYTES = 4 << 10
-# Above the usual scrape intervals, so that Prometheus finds its connection open.
-_IDLE_SECONDS = 75.0
-_BODY_SECONDS = 10.0
 _SEND_SECONDS = 30.0
-
-_ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:/\s]*)):([0-9]{1,5})")
+_NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
+_OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
 
 
 def application(
-    state: State, reload: Callable[[], Awaitable[None]], telemetry_path: str = "/metrics"
+    state: State,
+    reload: Callable[[], Awaitable[None]] | None,
+    telemetry_path: str = "/metrics",
+    live: Live | None = None,
 ) -> Application:
     """Return the web application over a state.
 
     Args:
         state: what it shows.
-        reload: reads the configuration again; raises an exception that says why it could not.
+        reload: reads the configuration again; raises an exception that says why it could not. None
+            if that cannot be asked for over the web.
         telemetry_path: where the metrics are.
+        live: who may use it and what headers its answers have, else everybody and none.
     """
     return Application(
         [
@@ -58,50 +60,27 @@ def application(
         ],
         default_handler_class=_NotFound,
         log_function=_log_request,
+        live=live or Live(None),
+        authenticator=Authenticator(),
+        bucket=_Bucket(),
     )
 
 
-def listen(
-    app: Application, addresses: Sequence[str], *, tls: ssl.SSLContext | None = None
-) -> HTTPServer:
+def listen(app: Application, addresses: Sequence[str], live: Live | None = None) -> Server:
     """Serve an application on all of some addresses, or on none of them.
 
     Args:
         app: what to serve, in the running event loop.
-        addresses: such as ``:9748`` (all of IPv4 and IPv6), ``127.0.0.1:9748``, ``[::1]:9748``.
-        tls: speak TLS by it, else plain HTTP.
+        addresses: as server.bind() takes them.
+        live: speak TLS by it, else plain HTTP.
 
     Raises:
         ValueError: an address is malformed.
         OSError: an address cannot be listened on; its text says which and why.
     """
-    wanted = [(address, *_split(address)) for address in addresses]
-    sockets = []
-    for address, host, port in wanted:
-        try:
-            sockets += bind_sockets(port, host or None)
-        except (OSError, UnicodeError) as error:
-            for sock in sockets:
-                sock.close()
-            reason = error.strerror if isinstance(error, OSError) else "not a host name"
-            raise OSError(f"cannot listen on {address}: {reason}") from error
-    server = HTTPServer(
-        app,
-        ssl_options=tls,
-        max_header_size=_MAX_HEADER_BYTES,
-        max_body_size=_MAX_BODY_BYTES,
-        idle_connection_timeout=_IDLE_SECONDS,
-        body_timeout=_BODY_SECONDS,
-    )
-    server.add_sockets(sockets)
-    return server
-
-
-def _split(address: str) -> tuple[str, int]:
-    match = _ADDRESS.fullmatch(address)
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(f"malformed listen address {address!r}: want HOST:PORT or :PORT")
-    return match[1] or match[2], int(match[3])
+    serving = Server(app, live or Live(None))
+    serving.add_sockets(server.bind(addresses))
+    return serving
 
 
 class _Handler(RequestHandler):
@@ -113,6 +92,30 @@ class _Handler(RequestHandler):
         self.clear_header("Server")
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.set_header("X-Content-Type-Options", "nosniff")
+        for name, value in self._config.headers.items():
+            self.set_header(name, value) if value else self.clear_header(name)
+
+    @property
+    def _config(self) -> WebConfig:
+        live: Live = self.settings["live"]
+        return live.config
+
+    async def prepare(self) -> None:
+        """Let in whom the web configuration lets in."""
+        config = self._config
+        if config.rate_limit.interval and not self.settings["bucket"].take(config.rate_limit):
+            raise HTTPError(HTTPStatus.TOO_MANY_REQUESTS)
+        if not config.users:
+            return
+        authorization = self.request.headers.get("Authorization", "")
+        client = self.request.remote_ip or ""
+        authenticator: Authenticator = self.settings["authenticator"]
+        try:
+            allowed = await authenticator.allows(config.users, authorization, client)
+        except BusyError:
+            raise HTTPError(HTTPStatus.TOO_MANY_REQUESTS) from None
+        if not allowed:
+            raise HTTPError(HTTPStatus.UNAUTHORIZED)
 
     def compute_etag(self) -> None:
         """Make none: no two answers are the same."""
@@ -124,6 +127,10 @@ class _Handler(RequestHandler):
             else:
                 status_code = HTTPStatus.NOT_FOUND
                 self.set_status(status_code)
+        elif status_code == HTTPStatus.UNAUTHORIZED:
+            self.set_header("WWW-Authenticate", 'Basic realm="dtrace-exporter", charset="UTF-8"')
+        elif status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            self.set_header("Retry-After", "1")
         self.finish(f"{status_code:d} {HTTPStatus(status_code).phrase}\n")
 
     async def send(self, *body: bytes) -> None:
@@ -147,7 +154,7 @@ class _Metrics(_Handler):
 
     async def get(self) -> None:
         headers = self.request.headers
-        compress = gzip_accepted(headers.get("Accept-Encoding", ""))
+        compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
         content_type, body = await self._exposition.answer(
             headers.get("Accept", ""),
             parse_qs(self.request.query).get("name[]", ()),
@@ -159,6 +166,15 @@ class _Metrics(_Handler):
         await self.send(*body)
 
     head = get
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    """Tell whether a client takes gzip; prometheus_client misses that ``q=0`` refuses it."""
+    for coding in accepted.lower().split(","):
+        name, *parameters = (word.strip() for word in coding.split(";"))
+        if name == "gzip":
+            return not any(_NO_QUALITY.fullmatch(word) for word in parameters)
+    return False
 
 
 class _Landing(_Handler):
@@ -181,7 +197,7 @@ class _Landing(_Handler):
         body = page.render(
             self._state, self._history, self._telemetry_path, nonce, sort=sort, paused=paused
         )
-        if gzip_accepted(self.request.headers.get("Accept-Encoding", "")):
+        if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)
         await self.send(body)
@@ -217,11 +233,11 @@ class _Ready(_Handler):
 class _Reload(_Handler):
     allow = "POST"
 
-    def initialize(self, reload: Callable[[], Awaitable[None]]) -> None:
+    def initialize(self, reload: Callable[[], Awaitable[None]] | None) -> None:
         self._reload = reload
 
     async def post(self) -> None:
-        if not self._same_origin():
+        if self._reload is None or not self._same_origin():
             raise HTTPError(HTTPStatus.FORBIDDEN)
         try:
             await self._reload()
@@ -237,10 +253,26 @@ class _Reload(_Handler):
         if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             return False
         origin = headers.get("Origin")
+        if origin is None:
+            return True
         try:
-            return origin is None or urlsplit(origin).netloc.lower() == self.request.host.lower()
+            asking, asked = urlsplit(origin), urlsplit(f"//{self.request.host}")
+            return asking.netloc.lower() == asked.netloc.lower() and _is_own(asked.hostname or "")
         except ValueError:
             return False
+
+
+def _is_own(host: str) -> bool:
+    """Tell whether a host in a URL cannot be a stranger's name that leads here.
+
+    A page of any other name may be a stranger's whose name server now gives our address for it:
+    such a page has the same origin as we have.
+    """
+    try:
+        ip_address(host)
+    except ValueError:
+        return host in _OWN_NAMES
+    return True
 
 
 class _NotFound(_Handler):
@@ -252,12 +284,32 @@ def _line(text: str) -> bytes:
     return " ".join(text.split()).encode(errors="replace") + b"\n"
 
 
+class _Bucket:
+    """Holds as many tokens as requests may come at once, and gets new ones at a steady pace."""
+
+    def __init__(self) -> None:
+        self._limit = RateLimit()
+        self._full_at = 0.0
+
+    def take(self, limit: RateLimit) -> bool:
+        """Take a token if there is one."""
+        now = time.monotonic()
+        if limit != self._limit:
+            self._limit, self._full_at = limit, now
+        full_at = max(self._full_at, now) + limit.interval
+        if full_at - now > limit.burst * limit.interval:
+            return False
+        self._full_at = full_at
+        return True
+
+
 def _log_request(handler: RequestHandler) -> None:
     request = handler.request
     _log.debug(
         "%s %s from %s: %d in %.0f ms",
         request.method,
-        request.uri,
+        # What follows it, or stands before it in a target that is a whole URL, may be a secret.
+        request.path if request.path.startswith("/") else "(no path)",
         request.remote_ip,
         handler.get_status(),
         1000 * request.request_time(),

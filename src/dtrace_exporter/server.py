@@ -1,0 +1,326 @@
+"""The web server's sockets and connections, of which it holds no more than it can afford."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import resource
+import socket
+import stat
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from dtrace_exporter import tls
+from dtrace_exporter.log import fields
+from dtrace_exporter.web_config import Live
+
+_log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+"""Many times what scrapers need; so many that are silent after a TLS handshake cost 30 MB."""
+
+MAX_HEADER_BYTES = 16 << 10
+MAX_BODY_BYTES = 4 << 10
+# Above the usual scrape intervals, so that Prometheus finds its connection open.
+_IDLE_SECONDS = 75.0
+_BODY_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 10.0
+_NO_ROOM_SECONDS = 1.0
+
+# Few enough at a time for those that are already there to be heard between them.
+_ACCEPTS = 64
+# A SYN that finds it full is sent again after a second; Linux makes it somaxconn if that is less.
+_BACKLOG = 4096
+_BUFFER_BYTES = 64 << 10
+_CHUNK_BYTES = 8 << 10
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+_ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:/\s]*)):([0-9]{1,5})")
+_FIRST_PASSED = 3
+
+
+class Server(HTTPServer):
+    """An HTTP server that makes room for a new connection at the cost of one that is idle.
+
+    Args:
+        app: what it serves.
+        live: whether it speaks TLS, and to whom.
+    """
+
+    def initialize(self, app: Application, live: Live) -> None:  # type: ignore[override]
+        """Stand in for __init__, as Tornado has it."""
+        super().initialize(
+            app,
+            max_header_size=MAX_HEADER_BYTES,
+            max_body_size=MAX_BODY_BYTES,
+            idle_connection_timeout=_IDLE_SECONDS,
+            body_timeout=_BODY_SECONDS,
+        )
+        self.sockets: list[socket.socket] = []
+        self._live = live
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The other half is for the sessions and whatever else there is.
+        self._limit = MAX_CONNECTIONS
+        if files != resource.RLIM_INFINITY:
+            self._limit = max(1, min(self._limit, files // 2))
+        # With the client's host, in the order in which they began to wait for a request.
+        self._open: dict[socket.socket | IOStream, str] = {}
+        self._busy: set[socket.socket | IOStream] = set()
+        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Serve those who connect to some listening sockets, in the running event loop."""
+        for sock in sockets:
+            self.sockets.append(sock)
+            self._watch(sock)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for sock in self.sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        self.sockets.clear()
+
+    async def close_all_connections(self) -> None:
+        """Hang up on everybody."""
+        for connection in list(self._open):
+            self._drop(connection)
+        await super().close_all_connections()
+
+    def close_idle_connections(self) -> None:
+        """Hang up on those that wait for no answer; they may connect again."""
+        for connection in [each for each in self._open if each not in self._busy]:
+            self._drop(connection)
+
+    def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Note that a connection waits for a request, and then for an answer."""
+        stream = server_conn.stream
+        self._busy.discard(stream)
+        if (host := self._open.pop(stream, None)) is not None:
+            self._open[stream] = host
+        begin = partial(self._begin, stream)
+        return _Noting(super().start_request(server_conn, request_conn), begin)
+
+    def on_close(self, server_conn: Any) -> None:
+        """Note that a connection is over."""
+        super().on_close(server_conn)
+        self._drop(server_conn.stream)
+
+    def _begin(self, stream: IOStream) -> None:
+        if stream in self._open:
+            self._busy.add(stream)
+
+    def _drop(self, connection: socket.socket | IOStream) -> None:
+        self._open.pop(connection, None)
+        self._busy.discard(connection)
+        if isinstance(connection, socket.socket):
+            self._silent.pop(connection).cancel()
+            asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
+
+    def _watch(self, sock: socket.socket) -> None:
+        # Not if the server has been stopped meanwhile.
+        if sock in self.sockets:
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                connection, address = sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._wait_for_room(sock, error)
+                    return
+                # The client has gone already.
+                continue
+            self._take(connection, address)
+
+    def _wait_for_room(self, sock: socket.socket, error: OSError) -> None:
+        _log.warning("cannot accept a connection", extra=fields(why=error.strerror))
+        if not self._evict():
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(sock)
+            loop.call_later(_NO_ROOM_SECONDS, self._watch, sock)
+
+    def _evict(self) -> bool:
+        """Hang up on one connection, best one that waits for no answer.
+
+        It is the one that waits longest among those of the host that has most of them.
+        """
+        idle = [each for each in self._open if each not in self._busy] or list(self._open)
+        if not idle:
+            return False
+        ((host, _),) = Counter(self._open[each] for each in idle).most_common(1)
+        self._drop(next(each for each in idle if self._open[each] == host))
+        return True
+
+    def _take(self, connection: socket.socket, address: Any) -> None:
+        while len(self._open) >= self._limit:
+            self._evict()
+        connection.setblocking(False)
+        # Until it says something it costs hardly any memory or time, and there may be many.
+        loop = asyncio.get_running_loop()
+        self._open[connection] = address[0] if isinstance(address, tuple) else ""
+        self._silent[connection] = loop.call_later(_IDLE_SECONDS, self._drop, connection)
+        loop.add_reader(connection, self._hear, connection, address)
+
+    def _hear(self, connection: socket.socket, address: Any) -> None:
+        self._silent.pop(connection).cancel()
+        asyncio.get_running_loop().remove_reader(connection)
+        host = self._open.pop(connection)
+        config = self._live.config
+        sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
+        if config.tls is None:
+            stream = IOStream(connection, **sizes)
+            self._open[stream] = host
+            self.handle_stream(stream, address)
+            return
+        try:
+            wrapped = config.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            connection.close()
+            return
+        secure = SSLIOStream(wrapped, **sizes)
+        self._open[secure] = host
+        task = asyncio.get_running_loop().create_task(
+            self._shake_hands(secure, address, config.client_names)
+        )
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, stream: SSLIOStream, address: Any, names: frozenset[str]) -> None:
+        try:
+            await asyncio.wait_for(stream.wait_for_handshake(), _HANDSHAKE_SECONDS)
+            if stream.closed():
+                raise StreamClosedError
+            if names:
+                found = tls.alternative_names(stream.socket.getpeercert())
+                if not names & found:
+                    _log.warning(
+                        "client's certificate is for another name",
+                        extra=fields(
+                            client=self._open.get(stream, ""), names=" ".join(sorted(found))
+                        ),
+                    )
+                    self._drop(stream)
+                    return
+        except (StreamClosedError, OSError, ValueError):
+            self._drop(stream)
+            return
+        self.handle_stream(stream, address)
+
+
+class _Noting(HTTPMessageDelegate):
+    """Tells when a request has been read whole."""
+
+    def __init__(self, inner: HTTPMessageDelegate, begin: Callable[[], None]) -> None:
+        self._inner = inner
+        self._begin = begin
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        return self._inner.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._inner.data_received(chunk)
+
+    def finish(self) -> None:
+        self._begin()
+        self._inner.finish()
+
+    def on_connection_close(self) -> None:
+        self._inner.on_connection_close()
+
+
+def bind(addresses: Sequence[str]) -> list[socket.socket]:
+    """Listen on all of some addresses, or on none of them.
+
+    Args:
+        addresses: such as ``:9748`` (all of IPv4 and IPv6), ``127.0.0.1:9748``, ``[::1]:9748``.
+
+    Raises:
+        ValueError: an address is malformed.
+        OSError: an address cannot be listened on; its text says which and why.
+    """
+    wanted = [(address, *split(address)) for address in addresses]
+    sockets: list[socket.socket] = []
+    for address, host, port in wanted:
+        try:
+            sockets += bind_sockets(port, host or None, backlog=_BACKLOG)
+        except (OSError, UnicodeError) as error:
+            for sock in sockets:
+                sock.close()
+            reason = error.strerror if isinstance(error, OSError) else "not a host name"
+            raise OSError(f"cannot listen on {address}: {reason}") from error
+    return sockets
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return the host, empty for every one, and the port of an address.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"malformed listen address {address!r}: want HOST:PORT or :PORT")
+    return match[1] or match[2], int(match[3])
+
+
+def passed() -> list[socket.socket]:
+    """Take the listening sockets that systemd has opened, as sd_listen_fds(3) says.
+
+    Raises:
+        ValueError: there are none, or they are something else.
+    """
+    pid, number = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not re.fullmatch(r"[1-9][0-9]{0,2}", number):
+        raise ValueError(
+            "no socket from systemd: want LISTEN_PID and LISTEN_FDS from a socket unit"
+        )
+    sockets = []
+    for descriptor in range(_FIRST_PASSED, _FIRST_PASSED + int(number)):
+        try:
+            is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+            sock = socket.socket(fileno=descriptor) if is_socket else None
+        except OSError:
+            sock = None
+        if sock is None or not _listens(sock):
+            raise ValueError(
+                f"descriptor {descriptor} from systemd is no listening socket: "
+                "want ListenStream= and Accept=no in the socket unit"
+            )
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        sockets.append(sock)
+    return sockets
+
+
+def _listens(sock: socket.socket) -> bool:
+    return sock.type == socket.SOCK_STREAM and bool(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    )

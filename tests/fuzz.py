@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Fuzzes what reads input from elsewhere, guided by coverage: ``fuzz.py TARGET SECONDS``.
+
+It begins with the inputs in tests/seeds/TARGET and ends with the first one that does what it should
+not, which it writes there; tests/test_seeds.py tries all of them again. It needs atheris, from the
+extra ``fuzz``.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+SEEDS = Path(__file__).with_name("seeds")
+
+
+def rows_target() -> Callable[[bytes], None]:
+    """Rows: each line is one or a RowError, and its numbers are within their fields."""
+    from dtrace_exporter import rows
+    from dtrace_exporter.lines import MAX_LINE, LineSplitter
+
+    def check(data: bytes) -> None:
+        whole = LineSplitter()
+        lines = whole.feed(data) + whole.end()
+        assert all(len(line) <= MAX_LINE for line in lines)
+        if len(data) <= MAX_LINE:
+            parts = LineSplitter()
+            middle = len(data) // 2
+            found = parts.feed(data[:middle]) + parts.feed(data[middle:]) + parts.end()
+            assert found == lines
+        for line in lines:
+            try:
+                row = rows.parse(line)
+            except rows.RowError:
+                continue
+            if isinstance(row, rows.Row):
+                assert row.parity in (0, 1)
+                assert 0 <= row.port <= 65535
+                assert rows.is_known(row.what)
+                assert row.address == "*" or ip_address(row.address)
+                assert all(queue is None or queue >= 0 for queue in rows.queues(row.last))
+
+    return check
+
+
+def stderr_target() -> Callable[[bytes], None]:
+    """Messages: each is of a kind, fit to log and with a count that DTrace can have."""
+    from dtrace_exporter import diagnostics
+
+    def check(data: bytes) -> None:
+        found = diagnostics.classify(data.decode("utf-8", "replace"))
+        assert found.text.isprintable()
+        assert len(found.text) <= diagnostics.MAX_TEXT
+        assert 0 <= found.count < 1 << 64
+        assert bool(found.lost) == (found.kind == "lost")
+
+    return check
+
+
+def config_target(*, web: bool = False) -> Callable[[bytes], None]:
+    """Files: each is a configuration or one printable line that begins with the file's name."""
+    from dtrace_exporter import config, web_config
+
+    load: Callable[[Path], object] = web_config.load if web else config.load
+    path = Path(tempfile.mkdtemp()) / "fuzz.yml"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            load(path)
+        except config.ConfigError as error:
+            message = str(error)
+            assert message.isprintable(), message
+            assert message.startswith(str(path)), message
+
+    return check
+
+
+def web_config_target() -> Callable[[bytes], None]:
+    """Web configuration files: the same."""
+    return config_target(web=True)
+
+
+TARGETS = {
+    "rows": rows_target,
+    "stderr": stderr_target,
+    "config": config_target,
+    "web_config": web_config_target,
+}
+
+
+def main() -> None:
+    """Fuzz."""
+    import atheris
+
+    name, seconds = sys.argv[1:]
+    with atheris.instrument_imports(include=["dtrace_exporter", "yaml"]):
+        check = TARGETS[name]()
+    seeds = SEEDS / name
+    found = tempfile.mkdtemp()
+    atheris.Setup(
+        [
+            *(sys.argv[0], f"-max_total_time={seconds}", f"-artifact_prefix={seeds}/"),
+            *("-max_len=4096", "-timeout=10", "-rss_limit_mb=1024", "-verbosity=1"),
+            *(found, str(seeds)),
+        ],
+        check,
+    )
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

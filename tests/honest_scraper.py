@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Scrapes as Prometheus does, from a process of its own, until its input ends.
+
+Arguments: port, the CA's file or "", the Authorization header or "". Prints a line when the first
+scrape is done, and at the end a JSON object: how many scrapes, the longest in seconds, and what
+was wrong with the others. Every other scrape has a new connection.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import ssl
+import sys
+import time
+
+
+def main() -> None:
+    """Scrape."""
+    port, authority, authorization = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    headers = {"Accept-Encoding": "gzip", "Accept": "text/plain;version=0.0.4"}
+    if authorization:
+        headers["Authorization"] = authorization
+    scrapes, longest, wrong = 0, 0.0, []
+    if authority:
+        tls = ssl.create_default_context(cafile=authority)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            "localhost", port, timeout=30, context=tls
+        )
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    while not select.select([sys.stdin], [], [], 0.05)[0]:
+        if scrapes % 2:
+            connection.close()
+        began = time.monotonic()
+        for again in (True, False):
+            try:
+                connection.request("GET", "/metrics", headers=headers)
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                # As Go's client does when a connection that was kept open is no more.
+                if not again or scrapes % 2:
+                    wrong.append(repr(error))
+                    break
+            else:
+                if answer.status != 200:
+                    wrong.append(str(answer.status))
+                break
+        longest = max(longest, time.monotonic() - began)
+        scrapes += 1
+        if scrapes == 1:
+            print(flush=True)  # noqa: T201
+    print(json.dumps({"scrapes": scrapes, "longest": longest, "wrong": wrong}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,485 @@
+"""Who gets at the service and how: the real process, over a fake dtrace(1)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any, Protocol
+
+import bcrypt
+import pytest
+import trustme
+
+from dtrace_exporter import cli
+from host_tools import require
+from test_cli import (
+    EXPORTER,
+    FOREVER,
+    READY,
+    SECONDS,
+    FakeDTrace,
+    free_port,
+    is_alive,
+    until,
+    write,
+)
+
+PASSWORD = "correct horse battery staple"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+PATHS = ("/", "/metrics", "/-/healthy", "/-/ready", "/-/reload", "/nonsense")
+
+
+def basic(name: str, password: str) -> dict[str, str]:
+    """Return the header of a user and password."""
+    return {"Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode()}
+
+
+class Service:
+    """A running service with a web configuration file, and how to talk to it."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, web: Path, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.web = web
+        self._log = log
+
+    def ask(
+        self,
+        path: str = "/-/healthy",
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> HTTPResponse:
+        """Return the answer to one request, over TLS if a context is given."""
+        connection = (
+            HTTPSConnection("localhost", self.port, timeout=SECONDS, context=tls)
+            if tls
+            else HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        )
+        try:
+            connection.request(method, path, headers=headers or {})
+            answer = connection.getresponse()
+            answer.read()
+            return answer
+        finally:
+            connection.close()
+
+    def status(self, **how: Any) -> int:
+        """Return the status of one request, 0 when there is no answer."""
+        try:
+            return self.ask(**how).status
+        except (OSError, HTTPException):
+            return 0
+
+    def log(self) -> str:
+        """Return what has been logged so far."""
+        return self._log.read_text(encoding="utf-8")
+
+
+@contextmanager
+def running(place: Path, web: str, fake: FakeDTrace, *flags: str) -> Iterator[Service]:
+    """Run the service with a web configuration of that text until the block ends."""
+    file = place / "web.yml"
+    file.write_text(web, encoding="utf-8")
+    port, log = free_port(), place / "log"
+    command = [
+        *EXPORTER,
+        f"--config.file={write(place / 'c.yml', fake())}",
+        f"--web.config.file={file}",
+        f"--web.listen-address=localhost:{port}",
+        *flags,
+    ]
+    with log.open("wb") as errors, subprocess.Popen(command, stderr=errors, text=True) as process:
+        service = Service(process, port, file, log)
+        try:
+            until(lambda: "session up" in service.log())
+            yield service
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert "Traceback" not in service.log()
+
+
+class Pki:
+    """An authority, with the server's certificate in files beside the configuration."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(str(place / "ca.pem"))
+        self.renew()
+
+    def renew(self, authority: trustme.CA | None = None, *, key: bool = True) -> None:
+        """Write another certificate for the server."""
+        cert = (authority or self.authority).issue_cert("localhost")
+        cert.cert_chain_pems[0].write_to_path(str(self._place / "server.pem"))
+        if key:
+            cert.private_key_pem.write_to_path(str(self._place / "server.key"))
+
+    def trusting(self, *names: str, by: trustme.CA | None = None) -> ssl.SSLContext:
+        """Return a client's context, with a certificate for some names if there are any."""
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        if names:
+            (by or self.authority).issue_cert(*names).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    """An authority and the server's certificate."""
+    return Pki(tmp_path)
+
+
+TLS = "tls_server_config: {cert_file: server.pem, key_file: server.key%s}\n"
+USERS = "basic_auth_users: {prometheus: %s}\n"
+
+
+def test_users(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """With users in the file nothing is shown and nothing done without a right password."""
+    with running(tmp_path, USERS % HASH, fake_dtrace) as service:
+        for path in PATHS:
+            for headers in ({}, basic("prometheus", "wrong"), basic("nobody", PASSWORD)):
+                answer = service.ask(path, headers=headers)
+                assert answer.status == 401
+                assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")
+        assert service.status(path="/-/reload", method="POST") == 401
+        right = basic("prometheus", PASSWORD)
+        statuses = [service.status(path=path, headers=right) for path in PATHS]
+        assert statuses == [200, 200, 200, 200, 405, 404]
+        assert service.status(path="/-/reload", method="POST", headers=right) == 200
+
+
+def test_users_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """New users come in and old ones do not, without a restart; a bad file is logged once."""
+    old, new = basic("prometheus", PASSWORD), basic("new", PASSWORD)
+    with running(tmp_path, USERS % HASH, fake_dtrace) as service:
+        assert service.status(headers=old) == 200
+        service.web.write_text(f"basic_auth_users: {{new: {HASH}}}\n", encoding="utf-8")
+        until(lambda: service.status(headers=new) == 200)
+        assert service.status(headers=old) == 401
+        service.web.write_text(f"basic_auth_users: {{new: {HASH}x}}\n", encoding="utf-8")
+        until(lambda: "web configuration changed to a bad one" in service.log())
+        assert service.status(headers=new) == 200
+        service.web.unlink()
+        until(lambda: service.log().count("changed to a bad one") == 2)
+        assert service.status(headers=new) == 200
+        # By rename, as it ought to be done.
+        (tmp_path / "next").write_text(USERS % HASH, encoding="utf-8")
+        (tmp_path / "next").rename(service.web)
+        until(lambda: service.status(headers=old) == 200)
+        assert service.status(headers=new) == 401
+        log = service.log()
+    assert log.count("changed to a bad one") == 2
+    assert f"{service.web}:1: basic_auth_users.new: expected a password's bcrypt hash" in log
+    assert log.count('msg="web configuration changed"') == 2
+
+
+def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
+    """A new certificate is shown without a restart, and one without its key is not."""
+    other = trustme.CA()
+    trusting_other = ssl.create_default_context()
+    other.configure_trust(trusting_other)
+    with running(tmp_path, TLS % "", fake_dtrace) as service:
+        assert service.status(tls=pki.trusting()) == 200
+        assert service.status(tls=trusting_other) == 0
+        assert service.status() == 0
+        pki.renew(other)
+        until(lambda: service.status(tls=trusting_other) == 200)
+        assert service.status(tls=pki.trusting()) == 0
+        pki.renew(key=False)
+        until(lambda: "changed to a bad one" in service.log())
+        assert service.status(tls=trusting_other) == 200
+        pki.renew()
+        until(lambda: service.status(tls=pki.trusting()) == 200)
+        # From TLS to none at all, and the connections that were open are not kept.
+        with socket.create_connection(("localhost", service.port)) as raw:
+            client = pki.trusting().wrap_socket(raw, server_hostname="localhost")
+            service.web.write_text("{}", encoding="utf-8")
+            until(lambda: service.status() == 200)
+            client.settimeout(SECONDS)
+            assert client.recv(1) == b""
+            client.close()
+
+
+def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
+    """With a client CA only its clients are served, and with names only those of such a name."""
+    keys = ", client_ca_file: ca.pem, client_auth_type: "
+    required = TLS % f"{keys}RequireAndVerifyClientCert"
+    names = TLS % f"{keys}RequireAndVerifyClientCert, client_allowed_sans: [good.example, '::1']"
+    given = TLS % f"{keys}VerifyClientCertIfGiven"
+    stranger = trustme.CA()
+    clients = {
+        "none": pki.trusting(),
+        "good": pki.trusting("good.example"),
+        "address": pki.trusting("::1"),
+        "bad": pki.trusting("evil.example"),
+        "stranger": pki.trusting("good.example", by=stranger),
+    }
+
+    def served(service: Service) -> set[str]:
+        return {name for name, tls in clients.items() if service.status(tls=tls) == 200}
+
+    with running(tmp_path, required, fake_dtrace) as service:
+        assert served(service) == {"good", "address", "bad"}
+        service.web.write_text(names, encoding="utf-8")
+        until(lambda: served(service) == {"good", "address"})
+        assert service.status(tls=clients["bad"]) == 0
+        until(lambda: 'msg="client\'s certificate is for another name"' in service.log())
+        service.web.write_text(given, encoding="utf-8")
+        until(lambda: served(service) == {"none", "good", "address", "bad"})
+
+
+@pytest.mark.usefixtures("pki")
+def test_old_versions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """TLS 1.2 and 1.3 are spoken and nothing older, and only what the file allows of them."""
+    openssl = require("openssl", "openssl")
+
+    def spoken(service: Service) -> set[str]:
+        found = set()
+        for version in ("-tls1", "-tls1_1", "-tls1_2", "-tls1_3"):
+            done = subprocess.run(
+                [
+                    *(openssl, "s_client", "-connect", f"localhost:{service.port}", version),
+                    *("-cipher", "ALL:@SECLEVEL=0", "-brief"),
+                ],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+            )
+            if "CONNECTION ESTABLISHED" in done.stderr:
+                found.add(version)
+        return found
+
+    with running(tmp_path, TLS % "", fake_dtrace) as service:
+        assert spoken(service) == {"-tls1_2", "-tls1_3"}
+        service.web.write_text(TLS % ", min_version: TLS13", encoding="utf-8")
+        until(lambda: spoken(service) == {"-tls1_3"})
+        service.web.write_text(TLS % ", max_version: TLS12", encoding="utf-8")
+        until(lambda: spoken(service) == {"-tls1_2"})
+
+
+def test_renegotiation(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
+    """A client that wants to negotiate again, the costly part, is refused."""
+    openssl = require("openssl", "openssl")
+    with running(tmp_path, TLS % "", fake_dtrace) as service:
+        done = subprocess.run(
+            [openssl, "s_client", "-connect", f"localhost:{service.port}", "-tls1_2"],
+            input="R\nGET /-/healthy HTTP/1.0\n\n",
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert "RENEGOTIATING" in done.stdout + done.stderr
+        assert "no renegotiation" in done.stderr
+        assert "healthy" not in done.stdout
+        assert service.status(tls=pki.trusting()) == 200
+
+
+def test_headers(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Configured headers are in every answer; the page keeps its own policy."""
+    text = """
+http_server_config:
+  headers:
+    Content-Security-Policy: "default-src 'self'"
+    X-Frame-Options: deny
+    X-Content-Type-Options: ""
+"""
+    with running(tmp_path, text, fake_dtrace) as service:
+        for path in PATHS:
+            headers = service.ask(path).headers
+            assert headers["X-Frame-Options"] == "deny"
+            assert "X-Content-Type-Options" not in headers
+            own = headers["Content-Security-Policy"]
+            assert (
+                own.startswith("default-src 'none'; style-src")
+                if path == "/"
+                else (own == "default-src 'self'")
+            )
+
+
+def test_rate_limit(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """As many requests as may come at once are answered, and then one each interval."""
+    with running(tmp_path, "rate_limit: {interval: 1h, burst: 3}", fake_dtrace) as service:
+        answers = [service.ask() for _ in range(5)]
+        assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+        assert answers[-1].headers["Retry-After"] == "1"
+        service.web.write_text("rate_limit: {interval: 1ms, burst: 3}", encoding="utf-8")
+        until(lambda: service.status() == 200)
+
+
+def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
+    """Whatever is sent or written by mistake, at any level, no password or key is in the log."""
+    secrets = [PASSWORD, "hunter2", HASH, "swordfish", "letmein"]
+    key = (tmp_path / "server.key").read_text(encoding="utf-8")
+    secrets += [line for line in key.splitlines() if not line.startswith("-")]
+    inline = "\n".join(f"    {line}" for line in key.splitlines())
+    web = f"tls_server_config:\n  cert_file: server.pem\n  key: |\n{inline}\n" + USERS % HASH
+    tls = pki.trusting()
+    with running(tmp_path, web, fake_dtrace, "--log.level=debug", "--log.format=json") as service:
+        right = basic("prometheus", PASSWORD)
+        wrong = basic("prometheus", "hunter2")
+        secrets += [each["Authorization"].split()[1] for each in (right, wrong)]
+        assert service.status(tls=tls, headers=right) == 200
+        assert service.status(tls=tls, headers=wrong) == 401
+        assert service.status(tls=tls, headers=right, path="/metrics?token=swordfish") == 200
+        whole = "http://a:swordfish@x/metrics"
+        assert service.status(tls=tls, headers=right, path=whole) in (400, 404)
+        service.status(tls=tls, headers={"Authorization": "Basic letmein\x01"})
+        for bad in (
+            web.replace(HASH, "hunter2"),
+            web.replace("key: |", "key: swordfish\n  x: |"),
+            web.replace(HASH, "'letmein"),
+        ):
+            already = service.log().count("changed to a bad one")
+            service.web.write_text(bad, encoding="utf-8")
+            until(lambda before=already: service.log().count("changed to a bad one") > before)
+        for line in service.log().splitlines():
+            json.loads(line)
+        log = service.log()
+    assert "/metrics" in log
+    assert [secret for secret in secrets if secret in log] == []
+
+
+def test_bad_file_at_the_start(tmp_path: Path) -> None:
+    """The service does not start on a bad file, and no command calls it good."""
+    file = tmp_path / "web.yml"
+    file.write_text("\nbasic_auth_user: {}\n", encoding="utf-8")
+    for command, status in (((), cli.BAD_CONFIGURATION), (("check",), cli.FAILURE)):
+        done = subprocess.run(
+            [*EXPORTER, f"--web.config.file={file}", *command],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert (done.returncode, done.stdout) == (status, "")
+        expected = f"dtrace-exporter: {file}:2: basic_auth_user: expected the key basic_auth_users"
+        assert done.stderr.startswith(expected)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_lifecycle_off(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """With --no-web.enable-lifecycle nobody reloads over the web; SIGHUP still does."""
+    with running(tmp_path, "{}", fake_dtrace, "--no-web.enable-lifecycle") as service:
+        assert service.status(path="/-/reload", method="POST") == 403
+        assert service.status(path="/-/reload") == 405
+        assert "reloaded" not in service.log()
+        service.process.send_signal(1)
+        until(lambda: "reloaded" in service.log())
+    with running(tmp_path, "{}", fake_dtrace, "--web.enable-lifecycle") as service:
+        assert service.status(path="/-/reload", method="POST") == 200
+
+
+def test_several_addresses(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Each --web.listen-address is served, IPv6 among them; one that is taken is named."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    extra = free_port()
+    flag = f"--web.listen-address=[::1]:{extra}"
+    with running(tmp_path, "{}", fake_dtrace, flag) as service:
+        for host, port in (("127.0.0.1", service.port), ("::1", extra)):
+            connection = HTTPConnection(host, port, timeout=SECONDS)
+            connection.request("GET", "/-/healthy")
+            assert connection.getresponse().status == 200
+            connection.close()
+        done = subprocess.run(
+            [*EXPORTER, f"--web.listen-address=127.0.0.1:{free_port()}", flag],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert done.returncode == cli.ADDRESS_IN_USE
+        expected = f"dtrace-exporter: cannot listen on [::1]:{extra}: Address already in use\n"
+        assert done.stderr == expected
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+
+def activated(
+    sockets: Sequence[HasFileno], *arguments: str, pid: str = "$$", number: int | None = None
+) -> list[str]:
+    """Return a command that starts the exporter as systemd does, with sockets from 3 upwards."""
+    # First out of the way of where they have to be.
+    moves = [f"exec {20 + n}<&{sock.fileno()}" for n, sock in enumerate(sockets)]
+    moves += [f"exec {3 + n}<&{20 + n} {20 + n}<&-" for n in range(len(sockets))]
+    count = len(sockets) if number is None else number
+    script = "; ".join([*moves, f'LISTEN_PID={pid} LISTEN_FDS={count} LISTEN_FDNAMES=x exec "$@"'])
+    return ["bash", "-c", script, "sh", *EXPORTER, "--web.systemd-socket", *arguments]
+
+
+def test_systemd_socket(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """It serves on the sockets that it is given, and dtrace(1) learns nothing of them."""
+    saved = tmp_path / "start.json"
+    config = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}, READY, FOREVER))
+    path = str(tmp_path / "socket")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
+        unix.bind(path)
+        unix.listen()
+        port = tcp.getsockname()[1]
+        command = activated([tcp, unix], f"--config.file={config}")
+        fds = [tcp.fileno(), unix.fileno()]
+        with subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE) as process:
+            try:
+                connection = HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+                connection.request("GET", "/-/healthy")
+                assert connection.getresponse().status == 200
+                connection.close()
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(SECONDS)
+                    client.connect(path)
+                    client.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert client.recv(100).startswith(b"HTTP/1.1 200")
+                until(saved.exists)
+                pid = json.loads(saved.read_text(encoding="utf-8"))["pid"]
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+                assert b"LISTEN_" not in environment
+                assert not [link for link in links if link.startswith("socket:")]
+            finally:
+                process.terminate()
+                process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        assert not is_alive(pid)
+
+
+def test_no_systemd_socket(tmp_path: Path) -> None:
+    """Without sockets, with those of another process or with what is none, it does not start."""
+
+    def said(command: list[str], *fds: int) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, pass_fds=fds
+        )
+        assert done.returncode == cli.BAD_CONFIGURATION
+        return done.stderr
+
+    assert "no socket from systemd" in said([*EXPORTER, "--web.systemd-socket"])
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket() as idle:
+        assert "no socket from systemd" in said(activated([tcp], pid="1"), tcp.fileno())
+        assert "no socket from systemd" in said(activated([tcp], number=0), tcp.fileno())
+        said_of_it = "descriptor 3 from systemd is no listening socket"
+        assert said_of_it in said(activated([idle]), idle.fileno())
+        with (tmp_path / "file").open("wb") as file:
+            assert said_of_it in said(activated([file]), file.fileno())
+        assert "descriptor 4 from systemd" in said(activated([tcp], number=2), tcp.fileno())
+    done = subprocess.run(
+        [*EXPORTER, "--web.systemd-socket", "--web.listen-address=:1"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "exclude each other" in done.stderr

@@ -1,0 +1,459 @@
+"""Hostile web clients against the real process, while an honest one scrapes.
+
+Each attack prints what it cost: the honest client's longest scrape and the service's largest
+resident memory, beside the quiet values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import selectors
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from test_access import Pki, Service, basic, running
+from test_cli import SECONDS, FakeDTrace, until
+
+SCRAPER = Path(__file__).with_name("honest_scraper.py")
+CROWD = 200
+IDLE = 10_000
+HANDSHAKES = 1000
+LISTENERS = 10
+LONGEST = 5.0
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+
+ROWS = [
+    f"row 0 {number:x} 4026531840 22 0 ffff7f0000{number:02x} 8 0 {what} 5 3 0"
+    for number in range(1, LISTENERS + 1)
+    for what in (0, 16, 128, 144, 150)
+]
+
+
+def fake_with_listeners(fake_dtrace: FakeDTrace) -> FakeDTrace:
+    """Return a fake dtrace(1) that has seen a few listeners."""
+    return lambda: fake_dtrace({"ready": "4026531840"}, {"rows": ROWS}, {"tick": True})
+
+
+def memory(service: Service, name: str) -> float:
+    """Return VmRSS, the resident memory, or VmHWM, its peak, in megabytes."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def forget_peak(service: Service) -> None:
+    """Let the peak of the resident memory begin anew."""
+    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+@contextmanager
+def scraping(service: Service, ca: str = "", authorization: str = "") -> Iterator[dict[str, float]]:
+    """Scrape honestly until the block ends; what it yields is then filled with what was seen."""
+    command = [sys.executable, SCRAPER, str(service.port), ca, authorization]
+    seen: dict[str, float] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as scraper:
+        assert scraper.stdout is not None
+        assert scraper.stdout.readline() == b"\n"
+        yield seen
+        out, _ = scraper.communicate(timeout=60)
+    seen.update(json.loads(out))
+
+
+def endure(
+    service: Service,
+    attack: Callable[[], object],
+    capsys: pytest.CaptureFixture[str],
+    ca: str = "",
+    authorization: str = "",
+) -> None:
+    """Attack while an honest client scrapes; it is served in time and the memory does not double.
+
+    A scrape should take less than a second, and here, where the machine may be busy with other
+    things, has to take less than a few.
+    """
+    with scraping(service, ca, authorization) as quiet:
+        time.sleep(1)
+    before = memory(service, "VmRSS")
+    forget_peak(service)
+    began = time.monotonic()
+    with scraping(service, ca, authorization) as hostile:
+        attack()
+    took = time.monotonic() - began
+    peak = memory(service, "VmHWM")
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\n    {took:.1f} s of it: {hostile['scrapes']} scrapes, longest "
+            f"{hostile['longest']:.3f} s (quiet {quiet['longest']:.3f} s), memory at most "
+            f"{peak:.0f} MB (quiet {before:.0f} MB)",
+            end=" ",
+        )
+    assert quiet["wrong"] == hostile["wrong"] == []
+    assert hostile["longest"] < LONGEST
+    assert peak < 2 * before
+    assert service.process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the services of this module."""
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture
+def service(tmp_path: Path, fake_dtrace: FakeDTrace) -> Iterator[Service]:
+    """The service over plain HTTP, with a few listeners."""
+    with running(tmp_path, "{}", fake_with_listeners(fake_dtrace)) as service:
+        until(lambda: b'address="127.0.0.1"' in scrape(service))
+        yield service
+
+
+@pytest.fixture
+def secure(
+    tmp_path: Path, fake_dtrace: FakeDTrace
+) -> Iterator[tuple[Service, ssl.SSLContext, str]]:
+    """The same over TLS: the service, a client's context and its CA's file."""
+    pki = Pki(tmp_path)
+    web = "tls_server_config: {cert_file: server.pem, key_file: server.key}"
+    with running(tmp_path, web, fake_with_listeners(fake_dtrace)) as service:
+        yield service, pki.trusting(), str(tmp_path / "ca.pem")
+
+
+def connect(service: Service) -> socket.socket:
+    """Return a connection to the service, from another host than the honest client's."""
+    address = "127.0.0.1", service.port
+    return socket.create_connection(address, timeout=30, source_address=("127.0.0.2", 0))
+
+
+def exchange(service: Service, request: bytes) -> bytes:
+    """Send bytes and return what comes until the end, which may be nothing."""
+    with connect(service) as client:
+        with suppress(ConnectionError):
+            client.sendall(request)
+        answer = b""
+        with suppress(ConnectionError):
+            while chunk := client.recv(1 << 16):
+                answer += chunk
+        return answer
+
+
+def scrape(service: Service) -> bytes:
+    """Return the metrics."""
+    return exchange(service, GET + b"Connection: close\r\n\r\n")
+
+
+def test_slow_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Many clients that send their headers a byte at a time are waited for and cost nothing."""
+
+    def attack() -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect(service)) for _ in range(CROWD)]
+            for byte in GET + b"" * 2:
+                for client in clients:
+                    with suppress(ConnectionError):
+                        client.send(bytes([byte]))
+
+    endure(service, attack, capsys)
+
+
+def test_endless_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """A client whose headers do not end is hung up on at the limit."""
+
+    def attack() -> None:
+        for start in (b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nX: ", b"GET /"):
+            for _ in range(50):
+                with connect(service) as client, suppress(ConnectionError):
+                    client.sendall(start)
+                    for _ in range(10_000):
+                        client.sendall(b"X: y\r\n" * 1000 if start.endswith(b"\n") else b"x" * 6000)
+                    raise AssertionError("it takes headers without end")
+
+    endure(service, attack, capsys)
+
+
+def idle(service: Service, number: int, *, handshake: ssl.SSLContext | None, shaken: int) -> None:
+    """Open connections that say nothing, some of them after a TLS handshake, and hold them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < number + 200:
+        pytest.skip(f"the hard limit of open files is {hard}: too low for {number} connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number + 200), hard))
+    try:
+        with ExitStack() as stack, selectors.DefaultSelector() as connecting:
+            for _ in range(shaken):
+                client = stack.enter_context(connect(service))
+                with suppress(OSError):
+                    assert handshake
+                    stack.enter_context(handshake.wrap_socket(client, server_hostname="localhost"))
+            for _ in range(number - shaken):
+                client = stack.enter_context(socket.socket())
+                client.bind(("127.0.0.2", 0))
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", service.port))
+                connecting.register(client, selectors.EVENT_WRITE)
+            end = time.monotonic() + 10
+            while connecting.get_map() and time.monotonic() < end:
+                for key, _ in connecting.select(1):
+                    connecting.unregister(key.fileobj)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_idle_connections(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten thousand connections that say nothing keep nobody out."""
+    endure(service, lambda: idle(service, IDLE, handshake=None, shaken=0), capsys)
+
+
+def test_idle_tls_connections(
+    secure: tuple[Service, ssl.SSLContext, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same over TLS: some shake hands and fall silent, most do not even that."""
+    service, tls, ca = secure
+    attack = lambda: idle(service, IDLE, handshake=tls, shaken=HANDSHAKES)  # noqa: E731
+    endure(service, attack, capsys, ca)
+
+
+def test_pipelining(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that send request after request and read no answer get few, and delay nobody."""
+    request = GET + b"\r\n"
+
+    def attack() -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect(service)) for _ in range(20)]
+            for client in clients:
+                client.setblocking(False)
+            end = time.monotonic() + 3
+            for client in cycle(clients):
+                with suppress(BlockingIOError, ConnectionError):
+                    client.send(request * 1000)
+                if time.monotonic() > end:
+                    break
+
+    endure(service, attack, capsys)
+
+
+def test_pipelining_is_answered_in_order(service: Service) -> None:
+    """Requests that come together are answered one after the other."""
+    targets = [b"/-/healthy", b"/nonsense", b"/-/healthy"]
+    requests = [b"GET %s HTTP/1.1\r\nHost: x\r\n" % target for target in targets]
+    answer = exchange(service, b"\r\n".join(requests) + b"Connection: close\r\n\r\n")
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"404", b"200"]
+
+
+def test_huge_bodies(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bodies that are larger than any of ours are refused, whether they say so or not."""
+    start = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n"
+
+    def attack() -> None:
+        for _ in range(CROWD):
+            big = exchange(service, start + b"Content-Length: 99999999999\r\n\r\n" + b"x" * 10_000)
+            assert big.split()[1:2] in ([], [b"400"], [b"413"])
+        for _ in range(20):
+            with connect(service) as client, suppress(ConnectionError):
+                client.sendall(start + b"Transfer-Encoding: chunked\r\n\r\n")
+                for _ in range(10_000):
+                    client.sendall(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
+                raise AssertionError("it takes a body without end")
+
+    endure(service, attack, capsys)
+
+
+def test_many_scrapes_at_once(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two hundred scrapes in one moment, again and again, are all answered."""
+    request = GET + b"Accept-Encoding: gzip\r\nConnection: close\r\n\r\n"
+    statuses: list[bytes] = []
+
+    def attack() -> None:
+        for _ in range(3):
+            with ExitStack() as stack, selectors.DefaultSelector() as selector:
+                for _ in range(CROWD):
+                    client = stack.enter_context(connect(service))
+                    client.sendall(request)
+                    selector.register(client, selectors.EVENT_READ, bytearray())
+                while selector.get_map():
+                    for key, _ in selector.select():
+                        chunk = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                        key.data.extend(chunk)
+                        if not chunk:
+                            statuses.append(bytes(key.data).split()[1])
+                            selector.unregister(key.fileobj)
+
+    endure(service, attack, capsys)
+    assert statuses == [b"200"] * CROWD * 3
+
+
+def test_clients_that_do_not_read(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that ask for the metrics and read none of them cost little."""
+
+    def attack() -> None:
+        with ExitStack() as stack:
+            for _ in range(CROWD):
+                client = socket.socket()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+                stack.enter_context(client)
+                client.bind(("127.0.0.2", 0))
+                client.connect(("127.0.0.1", service.port))
+                client.sendall(GET + b"\r\n")
+            time.sleep(2)
+
+    endure(service, attack, capsys)
+
+
+def test_guessing(
+    tmp_path: Path, fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flood of wrong passwords does not keep the right one out."""
+    hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
+    web = f"basic_auth_users: {{a: {hashed}}}"
+    wrong = b"".join(f"{k}: {v}\r\n".encode() for k, v in basic("a", "wrong").items())
+    request = GET + b"" + wrong + b"\r\n"
+    right = basic("a", "right")["Authorization"]
+    with running(tmp_path, web, fake_with_listeners(fake_dtrace)) as service:
+
+        def attack() -> None:
+            with ExitStack() as stack:
+                clients = [stack.enter_context(connect(service)) for _ in range(CROWD)]
+                for _ in range(5):
+                    for client in clients:
+                        client.sendall(request)
+                    answers = [client.recv(1000).split()[1] for client in clients]
+                    assert set(answers) <= {b"401", b"429"}
+
+        endure(service, attack, capsys, authorization=right)
+
+
+@pytest.mark.parametrize(
+    ("request_", "statuses"),
+    [
+        (b"\x00\xff\xfe\x16\x03\x01", ()),
+        (b"\r\n\r\n", (400,)),
+        (b"GET /metrics\r\n\r\n", (400,)),
+        (b"GET /metrics HTTP/9.9\r\nHost: x\r\n\r\n", (400,)),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", (400,)),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", (400,)),
+        (GET + b"no colon\r\n\r\n", (400,)),
+        (GET + b"X: a\x00b\r\n\r\n", (400,)),
+        (GET + b"Transfer-Encoding: x\r\n\r\n", (400,)),
+        (GET + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", (400,)),
+        (GET + b"Content-Length: -1\r\n\r\n", (400,)),
+        (GET + b"Content-Length: 1, 2\r\n\r\n", (400,)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400,)),
+        (b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n", (405,)),
+        (b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", (405,)),
+        (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n", (400, 404, 405)),
+        (b"get /metrics HTTP/1.1\r\nHost: x\r\n\r\n", (400, 405)),
+        (b"%s /metrics HTTP/1.1\r\nHost: x\r\n\r\n" % (b"A" * 5000), (400, 405)),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /metrics/../../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /..%c0%af..%c0%afetc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET //etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /templates/index.html HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /metrics%00 HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
+        (b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", (400, 404)),
+        (b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n", (400, 404)),
+        (b"GET /metrics?name[]=%ff%fe&\xff HTTP/1.1\r\nHost: x\r\n\r\n", (200, 400)),
+        (
+            b"GET /metrics?name[]=" + b"x&name[]=" * 1500 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            (200, 400),
+        ),
+        (b"GET /metrics HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n", (200, 400)),
+        (GET + b"Accept: \xff\xfe\r\n\r\n", (200, 400)),
+        (GET + b"Accept: " + b"a/b;q=" * 2000 + b"\r\n\r\n", (200,)),
+        (GET + b"Accept: ;;,=;version=;\r\n\r\n", (200,)),
+        (
+            GET + b"Accept: application/openmetrics-text;version=" + b"9" * 5000 + b"\r\n\r\n",
+            (200,),
+        ),
+        (GET + b"Accept: image/png\r\n\r\n", (200,)),
+        (GET + b"Accept-Encoding: gzip;q=0\r\n\r\n", (200,)),
+        (GET + b"Accept-Encoding: \xff;q=x\r\n\r\n", (200, 400)),
+        (GET + b"Range: bytes=0-,0-,0-\r\n\r\n", (200,)),
+        (GET + b"Expect: 100-continue\r\n\r\n", (100, 200)),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n",
+            (200,),
+        ),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"a=b;" * 3000 + b"\r\n\r\n", (200, 400)),
+        (POST + b"Content-Type: multipart/form-data; boundary=\xff\r\n\r\n\xff\xfe--", (200, 400)),
+        (POST + b"Content-Type: multipart/form-data; boundary=a\r\n\r\n--a\n\xff", (200, 400)),
+        (POST + b"Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\x00", (200, 400)),
+        (POST + b"X-HTTP-Method-Override: GET\r\n\r\nxxxx", (200,)),
+    ],
+)
+def test_odd_requests(odd: Service, request_: bytes, statuses: tuple[int, ...]) -> None:
+    """What no honest client sends gets the answer that it should, and does no harm."""
+    if b"Connection: " not in request_:
+        request_ = request_.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+    with connect(odd) as client:
+        client.sendall(request_)
+        if not statuses:
+            client.shutdown(socket.SHUT_WR)
+        answer = b""
+        with suppress(ConnectionError):
+            while chunk := client.recv(1 << 16):
+                answer += chunk
+    found = answer.split()[1:2]
+    assert found == [] if not statuses else int(found[0]) in statuses
+    if b"Accept-Encoding: gzip;q=0" in request_:
+        assert b"\ndtrace_tcp_listen_syns_total" in answer
+    assert b"root:" not in answer
+    assert scrape(odd).startswith(b"HTTP/1.1 200")
+
+
+@pytest.fixture(scope="module")
+def odd(place: Path) -> Iterator[Service]:
+    """One service for all odd requests; it logs no failure of its own."""
+    fake = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_dtrace.py"))]
+    with running(place, "{}", lambda: fake) as service:
+        yield service
+    assert "level=error" not in service.log()
+
+
+def cpu_seconds(service: Service) -> float:
+    """Return the processor time that the service has used."""
+    stat = Path(f"/proc/{service.process.pid}/stat").read_text(encoding="utf-8")
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / 100
+
+
+def open_files(service: Service) -> int:
+    """Return how many descriptors the service has open."""
+    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+
+
+def test_out_of_descriptors(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a descriptor for a connection it waits, without a spin, until there is one again."""
+    pid = service.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    until(lambda: scrape(service))
+    # What it holds for itself, and not for connections.
+    until(lambda: len({open_files(service) for _ in range(20)}) == 1)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files(service), limits[1]))
+    clients = [connect(service) for _ in range(20)]
+    until(lambda: 'msg="cannot accept a connection"' in service.log())
+    before = cpu_seconds(service)
+    time.sleep(2)
+    used = cpu_seconds(service) - before
+    with capsys.disabled():
+        print(f"\n    {used:.2f} s of processor time in 2 s", end=" ")  # noqa: T201
+    assert used < 1
+    # Room for two: the idle ones give way.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files(service) + 2, limits[1]))
+    until(lambda: scrape(service).startswith(b"HTTP/1.1 200"), seconds=SECONDS)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    for client in clients:
+        client.close()
+    assert scrape(service).startswith(b"HTTP/1.1 200")
+    assert service.log().count("cannot accept a connection") < 61

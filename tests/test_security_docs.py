@@ -1,0 +1,84 @@
+"""docs/security.md: its examples are taken, its numbers and names are those of the program."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import trustme
+import yaml
+
+from dtrace_exporter import auth, cli, log, server, tls, web, web_config
+from dtrace_exporter.nodes import ConfigError
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+TEXT = " ".join(PAGE.split())
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", [text for text in EXAMPLES if "scrape_configs" not in text])
+def test_examples(example: str, tmp_path: Path) -> None:
+    """Each example of the web configuration file is one, and asks for what it is about."""
+    authority = trustme.CA()
+    cert = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    cert.cert_chain_pems[0].write_to_path(str(tmp_path / "server.pem"))
+    cert.private_key_pem.write_to_path(str(tmp_path / "server.key"))
+    path = tmp_path / "web.yml"
+    path.write_text(example, encoding="utf-8")
+    config = web_config.load(path)
+    assert bool(config.users) == ("basic_auth_users" in example)
+    assert bool(config.tls) == ("tls_server_config" in example)
+    assert bool(config.client_names) == ("client_allowed_sans" in example)
+
+
+def test_example_of_prometheus() -> None:
+    """The other side's example is YAML with the keys that Prometheus has for it."""
+    (example,) = (text for text in EXAMPLES if "scrape_configs" in text)
+    (job,) = yaml.safe_load(example)["scrape_configs"]
+    assert set(job) == {"job_name", "scheme", "tls_config", "basic_auth", "static_configs"}
+
+
+@pytest.mark.parametrize("above", ["", "tls_server_config", "http_server_config", "rate_limit"])
+def test_all_keys(above: str, tmp_path: Path) -> None:
+    """Every key that the reader knows is explained."""
+    path = tmp_path / "web.yml"
+    path.write_text(f"{above}: {{\x21\x21str zzzz: 1}}" if above else "zzzz: 1", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        web_config.load(path)
+    known = re.search(r"expected the key (.*) \(found", str(caught.value))
+    assert known
+    table = PAGE[PAGE.index("### All keys") :]
+    for key in known[1].split(" or "):
+        assert re.search(rf"`(?:\w+\.)?{key}[.`]", table), key
+
+
+def test_words() -> None:
+    """Every value of a key that has a few is named."""
+    for word in (*web_config._VERIFYING, *tls.VERSIONS, *tls.CURVES, *web_config._HEADERS):
+        assert f"`{word}`" in TEXT
+
+
+def test_numbers() -> None:
+    """The limits are those in force."""
+    assert f"at most {server.MAX_CONNECTIONS} are held" in TEXT
+    assert f"fewer than {2 * server.MAX_CONNECTIONS} descriptors" in TEXT
+    assert f"after {server._IDLE_SECONDS:.0f} s it is closed" in TEXT
+    assert f"{server.MAX_HEADER_BYTES >> 10} KB of headers" in TEXT
+    assert f"{server.MAX_BODY_BYTES >> 10} KB of body" in TEXT
+    assert f"closed after {web._SEND_SECONDS:.0f} s" in TEXT
+    assert auth._MAX_WAITING_OF_ONE == 2
+    assert f"two waiting for one client's address and {auth._MAX_WAITING} in all" in TEXT
+    assert f"at most {log.MOST} events of one kind in a minute" in TEXT
+
+
+def test_flags_and_files() -> None:
+    """Every flag that is named is one, and every file is there."""
+    known = {flag for action in cli._parser()._actions for flag in action.option_strings}
+    assert set(re.findall(r"--(?:no-)?web[\w.-]*\w", PAGE)) <= known
+    for path in re.findall(r"\]\(([\w./-]+)\)", PAGE):
+        assert (ROOT / "docs" / path).exists(), path
+    for path in re.findall(r"\btests/\w+\.py", PAGE):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,446 @@
+"""The web configuration file: what is taken, and the one line that is said about anything else."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dtrace_exporter import tls
+from dtrace_exporter.nodes import ConfigError
+from dtrace_exporter.web_config import RateLimit, WebConfig, load
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "config" / "web-config.yml"
+HASH = "$2b$04$Jf5JLZ8r0f1eeSC8Xl5V6uEmsK4mcYC39ygAvQmBgJVcw5DFmcx5W"
+SECRET = "hunter2-is-no-bcrypt-hash"
+
+# The files lie beside the configuration; where the case does not say, they are good ones.
+SERVER = "cert_file: server.pem, key_file: server.key"
+CLIENTS = "client_ca_file: ca.pem, client_auth_type: RequireAndVerifyClientCert"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with certificates, their keys and what only looks like them."""
+    place = tmp_path_factory.mktemp("web")
+    authority, other = trustme.CA(), trustme.CA()
+    server = authority.issue_cert("localhost", "127.0.0.1")
+    server.private_key_pem.write_to_path(str(place / "server.key"))
+    (place / "server.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+    authority.cert_pem.write_to_path(str(place / "ca.pem"))
+    other.issue_cert("localhost").private_key_pem.write_to_path(str(place / "other.key"))
+    (place / "empty.pem").touch()
+    (place / "text.pem").write_text("no certificate\n", encoding="utf-8")
+    (place / "binary.pem").write_bytes(b"\xff\xfe")
+    broken = "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n"
+    (place / "broken.pem").write_text(broken, encoding="utf-8")
+    locked = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAo=\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    (place / "locked.key").write_text(locked, encoding="utf-8")
+    return place
+
+
+def read(place: Path, text: str) -> WebConfig:
+    """Load a file of that text."""
+    path = place / "web.yml"
+    path.write_text(text, encoding="utf-8")
+    return load(path)
+
+
+def complaint(place: Path, text: str) -> str:
+    """Return what is said about a file of that text, from after its name on."""
+    with pytest.raises(ConfigError) as caught:
+        read(place, text)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message.removeprefix(f"{place}/web.yml")
+
+
+def secured(place: Path, keys: str) -> ssl.SSLContext:
+    """Return the TLS context of a configuration with these keys beside the server's own."""
+    context = read(place, f"tls_server_config: {{{SERVER}, {keys}}}").tls
+    assert context is not None
+    return context
+
+
+def test_nothing_said(place: Path) -> None:
+    """A file that asks for nothing leaves the server open; so does none."""
+    for text in ("{}", "http_server_config: {}", "basic_auth_users: {}", "rate_limit: {}"):
+        assert read(place, text) == WebConfig(), text
+    for keys in ("http2: false", "http2: true", "headers: {}"):
+        assert read(place, f"http_server_config: {{{keys}}}") == WebConfig(), keys
+
+
+def test_defaults(place: Path) -> None:
+    """With a certificate and a key alone it is TLS 1.2 or 1.3, and no client is asked for one."""
+    context = read(place, f"tls_server_config: {{{SERVER}}}").tls
+    assert context is not None
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_NONE
+    assert context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_inline(place: Path) -> None:
+    """Certificate, key and client CA may stand in the file itself, a long chain of them, too."""
+    indented = {
+        name: (place / file).read_text(encoding="utf-8").replace("\n", "\n    ")
+        for name, file in {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}.items()
+    }
+    chain = indented["cert"] + indented["client_ca"] * 200
+    text = (
+        f"tls_server_config:\n  cert: |\n    {chain}\n  key: |\n    {indented['key']}\n"
+        f"  client_ca: |\n    {indented['client_ca']}\n"
+        "  client_auth_type: VerifyClientCertIfGiven\n"
+    )
+    context = read(place, text).tls
+    assert context is not None
+    assert len(context.get_ca_certs()) == 1
+    assert len(chain) > 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("VerifyClientCertIfGiven", ssl.CERT_OPTIONAL),
+        ("RequireAndVerifyClientCert", ssl.CERT_REQUIRED),
+    ],
+)
+def test_clients_certificates(place: Path, kind: str, mode: ssl.VerifyMode) -> None:
+    """The two policies that verify are Python's two."""
+    context = secured(place, f"client_auth_type: {kind}, client_ca_file: ca.pem")
+    assert context.verify_mode == mode
+    assert secured(place, "client_auth_type: NoClientCert").verify_mode == ssl.CERT_NONE
+
+
+def test_versions(place: Path) -> None:
+    """Both bounds are taken."""
+    context = secured(place, "min_version: TLS13, max_version: TLS13")
+    assert context.minimum_version == context.maximum_version == ssl.TLSVersion.TLSv1_3
+    assert secured(place, "max_version: TLS12").maximum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("name", tls.CIPHERS)
+def test_each_cipher(place: Path, name: str) -> None:
+    """Every cipher suite that Go calls secure is OpenSSL's of the same IANA name."""
+    context = secured(place, f"cipher_suites: [{name}]")
+    (cipher,) = (each for each in context.get_ciphers() if each["protocol"] != "TLSv1.3")
+    exchange, _, rest = name.removeprefix("TLS_").partition("_WITH_")
+    words = set(re.findall(r"[A-Z0-9]+", cipher["description"])) | {cipher["name"]}
+    described = cipher["description"].replace("(", "").replace(")", "")
+    assert exchange.split("_")[1] in words
+    assert ("CHACHA20" in described) == ("CHACHA20" in rest)
+    assert ("256" in rest.replace("SHA256", "")) == (
+        cipher["strength_bits"] == 256 and "AES" in rest
+    )
+    assert ("GCM" in rest) == ("GCM" in described)
+
+
+def test_ciphers_keep_their_order(place: Path) -> None:
+    """The order is the file's, and whose preference counts is as it says."""
+    names = ["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"]
+    for order in (names, names[::-1]):
+        context = secured(place, f"cipher_suites: [{', '.join(order)}]")
+        found = [each["name"] for each in context.get_ciphers() if each["name"].startswith("ECDHE")]
+        assert found == [tls.CIPHERS[name] for name in order]
+    context = secured(place, "prefer_server_cipher_suites: false")
+    assert not context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert secured(place, "cipher_suites: []").minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_ciphers_of_tls13(place: Path) -> None:
+    """TLS 1.3 has its ciphers whatever is said; with no others TLS 1.2 has none."""
+    context = secured(place, "cipher_suites: [TLS_AES_128_GCM_SHA256]")
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_3
+
+
+@pytest.mark.parametrize("name", tls.CURVES)
+def test_each_curve(place: Path, name: str) -> None:
+    """Every curve can be chosen."""
+    secured(place, f"curve_preferences: [{name}]")
+    secured(place, "curve_preferences: []")
+
+
+def test_names(place: Path) -> None:
+    """The names that a client's certificate may be for are taken."""
+    text = f"tls_server_config: {{{SERVER}, {CLIENTS}, client_allowed_sans: [a.example, '::1']}}"
+    assert read(place, text).client_names == {"a.example", "::1"}
+
+
+def test_names_of_a_certificate() -> None:
+    """Each kind of name is written as Go writes it."""
+    names = (
+        ("DNS", "a.example"),
+        ("IP Address", "127.0.0.1"),
+        ("IP Address", "2001:DB8:0:0:0:0:0:1"),
+        ("email", "a@example.org"),
+        ("URI", "spiffe://a/b"),
+        ("DirName", ((("commonName", "x"),),)),
+    )
+    expected = {"a.example", "127.0.0.1", "2001:db8::1", "a@example.org", "spiffe://a/b"}
+    assert tls.alternative_names({"subjectAltName": names}) == expected
+    assert tls.alternative_names({}) == tls.alternative_names(None) == set()
+
+
+def test_headers(place: Path) -> None:
+    """The headers that may be set are taken, and an empty one is one not to be sent."""
+    text = """
+http_server_config:
+  headers:
+    Content-Security-Policy: "default-src 'none'"
+    Strict-Transport-Security: max-age=31536000
+    X-Content-Type-Options: nosniff
+    X-Frame-Options: deny
+    X-XSS-Protection: 0
+"""
+    assert read(place, text).headers == {
+        "Content-Security-Policy": "default-src 'none'",
+        "Strict-Transport-Security": "max-age=31536000",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "deny",
+        "X-XSS-Protection": "0",
+    }
+    empty = "http_server_config: {headers: {X-Frame-Options: '', Content-Security-Policy: }}"
+    assert set(read(place, empty).headers.values()) == {""}
+
+
+def test_users(place: Path) -> None:
+    """Users of any name are taken, with hashes of the three versions that are one."""
+    hashes = {f"üser{minor}": HASH.replace("$2b", f"$2{minor}") for minor in "aby"}
+    text = "basic_auth_users:\n" + "".join(f"  {name}: {value}\n" for name, value in hashes.items())
+    expected = {name.encode(): value.encode() for name, value in hashes.items()}
+    assert read(place, text).users == expected
+
+
+def test_users_without_bcrypt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bcrypt is not installed, that is said, and how to install it."""
+    monkeypatch.setitem(sys.modules, "bcrypt", None)
+    assert read(place, "basic_auth_users: {}").users == {}
+    said = complaint(place, f"basic_auth_users: {{a: {HASH}}}")
+    assert "package bcrypt" in said
+    assert "pip install 'dtrace-exporter[auth]'" in said
+
+
+def test_rate_limit(place: Path) -> None:
+    """Interval and burst are taken; an interval of 0 is no limit."""
+    assert read(place, "rate_limit: {interval: 1m500ms, burst: 3}").rate_limit == RateLimit(60.5, 3)
+    assert read(place, "rate_limit: {interval: 0}").rate_limit == RateLimit()
+    assert read(place, "rate_limit: {interval: 0s, burst: 1}").rate_limit == RateLimit(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("", r":1: expected a configuration \(found an empty file\)"),
+        ("# all of it a comment", r":1: expected a configuration \(found an empty file\)"),
+        ("[]", ":1: expected keys and values"),
+        ("tls_config: {}", r":1: tls_config: expected the key tls_server_config \("),
+        ("tls_server_config:", ":1: tls_server_config: expected keys and values"),
+        ("tls_server_config: {}", "expected the key cert_file"),
+        ("tls_server_config: {min_version: TLS13}", "expected the key cert_file"),
+        ("tls_server_config: {cert_file: server.pem}", "expected the key key_file"),
+        ("tls_server_config: {key_file: server.key}", "expected the key cert_file"),
+        ("TLS cert_fil: server.pem", r"tls_server_config.cert_fil: expected the key cert_file"),
+        ("TLS min_version: TLS9", "min_version: expected TLS12 or TLS13"),
+        ("TLS min_version: TLS10", "min_version: expected TLS12 or TLS13 .*TLS10.*RFC 8996"),
+        ("TLS max_version: TLS11", "max_version: expected TLS12 or TLS13 .*TLS11.*RFC 8996"),
+        ("TLS max_version: TLS12, min_version: TLS13", "max_version: expected a version not below"),
+        ("TLS max_version: 1.2", "max_version: expected TLS12 or TLS13"),
+        (
+            "TLS cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]",
+            r"cipher_suites\[0\]: expected TLS_ECDHE",
+        ),
+        ("TLS cipher_suites: ECDHE", "cipher_suites: expected a list"),
+        (
+            "TLS max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256]",
+            "cipher_suites: expected a cipher suite for max_version",
+        ),
+        ("TLS prefer_server_cipher_suites: 1", "expected true or false"),
+        ("TLS curve_preferences: [CurveP257]", r"curve_preferences\[0\]: expected CurveP256 or"),
+        ("TLS client_auth_type: Nonsense", "client_auth_type: expected NoClientCert or"),
+        ("TLS client_auth_type: RequestClientCert", "expected NoClientCert, which admits the same"),
+        ("TLS client_auth_type: RequireAnyClientCert", "expected RequireAndVerifyClientCert"),
+        ("TLS client_auth_type: RequireClientCert", "expected RequireAndVerifyClientCert"),
+        ("TLS client_auth_type: VerifyClientCertIfGiven", "expected the key client_ca_file"),
+        ("TLS client_auth_type: RequireAndVerifyClientCert", "expected the key client_ca_file"),
+        ("TLS client_ca_file: ca.pem", "client_ca_file: expected a client_auth_type"),
+        (
+            "TLS client_ca_file: ca.pem, client_auth_type: NoClientCert",
+            "client_ca_file: expected a client_auth_type",
+        ),
+        (
+            "TLS client_auth_type: RequireAndVerifyClientCert, client_ca_file: no.pem",
+            "client_ca_file: expected a readable file",
+        ),
+        (
+            "TLS client_auth_type: RequireAndVerifyClientCert, client_ca_file: text.pem",
+            "client_ca_file: expected a file of PEM",
+        ),
+        (
+            "TLS client_auth_type: RequireAndVerifyClientCert, client_ca_file: broken.pem",
+            "client_ca_file: expected certificates",
+        ),
+        (f"TLS {CLIENTS}, client_allowed_sans: []", "client_allowed_sans: expected at least one"),
+        (f"TLS {CLIENTS}, client_allowed_sans: x", "client_allowed_sans: expected a list"),
+        ("TLS client_allowed_sans: [x]", "client_allowed_sans: expected client_auth_type Require"),
+        (
+            f"TLS {CLIENTS.replace('RequireAndVerify', 'Verify')}IfGiven, client_allowed_sans: [x]",
+            "client_allowed_sans: expected client_auth_type RequireAndVerifyClientCert",
+        ),
+        ("TLS cert: x", "cert: expected PEM"),
+        ("http_server_config: {http3: true}", "http3: expected the key http2"),
+        ("http_server_config: {http2: 1}", "http2: expected true or false"),
+        ("http_server_config: {headers: {Server: x}}", "headers.Server: expected the key"),
+        ("http_server_config: {headers: {x-frame-options: deny}}", "expected the key X-Frame-Opt"),
+        ("http_server_config: {headers: {X-Frame-Options: maybe}}", "expected deny or sameorigin"),
+        ("http_server_config: {headers: {X-Content-Type-Options: sniff}}", "expected nosniff"),
+        ('http_server_config: {headers: {X-XSS-Protection: "a\\nB: c"}}', "printable ASCII"),
+        ("basic_auth_users: [a]", "basic_auth_users: expected users and bcrypt hashes"),
+        ("basic_auth_users: {a: }", "basic_auth_users.a: expected a password's bcrypt hash"),
+        (f"basic_auth_users: {{a: {HASH}x}}", "basic_auth_users.a: expected a password's bcrypt"),
+        (f"basic_auth_users: {{a: {HASH}, a: {HASH}}}", "expected the key only once"),
+        ("basic_auth_users: {a: $2b$03$" + HASH[7:] + "}", "expected a password's bcrypt hash"),
+        ("basic_auth_users: {a: $2x$04$" + HASH[7:] + "}", "expected a password's bcrypt hash"),
+        ("rate_limit: {interval: 1s}", "rate_limit: expected the key burst"),
+        ("rate_limit: {interval: 1s, burst: 0}", "rate_limit: expected the key burst"),
+        ("rate_limit: {interval: 1 second, burst: 1}", "interval: expected a duration such as"),
+        ("rate_limit: {interval: 5, burst: 1}", "interval: expected a duration such as"),
+        ("rate_limit: {burst: -1}", "burst: expected a number from 0"),
+    ],
+)
+def test_bad(place: Path, keys: str, says: str) -> None:
+    """What is wrong is said in one line with the file's, the line's and the key's name."""
+    if keys.startswith("TLS "):
+        keys = f"tls_server_config: {{{SERVER}, {keys.removeprefix('TLS ')}}}"
+    assert re.search(says, complaint(place, keys))
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "says"),
+    [
+        (
+            "no.pem",
+            "server.key",
+            ":2: tls_server_config.cert_file: expected a readable file .*no.pem",
+        ),
+        (".", "server.key", ":2: tls_server_config.cert_file: expected a readable file"),
+        ("''", "server.key", ":2: tls_server_config.cert_file: expected a file's name"),
+        ("empty.pem", "server.key", ":2: tls_server_config.cert_file: expected a file of PEM"),
+        ("text.pem", "server.key", ":2: tls_server_config.cert_file: expected a file of PEM"),
+        (
+            "binary.pem",
+            "server.key",
+            ":2: tls_server_config.cert_file: expected a readable file of",
+        ),
+        ("broken.pem", "server.key", ":2: tls_server_config.cert_file: expected a certificate and"),
+        ("/dev/zero", "server.key", ":2: tls_server_config.cert_file: expected a readable file"),
+        (
+            "server.pem",
+            "no.key",
+            ":3: tls_server_config.key_file: expected a readable file .*no.key",
+        ),
+        ("server.pem", "''", ":3: tls_server_config.key_file: expected a file's name"),
+        ("server.pem", "other.key", ":2: .*the private key that belongs to it"),
+        ("server.pem", "locked.key", ":2: tls_server_config.cert_file: expected a certificate and"),
+        ("server.pem", "server.pem", ":2: tls_server_config.cert_file: expected a certificate and"),
+    ],
+)
+def test_bad_files(place: Path, cert: str, key: str, says: str) -> None:
+    """A certificate or key that cannot be used is said, and no terminal is asked for a password."""
+    text = f"tls_server_config:\n  cert_file: {cert}\n  key_file: {key}\n"
+    assert re.match(says, complaint(place, text))
+
+
+@pytest.mark.parametrize("name", ["cert", "key", "client_ca"])
+def test_file_and_text(place: Path, name: str) -> None:
+    """The same thing given twice is refused."""
+    files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
+    files["client_auth_type"] = "RequireAndVerifyClientCert"
+    text = "tls_server_config:\n" + "".join(f"  {key}: {file}\n" for key, file in files.items())
+    text += f'  {name}: "-----BEGIN X-----"\n'
+    assert f"expected only one of {name} and {name}_file (found both)" in complaint(place, text)
+
+
+def test_several_curves(place: Path) -> None:
+    """More curves than this Python's ssl can be told about are refused, not half obeyed."""
+    text = f"tls_server_config: {{{SERVER}, curve_preferences: [X25519, CurveP256]}}"
+    if hasattr(ssl.SSLContext, "set_groups"):
+        read(place, text)
+    else:
+        assert "curve_preferences: expected one curve" in complaint(place, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"basic_auth_users: {{a: {SECRET}}}",
+        f"basic_auth_users: a:{SECRET}",
+        f"basic_auth_users: !{SECRET} {{}}",
+        f"basic_auth_users: {{a: *{SECRET}}}",
+        f"basic_auth_users: {{a: !{SECRET} x}}",
+        f"basic_auth_users:\n  a: '{SECRET}\n  b: c\n",
+        f"basic_auth_users:\n  a: &x &y {SECRET}\n",
+        f"basic_auth_users:\n  a: %{SECRET}\n",
+        f"tls_server_config: {{cert_file: server.pem, key: {SECRET}}}",
+        f"tls_server_config: {{cert_file: server.pem, key: '-----BEGIN {SECRET}'}}",
+        f"tls_server_config: {{cert_file: server.pem, key: [{SECRET}]}}",
+    ],
+)
+def test_no_secret_is_repeated(place: Path, text: str) -> None:
+    """What should have been a hash or a key is not repeated where everybody may read it."""
+    assert SECRET not in complaint(place, text)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.recursive(
+        st.sampled_from(["", "x", "TLS12", "server.pem", "server.key", "ca.pem", "1s", "0", HASH]),
+        lambda inner: (
+            st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        *(
+                            "tls_server_config",
+                            "http_server_config",
+                            "basic_auth_users",
+                            "rate_limit",
+                        ),
+                        *("cert", "cert_file", "key_file", "client_ca_file", "client_auth_type"),
+                        *("min_version", "cipher_suites", "headers", "http2", "interval", "burst"),
+                    ]
+                ),
+                inner,
+                max_size=4,
+            ).map(lambda d: "{" + ", ".join(f"{key}: {value}" for key, value in d.items()) + "}")
+        ),
+        max_leaves=8,
+    )
+)
+def test_whatever_it_says(place: Path, text: str) -> None:
+    """Any text is a configuration or complained of."""
+    with suppress(ConfigError):
+        assert isinstance(read(place, text), WebConfig)
+
+
+def test_example(tmp_path: Path, place: Path) -> None:
+    """The example is a configuration as it stands, and with every line of it in force."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert load(EXAMPLE) == WebConfig(headers={"X-Frame-Options": "deny"})
+    path = tmp_path / "web-config.yml"
+    for name in ("server.pem", "server.key", "ca.pem"):
+        (tmp_path / name).write_bytes((place / name).read_bytes())
+    path.write_text(re.sub(r"^#(?=[a-z]|  )", "", text, flags=re.MULTILINE), encoding="utf-8")
+    everything = load(path)
+    assert everything.tls is not None
+    assert everything.users
+    assert everything.headers
+    assert everything.rate_limit.burst
+    assert everything.client_names
