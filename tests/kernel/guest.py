@@ -60,7 +60,7 @@ SYSTEMD = "systemd"
 SYSTEMD_FILES = "usr/lib/systemd"
 """What makes a machine of the base that systemd runs, and is not in the others."""
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
-"""Name to the packages whose usr/bin a few cases want: too big to be in every guest."""
+"""How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
 
 MODEL = "model"
 MODEL_KERNEL = "6.12"
@@ -157,7 +157,7 @@ def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
     if cases is None:
         return names
     wanted = {MODEL if wants_model(case) else case.partition("::")[0] for case in cases}
-    return [name for name in (*names, SYSTEMD) if name in wanted]
+    return [name for name in (*names, SYSTEMD) if any(case.startswith(name) for case in wanted)]
 
 
 def machine(case: str) -> str:

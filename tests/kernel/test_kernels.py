@@ -40,7 +40,7 @@ _building = threading.Lock()
 _running = threading.Semaphore(os.cpu_count() or 1)
 
 # What no kernel makes a difference to.
-_ONCE = ("remote", "soak", guest.SYSTEMD)
+_ONCE = ("prometheus_alerts", "remote", "soak", guest.SYSTEMD)
 
 Group = tuple[str, str]
 """Which cases share a machine: those of a kernel that need nothing special, or the same."""
