@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dtrace_exporter import program, session, web
-from dtrace_exporter.collector import registry
+from dtrace_exporter import program, session
+from dtrace_exporter.collector import Collector, registry
 from dtrace_exporter.config import load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
@@ -94,7 +95,7 @@ class Normal:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._registry = registry(service.state)
+        self._registry = registry(Collector(service.state))
         self._up = {name for name, status in service.state.sessions.items() if status.up}
         self._counters: dict[Any, float] = {}
         self.scrape()
@@ -106,7 +107,7 @@ class Normal:
 
     def scrape(self) -> dict[str, float]:
         """Scrape, show that no counter fell, and return which sessions are up."""
-        text = web._body(web.choose_encoder("")[0], self._registry, compress=False).decode()
+        text = generate_latest(self._registry).decode()
         samples = [
             sample for family in text_string_to_metric_families(text) for sample in family.samples
         ]
