@@ -125,6 +125,7 @@ def test_verify() -> None:
 
 def test_reload() -> None:
     """A reload is one, by the process that there is; a wrong file changes nothing."""
+    wait_ready()
     main, consumer = show("MainPID"), processes()["dtrace"]
     good = CONFIG.read_text()
     systemctl("reload", UNIT)
@@ -141,6 +142,7 @@ def test_reload() -> None:
 
 def test_watchdog() -> None:
     """A service whose event loop stands still is ended by the watchdog and started again."""
+    wait_ready()
     had = processes()
     main = int(show("MainPID"))
     os.kill(main, signal.SIGSTOP)
@@ -153,6 +155,7 @@ def test_watchdog() -> None:
 
 def test_stop() -> None:
     """It stops at once and cleanly, with all that it had started."""
+    wait_ready()
     had = processes()
     assert "dtrace" in had
     systemctl("stop", UNIT)
