@@ -6,7 +6,7 @@ ARGS ?=
 
 FUZZ_SECONDS ?= 180
 
-.PHONY: run test unit kernel fuzz lint format clean
+.PHONY: run test unit kernel bench fuzz lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -20,6 +20,10 @@ unit: $(VENV)/installed-dev
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+# What it all costs, into docs/performance.*: the kernel's half in virtual machines.
+bench: $(VENV)/installed-dev
+	$(BIN)/python bench/run.py $(ARGS)
 
 # Twelve minutes on one core; what it finds it leaves in tests/seeds.
 fuzz: $(VENV)/installed-dev
@@ -36,6 +40,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pictures in docs/, by the tests that look at the page in a browser.
+.PHONY: screenshots
+screenshots: $(VENV)/installed-dev
+	DTRACE_EXPORTER_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/test_page.py $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

@@ -26,6 +26,7 @@ from dtrace_exporter import __version__, cli, program, server
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.dtrace import DTraceError
 from dtrace_exporter.trace import HEADER, csv
+from pseudo_terminal import on_terminal
 
 FakeDTrace = Callable[..., list[str]]
 
@@ -504,6 +505,39 @@ def test_check_without_dtrace(tmp_path: Path) -> None:
     result = run("check", "--config.file", path)
     assert result.returncode == 1
     assert "No such file or directory" in result.stdout
+
+
+def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """What does not work comes with what to do, what is left out with what it costs."""
+    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    result = run("check", "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)))
+    costs = 'no dtrace_tcp_listen_drops_total{reason="q_full_ack"}'
+    assert re.search(rf"^no      ack_drops +.*\n +-> {costs}$", result.stdout, re.MULTILINE)
+    for command, advice in (
+        ([str(tmp_path / "nowhere")], "install DTrace"),
+        (fake_dtrace({"unprivileged": True}), "be root on Linux"),
+        (["sh", "-c", "echo Host key verification failed; exit 255"], "try the command by hand"),
+        (["sh", "-c", "echo nonsense; exit 3"], "see what dtrace"),
+    ):
+        result = run("check", "--config.file", write(tmp_path / "c.yml", command))
+        assert result.returncode == 1
+        assert re.search(rf"^FAIL  dtrace.*\n {{30}}-> {advice}", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
+def test_check_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """On a terminal the same is in colour and wrapped in its column, with heads above."""
+    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    path = write(tmp_path / "c.yml", fake_dtrace(*steps))
+    with on_terminal([*EXPORTER, "check", "--config.file", str(path)], 90) as screen:
+        assert screen.end() == 0
+    assert "\x1b[32mok    \x1b[0mconfiguration" in screen.text
+    assert "\x1b[1;33mno    \x1b[0m  ack_drops" in screen.text
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.text).splitlines()
+    assert lines[0].split() == ["What", "Found"]
+    assert max(len(line) for line in lines) <= 90
+    plain = run("check", "--config.file", path).stdout
+    assert " ".join(" ".join(lines[1:]).split()) == " ".join(plain.split())
 
 
 SYN4 = "100,2026 Nov 22 08:00:00,syn,0:ffffc0a80102,40000,22,0,1,8"

@@ -319,7 +319,7 @@ def test_odd_listener_does_not_fail_the_scrape(
 
 def test_registry_has_the_process_too() -> None:
     """The registry adds what prometheus_client says of the process, and filters by name."""
-    result = registry(busy_port())
+    result = registry(Collector(busy_port()))
     names = {family.name for family in result.collect()}
     assert {"dtrace_tcp_listen_syns", "python_info", "python_gc_collections"} <= names
     picked = list(result.restricted_registry(["dtrace_tcp_listen_syns_total"]).collect())

@@ -139,8 +139,8 @@ def test_statuses() -> None:
 
 
 def test_environment() -> None:
-    """The variable that the service reads is explained."""
-    assert cli.READY_FD in tagged("ENVIRONMENT", "Ev")
+    """The variables that the service reads and that a terminal's user sets are explained."""
+    assert {cli.READY_FD, "NO_COLOR", "PATH", "TERM"} <= tagged("ENVIRONMENT", "Ev")
 
 
 def test_web() -> None:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from dtrace_exporter import check, config, program, trace
+from dtrace_exporter import check
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import Exports, Queues, SessionId
 from dtrace_exporter.state import SessionStatus, State
+from host_tools import require
+from markdown_page import blocks, languages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str, number: int = 0) -> str:
-    """Return the text of a fenced block."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)[number]
-
-
-def exported() -> dict[str, tuple[str, set[str]]]:
-    """Return the types and labels of all families of a state that has everything."""
+def exported() -> dict[str, set[str]]:
+    """Return the labels of all samples of a state that has everything, by their names."""
     state = State()
     session = SessionId("", "port-7200")
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
@@ -37,83 +35,84 @@ def exported() -> dict[str, tuple[str, set[str]]]:
     )
     state.last_reload_success = 1.0
     return {
-        sample.name: (family.type, {*sample.labels})
+        sample.name: {*sample.labels}
         for family in Collector(state).collect()
         for sample in family.samples
     }
 
 
+def test_blocks() -> None:
+    """Each block is of a kind that is looked at here."""
+    assert languages(README) == {"", "sh", "yaml"}
+
+
 def test_sample_lines() -> None:
     """Each line of the sample has a name and labels that are exported."""
     known = exported()
-    families = list(text_string_to_metric_families(block("")))
+    (sample_block,) = blocks(README, "")
+    families = list(text_string_to_metric_families(sample_block))
     samples = [sample for family in families for sample in family.samples]
     assert len(samples) == 8
     for sample in samples:
-        assert {*sample.labels} == known[sample.name][1]
+        assert {*sample.labels} == known[sample.name]
 
 
-def test_metric_names() -> None:
-    """Every metric that the text names is exported, and every one exported is named."""
-    prefixes = ("dtrace_session", "dtrace_exporter")
-    named = set(re.findall(r"`(dtrace_(?:tcp|session|exporter)_\w+)`", README))
-    rest = set(re.findall(r"`(_\w+)`", README))
-    known = {
-        re.sub(r"_(bucket|count|sum)$", "", name) if kind == "histogram" else name
-        for name, (kind, _) in exported().items()
-    }
-    known_rest = {name.removeprefix(prefix) for name in known for prefix in prefixes}
-    assert {name for name in named if name not in known} == set()
-    assert {name for name in rest if name not in known_rest} == set()
-    missing = {
-        name
-        for name in known - named
-        if not any(name == prefix + tail for prefix in prefixes for tail in rest)
-    }
-    assert missing == set()
-
-
-def test_configuration(tmp_path: Path) -> None:
-    """The configuration example is one, and names every key but those for other kernels."""
-    file = tmp_path / "example.yml"
-    file.write_text(block("yaml"), encoding="utf-8")
-    loaded = config.load(file)
-    assert [(one.port, one.name) for one in loaded.local.listeners] == [(22, "ssh"), (443, "web")]
-    assert loaded.local.dtrace.options == {"aggsize": "16m"}
-
-
-def test_check_output() -> None:
-    """The output of check shows every optional part of the program in its words."""
-    shown = dict(re.findall(r"^ok      (\w+) +(.+)$", block("console"), re.MULTILINE))
-    assert shown == {part: check.FEATURES[part] for part in program.load("linux").parts}
-
-
-def test_trace_output() -> None:
-    """The output of trace has the columns of the trace command."""
-    header, *lines = block("console", 1).splitlines()[1:]
-    assert header == trace.HEADER
-    assert {len(line.split(",")) for line in lines} == {9}
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_metric_names(name: str) -> None:
+    """Every metric that a page or README names is exported."""
+    text = README + (ROOT / "docs" / name).read_text(encoding="utf-8")
+    known = {re.sub(r"_(bucket|count|sum)$", "", sample) for sample in exported()} | {*exported()}
+    named = set(re.findall(r"(?<![\w:])dtrace_(?:tcp|session|exporter)_\w+\b", text))
+    assert named - known == {word for word in named if (ROOT / "config" / f"{word}.yml").exists()}
 
 
 @pytest.mark.parametrize("target", ["run", "test"])
 def test_make_targets(target: str) -> None:
     """The make targets of the text exist."""
-    assert f"make {target}" in block("sh")
+    assert f"make {target}" in blocks(README, "sh")[0]
     made = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
 
 
-def test_subcommands() -> None:
-    """Every command line of the text is one that the command line takes."""
-    for command in re.findall(r"dtrace-exporter (check|trace|program)\b", README):
-        done = subprocess.run(
-            [sys.executable, "-m", "dtrace_exporter", command, "--help"], capture_output=True
-        )
-        assert done.returncode == 0
-
-
-def test_links() -> None:
-    """Every relative link leads to a file."""
-    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_alert(tmp_path: Path) -> None:
+    """The alert is a rule that Prometheus takes; it fires for a nearly full queue only."""
+    promtool = require("promtool", "prometheus")
+    (rules,) = blocks(README, "yaml")
+    (tmp_path / "rules.yml").write_text(rules, encoding="utf-8")
+    labels = {"port": "7200", "instance": "web1:9748", "job": "dtrace"}
+    of = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    firing: dict[str, Any] = {
+        "exp_labels": {**labels, "severity": "warning", "alertname": "TcpListenQueueNearLimit"},
+        "exp_annotations": {
+            "summary": "Port 7200 on web1:9748: the accept queue is at 90% of its limit; "
+            "when it is full, SYNs are dropped."
+        },
+    }
+    at = {"alertname": "TcpListenQueueNearLimit"}
+    tests = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [
+                    {"series": f"dtrace_tcp_listen_q_limit{{{of}}}", "values": "10x80"},
+                    # Just not full enough for five minutes, then so for five, then empty.
+                    {"series": f"dtrace_tcp_listen_q_length{{{of}}}", "values": "8x19 9x19 0x40"},
+                ],
+                "alert_rule_test": [
+                    {**at, "eval_time": "4m", "exp_alerts": []},
+                    {**at, "eval_time": "6m", "exp_alerts": []},
+                    {**at, "eval_time": "8m", "exp_alerts": [firing]},
+                    {**at, "eval_time": "12m", "exp_alerts": []},
+                ],
+            }
+        ],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests), encoding="utf-8")
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", "tests.yml"]):
+        done = subprocess.run([promtool, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    known = exported()
+    for name in re.findall(r"dtrace_\w+", rules):
+        assert "port" in known[name]

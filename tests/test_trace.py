@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -16,7 +18,8 @@ from dtrace_exporter import program
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.dtrace import DTraceError
 from dtrace_exporter.program import ProgramError
-from dtrace_exporter.trace import HEADER, trace
+from dtrace_exporter.trace import HEADER, table, trace
+from pseudo_terminal import on_terminal
 
 FakeDTrace = Callable[..., list[str]]
 
@@ -100,3 +103,108 @@ def test_a_kernel_that_cannot_be_asked(fake_dtrace: FakeDTrace) -> None:
         traced(fake_dtrace({"functions": []}, {"print": HEADER}))
     with pytest.raises(ProgramError, match="the D program nonsense_trace: No such file"):
         traced(fake_dtrace(), program="nonsense")
+
+
+FULL = "101,2026 Nov 22 08:00:01,drop:q_full_ack,20010db8000000ff:ff0001000200cafe,40001,22,0,9,8"
+
+
+def plain(text: str, _style: str) -> str:
+    """Paint nothing."""
+    return text
+
+
+def test_table() -> None:
+    """Rows stand below each other, whatever is in them."""
+    row = table(130, plain)
+    rows = [row(HEADER), row(LINE.replace(":q0_full", "")), row(FULL), row(LINE)]
+    assert rows[0].split() == HEADER.replace(",", " ").split()
+    # The long address makes room for itself, from its own row on.
+    assert len({len(row) for row in rows[:2]}) == len({len(row) for row in rows[2:]}) == 1
+    for at, end in ((0, 15), (1, 119)):
+        assert {row[at:end].rstrip() != "" for row in rows} == {True}
+    assert [row.rindex(last) for row, last in zip(rows[2:], "88", strict=True)] == [
+        len(rows[2]) - 1
+    ] * 2
+    assert rows[2].split() == [
+        *("101", "2026", "Nov", "22", "08:00:01", "drop:q_full_ack"),
+        *("2001:db8:0:ff:ff00:100:200:cafe", "40001", "22", "0", "9", "8"),
+    ]
+
+
+def test_table_for_a_narrow_terminal() -> None:
+    """In 80 columns there is room for all but what is known and what is long."""
+    row = table(80, plain)
+    rows = [row(HEADER), row(LINE)]
+    assert {len(row) for row in rows} == {76}
+    assert rows[0].split("  ")[0] == "Date"
+    assert rows[1].split() == [
+        *("08:00:00", "drop:q0_full", "192.168.1.2"),
+        *["40000", "9", "1", "8"],
+    ]
+
+
+def test_table_of_what_is_none() -> None:
+    """What is not of the program comes out, but is nothing that a terminal obeys."""
+    row = table(80, plain)
+    assert row("dtrace: \x1b[2Jhm\x07") == "dtrace:  [2Jhm "
+    assert row("") == ""
+
+
+@pytest.mark.parametrize(
+    ("q", "limit", "style"),
+    [("0", "8", ""), ("7", "8", "yellow"), ("8", "8", "red"), ("1", "0", "red"), ("x", "8", "")],
+)
+def test_fullness(q: str, limit: str, style: str) -> None:
+    """A queue that is full, or nearly, stands out."""
+    styles = []
+
+    def paint(text: str, style: str) -> str:
+        styles.append(style)
+        return text
+
+    table(80, paint)(f"1,d,syn,0:1,40000,22,99,{q},{limit}")
+    assert styles == ["", "", "", "", "", style, ""]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
+@pytest.mark.parametrize("colour", [True, False])
+def test_on_a_terminal(colour: bool, fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """On a terminal there is a table, in colour unless NO_COLOR is set, until Ctrl-C."""
+    file = tmp_path / "c.yml"
+    steps = [{"print": [HEADER, LINE, FULL]}]
+    settings = {"command": fake_dtrace(*steps), "program": "linux"}
+    file.write_text(json.dumps({"dtrace": settings}), encoding="utf-8")
+    command = [sys.executable, "-m", "dtrace_exporter", "trace", f"--config.file={file}", "22"]
+    with on_terminal(command, 80, **({} if colour else {"NO_COLOR": "1"})) as screen:
+        screen.wait("cafe.*\n")
+        screen.type("\x03")
+        assert screen.end() == 0
+    assert ("\x1b[1;31mdrop:q0_full" in screen.text) is colour
+    assert ("\x1b" in screen.text) is colour
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.text)
+    header, *rows, rest = text.split("\r\n", 3)
+    assert header.split()[0] == "Date"
+    assert [row.split()[:2] for row in rows] == [
+        ["08:00:00", "drop:q0_full"],
+        ["08:00:01", "drop:q_full_ack"],
+    ]
+    # Behind it may come what dtrace(1) says at its end.
+    assert rest.startswith("^C")
+    assert rest.endswith("\r\n")
+    assert "Traceback" not in rest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
+def test_interrupted_before_it_begins(tmp_path: Path) -> None:
+    """Ctrl-C while the kernel is still asked ends without a traceback too, and leaves nothing."""
+    file = tmp_path / "c.yml"
+    saved = tmp_path / "started"
+    asked = ["sh", "-c", f"touch {saved}; exec sleep 600", "dtrace"]
+    file.write_text(json.dumps({"dtrace": {"command": asked}}), encoding="utf-8")
+    command = [sys.executable, "-m", "dtrace_exporter", "trace", f"--config.file={file}", "22"]
+    with on_terminal(command, 80) as screen:
+        while not saved.exists():
+            screen.wait("")
+        screen.type("\x03")
+        assert screen.end() == 0
+    assert screen.text.strip() == "^C"

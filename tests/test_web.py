@@ -10,20 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.message import Message
 from email.parser import BytesParser
-from html.parser import HTMLParser
 from socket import gethostname
 from typing import NamedTuple
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from dtrace_exporter import __version__, page, web
 from dtrace_exporter import server as web_server
+from dtrace_exporter import web
 from dtrace_exporter.listeners import Exports, Queues, SessionId
 from dtrace_exporter.rows import Outcome, What
 from dtrace_exporter.server import Server
@@ -158,6 +155,21 @@ class TestMetrics:
             answer = get(one_port(), "/metrics", headers=headers)
             assert "Content-Encoding" not in answer.headers
 
+    def test_many_listeners(self) -> None:
+        """An answer of many pieces comes whole, with its length, compressed or not."""
+        state = one_port()
+        session = SessionId("", "port-22")
+        state.table.watch(session, None)
+        for port in range(1000, 1300):
+            state.table.listener(session, "", "*", port)
+        for coding in ("identity", "gzip"):
+            response = get(state, "/metrics", headers={"Accept-Encoding": coding})
+            assert response.headers["Content-Length"] == str(len(response.body))
+            body = gzip.decompress(response.body) if coding == "gzip" else response.body
+            assert len(body) > 500_000
+            (family,) = (f for f in parse_text(body.decode()) if f.name == "dtrace_tcp_listen_syns")
+            assert len(family.samples) == 301
+
     def test_name_filter(self) -> None:
         """name[] picks samples; an empty one is as none, as prometheus_client has it."""
         target = "/metrics?name[]=dtrace_session_up&name[]=dtrace_tcp_listen_syns_total"
@@ -199,152 +211,6 @@ class TestMetrics:
                 return answers
 
         assert [answer.split()[1] for answer in asyncio.run(twice())] == [b"200", b"200"]
-
-
-class Page(HTMLParser):
-    """The page's elements, and the text of every cell."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self._in_cell = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th"):
-            self._in_cell = True
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._in_cell = False
-
-    def handle_data(self, data: str) -> None:
-        if self._in_cell:
-            self.cells[-1] += data
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-class TestLanding:
-    def test_tables(self) -> None:
-        """The page shows each session and listener with its numbers."""
-        response = get(one_port(), "/")
-        assert response.status == 200
-        assert response.headers["Content-Type"] == "text/html; charset=utf-8"
-        shown = Page(response.body.decode())
-        session = shown.cells.index("port-22")
-        assert shown.cells[session : session + 5] == ["port-22", "up", "4242", "5", "0"]
-        assert shown.cells[-11:] == [
-            "22",
-            "ssh",
-            "*",
-            "",
-            " 3 / 4",
-            "7",
-            "3",
-            "q_full 1",
-            "17",
-            "2",
-            "1.5 ms",
-        ]
-        (meter,) = shown.attributes("meter")
-        assert (meter["value"], meter["max"]) == ("3", "4")
-        assert __version__ in response.body.decode()
-        assert "dtrace, program linux, DTrace 2.0.1" in response.body.decode()
-
-    def test_accessible(self) -> None:
-        """The page names its language, every table has a caption and every header a scope."""
-        shown = Page(get(one_port(), "/").body.decode())
-        assert shown.attributes("html") == [{"lang": "en"}]
-        assert len(shown.attributes("caption")) == len(shown.attributes("table")) == 2
-        assert {th["scope"] for th in shown.attributes("th")} == {"col", "row"}
-        assert {"http-equiv": "refresh", "content": "5"} in shown.attributes("meta")
-
-    def test_no_scripts(self) -> None:
-        """The policy forbids everything but the page's own style sheet, anew for each answer."""
-        first, second = get(one_port(), "/"), get(one_port(), "/")
-        (style,) = Page(first.body.decode()).attributes("style")
-        policy = first.headers["Content-Security-Policy"]
-        assert f"default-src 'none'; style-src 'nonce-{style['nonce']}';" in policy
-        assert policy != second.headers["Content-Security-Policy"]
-
-    def test_down_session(self) -> None:
-        """A session that is down says why."""
-        state = one_port()
-        state.sessions[SessionId("", "port-80")] = SessionStatus(reason="no <probes>")
-        body = get(state, "/").body.decode()
-        assert "down: no <probes>" in Page(body).cells
-        assert "<probes>" not in body
-
-    def test_hosts(self) -> None:
-        """Both tables have a column of hosts when other hosts are watched, and only then."""
-        state = one_port()
-        remote = SessionId("sol10", "all")
-        state.sessions[remote] = SessionStatus()
-        state.table.watch(remote, None, Exports(place_label="zone", syns=False))
-        state.table.listener(remote, "web", "::1", 80)
-        cells = Page(get(state, "/").body.decode()).cells
-        assert cells.count("Host") == cells.count("sol10") == 2
-        assert "Host" not in Page(get(one_port(), "/").body.decode()).cells
-
-    def test_unknown_numbers(self) -> None:
-        """What the source cannot know is a dash, and a backlog of 0 divides nothing by 0."""
-        state = State()
-        session = SessionId("", "all")
-        state.sessions[session] = SessionStatus()
-        nothing = Exports(syns=False, established=False, accepts=False, accept_wait=False)
-        state.table.watch(session, None, nothing)
-        state.table.listener(session, "", "*", 22).sockets[1] = Queues(None, 2, None, 0)
-        state.table.listener(session, "", "*", 23)
-        cells = Page(page.render(state, "/metrics", "n").decode()).cells
-        dash = "\N{EN DASH}"
-        assert cells[-22:] == [
-            *("22", "", "*", "", " 2 / 0", dash, dash, dash, dash, dash, dash),
-            *("23", "", "*", "", dash, dash, dash, dash, dash, dash, dash),
-        ]
-
-    def test_many_listeners(self) -> None:
-        """A page has at most so many rows, and says how many more there are."""
-        state = State()
-        session = SessionId("", "all")
-        state.table.watch(session, None)
-        for port in range(1, page.MAX_LISTENERS + 4):
-            state.table.listener(session, "", "*", port)
-        body = page.render(state, "/metrics", "n").decode()
-        assert str(page.MAX_LISTENERS) in Page(body).cells
-        assert str(page.MAX_LISTENERS + 1) not in Page(body).cells
-        assert "3 more listeners" in body
-
-    @example(HOSTILE)
-    @example("\ud800")
-    @example('"onload=x x="')
-    @example("'onload=x x='")
-    @given(
-        st.text(st.sampled_from("<>\"'&;=/ax {}%!-\n"))
-        | st.text(st.characters(exclude_categories=()))
-    )
-    def test_everything_is_escaped(self, hostile: str) -> None:
-        """No text from outside, whatever is in it, adds an element or an attribute to the page."""
-        plain = Page(page.render(self.state_of("x"), "/metrics", "n").decode())
-        shown = Page(page.render(self.state_of(hostile), f"/{hostile}", "n").decode())
-        assert [(tag, set(attributes)) for tag, attributes in shown.tags] == [
-            (tag, set(attributes)) for tag, attributes in plain.tags
-        ]
-
-    @staticmethod
-    def state_of(text: str) -> State:
-        """A state with one text wherever there can be any."""
-        state = State(source=Source(text, text, text))
-        session = SessionId("host" + text, text)
-        state.sessions[session] = SessionStatus(reason=text, lost={text: 1})
-        state.table.watch(session, {22: text}, Exports(reasons=(text,)))
-        state.table.listener(session, text, text, 22).drops[text] = 1
-        return state
 
 
 class TestHealth:

@@ -1,13 +1,19 @@
-"""The check command: what works here, what does not, and why."""
+"""The check command: what works here, what does not, why, and what to do about it."""
 
 from __future__ import annotations
 
+import logging
+import re
+import shlex
 import sys
-from typing import TextIO
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, sock_diag
+from dtrace_exporter import dtrace, session, sock_diag, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
+from dtrace_exporter.session import Session
 
 FEATURES = {
     "syn_drops": "drops of SYNs, by reason",
@@ -22,52 +28,138 @@ FEATURES = {
 }
 """What the optional parts of the D programs are for."""
 
+_COSTS = {
+    "syn_drops": "no dtrace_tcp_listen_drops_total for SYNs",
+    "ack_drops": 'no dtrace_tcp_listen_drops_total{reason="q_full_ack"}',
+    "established": "no dtrace_tcp_listen_established_total",
+    "accepts": "no dtrace_tcp_listen_accepts_total",
+    "accept_wait": "no dtrace_tcp_listen_accept_wait_seconds",
+    "half_open_end": "dtrace_tcp_listen_q0_length is that of the last SYN or completion",
+    "open_close": "the gauges of a listener that closed stay for a while",
+    "q0_limit": "no dtrace_tcp_listen_q0_limit",
+    "zones": "listeners of all zones are one",
+}
 
-async def check(config: Config, out: TextIO) -> int:
+_FAR = (
+    r"publickey|[Hh]ost key|Connection (refused|timed out|closed)|No route|resolve hostname"
+    r"|not responding"
+)
+_REMEDIES = {
+    _FAR: "try the command by hand, as the exporter's user: {command}",
+    r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
+    " the privilege dtrace_kernel",
+    r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
+    " its path in dtrace.command",
+    r"No module named": "install pyroute2",
+    r"": "see what dtrace(1) says by hand: dtrace-exporter program >listen.d;"
+    " {command} -s /dev/stdin <listen.d",
+}
+"""What to do about a reason in which the pattern is found; the first that is."""
+
+Result = Literal["ok", "no", "FAIL"]
+Say = Callable[[Result, str, str, str], None]
+_STYLES = {"ok": "green", "no": "yellow", "FAIL": "red"}
+_INDENT = 30
+
+
+async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     """Try out a configuration that was read without a fault, and print the findings.
 
     The sessions are started as the service starts them, and ended as soon as each is up or has
-    said why it is not.
+    said why it is not. A line has a result, ``ok``, ``no`` for an optional part that is left out,
+    or ``FAIL``, then what it is about, and what was found; lines that begin with an arrow say what
+    to do or what the line above costs. A terminal gets it wrapped and in colour.
+
+    Args:
+        config: what to try out.
+        out: where the findings go.
+        quiet: log nothing of the sessions, which is said anyway.
 
     Returns:
         The exit status: 0 where the service would export what the configuration asks for.
     """
-
-    def say(what: str, good: bool, text: str) -> None:
-        out.write(f"{'ok' if good else 'FAIL':<6}{what:<24}{text}\n")
-        out.flush()
-
-    say("configuration", True, "no mistakes")
+    say = _speaker(out)
     command = config.local.dtrace.command
+    say("ok", "configuration", "no mistakes", "")
     good = False
     if config.source != "sock_diag":
         version = await dtrace.version(command)
         refusal = await dtrace.attempt(command)
         good = not refusal
-        say("dtrace(1)", good, refusal or f"version {version or 'unknown'}, may be used")
+        if good:
+            say("ok", "dtrace(1)", f"version {version or 'unknown'}, may be used", "")
+        else:
+            say("FAIL", "dtrace(1)", refusal, _remedy(refusal, command))
     instead = config.source == "auto" and not good and sys.platform == "linux"
     if config.source == "sock_diag" or instead:
         try:
             text = f"used instead: Q, Qmax and drops of {len(sock_diag.listeners())} sockets"
             good = True
+            say("ok", "sock_diag", text, "")
         except (OSError, ImportError) as error:
-            text = str(error)
-        say("sock_diag", good, text)
+            say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
         if not config.hosts:
             return 0 if good else 1
     if not (good or config.hosts):
         return 1
+    log = logging.getLogger(session.__name__)
+    level = log.level
+    if quiet:
+        log.setLevel(logging.CRITICAL)
     running = Service(None, config)
-    await running.start()
     try:
-        for name, session in running.sessions.items():
-            where = f"{name.host}/{name.name}" if name.host else name.name
-            await session.settled.wait()
-            good = good and session.status.up
-            say(f"session {where}", session.status.up, session.status.reason or "up")
-            for feature, enabled in session.status.features.items():
-                text = FEATURES.get(feature, "") if enabled else session.left_out[feature]
-                out.write(f"{'ok' if enabled else 'no':<6}  {feature:<22}{text}\n")
+        await running.start()
+        for each in running.sessions.values():
+            await each.settled.wait()
+            good = _tell(say, each) and good
     finally:
         await running.stop()
+        log.setLevel(level)
     return 0 if good else 1
+
+
+def _tell(say: Say, tried: Session) -> bool:
+    """Say how it went with a session and with its optional parts, and return whether it is up."""
+    host, name = tried.id
+    where = f"session {host}/{name}" if host else f"session {name}"
+    status = tried.status
+    if status.up:
+        say("ok", where, "up", "")
+    else:
+        say("FAIL", where, status.reason, _remedy(status.reason, tried.plan.dtrace.command))
+    for feature, enabled in status.features.items():
+        if enabled:
+            say("ok", f"  {feature}", FEATURES.get(feature, ""), "")
+        else:
+            say("no", f"  {feature}", tried.left_out[feature], _COSTS.get(feature, ""))
+    return status.up
+
+
+def _speaker(out: TextIO) -> Say:
+    paint, columns = terminal.painter(out), terminal.width(out)
+    if columns:
+        out.write(paint(f"{'':<6}{'What':<24}Found", "bold") + "\n")
+
+    def say(result: Result, what: str, found: str, advice: str) -> None:
+        lines = _wrapped(terminal.printable(found), columns)
+        out.write(f"{paint(f'{result:<6}', _STYLES[result])}{what:<23} {lines[0]}\n")
+        if advice:
+            first, *rest = _wrapped(terminal.printable(advice), columns - 3)
+            lines += [paint(f"-> {first}", "bold"), *(paint(f"   {each}", "bold") for each in rest)]
+        out.writelines(f"{'':<{_INDENT}}{line}\n" for line in lines[1:])
+        out.flush()
+
+    return say
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Break a text between words as a terminal has room for it, and never anywhere else."""
+    room = columns - _INDENT
+    if room < 20:
+        return [text]
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [text]
+
+
+def _remedy(reason: str, command: Sequence[str]) -> str:
+    advice = next(advice for pattern, advice in _REMEDIES.items() if re.search(pattern, reason))
+    return advice.format(command=shlex.join(command))

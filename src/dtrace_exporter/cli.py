@@ -201,8 +201,8 @@ def _say_ready() -> None:
         file.write(b"ready\n")
 
 
-def _check(_args: argparse.Namespace, config: Config) -> int:
-    return asyncio.run(check.check(config, sys.stdout))
+def _check(args: argparse.Namespace, config: Config) -> int:
+    return asyncio.run(check.check(config, sys.stdout, quiet=not args.log_level))
 
 
 def _trace(args: argparse.Namespace, config: Config) -> int:

@@ -1,12 +1,13 @@
-"""What a scrape gets: the families of metrics, made anew from the state each time."""
+"""What a scrape gets: the families of metrics, read anew from the state each time."""
 
 from __future__ import annotations
 
 import logging
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,15 +20,31 @@ from prometheus_client import registry as prometheus_registry
 from prometheus_client.samples import Sample
 
 from dtrace_exporter import __version__, rows
-from dtrace_exporter.listeners import Listener, ListenerTable, SessionId
+from dtrace_exporter.listeners import Exports, Identity, Listener, SessionId
 from dtrace_exporter.state import SessionStatus, State
 
 _log = logging.getLogger(__name__)
 
-_SATURATION_BOUNDS = [*(str(tenth / 10) for tenth in range(rows.SYN_BUCKETS - 1)), "+Inf"]
-_WAIT_BOUNDS = [*(str(4**n / 1e9) for n in range(5, rows.WAIT_BUCKETS + 4)), "+Inf"]
+Labels = tuple[tuple[str, str], ...]
 
-_FAMILIES = {
+
+class Layout(NamedTuple):
+    """Which samples a block has: the suffix and the labels of its own of each."""
+
+    samples: tuple[tuple[str, Labels], ...]
+
+
+def _histogram(bounds: Iterable[str]) -> Layout:
+    buckets = (("_bucket", (("le", bound),)) for bound in (*bounds, "+Inf"))
+    return Layout((*buckets, ("_count", ()), ("_sum", ())))
+
+
+_COUNTER = Layout((("_total", ()),))
+_GAUGE = Layout((("", ()),))
+_SATURATION = _histogram(str(tenth / 10) for tenth in range(rows.SYN_BUCKETS - 1))
+_WAIT = _histogram(str(4**n / 1e9) for n in range(5, rows.WAIT_BUCKETS + 4))
+
+FAMILIES = {
     "dtrace_tcp_listen_syns": (
         "counter",
         "SYNs that reached the listener, retransmitted ones too; counted in the kernel (DTrace).",
@@ -112,49 +129,142 @@ _FAMILIES = {
 }
 
 
+class Block(NamedTuple):
+    """The samples of one family that one listener, session or the exporter itself has.
+
+    ``values`` are in the order of the layout's samples.
+    """
+
+    family: str
+    layout: Layout
+    values: tuple[float, ...]
+
+
+class Series:
+    """Blocks whose samples share labels; put together before any of them is exported.
+
+    ``identity`` is the labels as Prometheus tells series apart: an empty one is as good as none.
+    """
+
+    __slots__ = ("blocks", "identity", "labels")
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels = _labels(labels)
+        self.identity = tuple(sorted([label for label in self.labels if label[1]]))
+        self.blocks: list[Block] = []
+
+    def counter(self, family: str, value: float) -> None:
+        """Add a counter."""
+        self.blocks.append(Block(family, _COUNTER, (float(value),)))
+
+    def gauge(self, family: str, value: float) -> None:
+        """Add a gauge."""
+        self.blocks.append(Block(family, _GAUGE, (float(value),)))
+
+    def counters(self, family: str, label: str, values: Mapping[str, float]) -> None:
+        """Add a counter for each value of a label."""
+        if values:
+            layout = _each("_total", label, tuple(values))
+            self.blocks.append(Block(family, layout, tuple(map(float, values.values()))))
+
+    def gauges(self, family: str, label: str, values: Mapping[str, float]) -> None:
+        """Add a gauge for each value of a label."""
+        if values:
+            layout = _each("", label, tuple(values))
+            self.blocks.append(Block(family, layout, tuple(map(float, values.values()))))
+
+    def info(self, family: str, **labels: str) -> None:
+        """Add a gauge that is 1, for the sake of its labels."""
+        self.blocks.append(Block(family, Layout((("", _labels(labels)),)), (1.0,)))
+
+    def histogram(self, family: str, layout: Layout, cells: Sequence[int], total: float) -> None:
+        """Add a histogram, from what each of its buckets has for itself and the values' sum."""
+        counts = tuple(map(float, accumulate(cells)))
+        values = (*counts, counts[-1], float(total))
+        if len(values) != len(layout.samples):
+            raise ValueError(f"{len(cells)} buckets in a histogram of {len(layout.samples) - 2}")
+        self.blocks.append(Block(family, layout, values))
+
+
 class Collector(prometheus_registry.Collector):
     """Families of everything in a state."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._known: dict[Identity, _Known] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Yield every family without samples; a name[] filter is matched against these."""
-        return _families().values()
+        return (family(name) for name in FAMILIES)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that have samples.
+        """Yield the families that have samples."""
+        found = {name: family(name) for name in FAMILIES}
+        for series in self.read():
+            for block in series.blocks:
+                found[block.family].samples.extend(samples(series.labels, block))
+        return (family for family in found.values() if family.samples)
 
-        What cannot be made into samples is left out and logged: one odd listener must not cost
-        the scrape of all others.
+    def read(self) -> list[Series]:
+        """Read all series, of which no two have the same labels.
+
+        What cannot be read is left out and logged: one odd listener must not cost the scrape of
+        all others. The series of a listener that has not changed is the very same as before.
         """
         self._state.refresh()
-        families = _families()
-        seen: set[frozenset[tuple[str, str]]] = set()
+        before, self._known = self._known, {}
+        found: dict[Labels, Series] = {}
         errors: list[Exception] = []
-        for read in _readers(self._state):
+        for reader in self._readers(before):
             try:
-                series = read()
+                series = reader()
             except Exception as error:
                 errors.append(error)
                 continue
-            if series.identity not in seen:
-                seen.add(series.identity)
-                for family, sample in series.samples:
-                    families[family].samples.append(sample)
+            found.setdefault(series.identity, series)
         if errors:
             _log.error("series left out of a scrape: %d", len(errors), exc_info=errors[0])
-        return (family for family in families.values() if family.samples)
+        return list(found.values())
+
+    def _readers(self, before: dict[Identity, _Known]) -> Iterator[Callable[[], Series]]:
+        for listener in self._state.table:
+            # Taken out, so that no more than one changed listener is kept twice at a time.
+            yield partial(self._listener, listener, before.pop(listener.identity, None))
+        for session, status in self._state.sessions.items():
+            yield partial(_session, session, status)
+        yield partial(_exporter, self._state)
+
+    def _listener(self, listener: Listener, known: _Known | None) -> Series:
+        table = self._state.table
+        exports, name = table.exports(listener), table.name(listener)
+        if known is None or (listener, exports, name) != known[:3]:
+            known = _Known(listener.copy(), exports, name, _listener(listener, exports, name))
+        self._known[listener.identity] = known
+        return known.series
 
 
-def registry(state: State) -> CollectorRegistry:
-    """Return a registry of the state's families and the process's, platform's and gc's own."""
+def registry(collector: Collector | None = None) -> CollectorRegistry:
+    """Return a registry of what a collector has, if any, and the process's, platform's and gc's."""
     result = CollectorRegistry()
-    result.register(Collector(state))
+    if collector is not None:
+        result.register(collector)
     ProcessCollector(registry=result)
     PlatformCollector(registry=result)
     GCCollector(registry=result)
     return result
+
+
+def family(name: str) -> Metric:
+    """Return a family of FAMILIES, without samples."""
+    kind, text = FAMILIES[name]
+    return Metric(name, text, kind)
+
+
+def samples(labels: Labels, block: Block) -> Iterator[Sample]:
+    """Yield the samples of a block, with its own labels and those of its series."""
+    shared = dict(labels)
+    for (suffix, more), value in zip(block.layout.samples, block.values, strict=True):
+        yield Sample(block.family + suffix, shared | dict(more), value)
 
 
 def encodable(value: str) -> str:
@@ -165,72 +275,41 @@ def encodable(value: str) -> str:
     return value.encode(errors="replace").decode()
 
 
-class _Series:
-    """Samples that share labels; put together before any of them is exported."""
-
-    def __init__(self, labels: Mapping[str, str]) -> None:
-        self._labels = {name: encodable(value) for name, value in labels.items()}
-        self.samples: list[tuple[str, Sample]] = []
-
-    @property
-    def identity(self) -> frozenset[tuple[str, str]]:
-        """The labels as Prometheus tells series apart: an empty one is as good as none."""
-        return frozenset(label for label in self._labels.items() if label[1])
-
-    def counter(self, family: str, value: float, **labels: str) -> None:
-        self._add(family, "_total", value, labels)
-
-    def gauge(self, family: str, value: float, **labels: str) -> None:
-        self._add(family, "", value, labels)
-
-    def histogram(
-        self, family: str, bounds: Sequence[str], cells: Sequence[int], total: float
-    ) -> None:
-        count = 0
-        for bound, count in zip(bounds, accumulate(cells), strict=True):
-            self._add(family, "_bucket", count, {"le": bound})
-        self._add(family, "_count", count, {})
-        self._add(family, "_sum", total, {})
-
-    def _add(self, family: str, suffix: str, value: float, labels: Mapping[str, str]) -> None:
-        more = {name: encodable(value) for name, value in labels.items()}
-        self.samples.append((family, Sample(family + suffix, self._labels | more, float(value))))
+def _labels(labels: Mapping[str, str]) -> Labels:
+    return tuple([(name, encodable(value)) for name, value in labels.items()])
 
 
-def _families() -> dict[str, Metric]:
-    return {name: Metric(name, text, kind) for name, (kind, text) in _FAMILIES.items()}
+@cache
+def _each(suffix: str, label: str, values: tuple[str, ...]) -> Layout:
+    return Layout(tuple((suffix, _labels({label: value})) for value in values))
 
 
-def _readers(state: State) -> Iterator[Callable[[], _Series]]:
-    for listener in state.table:
-        yield partial(_listener, state.table, listener)
-    for session, status in state.sessions.items():
-        yield partial(_session, session, status)
-    yield partial(_exporter, state)
+class _Known(NamedTuple):
+    listener: Listener
+    exports: Exports
+    name: str
+    series: Series
 
 
-def _listener(table: ListenerTable, listener: Listener) -> _Series:
+def _listener(listener: Listener, exports: Exports, name: str) -> Series:
     identity = listener.identity
-    exports = table.exports(listener)
-    series = _Series(
-        {
-            "port": str(identity.port),
-            "address": identity.address,
-            "listener": table.name(listener),
-            exports.place_label: identity.place,
-        }
-        | _host(identity.host)
-    )
+    labels = {
+        "port": str(identity.port),
+        "address": identity.address,
+        "listener": name,
+        exports.place_label: identity.place,
+    }
+    series = Series(labels | _host(identity.host))
     if exports.syns:
         series.counter("dtrace_tcp_listen_syns", listener.syns)
         series.histogram(
             "dtrace_tcp_listen_q_saturation_ratio",
-            _SATURATION_BOUNDS,
+            _SATURATION,
             listener.saturation,
             listener.saturation_sum,
         )
-    for reason in exports.reasons:
-        series.counter("dtrace_tcp_listen_drops", listener.drops.get(reason, 0), reason=reason)
+    drops = {reason: listener.drops.get(reason, 0) for reason in exports.reasons}
+    series.counters("dtrace_tcp_listen_drops", "reason", drops)
     if exports.established:
         series.counter("dtrace_tcp_listen_established", listener.established)
     if exports.accepts:
@@ -238,7 +317,7 @@ def _listener(table: ListenerTable, listener: Listener) -> _Series:
     if exports.accept_wait:
         series.histogram(
             "dtrace_tcp_listen_accept_wait_seconds",
-            _WAIT_BOUNDS,
+            _WAIT,
             listener.waits,
             listener.wait_ns / 1e9,
         )
@@ -255,33 +334,28 @@ def _listener(table: ListenerTable, listener: Listener) -> _Series:
     return series
 
 
-def _session(session: SessionId, status: SessionStatus) -> _Series:
-    series = _Series({"session": session.name} | _host(session.host))
+def _session(session: SessionId, status: SessionStatus) -> Series:
+    series = Series({"session": session.name} | _host(session.host))
     series.gauge("dtrace_session_up", status.up)
     series.counter("dtrace_session_restarts", status.restarts)
-    for kind, count in status.lost.items():
-        series.counter("dtrace_session_lost", count, kind=kind)
+    series.counters("dtrace_session_lost", "kind", status.lost)
     series.counter("dtrace_session_probe_errors", status.probe_errors)
     series.counter("dtrace_session_bad_rows", status.bad_rows)
     if status.last_record is not None:
         series.gauge("dtrace_session_last_record_timestamp_seconds", status.last_record)
-    for feature, enabled in status.features.items():
-        series.gauge("dtrace_session_feature_enabled", enabled, feature=feature)
+    series.gauges("dtrace_session_feature_enabled", "feature", status.features)
     return series
 
 
-def _exporter(state: State) -> _Series:
-    series = _Series({})
-    series.gauge(
+def _exporter(state: State) -> Series:
+    series = Series({})
+    series.info(
         "dtrace_exporter_source_info",
-        1,
         source=state.source.name,
         program=state.source.program,
         dtrace_version=state.source.dtrace_version,
     )
-    series.gauge(
-        "dtrace_exporter_build_info", 1, version=__version__, python=platform.python_version()
-    )
+    series.info("dtrace_exporter_build_info", version=__version__, python=platform.python_version())
     series.gauge("dtrace_exporter_config_last_reload_successful", state.last_reload_successful)
     series.gauge(
         "dtrace_exporter_config_last_reload_success_timestamp_seconds", state.last_reload_success

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dtrace_exporter.rows import SYN_BUCKETS, WAIT_BUCKETS, Outcome, What
@@ -88,6 +88,17 @@ class Listener:
     def queues(self) -> Queues | None:
         """The queues of the fullest open socket; None when none is known."""
         return max(self.sockets.values(), key=_fullness, default=None)
+
+    def copy(self) -> Listener:
+        """Return one that is equal, and stays as it is."""
+        return replace(
+            self,
+            drops=self.drops.copy(),
+            saturation=self.saturation.copy(),
+            q_sums=self.q_sums.copy(),
+            waits=self.waits.copy(),
+            sockets=self.sockets.copy(),
+        )
 
     def count(self, what: int, qmax: int, count: int, total: int) -> None:
         """Add ``count`` events of the kind ``what`` whose values add up to ``total``."""

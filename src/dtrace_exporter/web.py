@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from socket import gethostname
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
 
 from dtrace_exporter import page, server
 from dtrace_exporter.auth import Authenticator, BusyError
-from dtrace_exporter.collector import registry
+from dtrace_exporter.exposition import Exposition, chunks
 from dtrace_exporter.server import Server
 from dtrace_exporter.state import State
 from dtrace_exporter.web_config import Live, RateLimit, WebConfig
@@ -52,8 +48,12 @@ def application(
     """
     return Application(
         [
-            (re.escape(telemetry_path), _Metrics, {"registry": registry(state)}),
-            ("/", _Landing, {"state": state, "telemetry_path": telemetry_path}),
+            (re.escape(telemetry_path), _Metrics, {"exposition": Exposition(state)}),
+            (
+                "/",
+                _Landing,
+                {"state": state, "history": page.History(), "telemetry_path": telemetry_path},
+            ),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
             ("/-/reload", _Reload, {"reload": reload}),
@@ -63,7 +63,6 @@ def application(
         live=live or Live(None),
         authenticator=Authenticator(),
         bucket=_Bucket(),
-        one_at_a_time=asyncio.Lock(),
     )
 
 
@@ -134,13 +133,15 @@ class _Handler(RequestHandler):
             self.set_header("Retry-After", "1")
         self.finish(f"{status_code:d} {HTTPStatus(status_code).phrase}\n")
 
-    async def send(self, body: bytes) -> None:
+    async def send(self, *body: bytes) -> None:
         """Send a body that may be large, and hang up on a client that does not read it."""
+        self.set_header("Content-Length", str(sum(map(len, body))))
         try:
-            # Headers that go out on their own keep Tornado from copying the body to behind them.
-            self.set_header("Content-Length", str(len(body)))
-            await asyncio.wait_for(self.flush(), _SEND_SECONDS)
-            await asyncio.wait_for(self.finish(body), _SEND_SECONDS)
+            async with asyncio.timeout(_SEND_SECONDS):
+                for chunk in chunks(body):
+                    self.write(chunk)
+                    await self.flush()
+                await self.finish()
         except StreamClosedError:
             pass
         except TimeoutError:
@@ -148,44 +149,23 @@ class _Handler(RequestHandler):
 
 
 class _Metrics(_Handler):
-    def initialize(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def initialize(self, exposition: Exposition) -> None:
+        self._exposition = exposition
 
     async def get(self) -> None:
         headers = self.request.headers
-        try:
-            encode, content_type = choose_encoder(headers.get("Accept", ""))
-        except (TypeError, ValueError):
-            # A version that is not made of numbers cannot be compared.
-            encode, content_type = choose_encoder("")
-        collector: Collector = self._registry
-        query = parse_qs(self.request.query)
-        if "name[]" in query:
-            collector = self._registry.restricted_registry(query["name[]"])
         compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
-        async with self.settings["one_at_a_time"]:
-            # The state may only be read here, in the event loop; the text takes most of the time.
-            snapshot = _Snapshot(list(collector.collect()))
-            body = await asyncio.to_thread(_body, encode, snapshot, compress)
+        content_type, body = await self._exposition.answer(
+            headers.get("Accept", ""),
+            parse_qs(self.request.query).get("name[]", ()),
+            compress=compress,
+        )
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
-        await self.send(body)
+        await self.send(*body)
 
     head = get
-
-
-class _Snapshot(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def _body(encode: Callable[[Any], bytes], snapshot: _Snapshot, compress: bool) -> bytes:
-    text = encode(snapshot)
-    return gzip.compress(text, compresslevel=6) if compress else text
 
 
 def _accepts_gzip(accepted: str) -> bool:
@@ -198,8 +178,9 @@ def _accepts_gzip(accepted: str) -> bool:
 
 
 class _Landing(_Handler):
-    def initialize(self, state: State, telemetry_path: str) -> None:
+    def initialize(self, state: State, history: page.History, telemetry_path: str) -> None:
         self._state = state
+        self._history = history
         self._telemetry_path = telemetry_path
 
     async def get(self) -> None:
@@ -207,10 +188,19 @@ class _Landing(_Handler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header(
             "Content-Security-Policy",
-            f"default-src 'none'; style-src 'nonce-{nonce}'; "
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+            "connect-src 'self'; img-src data:; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         )
-        await self.send(page.render(self._state, self._telemetry_path, nonce))
+        sort = self.get_query_argument("sort", "")
+        paused = self.get_query_argument("refresh", "") == "off"
+        body = page.render(
+            self._state, self._history, self._telemetry_path, nonce, sort=sort, paused=paused
+        )
+        if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
+            self.set_header("Content-Encoding", "gzip")
+            body = page.compress(body)
+        await self.send(body)
 
     head = get
 

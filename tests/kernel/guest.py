@@ -58,7 +58,7 @@ LEFT_OUT = (
     "var/lib/apt",
 )
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
-"""Name to the packages whose usr/bin a few cases want: too big to be in every guest."""
+"""How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
 
 MODEL = "model"
 MODEL_KERNEL = "6.12"
@@ -147,7 +147,7 @@ def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
     if cases is None:
         return names
     wanted = {MODEL if wants_model(case) else case.partition("::")[0] for case in cases}
-    return [name for name in names if name in wanted]
+    return [name for name in names if any(case.startswith(name) for case in wanted)]
 
 
 def wants_model(case: str) -> bool:

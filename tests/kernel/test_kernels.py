@@ -40,7 +40,7 @@ _building = threading.Lock()
 _running = threading.Semaphore(os.cpu_count() or 1)
 
 # What no kernel makes a difference to.
-_ONCE = ("remote",)
+_ONCE = ("prometheus_alerts", "remote")
 
 Group = tuple[str, bool]
 """Which cases share a machine: those of a kernel, less those that need the model of Solaris."""

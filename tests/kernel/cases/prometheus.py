@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
-from lab.exporter import Exporter, free_port
+from lab.exporter import Exporter
+from lab.prometheus import Prometheus
 from lab.traffic import Clients, Listener
 from lab.waiting import until
 
@@ -48,52 +44,26 @@ def test_promtool(watched: Exporter) -> None:
 
 
 @pytest.fixture
-def server(watched: Exporter, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
-    """Run a Prometheus server that scrapes the exporter; return a function that queries it."""
-    port = free_port()
+def server(watched: Exporter) -> Iterator[Prometheus]:
+    """Return a Prometheus server that scrapes the exporter."""
     scrape = {
         "job_name": "dtrace",
         "scrape_interval": "1s",
         "static_configs": [{"targets": [f"127.0.0.1:{watched.port}"]}],
     }
-    (tmp_path / "prometheus.yml").write_text(json.dumps({"scrape_configs": [scrape]}))
-    log = (tmp_path / "log").open("wb")
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={tmp_path}/prometheus.yml",
-            f"--storage.tsdb.path={tmp_path}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stdout=log,
-        stderr=log,
-    )
-
-    def query(text: str) -> Any:
-        address = f"http://127.0.0.1:{port}/api/v1/query?"
-        try:
-            with urllib.request.urlopen(
-                address + urllib.parse.urlencode({"query": text})
-            ) as answer:
-                return json.load(answer)["data"]["result"]
-        except OSError:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            return []
-
-    yield query
-    process.terminate()
-    process.wait()
-    log.close()
+    made = Prometheus({"scrape_configs": [scrape]})
+    yield made
+    made.stop()
 
 
-def test_server(watched: Exporter, server: Callable[[str], Any]) -> None:
+def test_server(watched: Exporter, server: Prometheus) -> None:
     """A Prometheus server scrapes the exporter and answers for each metric, with its value."""
-    until(lambda: server('up{job="dtrace"} == 1'), "the scrape works", 90)
+    until(lambda: server.query('up{job="dtrace"} == 1'), "the scrape works", 90)
     ours = {name for name in watched.metrics().names() if name.startswith("dtrace_")}
     assert {"dtrace_tcp_listen_syns_total", "dtrace_session_up"} <= ours
     for name in sorted(ours):
-        assert until(partial(server, name), f"{name} is there", 30)
+        assert until(partial(server.query, name), f"{name} is there", 30)
     for name, value in (("syns_total", "3"), ("q_length", "2"), ("accepts_total", "1")):
-        (series,) = server(f"dtrace_tcp_listen_{name}")
+        (series,) = server.query(f"dtrace_tcp_listen_{name}")
         assert series["value"][1] == value, name
         assert series["metric"]["listener"] == "web"

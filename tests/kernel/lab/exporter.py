@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -123,6 +123,17 @@ class Exporter:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
             )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it, and remove its files."""
+        try:
+            self.stop()
+        finally:
+            self._directory.cleanup()
 
     def configure(self, config: Config) -> None:
         """Write the configuration file; ``reload`` makes the exporter read it."""

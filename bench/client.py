@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""A scraper of its own, so that it takes no time from the server that it asks.
+
+client.py PORT TIMES AT_ONCE asks 127.0.0.1 for /metrics as Prometheus does, over connections that
+stay open, and prints the seconds that each answer took.
+"""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import threading
+import time
+
+PROMETHEUS = {
+    "Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3",
+    "Accept-Encoding": "gzip",
+}
+
+
+def scrape(
+    connection: http.client.HTTPConnection, headers: dict[str, str]
+) -> tuple[float, http.client.HTTPResponse, bytes]:
+    """Ask once; the seconds until the last byte, the answer and its body."""
+    began = time.perf_counter()
+    connection.request("GET", "/metrics", headers=headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    took = time.perf_counter() - began
+    if answer.status != http.HTTPStatus.OK:
+        raise RuntimeError(f"/metrics answered {answer.status}")
+    return took, answer, body
+
+
+def main(port: int, times: int, at_once: int) -> None:
+    """Ask so many times, each time over so many connections at once."""
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        connection.connect()
+        for _ in range(times):
+            together.wait()
+            took.append(scrape(connection, PROMETHEUS)[0])
+
+    took: list[float] = []
+    together = threading.Barrier(at_once)
+    threads = [threading.Thread(target=ask) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(took) < times * at_once:
+        sys.exit("not every scrape was answered")
+    print(*took, sep="\n")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))

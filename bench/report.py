@@ -1,0 +1,226 @@
+"""What is written of the measurements: a table of the page, and the plots beside it.
+
+Each half of the measurements is a dictionary of
+
+``software``
+    Name to version of what it measured.
+``figures``
+    Of ``table``, whose title ends in the unit, ``row``, ``column`` and ``values``, one for each
+    repetition. Tables, rows and columns are shown in the order in which they come.
+``reach``
+    Of ``figure``, its ``unit``, ``at_most`` or ``at_least``, the ``value`` reached, None where it
+    was not measured, and the ``reason`` where it was not reached.
+``plots``
+    Of ``title``, the titles ``x`` and ``y`` of the axes, and ``lines``: name to points of x and y.
+``not_measured``
+    What could not be measured, to why; it may be left out.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.sax.saxutils import escape
+
+HALVES = {"kernel": "In the kernel", "user": "In user space"}
+BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
+
+
+def insert(page: str, results: dict[str, Any]) -> str:
+    """Return a page with the figures between its marks put in anew."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + tables(results) + END + after
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return all tables, in Markdown.
+
+    Args:
+        results: half of the measurements by its name, one of HALVES, and by ``machine`` and
+            ``date`` what was measured on, and when, for each half.
+    """
+    parts = []
+    halves = [(name, results[name]) for name in HALVES if name in results]
+    if targets := [target for _, half in halves for target in half["reach"]]:
+        parts += ["## To reach, and reached\n", _reach(targets)]
+    if plots(results):
+        parts.append("![Each tool by the rate of SYNs](performance.svg)\n")
+    for name, half in halves:
+        parts += [f"## {HALVES[name]}\n", _machine(half)]
+        for title in dict.fromkeys(figure["table"] for figure in half["figures"]):
+            figures = [figure for figure in half["figures"] if figure["table"] == title]
+            parts += [f"### {title}\n", _table(figures)]
+        if missing := half.get("not_measured"):
+            parts.append("Not measured:\n")
+            parts.append("".join(f"- {what}: {why}\n" for what, why in missing.items()))
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def plots(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the plots of all halves that have a point."""
+    found = [plot for name in HALVES if name in results for plot in results[name]["plots"]]
+    return [plot for plot in found if any(plot["lines"].values())]
+
+
+def _machine(half: dict[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in half["software"].items())
+    return f"Measured on {half['date']}: {half['machine']}. {software}.\n"
+
+
+def _reach(targets: Iterable[dict[str, Any]]) -> str:
+    rows = []
+    for target in targets:
+        at_most = target.get("at_most")
+        word, limit = (
+            ("at most", at_most) if at_most is not None else ("at least", target["at_least"])
+        )
+        value, unit = target["value"], target["unit"]
+        reached = "not measured" if value is None else f"{number(value)} {unit}"
+        if value is not None and (value > limit if at_most is not None else value < limit):
+            reached = f"**{reached}: not reached.** {target.get('reason', '')}".strip()
+        rows.append([target["figure"], f"{word} {number(limit)} {unit}", reached])
+    return _markdown(["figure", "to reach", "reached"], rows)
+
+
+def _table(figures: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(figure["column"] for figure in figures))
+    cells = {(figure["row"], figure["column"]): spread(figure["values"]) for figure in figures}
+    rows = [
+        [row, *(cells.get((row, column), "") for column in columns)]
+        for row in dict.fromkeys(figure["row"] for figure in figures)
+    ]
+    return _markdown(["", *columns], rows)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    cells = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median of values and, where they differ, the quartiles around it."""
+    middle = number(statistics.median(values))
+    if len(values) < 2:
+        return middle
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    around = f"{number(low)} to {number(high)}"
+    return middle if number(low) == number(high) else f"{middle} ({around})"
+
+
+def number(value: float) -> str:
+    """Return a number with three digits that count, and all of those before its point."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+# Plots. Okabe and Ito's colours, which most eyes can tell apart, on white and on black; and a mark
+# for each, so that nothing hangs on colour.
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999", "#7a5195")
+_MARKS = (
+    '<circle r="3.5"/>',
+    '<path d="M-3.5-3.5h7v7h-7z"/>',
+    '<path d="M0-4.5 4 3.5H-4z"/>',
+    '<path d="M0-4.5 4.5 0 0 4.5-4.5 0z"/>',
+)
+_STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #222 }
+.title { font-weight: 600; font-size: 14px }
+.grid { stroke: #ddd }
+.line { fill: none; stroke-width: 2 }
+@media (prefers-color-scheme: dark) { text { fill: #ddd } .grid { stroke: #444 } }
+"""
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP, _ROW = 380, 260, 64, 40, 84, 20
+
+
+def svg(plots: Sequence[dict[str, Any]]) -> str:
+    """Draw plots side by side with one legend for all; logarithmic where numbers span much."""
+    names = list(dict.fromkeys(name for plot in plots for name in plot["lines"]))
+    width = _LEFT + len(plots) * (_WIDTH + _GAP)
+    legend = _TOP + _HEIGHT + 64
+    rows = math.ceil(len(names) / 2)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + rows * _ROW}">',
+        f"<title>{_text('; '.join(plot['title'] for plot in plots))}</title>",
+        f"<style>{_STYLE}</style>",
+    ]
+    for index, plot in enumerate(plots):
+        parts += _plot(plot, _LEFT + index * (_WIDTH + _GAP), names)
+    for index, name in enumerate(names):
+        x, y = _LEFT + index % 2 * (width / 2), legend + index // 2 * _ROW
+        parts.append(_mark(names, name, x, y - 4))
+        parts.append(_label(x + 12, y, "start", name))
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _plot(plot: dict[str, Any], left: float, names: Sequence[str]) -> list[str]:
+    points = [point for line in plot["lines"].values() for point in line]
+    across = _Axis([x for x, _ in points], left, left + _WIDTH)
+    up = _Axis([y for _, y in points], _TOP + _HEIGHT, _TOP)
+    middle = left + _WIDTH / 2
+    parts = [
+        f'<text class="title" x="{left:g}" y="{_TOP - 20}">{_text(plot["title"])}</text>',
+        _label(middle, _TOP + _HEIGHT + 36, "middle", plot["x"]),
+        _label(left - 50, _TOP - 20, "start", plot["y"]),
+    ]
+    for value in across.ticks:
+        x = across.at(value)
+        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_TOP + _HEIGHT}"/>')
+        parts.append(_label(x, _TOP + _HEIGHT + 18, "middle", number(value)))
+    for value in up.ticks:
+        y = up.at(value)
+        parts.append(f'<path class="grid" d="M{left:g} {y:.1f}H{left + _WIDTH:g}"/>')
+        parts.append(_label(left - 8, y + 4, "end", number(value)))
+    for name, line in plot["lines"].items():
+        places = [(across.at(x), up.at(y)) for x, y in line]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        colour = _COLOURS[names.index(name) % len(_COLOURS)]
+        parts.append(f'<path class="line" stroke="{colour}" d="M{path}"/>')
+        parts += [_mark(names, name, x, y) for x, y in places]
+    return parts
+
+
+class _Axis:
+    """Maps numbers to places."""
+
+    def __init__(self, values: Sequence[float], begin: float, end: float) -> None:
+        low, high = min(values), max(values)
+        self._begin, self._end = begin, end
+        self._log = low > 0 and high / low > 30
+        if self._log:
+            first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+            self.ticks = [10.0**power for power in range(first, last + 1)]
+        else:
+            # From 0, in about five steps of 1, 2 or 5 times a power of ten.
+            raw = (high or 1) / 5
+            power = 10 ** math.floor(math.log10(raw))
+            step = next(power * times for times in (1, 2, 5, 10) if power * times >= raw)
+            self.ticks = [step * count for count in range(math.ceil((high or 1) / step) + 1)]
+
+    def at(self, value: float) -> float:
+        low, high = self.ticks[0], self.ticks[-1]
+        if self._log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return self._begin + (value - low) / (high - low) * (self._end - self._begin)
+
+
+def _label(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_text(text)}</text>'
+
+
+def _mark(names: Sequence[str], name: str, x: float, y: float) -> str:
+    index = names.index(name)
+    mark = _MARKS[(index + index // len(_COLOURS)) % len(_MARKS)]
+    colour = _COLOURS[index % len(_COLOURS)]
+    return f'<g fill="{colour}" transform="translate({x:.1f} {y:.1f})">{mark}</g>'
+
+
+def _text(text: str) -> str:
+    return escape(text, {'"': "&quot;"})

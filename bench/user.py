@@ -1,0 +1,528 @@
+"""The half of the measurements that needs no kernel: scrapes, ticks and memory of the exporter.
+
+The exporter runs as it would, on a dtrace(1) that prints the rows of so many listeners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from bench import bare, client
+from bench.dtrace import FIRST_PORT
+from dtrace_exporter import web
+from dtrace_exporter.collector import Collector
+from dtrace_exporter.exposition import Texts
+from dtrace_exporter.listeners import Exports, Queues, SessionId
+from dtrace_exporter.rows import What
+from dtrace_exporter.state import SessionStatus, State
+
+HERE = Path(__file__).resolve().parent
+SIZES = (1, 10, 100, 1000)
+
+_REPETITIONS = 15
+_PATIENCE = 120.0
+_BEAT = 0.02
+_CROWD = 200
+_SESSION = SessionId("", "all")
+_TEXT, _OPENMETRICS = "text/plain;version=0.0.4", "application/openmetrics-text;version=1.0.0"
+_FORMATS = {
+    "text": {"Accept": _TEXT},
+    "text, gzip": {"Accept": _TEXT, "Accept-Encoding": "gzip"},
+    "OpenMetrics": {"Accept": _OPENMETRICS},
+    "OpenMetrics, gzip": {"Accept": _OPENMETRICS, "Accept-Encoding": "gzip"},
+}
+_OURS, _NODE, _BARE = "dtrace-exporter", "node exporter", "bare prometheus_client"
+
+_NODE_COMMAND = "prometheus-node-exporter"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtrace-exporter/bench"
+
+
+def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> dict[str, Any]:
+    """Measure everything in one run.
+
+    Args:
+        sizes: numbers of listeners; growth is from the last but one to the last.
+        repetitions: of everything of which a median is given.
+
+    Returns:
+        As report.py takes it.
+    """
+    figures = _Figures()
+    versions = software()
+    for size in sizes:
+        _say(f"{size} listeners")
+        _rendering(figures, size, repetitions)
+        _scrapes(figures, size, repetitions, versions)
+        _ticks(figures, size, repetitions)
+    _say("one session for each port")
+    for size in sizes:
+        if size <= 100:
+            _per_port(figures, size)
+    _say("heartbeats")
+    asyncio.run(_heartbeats(figures, sizes[-1], repetitions))
+    return {
+        "software": versions,
+        "figures": figures.list,
+        "reach": _reach(figures, sizes),
+        "plots": [],
+    }
+
+
+def software() -> dict[str, str]:
+    """Return the versions of what is always measured."""
+    names = ("dtrace-exporter", "prometheus-client", "tornado")
+    return {"Python": platform.python_version()} | {name: version(name) for name in names}
+
+
+class _Figures:
+    def __init__(self) -> None:
+        self.list: list[dict[str, Any]] = []
+
+    def add(self, table: str, row: str, column: str, values: Sequence[float]) -> None:
+        self.list.append(
+            {"table": table, "row": row, "column": column, "values": [round(v, 6) for v in values]}
+        )
+
+    def median(self, table: str, row: str, column: str) -> float | None:
+        for figure in self.list:
+            if (figure["table"], figure["row"], figure["column"]) == (table, row, column):
+                return float(statistics.median(figure["values"]))
+        return None
+
+
+TIME = "Time of a scrape over HTTP, ms, by listeners"
+CPU = "CPU of a scrape over HTTP, ms, by listeners"
+SAMPLES = "Samples of a scrape, by listeners"
+RATE = "Samples rendered in a second of CPU, thousands, by listeners"
+RATIO = "Rendering: dtrace-exporter over bare prometheus_client, times, by listeners"
+TICK = "CPU of a tick in the exporter, every listener busy, ms, by listeners"
+MEMORY = "Resident memory of the exporter, MB, by listeners"
+HEARTBEAT = "The event loop while scrapes of the most listeners are rendered, ms"
+
+
+def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    before, most = map(_column, sizes[-2:])
+
+    def growth(what: str, table: str, row: str) -> dict[str, Any]:
+        small, large = figures.median(table, row, before), figures.median(table, row, most)
+        return {
+            "figure": f"growth of {what} from {before} to {most} listeners",
+            "at_most": 10.5,
+            "unit": "times",
+            "value": large / small if small and large else None,
+        }
+
+    def rate(form: str) -> dict[str, Any]:
+        return {
+            "figure": "samples rendered per second, ours over bare prometheus_client with the same "
+            f"{most} listeners' samples, all of them changed: {form}",
+            "at_least": 1.0,
+            "unit": "times",
+            "value": figures.median(RATIO, f"{form}, all changed", most),
+        }
+
+    return [
+        {
+            "figure": f"resident memory for {most} listeners, exporter alone",
+            "at_most": 80.0,
+            "unit": "MB",
+            "value": figures.median(MEMORY, "one session for all", most),
+        },
+        rate("text"),
+        rate("OpenMetrics"),
+        growth("a scrape's CPU, text", CPU, f"{_OURS}, text"),
+        growth("a scrape's CPU, OpenMetrics, gzip", CPU, f"{_OURS}, OpenMetrics, gzip"),
+        growth("tick handling", TICK, _OURS),
+        growth("memory", MEMORY, "one session for all"),
+    ]
+
+
+# Rendering, in this process
+
+
+def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
+    """Render the same samples by turns: ours, with all changed and with none, and the library's."""
+    state = _state(size)
+    collector, texts, nothing = Collector(state), Texts(), CollectorRegistry()
+    column = _column(size)
+    for form, encode in (("text", generate_latest), ("OpenMetrics", generate_openmetrics)):
+        library = CollectorRegistry()
+        bare.register(Collector(state).collect(), library)
+        ours = b"".join(texts.render(collector.read(), nothing, encode))
+        count = _same_samples(ours, encode(library))
+        rates: dict[str, list[float]] = {"all changed": [], "none changed": [], _BARE: []}
+        for repetition in range(repetitions):
+            _change(state, repetition)
+            for what, found in rates.items():
+                began = time.thread_time()
+                if what == _BARE:
+                    encode(library)
+                else:
+                    b"".join(texts.render(collector.read(), nothing, encode))
+                found.append(count / (time.thread_time() - began))
+        for what, values in rates.items():
+            row = f"{form}, {what}"
+            figures.add(RATE, row, column, [value / 1000 for value in values])
+            if what != _BARE:
+                pairs = zip(values, rates[_BARE], strict=True)
+                figures.add(RATIO, row, column, [value / other for value, other in pairs])
+
+
+def _state(size: int) -> State:
+    state = State()
+    ports = {FIRST_PORT + number: f"service-{number}" for number in range(size)}
+    reasons = ("q_full", "q0_full", "q_full_ack", "other")
+    state.table.watch(_SESSION, ports, Exports(reasons=reasons))
+    state.sessions[_SESSION] = SessionStatus(up=True, last_record=time.time())
+    _change(state, 0)
+    return state
+
+
+def _change(state: State, seed: int) -> None:
+    for number, listener in enumerate(list(state.table)):
+        mine = state.table.listener(_SESSION, "", "*", listener.identity.port)
+        for what, count, value in ((0, 900, 0), (1, 60, 2), (27, 10, 129), (147, 400, 50_000)):
+            mine.count(what, 128, count + number, count * value)
+        mine.count(What.ESTABLISHED, 128, 990, 0)
+        mine.sockets[1] = Queues(seed % 7, (number + seed) % 5, 1024, 128)
+
+
+def _same_samples(one: bytes, other: bytes) -> int:
+    """Return how many samples each of two scrapes has, when they have the same ones."""
+    names = [
+        sorted(
+            line.rpartition(b" ")[0] for line in text.split(b"\n") if line and line[0] != ord("#")
+        )
+        for text in (one, other)
+    ]
+    if names[0] != names[1]:
+        raise RuntimeError("prometheus_client was not given the same samples")
+    return len(names[0])
+
+
+# Scrapes over HTTP
+
+
+@dataclass
+class _Server:
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU that the process has used, with those of its ended threads."""
+        # As clock_getcpuclockid(3) makes the number of a process's clock.
+        return time.clock_gettime((~self.process.pid << 3) | 2)
+
+    @property
+    def memory(self) -> float:
+        """Resident memory in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        (kibibytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(kibibytes) * 1024 / 1e6
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+
+    def scrape(self) -> str:
+        connection = self.connect()
+        try:
+            return client.scrape(connection, {"Accept": _TEXT})[2].decode()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _serving(
+    name: str, argv: Sequence[str], port: int, wanted: str, count: int
+) -> Iterator[_Server]:
+    """Run a server until the block ends, which begins once a scrape has so many of a sample."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
+        server = _Server(name, process, port)
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            while True:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    if len(re.findall(wanted, server.scrape(), re.MULTILINE)) >= count:
+                        break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    said = log.read()[-2000:].decode(errors="replace")
+                    raise RuntimeError(f"{name} does not serve its metrics: {said}")
+                time.sleep(0.05)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _exporter(listeners: int, mode: str, session: str = "shared") -> Iterator[_Server]:
+    """Run the exporter over a dtrace(1) of so many listeners, until the block ends."""
+    port = _free_port()
+    each = 1 if session == "per-port" else listeners
+    fake = [sys.executable, "-I", str(HERE / "dtrace.py"), str(each), mode]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yml"
+        with config.open("w", encoding="utf-8") as file:
+            file.write("source: dtrace\ndtrace:\n")
+            file.write(f"  {{command: {fake}, program: linux, session: {session}}}\nlisteners:\n")
+            for number in range(listeners):
+                file.write(f"  - {{port: {FIRST_PORT + number}, name: service-{number}}}\n")
+        argv = [
+            *(sys.executable, "-m", "dtrace_exporter"),
+            f"--config.file={config}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=warn",
+        ]
+        wanted, count = "^dtrace_tcp_listen_q_limit{", listeners
+        if session == "per-port":
+            wanted = "^dtrace_session_up{.*} 1"
+        with _serving(_OURS, argv, port, wanted, count) as server:
+            yield server
+
+
+def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str, str]) -> None:
+    """Scrape the exporter, the node exporter and a bare prometheus_client by turns."""
+    with ExitStack() as stack:
+        ours = stack.enter_context(_exporter(size, "idle"))
+        text = ours.scrape()
+        names = {family.name for family in bare.own(text)}
+        mine = [line for line in text.splitlines() if re.match("(# .* )?dtrace_", line)]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "same.prom").write_text("\n".join(mine) + "\n", encoding="utf-8")
+        count = sum(not line.startswith("#") for line in mine)
+        port = _free_port()
+        argv = [sys.executable, str(HERE / "bare.py"), str(folder / "same.prom"), str(port)]
+        servers = [ours, stack.enter_context(_serving(_BARE, argv, port, "^dtrace_", count))]
+        if node := _node_exporter():
+            port = _free_port()
+            argv = [
+                node,
+                "--collector.disable-defaults",
+                "--collector.textfile",
+                f"--collector.textfile.directory={folder}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ]
+            servers.append(stack.enter_context(_serving(_NODE, argv, port, "^dtrace_", count)))
+            said = subprocess.run([node, "--version"], check=False, capture_output=True, text=True)
+            if found := re.search(r"version (\S+)", said.stdout + said.stderr):
+                versions[_NODE] = found[1]
+        assert names
+        measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        connections = [server.connect() for server in servers]
+        for repetition in range(-1, repetitions):
+            for form, headers in _FORMATS.items():
+                for server, connection in zip(servers, connections, strict=True):
+                    began = server.cpu
+                    took, answer, _ = client.scrape(connection, headers)
+                    used = server.cpu - began
+                    same = ("openmetrics" in answer.headers["Content-Type"]) == (
+                        "OpenMetrics" in form
+                    )
+                    # The first one writes the names.
+                    if same and repetition >= 0:
+                        measured.setdefault((server.name, form), []).append((took, used))
+        for connection in connections:
+            connection.close()
+    figures.add(SAMPLES, "of listeners, sessions and exporter", _column(size), [count])
+    for (name, form), values in measured.items():
+        figures.add(TIME, f"{name}, {form}", _column(size), [1000 * took for took, _ in values])
+        figures.add(CPU, f"{name}, {form}", _column(size), [1000 * used for _, used in values])
+
+
+def _node_exporter() -> str | None:
+    """Return the node exporter's path, from Debian's package unpacked where it is not installed.
+
+    It is not installed: that would start it, on every address of this machine.
+    """
+    cached = _CACHE / "usr/bin" / _NODE_COMMAND
+    if found := shutil.which(_NODE_COMMAND) or (str(cached) if cached.exists() else None):
+        return found
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
+        for command in (["apt-get", "-q", "update"], []):
+            download = ["apt-get", "-q", "download", _NODE_COMMAND]
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                subprocess.run(download, cwd=folder, check=True, capture_output=True)
+                (package,) = Path(folder).glob("*.deb")
+                subprocess.run(["dpkg-deb", "-x", package, _CACHE], check=True, capture_output=True)
+                return str(cached)
+            if command:
+                with contextlib.suppress(OSError):
+                    subprocess.run(command, check=False, capture_output=True)
+    _say(f"no {_NODE_COMMAND} to be had: its figures are left out")
+    return None
+
+
+# Ticks and memory
+
+
+def _ticks(figures: _Figures, size: int, repetitions: int) -> None:
+    """Take the exporter's CPU second by second, each of which has a tick; then its memory."""
+    with _exporter(size, "busy") as server:
+        values = []
+        before = server.cpu
+        due = time.monotonic()
+        for _ in range(repetitions):
+            due += 1.0
+            time.sleep(max(0.0, due - time.monotonic()))
+            now = server.cpu
+            values.append(1000 * (now - before))
+            before = now
+        figures.add(TICK, _OURS, _column(size), values)
+        figures.add(MEMORY, "one session for all", _column(size), [_memory(server)])
+
+
+def _per_port(figures: _Figures, size: int) -> None:
+    with _exporter(size, "busy", "per-port") as server:
+        figures.add(MEMORY, "a session for each port", _column(size), [_memory(server)])
+
+
+def _memory(server: _Server) -> float:
+    """Return the memory of a server that has been scraped in every format, more than once."""
+    connection = server.connect()
+    for _ in range(3):
+        for headers in _FORMATS.values():
+            client.scrape(connection, headers)
+    connection.close()
+    return server.memory
+
+
+# Heartbeats
+
+
+async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
+    """Serve scrapes of changed listeners in a loop that handles heartbeats, and time these."""
+    state = _state(size)
+
+    async def no_reload() -> None:
+        pass
+
+    port = _free_port()
+    server = web.listen(web.application(state, no_reload), [f"127.0.0.1:{port}"])
+    changing = "all changed five times a second"
+    try:
+        for row, times, at_once in (
+            ("no scrape", 0, 0),
+            (f"one scrape after the other, {changing}", repetitions, 1),
+            (f"{_CROWD} scrapes at once, {changing}", max(repetitions // 5, 1), _CROWD),
+        ):
+            late, blocked, took = await _beats_during(state, port, times, at_once)
+            figures.add(HEARTBEAT, row, "a heartbeat is handled late by", late)
+            figures.add(HEARTBEAT, row, "at most by", [max(late)])
+            figures.add(HEARTBEAT, row, "longest block, CPU", [max(blocked)])
+            if took:
+                figures.add(HEARTBEAT, row, "an answer takes", took)
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+async def _beats_during(
+    state: State, port: int, times: int, at_once: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Return how late heartbeats and the loop's own timers were, and how long answers took, ms."""
+    beat = (
+        "import time\n"
+        f"while True: print('tick 0', time.monotonic_ns(), flush=True); time.sleep({_BEAT})"
+    )
+    late: list[float] = []
+    blocked: list[float] = []
+    program = asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", beat), stdout=asyncio.subprocess.PIPE
+    )
+    heart = await program
+    assert heart.stdout is not None
+    pipe = heart.stdout
+    await pipe.readline()
+
+    beaten = asyncio.Event()
+
+    async def listen() -> None:
+        while line := await pipe.readline():
+            late.append((time.monotonic_ns() - int(line.split()[2])) / 1e6)
+            beaten.set()
+
+    async def watch() -> None:
+        # By this process's CPU: what other processes take of the machine is not its doing.
+        while True:
+            began = time.process_time()
+            await asyncio.sleep(0.001)
+            blocked.append(1000 * (time.process_time() - began))
+
+    async def change() -> None:
+        for seed in range(1 << 30):
+            await asyncio.sleep(0.2)
+            for listener in list(state.table):
+                listener.count(What.ESTABLISHED, 128, seed + 1, 0)
+                listener.count(What.ACCEPT + 3, 128, 1, 50_000)
+
+    tasks = [asyncio.create_task(job()) for job in (listen, watch, change)]
+    took: list[float] = []
+    try:
+        if times:
+            argv = [sys.executable, str(HERE / "client.py"), *map(str, (port, times, at_once))]
+            scraper = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+            output, _ = await scraper.communicate()
+            if scraper.returncode:
+                raise RuntimeError("the scraper failed")
+            took = [1000 * float(line) for line in output.split()]
+        else:
+            await asyncio.sleep(50 * _BEAT)
+        await asyncio.wait_for(beaten.wait(), _PATIENCE)
+    finally:
+        heart.kill()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await heart.wait()
+    return late, blocked, took
+
+
+def _column(size: int) -> str:
+    return f"{size:,}"
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    import json
+
+    json.dump(measure(), sys.stdout, indent=1)

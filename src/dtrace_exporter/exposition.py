@@ -1,0 +1,185 @@
+"""The text of a scrape, of which only what has changed since the last one is written anew.
+
+Between two scrapes numbers change and names do not, so prometheus_client is asked only once for
+the names and labels of a listener's samples. Its sample lines are the same in the text format and
+in OpenMetrics, and in every escaping that leaves plain names as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.registry import Collector as AnyCollector
+from prometheus_client.utils import floatToGoString
+
+from dtrace_exporter.collector import (
+    FAMILIES,
+    Block,
+    Collector,
+    Labels,
+    Series,
+    family,
+    registry,
+    samples,
+)
+from dtrace_exporter.state import State
+
+Encode = Callable[[Any], bytes]
+
+# Of a text that repeats itself as much as this, more work makes little less.
+_GZIP_LEVEL = 2
+_GZIP = 16 + zlib.MAX_WBITS
+_CHUNK = 1 << 16
+# While a text is put together the event loop waits so long for the interpreter, at each of the
+# many times that it asks for it.
+_TURN_SECONDS = 0.0005
+_RENAMING = ("; escaping=dots", "; escaping=values")
+_END = b"# EOF\n"
+
+
+class Exposition:
+    """Answers the scrapes of a state, one at a time.
+
+    Scrapes that want the same and come while another is being answered share the next answer. So
+    no answer is older than its request, and a crowd of scrapers costs as much as two.
+    """
+
+    def __init__(self, state: State) -> None:
+        sys.setswitchinterval(_TURN_SECONDS)
+        self._collector = Collector(state)
+        self._everything = registry(self._collector)
+        self._process = registry()
+        self._texts = Texts()
+        self._one_at_a_time = asyncio.Lock()
+        self._waiting: dict[object, asyncio.Task[list[bytes]]] = {}
+
+    async def answer(
+        self, accept: str, names: Iterable[str] = (), *, compress: bool = False
+    ) -> tuple[str, list[bytes]]:
+        """Return a scrape's content type and its body, in pieces.
+
+        Args:
+            accept: the formats that the scraper takes, as in the HTTP header.
+            names: of the samples that it wants, if not all.
+            compress: by gzip.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):
+            # A version that is not made of numbers cannot be compared.
+            encode, content_type = choose_encoder("")
+        key = content_type, frozenset(names), compress
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.create_task(self._next(encode, *key))
+        return content_type, await asyncio.shield(self._waiting[key])
+
+    async def _next(
+        self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
+    ) -> list[bytes]:
+        async with self._one_at_a_time:
+            del self._waiting[content_type, names, compress]
+            # The state may only be read here, in the event loop; most of the time goes into the
+            # text.
+            if names or content_type.endswith(_RENAMING):
+                wanted: AnyCollector = self._everything
+                if names:
+                    wanted = self._everything.restricted_registry(names)
+                families = _Families(list(wanted.collect()))
+                render: Callable[[], Iterable[bytes]] = partial(_whole, encode, families)
+            else:
+                render = partial(self._texts.render, self._collector.read(), self._process, encode)
+            return await asyncio.to_thread(_body, render, compress)
+
+
+class Texts:
+    """Renders series, and remembers the text of those that it was given last."""
+
+    def __init__(self) -> None:
+        self._known: dict[Labels, dict[str, _Text]] = {}
+
+    def render(
+        self, series: Iterable[Series], others: AnyCollector, encode: Encode
+    ) -> Iterator[bytes]:
+        """Yield piece by piece what ``encode`` makes of the series and of what others collect.
+
+        Args:
+            series: as Collector.read() gives them.
+            others: whose families come behind.
+            encode: prometheus_client's encoder of a format, one that leaves plain names alone.
+        """
+        before, self._known = self._known, {}
+        found: dict[str, list[bytes]] = {name: [] for name in FAMILIES}
+        for one in series:
+            texts = self._known[one.labels] = before.get(one.labels, {})
+            for block in one.blocks:
+                text = texts.get(block.family)
+                if text is None or text.layout != block.layout:
+                    text = texts[block.family] = _Text(one.labels, block)
+                found[block.family].append(text.of(block.values))
+        for name, blocks in found.items():
+            if blocks:
+                yield encode(_Families([family(name)])).removesuffix(_END)
+                yield from blocks
+        yield encode(others)
+
+
+class _Text:
+    """A block's lines, written by prometheus_client once: then only numbers change."""
+
+    __slots__ = ("_lines", "_values", "layout")
+
+    def __init__(self, labels: Labels, block: Block) -> None:
+        self.layout, self._values = block.layout, block.values
+        metric = Metric(block.family, "", "unknown")
+        metric.samples = list(samples(labels, block))
+        _help, _type, self._lines = generate_latest(_Families([metric])).split(b"\n", 2)
+
+    def of(self, values: tuple[float, ...]) -> bytes:
+        if values != self._values:
+            lines = self._lines.split(b"\n")
+            for index, (old, new) in enumerate(zip(self._values, values, strict=True)):
+                if new != old:
+                    name, _, _ = lines[index].rpartition(b" ")
+                    number: str = floatToGoString(new)  # type: ignore[no-untyped-call]
+                    lines[index] = b"%b %b" % (name, number.encode())
+            self._lines, self._values = b"\n".join(lines), values
+        return self._lines
+
+
+class _Families(AnyCollector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _whole(encode: Encode, families: _Families) -> list[bytes]:
+    return [encode(families)]
+
+
+def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:
+    if not compress:
+        return list(render())
+    compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
+    return [*map(compressor.compress, chunks(render())), compressor.flush()]
+
+
+def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces: thousands of small ones are slow to handle, a large one leaves a large hole."""
+    gathered: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    yield b"".join(gathered)

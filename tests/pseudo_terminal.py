@@ -1,0 +1,79 @@
+"""A command whose terminal is a test."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+SECONDS = 60
+
+
+class Screen:
+    """What a command writes to its terminal, and what is typed there; ``status`` when it has ended.
+
+    A new line is the terminal's, a carriage return before it.
+    """
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self.text = ""
+        self._master = master
+        self._process = process
+
+    def wait(self, pattern: str) -> None:
+        """Wait until the text has what a pattern finds."""
+        self._read(lambda: re.search(pattern, self.text) is not None)
+        assert re.search(pattern, self.text), self.text
+
+    def type(self, text: str) -> None:
+        """Type something; the third character of ASCII is Ctrl-C."""
+        os.write(self._master, text.encode())
+
+    def end(self) -> int:
+        """Wait for the command's end and return its status."""
+        self._read(lambda: False)
+        return self._process.wait(SECONDS)
+
+    def _read(self, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not enough() and time.monotonic() < deadline:
+            if select.select([self._master], [], [], 1)[0]:
+                try:
+                    data = os.read(self._master, 1 << 16)
+                except OSError:
+                    # So Linux says that nobody has the terminal open any more.
+                    return
+                if not data:
+                    return
+                self.text += data.decode()
+
+
+@contextmanager
+def on_terminal(command: Sequence[str], columns: int, **environment: str) -> Iterator[Screen]:
+    """Run a command on a terminal of its own, as wide as said."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (25, columns))
+    with subprocess.Popen(
+        command,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "", **environment},
+        start_new_session=True,
+        # Only the terminal of a session turns Ctrl-C into a signal.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+    ) as process:
+        os.close(slave)
+        try:
+            yield Screen(master, process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            os.close(master)

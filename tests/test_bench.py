@@ -1,0 +1,177 @@
+"""The measurements: a tiny run of them, and the page that tells their results."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench import report, run, user  # noqa: E402
+
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "performance.md").read_text(encoding="utf-8")
+RESULTS = json.loads((DOCS / "performance.json").read_text(encoding="utf-8"))
+
+KERNEL = {
+    "machine": "a guest",
+    "date": "2026-11-24",
+    "software": {"DTrace": "2.0.7"},
+    "figures": [
+        {"table": "Cost, us", "row": "a|b", "column": "model", "values": [3.0, 1.0, 2.0]},
+        {"table": "Cost, us", "row": "<none>", "column": "Linux", "values": [12345.678]},
+    ],
+    "reach": [
+        {"figure": "good", "at_most": 2.0, "unit": "times", "value": 1.5},
+        {"figure": "bad", "at_most": 2.0, "unit": "times", "value": 2.5, "reason": "A floor."},
+        {"figure": "slow", "at_least": 1.0, "unit": "times", "value": 0.5, "reason": "Too slow."},
+        {"figure": "unknown", "at_least": 1.0, "unit": "times", "value": None},
+    ],
+    "plots": [
+        {
+            "title": "Loss & more",
+            "x": "SYNs a second",
+            "y": "%",
+            "lines": {
+                "ours": [[1000, 0], [1000000, 0]],
+                'the "seed"': [[1000, 0], [1000000, 93.4]],
+            },
+        }
+    ],
+}
+
+
+def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All that needs no virtual machine is measured with a few listeners, and written down."""
+    # Nothing is fetched for a test.
+    monkeypatch.setattr(user, "_node_exporter", lambda: None)
+    measure = user.measure
+    monkeypatch.setattr(user, "measure", lambda: measure((1, 3), 1))
+    (tmp_path / "performance.md").write_text(f"Before\n{report.BEGIN}{report.END}After\n")
+    assert run.main(["user"], tmp_path) == 0
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    results = json.loads((tmp_path / "performance.json").read_text(encoding="utf-8"))
+    assert page.startswith("Before\n")
+    assert page.endswith("After\n")
+    for table in (user.TIME, user.CPU, user.RATE, user.TICK, user.MEMORY, user.HEARTBEAT):
+        values = [f["values"] for f in results["user"]["figures"] if f["table"] == table]
+        assert values
+        assert all(value > 0 for each in values for value in each if table != user.HEARTBEAT)
+    assert all(target["value"] is not None for target in results["user"]["reach"])
+    samples = [f["values"] for f in results["user"]["figures"] if f["table"] == user.SAMPLES]
+    assert samples[1][0] > samples[0][0] > 40
+
+
+def test_page_is_what_was_measured() -> None:
+    """The page's tables and the plots are those that the raw numbers give."""
+    assert report.insert(PAGE, RESULTS) == PAGE
+    assert PAGE.count(report.BEGIN) == PAGE.count(report.END) == 1
+    drawn = DOCS / "performance.svg"
+    plots = report.plots(RESULTS)
+    assert drawn.exists() == bool(plots)
+    if plots:
+        assert report.svg(plots) == drawn.read_text(encoding="utf-8")
+        assert "performance.svg" in PAGE
+
+
+def test_links() -> None:
+    """Every file that the page links to is there."""
+    links = re.findall(r"\]\(([^)#]+)\)", PAGE)
+    assert links
+    assert [link for link in links if not (DOCS / link).exists()] == []
+
+
+def test_reach_table() -> None:
+    """A figure that was not reached says so, and why; one not measured says that."""
+    lines = report.tables({"kernel": KERNEL}).splitlines()
+    assert "![Each tool by the rate of SYNs](performance.svg)" in lines
+    assert "| good | at most 2 times | 1.5 times |" in lines
+    assert "| bad | at most 2 times | **2.5 times: not reached.** A floor. |" in lines
+    assert "| slow | at least 1 times | **0.5 times: not reached.** Too slow. |" in lines
+    assert "| unknown | at least 1 times | not measured |" in lines
+
+
+def test_figures_table() -> None:
+    """A cell is the median and the quartiles; one without a figure is empty."""
+    lines = report.tables({"kernel": KERNEL}).splitlines()
+    assert lines[lines.index("### Cost, us") :][2:6] == [
+        "|  | model | Linux |",
+        "| --- | --- | --- |",
+        "| a\\|b | 2 (1.5 to 2.5) |  |",
+        "| <none> |  | 12,346 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (0.012345, "0.0123"),
+        (99.96, "100"),
+        (1234.5, "1,234"),
+        (1e6, "1,000,000"),
+    ],
+)
+def test_number(value: float, text: str) -> None:
+    """Numbers have three digits that count, and no fewer before the point than they are long."""
+    assert report.number(value) == text
+
+
+def test_plots() -> None:
+    """The plot is well-formed, has each line and each name once, and both of its axes."""
+    root = ET.fromstring(report.svg(KERNEL["plots"] * 2))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("ours") == texts.count('the "seed"') == 1
+    assert texts.count("Loss & more") == texts.count("SYNs a second") == 2
+    assert {"1,000", "1,000,000", "100"} <= set(texts)
+    lines = [path for path in root.iter() if path.get("class") == "line"]
+    assert len(lines) == 4
+    assert "prefers-color-scheme: dark" in report.svg(KERNEL["plots"])
+
+
+def test_what_was_not_measured() -> None:
+    """What could not be measured is listed with the reason, and a plot without points is none."""
+    empty = {"title": "Nothing", "x": "x", "y": "y", "lines": {"ours": []}}
+    half = KERNEL | {"plots": [empty], "not_measured": {"tcpsynbl": "bcc is not in the guest"}}
+    assert "- tcpsynbl: bcc is not in the guest" in report.tables({"kernel": half}).splitlines()
+    assert report.plots({"kernel": half}) == []
+
+
+def test_failed_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half that fails does not take along what the other one has measured."""
+
+    def fail() -> None:
+        raise OSError("no guest")
+
+    modules = {"bench.kernel": SimpleNamespace(measure=fail)}
+    modules["bench.user"] = SimpleNamespace(measure=lambda: KERNEL)
+    monkeypatch.setattr(run.importlib.util, "find_spec", modules.get)
+    monkeypatch.setattr(run.importlib, "import_module", modules.__getitem__)
+    (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
+    assert run.main(["kernel", "user"], tmp_path) == 1
+    assert "no guest" in capsys.readouterr().err
+    assert set(json.loads((tmp_path / "performance.json").read_text())) == {"user"}
+    assert (tmp_path / "performance.svg").exists()
+
+
+def test_missing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half that is not there is said, and what was measured of it before stays."""
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda _name: None)
+    (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
+    (tmp_path / "performance.json").write_text(json.dumps({"kernel": KERNEL}))
+    assert run.main(["kernel"], tmp_path) == 1
+    assert "bench/kernel.py is not there" in capsys.readouterr().err
+    assert json.loads((tmp_path / "performance.json").read_text()) == {"kernel": KERNEL}
+    assert "| good |" in (tmp_path / "performance.md").read_text()

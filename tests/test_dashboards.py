@@ -1,0 +1,360 @@
+"""The dashboards in config/grafana: Grafana's schema, and every query of theirs in Prometheus."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lab.exporter import Exporter
+from lab.prometheus import Prometheus, hasten
+from lab.waiting import until
+
+import grafana_schema
+import host_tools
+from dtrace_exporter.rows import Outcome, What
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "config/grafana"
+RULES = ROOT / "config/prometheus"
+_spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
+assert _spec is not None
+assert _spec.loader is not None
+generate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(generate)
+
+DASHBOARDS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")
+}
+NAMES = sorted(DASHBOARDS)
+BUILT_IN = {"__rate_interval", "__range", "__url_time_range", "__data"}
+
+
+def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a dashboard's panels that ask for something."""
+    return [panel for panel in board["panels"] if panel.get("targets")]
+
+
+def variables(board: dict[str, Any]) -> list[str]:
+    """Return the names of a dashboard's variables."""
+    return [variable["name"] for variable in board["templating"]["list"]]
+
+
+def test_generated() -> None:
+    """The files are what generate.py writes, and there is no other."""
+    assert {f"{name}.json" for name in NAMES} == {*generate.DASHBOARDS}
+    for name in generate.DASHBOARDS:
+        assert (FOLDER / name).read_text(encoding="utf-8") == generate.render(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schema(name: str) -> None:
+    """A dashboard has nothing that Grafana's schema does not have, and lacks nothing."""
+    found = grafana_schema.faults(DASHBOARDS[name], grafana_schema.dashboard.Dashboard)
+    assert list(found) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["panels", 0, "options", "graphMode"], "lines"),
+        (["panels", 0, "options", "colour"], "red"),
+        (["panels", 0, "type"], "graph"),
+        (["panels", 0, "gridPos", "w"], "12"),
+        (["panels", 0, "targets", 0, "expression"], "up"),
+        (["panels", 0, "fieldConfig", "defaults", "thresholds", "mode"], "relative"),
+        (["templating", "list", 1, "sort"], 17),
+        (["refreshes"], "10s"),
+        (["title"], 3),
+        (["panels", 7, "fieldConfig", "overrides", 0, "properties", 0, "id"], "units"),
+    ],
+)
+def test_schema_catches(path: list[Any], value: Any) -> None:
+    """The check by the schema finds each kind of mistake."""
+    board = copy.deepcopy(DASHBOARDS["fleet"])
+    place: Any = board
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert list(grafana_schema.faults(board, grafana_schema.dashboard.Dashboard))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layout(name: str) -> None:
+    """Panels have numbers of their own, lie within the grid and on top of no other."""
+    board = DASHBOARDS[name]
+    numbers = [panel["id"] for panel in board["panels"]]
+    assert len(numbers) == len({*numbers})
+    cells: Counter[tuple[int, int]] = Counter()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] >= 0
+        assert at["x"] + at["w"] <= 24
+        cells.update(
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        )
+    assert {*cells.values()} == {1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_panels(name: str) -> None:
+    """Panels have titles, units that Grafana knows, and queries to the data source chosen."""
+    board = DASHBOARDS[name]
+    for panel in panels(board):
+        title = panel["title"]
+        assert title
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(refs) == len({*refs}), title
+        for part in (panel, *panel["targets"]):
+            assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, title
+        fields = panel["fieldConfig"]
+        properties = [each for one in fields["overrides"] for each in one["properties"]]
+        units = [each["value"] for each in properties if each["id"] == "unit"]
+        assert {fields["defaults"]["unit"], *units} <= grafana_schema.UNITS, title
+        for transformation in panel.get("transformations", []):
+            for ref in re.findall(r"Value #([A-Z])", json.dumps(transformation)):
+                assert ref in refs, title
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variables(name: str) -> None:
+    """Every variable that is used is there, comes before its use by another, and is used."""
+    board = DASHBOARDS[name]
+    names = variables(board)
+    asked = json.dumps([board["panels"], board["annotations"]])
+    used = set(re.findall(r"\$\{?(\w+)", asked)) - BUILT_IN
+    assert used <= {*names}
+    for number, variable in enumerate(board["templating"]["list"]):
+        inside = set(re.findall(r"\$(\w+)", json.dumps(variable["query"])))
+        assert inside <= {*names[:number]}
+        used |= inside
+    assert used == {*names}
+
+
+def test_links() -> None:
+    """The dashboards lead to each other, with variables that the other has."""
+    by_uid = {board["uid"]: board for board in DASHBOARDS.values()}
+    targets = set()
+    for name, board in DASHBOARDS.items():
+        for url in re.findall(r"\"(/d/[^\"]*)\"", json.dumps(board)):
+            path, _, query = url.partition("?")
+            target = by_uid[path.removeprefix("/d/")]
+            targets.add((name, target["uid"]))
+            given = re.findall(r"var-(\w+)=", query) + re.findall(r"\$\{(\w+):queryparam", query)
+            assert {*given} <= {*variables(target)}
+        assert all(link["includeVars"] and link["keepTime"] for link in board["links"])
+    fleet, listener = DASHBOARDS["fleet"]["uid"], DASHBOARDS["listener"]["uid"]
+    assert targets == {("fleet", listener), ("listener", fleet)}
+
+
+# Real data: the service, with two fake dtrace(1) whose counts grow.
+
+PORT = 443
+STEPS = 400
+HALF_OPEN, WAITING, QMAX, Q0MAX = 90, 120, 120, 1024
+_TAIL = (WAITING | HALF_OPEN << 17) | 1 << 34
+
+
+def _row(place: str, port: int, q0max: int, what: int, count: int, total: int = 0) -> str:
+    return f"row 0 {port:x}{place} {place} {port} 0 0 {QMAX} {q0max} {what} {count} {total} {_TAIL}"
+
+
+def _rows(step: int, place: str, q0max: int, drops: list[int]) -> list[str]:
+    """Return what one listener has counted at a step: SYNs at every fullness, waits of any time."""
+    kinds = [
+        *((What.SYN + bucket, 3 * step, bucket * 12 * 3 * step) for bucket in range(11)),
+        *((what, 2 * step, 0) for what in drops),
+        (What.ESTABLISHED, 30 * step, 0),
+        *((What.ACCEPT + bucket, step, step * 4 ** (bucket + 5)) for bucket in range(14)),
+    ]
+    return [
+        _row(place, port, q0max, what, count, total)
+        for port in (22, PORT)
+        for what, count, total in kinds
+    ]
+
+
+def _script(place: str, q0max: int, drops: list[int], *before: dict[str, Any]) -> list[Any]:
+    """Return the steps of a fake dtrace(1) that loses something at each step, too."""
+    steps: list[Any] = [*before]
+    for step in range(1, STEPS + 1):
+        steps += [
+            {"rows": _rows(step, place, q0max, drops)},
+            {"stderr": f"dtrace: {step} aggregation drops on CPU 0"},
+            {"tick": 4},
+        ]
+    return [*steps, {"tick": True}]
+
+
+@pytest.fixture(scope="module")
+def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]], list[str]]:
+    """Return a function that makes the command of a fake dtrace(1) from its steps."""
+    folder = tmp_path_factory.mktemp("dtrace")
+
+    def command(steps: list[Any]) -> list[str]:
+        file = folder / f"{len(list(folder.iterdir()))}.json"
+        file.write_text(json.dumps(steps), encoding="utf-8")
+        fake = Path(__file__).with_name("fake_dtrace.py")
+        return ["/usr/bin/env", f"FAKE_DTRACE={file}", sys.executable, "-I", "-S", str(fake)]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter]:
+    """Run the service on a Linux with a container, and on a Solaris host that it watches."""
+    at_syn = [16 * Outcome.Q_FULL + 11, 16 * Outcome.Q0_FULL, 16 * Outcome.OTHER]
+    linux = _script("4026532999", 0, [*at_syn, What.ACK_Q_FULL], {"ready": "4026531840"})
+    at_solaris = [What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED]
+    solaris = _script("3", Q0MAX, at_solaris, {"ready": "0"}, {"print": "place 3 db"})
+    listeners = [{"port": PORT, "name": "web"}, {"port": 22, "name": "ssh"}]
+    common = {"interval": "250ms"}
+    config = {
+        "source": "dtrace",
+        "dtrace": {"command": make_dtrace(linux), "program": "linux", **common},
+        "listeners": listeners,
+        "hosts": [
+            {
+                "name": "sol11",
+                "dtrace": {"command": make_dtrace(solaris), "program": "illumos", **common},
+                "listeners": listeners,
+            }
+        ],
+    }
+    with Exporter(config) as made:
+        made.wait_ready()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def prometheus(exporter: Exporter) -> Iterator[Prometheus]:
+    """Run Prometheus with the shipped rules, quickly, until alerts fire and rates are there."""
+    command = host_tools.require("prometheus", "prometheus")
+    config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (scrape,) = config["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [f"127.0.0.1:{exporter.port}"]}]
+    files = {
+        name: hasten((RULES / name).read_text(encoding="utf-8"), 120)
+        for name in config["rule_files"]
+    }
+    with ExitStack() as stack:
+        made = Prometheus(config, command, files)
+        stack.callback(made.stop)
+        for name in ("TcpListenQueueNearLimit", "DTraceDataLost"):
+            query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+            until(lambda query=query: made.query(query), f"{name} fires", 120)
+        yield made
+
+
+CHOSEN = {
+    "linux": {
+        "port": str(PORT),
+        "address": r"\\*",
+        "netns": "4026532999",
+        "host": "",
+        "zone": "",
+    },
+    "solaris": {"port": "22", "zone": "db", "host": "sol11", "netns": ""},
+    "all": {},
+}
+"""What somebody may have chosen; every variable else is at All."""
+
+
+def filled_in(text: str, chosen: dict[str, str]) -> str:
+    """Return a query as Grafana would send it."""
+    text = text.replace("$__rate_interval", "8s").replace("$__range", "1m")
+    return re.sub(r"\$(\w+)", lambda found: chosen.get(found[1], ".*"), text)
+
+
+def values(prometheus: Prometheus, query: str, *, instant: bool) -> list[float]:
+    """Return the numbers that a query gives."""
+    if instant:
+        return [float(series["value"][1]) for series in prometheus.query(query)]
+    now = time.time()
+    series = prometheus.query_range(query, now - 4, now, 1)
+    return [value for _, samples in series for _, value in samples]
+
+
+def cases() -> Iterator[Any]:
+    """Yield every query of every panel with every choice that is possible for its dashboard."""
+    for name in NAMES:
+        for panel in panels(DASHBOARDS[name]):
+            for target in panel["targets"]:
+                for choice in ("all",) if name == "fleet" else ("linux", "solaris"):
+                    words = (name, panel["title"], target["refId"], choice)
+                    yield pytest.param(target, CHOSEN[choice], id="-".join(words))
+
+
+@pytest.mark.parametrize(("target", "chosen"), [*cases()])
+def test_query(prometheus: Prometheus, target: dict[str, Any], chosen: dict[str, str]) -> None:
+    """A query gives numbers, and not only zeroes where things do happen."""
+    query = filled_in(target["expr"], chosen)
+
+    def numbers() -> list[float]:
+        found = values(prometheus, query, instant=target["instant"])
+        return [value for value in found if not math.isnan(value)]
+
+    found = until(numbers, f"{query} gives a number", 30)
+    still = re.search(r"session_up|probe_errors|bad_rows|restarts", query)
+    assert any(found) or still, query
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        (name, variable)
+        for name in NAMES
+        for variable in DASHBOARDS[name]["templating"]["list"]
+        if variable["type"] == "query"
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["name"],
+)
+def test_variable(prometheus: Prometheus, name: str, variable: dict[str, Any]) -> None:
+    """A variable offers the values that are there."""
+    assert name in NAMES
+    (found,) = re.findall(r"^label_values\((.*), (\w+)\)$", variable["definition"])
+    assert variable["query"]["query"] == variable["definition"]
+    selector, label = filled_in(found[0], {}), found[1]
+    offered = prometheus.ask(f"label/{label}/values", [("match[]", selector)])
+    expected = {
+        "host": ["sol11"],
+        "zone": ["db"],
+        "netns": ["4026532999"],
+        "port": ["22", "443"],
+        "address": ["*"],
+        "job": ["dtrace"],
+    }
+    assert offered == expected.get(label, offered)
+    assert offered
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_annotations(prometheus: Prometheus, name: str) -> None:
+    """The annotations' query finds the alerts that fire."""
+    (annotation,) = DASHBOARDS[name]["annotations"]["list"]
+    assert prometheus.query(filled_in(annotation["expr"], {}))
+
+
+METRICS_PAGE = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "query", re.findall(r"^```promql\n(.*?)^```", METRICS_PAGE, re.DOTALL | re.MULTILINE)
+)
+def test_documented_queries(prometheus: Prometheus, query: str) -> None:
+    """The queries of docs/metrics.md give numbers."""
+    assert [value for value in values(prometheus, query, instant=True) if value > 0]

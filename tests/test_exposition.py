@@ -1,0 +1,230 @@
+"""The text of a scrape, against what prometheus_client makes of the same state without memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from dtrace_exporter import exposition
+from dtrace_exporter.collector import Collector
+from dtrace_exporter.exposition import Exposition, Texts
+from dtrace_exporter.listeners import Exports, Listener, Queues, SessionId
+from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.state import SessionStatus, Source, State
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+ACCEPTS = (
+    "",
+    "text/plain; version=1.0.0; escaping=allow-utf-8",
+    OPENMETRICS,
+    f"{OPENMETRICS}; escaping=allow-utf-8",
+)
+LOCAL = SessionId("", "all")
+FAR = SessionId("far", "port-22")
+NOTHING = CollectorRegistry()
+
+texts = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(
+    ["%s", "%", "\\n", '"', "\n", "\r", "\u2028", "0.0", " 0.0", "{}", "# EOF"]
+)
+numbers = st.integers(0, 2**70)
+sizes = st.none() | st.integers(0, 2**32)
+sessions = st.sampled_from([LOCAL, FAR])
+events = st.sampled_from([*(outcome * 16 + 11 for outcome in Outcome), *What])
+
+
+def uncached(state: State, accept: str) -> bytes:
+    """What prometheus_client makes of a collector that has seen no scrape before."""
+    registry = CollectorRegistry()
+    registry.register(Collector(state))
+    return choose_encoder(accept)[0](registry)
+
+
+class Scrapes(RuleBasedStateMachine):
+    """Two hosts; anything may happen to their listeners and sessions between two scrapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State()
+        self.collector = Collector(self.state)
+        self.texts = Texts()
+        for session in (LOCAL, FAR):
+            self.state.table.watch(session, {22: "ssh", 80: "web"})
+            self.state.sessions[session] = SessionStatus()
+
+    def listener(self, session: SessionId, address: str) -> Listener:
+        return self.state.table.listener(session, "", address, 22)
+
+    @rule(session=sessions, address=texts, what=events, count=numbers, total=numbers)
+    def count(self, session: SessionId, address: str, what: int, count: int, total: int) -> None:
+        self.listener(session, address).count(what, 4, count, total)
+
+    @rule(session=sessions, address=texts, q0=sizes, q=sizes, q0_limit=sizes, q_limit=sizes)
+    def observe(self, session: SessionId, address: str, **lengths: int | None) -> None:
+        self.listener(session, address).sockets[1] = Queues(**lengths)
+
+    @rule(session=sessions)
+    def close(self, session: SessionId) -> None:
+        self.state.table.clear_queues(session)
+
+    @rule(session=sessions, ports=st.dictionaries(st.integers(22, 24), texts) | st.none())
+    def reload(self, session: SessionId, ports: dict[int, str] | None) -> None:
+        self.state.table.watch(session, ports)
+
+    @rule(
+        session=sessions,
+        exports=st.builds(
+            Exports,
+            place_label=st.sampled_from(["zone", "netns"]),
+            reasons=st.lists(st.sampled_from(["q_full", "q0_full", "other"]), unique=True).map(
+                tuple
+            ),
+        ),
+    )
+    def start(self, session: SessionId, exports: Exports) -> None:
+        self.state.table.watch(session, self.state.table.ports(session), exports)
+
+    @rule(
+        session=sessions, restarts=numbers, last=st.floats(0.5, 1e10), name=texts, up=st.booleans()
+    )
+    def session(self, session: SessionId, restarts: int, last: float, name: str, up: bool) -> None:
+        status = self.state.sessions[session]
+        status.restarts, status.last_record, status.up = restarts, last, up
+        status.features = {name: up}
+        self.state.source = Source(name)
+
+    @rule(session=sessions, address=texts, odd=st.sampled_from(["x", 10**400]))
+    def spoil(self, session: SessionId, address: str, odd: Any) -> None:
+        self.listener(session, address).sockets[1] = Queues(None, None, odd, None)
+
+    @invariant()
+    def same(self) -> None:
+        for accept in ACCEPTS:
+            encode, _ = choose_encoder(accept)
+            shown = self.texts.render(self.collector.read(), NOTHING, encode)
+            assert b"".join(shown) == uncached(self.state, accept)
+
+
+TestScrapes = Scrapes.TestCase
+TestScrapes.settings = settings(deadline=None, max_examples=15, stateful_step_count=20)
+
+
+def busy() -> State:
+    """Port 22 with something in every family."""
+    state = State(source=Source("dtrace", "linux", "2.0.7"))
+    state.table.watch(LOCAL, {22: "ssh"}, Exports(reasons=("q_full",)))
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    ssh.count(What.ESTABLISHED, 4, 3, 0)
+    ssh.sockets[1] = Queues(7, 3, None, 4)
+    state.sessions[LOCAL] = SessionStatus(last_record=1.5)
+    return state
+
+
+def lines(body: bytes) -> list[bytes]:
+    """The lines that tell of listeners and sessions, not of this process."""
+    return [line for line in body.splitlines() if b"dtrace_" in line]
+
+
+@pytest.mark.parametrize("escaping", ["underscores", "allow-utf-8", "dots", "values"])
+def test_every_escaping(escaping: str) -> None:
+    """Each answer is what prometheus_client gives for the same header, asked for twice."""
+    accept = f"{OPENMETRICS}; escaping={escaping}"
+    state = busy()
+    content_type = choose_encoder(accept)[1]
+
+    async def scrape() -> None:
+        answers = Exposition(state)
+        for _ in range(2):
+            kind, pieces = await answers.answer(accept)
+            body = b"".join(pieces)
+            assert kind == content_type
+            assert lines(body) == lines(uncached(state, accept))
+            assert body.endswith(b"# EOF\n")
+            assert body.count(b"# EOF\n") == 1
+
+    asyncio.run(scrape())
+
+
+def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 scrapes at once all but the first share an answer, and none is older than it asked."""
+    state = busy()
+    made = []
+    began, go_on = threading.Event(), threading.Event()
+    plain = exposition._body
+
+    def slowly(*args: Any) -> list[bytes]:
+        made.append(args)
+        began.set()
+        assert go_on.wait(30)
+        return plain(*args)
+
+    monkeypatch.setattr(exposition, "_body", slowly)
+
+    async def crowd() -> list[bytes]:
+        answers = Exposition(state)
+        first = asyncio.create_task(answers.answer("", compress=True))
+        assert await asyncio.to_thread(began.wait, 30)
+        state.table.listener(LOCAL, "", "*", 22).count(What.ESTABLISHED, 4, 1, 0)
+        others = [asyncio.create_task(answers.answer("", compress=True)) for _ in range(199)]
+        await asyncio.sleep(0)
+        go_on.set()
+        return [gzip.decompress(b"".join(body)) for _, body in await asyncio.gather(first, *others)]
+
+    first, *others = asyncio.run(crowd())
+    assert len(made) == 2
+    assert b'_established_total{address="*",listener="ssh",netns="",port="22"} 3.0' in first
+    assert all(
+        b'established_total{address="*",listener="ssh",netns="",port="22"} 4.0' in other
+        for other in others
+    )
+
+
+def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape that failed does not fail the next one."""
+    answers = []
+
+    def fail(*_args: Any) -> bytes:
+        raise OSError("no")
+
+    async def both() -> None:
+        scrapes = Exposition(busy())
+        with monkeypatch.context() as broken:
+            broken.setattr(exposition, "_body", fail)
+            with pytest.raises(OSError, match="no"):
+                await scrapes.answer("")
+        answers.append(await scrapes.answer(""))
+
+    asyncio.run(both())
+    assert b"dtrace_session_up" in b"".join(answers[0][1])
+
+
+def test_forgets_what_is_gone() -> None:
+    """Neither the collector nor the text remembers a listener that the table has forgotten."""
+    state = busy()
+    collector, text = Collector(state), Texts()
+    encode, _ = choose_encoder("")
+    list(text.render(collector.read(), NOTHING, encode))
+    known = len(text._known)
+    state.table.unwatch(LOCAL)
+    list(text.render(collector.read(), NOTHING, encode))
+    assert collector._known == {}
+    assert len(text._known) == known - 1
+
+
+@given(st.lists(st.binary(max_size=9)))
+def test_chunks(pieces: list[bytes]) -> None:
+    """Joining changes no byte, and leaves no more chunks than their size asks for."""
+    whole = b"".join(pieces)
+    with pytest.MonkeyPatch.context() as smaller:
+        smaller.setattr(exposition, "_CHUNK", 8)
+        found = list(exposition.chunks(pieces))
+    assert b"".join(found) == whole
+    assert all(len(chunk) >= 8 for chunk in found[:-1])

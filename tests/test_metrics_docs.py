@@ -1,0 +1,211 @@
+"""docs/metrics.md, docs/prometheus.md and docs/runbooks.md say what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dtrace_exporter import check, program, sock_diag
+from dtrace_exporter.collector import Collector
+from dtrace_exporter.listeners import Exports, Queues, SessionId
+from dtrace_exporter.rows import SYN_BUCKETS, WAIT_BUCKETS
+from dtrace_exporter.state import LOST_KINDS, SessionStatus, State
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+MINE = ("metrics.md", "prometheus.md", "runbooks.md")
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Return the rows of every table of a page, without its rule, cells without back quotes."""
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [
+        [
+            [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in line.strip("|").split("|")]
+            for line in table.splitlines()
+            if not line.startswith("|---")
+        ]
+        for table in found
+    ]
+
+
+def column(head: str, column_: str = "") -> dict[str, str]:
+    """Return the first column of all tables with that head, and another column beside it."""
+    result: dict[str, str] = {}
+    for first, *rest in tables(PAGE):
+        if first[0] == head and (not column_ or column_ in first):
+            at = first.index(column_) if column_ else 0
+            for row in rest:
+                assert row[0] not in result or not column_, f"{row[0]} twice"
+                result[row[0]] = row[at]
+    return result
+
+
+def exported(place_label: str, host: str) -> list[Any]:
+    """Return the families of a state that has everything."""
+    state = State()
+    session = SessionId(host, "all")
+    features = dict.fromkeys(check.FEATURES, True)
+    reasons = ("q_full", "q0_full", "q0_evicted", "q_full_ack", "other")
+    exports = Exports(place_label=place_label, reasons=reasons)
+    state.table.watch(session, None, exports)
+    state.table.listener(session, "place", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
+    state.sessions[session] = SessionStatus(up=True, last_record=1.0, features=features)
+    state.last_reload_success = 1.0
+    return [*Collector(state).collect()]
+
+
+def name_of(family: Any) -> str:
+    """Return a family's name as queries have it, a histogram's without its parts."""
+    return family.name + ("_total" if family.type == "counter" else "")
+
+
+def test_metrics() -> None:
+    """Every metric is there with its type, and no other."""
+    known = {name_of(family): family.type for family in Collector(State()).describe()}
+    assert column("metric", "type") == known
+    assert {*column("metric", "needs")} == {name for name in known if "_tcp_listen_" in name}
+    assert {name_of(family) for family in exported("zone", "h")} == {*known}
+
+
+def test_labels() -> None:
+    """Every label is explained, with the metrics that have it."""
+    labels: dict[str, set[str]] = {}
+    for place_label in ("netns", "zone"):
+        for family in exported(place_label, "far"):
+            for sample in family.samples:
+                labels.setdefault(name_of(family), set()).update(sample.labels)
+    common = {*column("label")}
+    assert common == {"port", "address", "listener", "netns", "zone", "host"}
+    meanings = column("metric", "meaning")
+    for name, have in labels.items():
+        if "_tcp_listen_" in name:
+            own = have - common - {"le"}
+            assert common <= have
+        elif "_session_" in name:
+            assert "The label `session`" in PAGE
+            own = have - {"session", "host"}
+        else:
+            own = have
+        named = set(re.findall(r"`(\w+)`", meanings[name])) - {"dtrace", "sock_diag"}
+        assert named == own, name
+
+
+def test_reasons() -> None:
+    """The reasons of drops are those that the programs and sock_diag can tell."""
+    for head, names in (("Linux", ["linux"]), ("Solaris, illumos", ["illumos", "solaris10"])):
+        said = {reason for reason, cell in column("reason", head).items() if cell == "yes"}
+        for name in names:
+            one = program.load(name)
+            parts = dict.fromkeys(one.parts, True)
+            assert {*program.exports(one, parts).reasons} == said
+    said = {reason for reason, cell in column("reason", "sock_diag").items() if cell == "yes"}
+    assert said == {*sock_diag.EXPORTS.reasons}
+
+
+@pytest.mark.parametrize("name", ["linux", "illumos", "solaris10"])
+def test_features(name: str) -> None:
+    """The optional parts of each program are in its column, in the words of the check command."""
+    said = {part for part, cell in column("feature", name).items() if cell == "yes"}
+    assert said == {*program.load(name).parts}
+    assert column("feature", "what it is for") == check.FEATURES
+
+
+def test_needs() -> None:
+    """Without a part that a metric needs the metric is not there, and all others are."""
+    one = program.load("linux")
+    every = dict.fromkeys(one.parts, True)
+    named = column("metric", "needs")
+    for part in ("established", "accepts", "accept_wait"):
+        missing = {name for name, cell in named.items() if re.search(rf"\b{part}\b", cell)}
+        state = State()
+        session = SessionId("", "port-80")
+        state.table.watch(session, {80: ""}, program.exports(one, {**every, part: False}))
+        state.table.listener(session, "", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
+        have = {name_of(family) for family in Collector(state).collect()}
+        assert {name for name in named if name not in have} == missing
+
+
+def test_sock_diag() -> None:
+    """What sock_diag fills is what the table says."""
+    state = State()
+    session = SessionId("", "all")
+    state.table.watch(session, None, sock_diag.EXPORTS)
+    state.table.listener(session, "", "*", 80).sockets[1] = Queues(None, 1, None, 8)
+    have = {name_of(family) for family in Collector(state).collect()}
+    said = {name for name, cell in column("metric", "sock_diag").items() if cell == "yes"}
+    assert {name for name in have if "_tcp_listen_" in name} == said
+
+
+def test_kinds_and_bounds() -> None:
+    """The kinds of loss and the bounds of the histograms are those of the code."""
+    assert {*column("kind")} == {*LOST_KINDS}
+    assert SYN_BUCKETS == 12
+    assert "bounds 0, 0.1, 0.2, ... 1." in PAGE
+    assert WAIT_BUCKETS == 14
+    bounds = [4**n / 1e9 for n in range(5, 18)]
+    assert f"{bounds[0] * 1e6:g} us, {bounds[1] * 1e6:g} us, ..." in PAGE
+    assert f"{bounds[-3]:.3g} s, {bounds[-2]:.3g} s, {bounds[-1]:.3g} s" in PAGE
+
+
+def test_alerts() -> None:
+    """The table of alerts has each of them, in their order."""
+    text = (ROOT / "config/prometheus/dtrace_exporter.alerts.yml").read_text(encoding="utf-8")
+    names = [rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    (rows,) = (
+        table[1:]
+        for table in tables((DOCS / "prometheus.md").read_text(encoding="utf-8"))
+        if table[0][0] == "alert"
+    )
+    assert [row[0] for row in rows] == names
+
+
+def test_recorded() -> None:
+    """The table of recorded series has each of them."""
+    text = (ROOT / "config/prometheus/dtrace_exporter.rules.yml").read_text(encoding="utf-8")
+    groups = yaml.safe_load(text)["groups"]
+    assert [*column("series")] == [rule["record"] for group in groups for rule in group["rules"]]
+
+
+def test_provisioning() -> None:
+    """The example for Grafana is one of a file that tells where dashboards lie."""
+    page = (DOCS / "prometheus.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    given = yaml.safe_load(example)
+    assert given["apiVersion"] == 1
+    (provider,) = given["providers"]
+    assert provider["type"] == "file"
+    assert Path(provider["options"]["path"]).is_absolute()
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and GitLab make them."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_links(name: str) -> None:
+    """Every relative link leads to a file, and to a heading that it has."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
+    assert links
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (DOCS / file).resolve() if file else DOCS / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_files(name: str) -> None:
+    """Every file of the project that is named is there."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:config|docs|src)/[\w./*-]*\w)", text)
+    assert [path for path in named if not [*ROOT.glob(path)]] == []
