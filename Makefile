@@ -6,7 +6,7 @@ ARGS ?=
 
 FUZZ_SECONDS ?= 180
 
-.PHONY: run test unit kernel bench fuzz lint format clean
+.PHONY: run test unit kernel soak bench fuzz lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -20,6 +20,10 @@ unit: $(VENV)/installed-dev
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
+
+# An hour of traffic, reloads, kills and scrapes in a virtual machine; make test has a short one.
+soak: $(VENV)/installed-dev
+	SOAK_SECONDS=3600 $(BIN)/python -m pytest tests/kernel -k soak $(ARGS)
 
 # What it all costs, into docs/performance.*: the kernel's half in virtual machines.
 bench: $(VENV)/installed-dev

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # How long an example takes says more about the machine's other work than about this package.
 settings.register_profile("dtrace-exporter", deadline=None)
 settings.load_profile("dtrace-exporter")
+
+
+@pytest.fixture(autouse=True)
+def _signal_mask() -> Iterator[None]:
+    """Give the signal mask back as it was: a service that fails to start holds SIGHUP back."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
 
 FAKE_DTRACE = Path(__file__).with_name("fake_dtrace.py")
 

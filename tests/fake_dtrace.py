@@ -16,6 +16,9 @@ ready, then ticks.
     {"wait": PATH}              until the file exists
     {"save": PATH}              write {"argv": [...], "program": TEXT, "pid": N} there
     {"exit": CODE}              end at once
+    {"become": SCRIPT}          be a shell that runs a script from here on
+    {"forever": LINE}           a line on standard output, again and again, without a pause;
+                                {now} in it is the time as heartbeats have it
     {"ignore": SIGNAL}          "SIGINT" or "SIGTERM", from the start
     {"refuse": PROBE}           as Linux 6.1 does when the program has that probe; not with -e
     {"functions": [["ip", "tcp_input_listener"]]}
@@ -167,6 +170,15 @@ class _Consumer:
     def _do_wait(self, path: str) -> None:
         while not Path(path).exists():
             self._pause(0.01)
+
+    def _do_become(self, script: str) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        os.execv("/bin/sh", ["sh", "-c", script])
+
+    def _do_forever(self, line: str) -> None:
+        while True:
+            _out(line.format(now=time.monotonic_ns()))
+            self._pause(0)
 
     def _do_exit(self, code: int) -> None:
         sys.exit(code)

@@ -1,7 +1,7 @@
 """Stands in for what an SMF method meets on its host: svcprop(1), pkill(1) and process contracts.
 
-A process is in the contract whose number its environment holds as FAKE_CONTRACT: children inherit
-it, and nothing that a method does takes it away. FAKE_SMF names a JSON file with the properties:
+A process is in the contract whose number its environment holds as LOGNAME: every child inherits it,
+and nothing that a method does takes it away. FAKE_SMF names a JSON file with the properties:
 {"GROUP/NAME": [TYPE, [VALUE, ...]]}. Its first argument says which command it is.
 """
 
@@ -23,7 +23,7 @@ _SPECIAL = ";&()|^<>\n \t\\\"'`"
 def members(contract: int) -> list[int]:
     """Return the processes of a contract, the oldest first."""
     found = []
-    token = f"FAKE_CONTRACT={contract}".encode()
+    token = f"LOGNAME={contract}".encode()
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             with contextlib.suppress(OSError):

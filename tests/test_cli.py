@@ -91,11 +91,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(*arguments: str | Path) -> Iterator[Exporter]:
+def serving(*arguments: str | Path, stderr: int = subprocess.PIPE) -> Iterator[Exporter]:
     """Run the service, and end it however the test goes."""
     port = free_port()
     flags = [f"--web.listen-address=127.0.0.1:{port}", *map(str, arguments)]
-    with subprocess.Popen([*EXPORTER, *flags], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*EXPORTER, *flags], stderr=stderr, text=True) as process:
         try:
             yield Exporter(process, port)
         finally:

@@ -343,7 +343,7 @@ class Host:
         self.contracts.append(random.getrandbits(62))
         (self._root / "properties.json").write_text(json.dumps(self.properties), encoding="utf-8")
         variables = {
-            "FAKE_CONTRACT": str(self.contracts[-1]),
+            "LOGNAME": str(self.contracts[-1]),
             "FAKE_SMF": str(self._root / "properties.json"),
             "PATH": f"{self._bin}:/usr/sbin:/usr/bin",
             "SMF_FMRI": FMRI,

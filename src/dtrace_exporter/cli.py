@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, program, server, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, notify, program, server, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Service
 from dtrace_exporter.web_config import Live
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.systemd_socket and args.listen:
         parser.error("--web.systemd-socket and --web.listen-address exclude each other")
+    if args.run is _serve:
+        # It would end us until somebody handles it; held back it is a reload when we have started.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
@@ -172,17 +175,22 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
         # Why a reload failed has been logged, and nobody waits for this one.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    loop.add_signal_handler(signal.SIGHUP, hangup)
     following = loop.create_task(args.web.follow(serving.close_idle_connections))
     starting = loop.create_task(service.start())
+    telling = loop.create_task(notify.keep_telling(service.summary))
+    loop.add_signal_handler(signal.SIGHUP, hangup)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     stopping = loop.create_task(stop.wait())
     try:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
             _say_ready()
+            notify.tell("READY=1")
         await stopping
     finally:
+        notify.tell("STOPPING=1")
+        telling.cancel()
         serving.stop()
         following.cancel()
         starting.cancel()

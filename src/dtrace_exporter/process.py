@@ -1,32 +1,61 @@
-"""Child processes of which nothing is left when one is done with them."""
+"""Child processes: started in a known environment, and nothing left when one is done with them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import AsyncIterator, Sequence
 
 _LIMIT = 1 << 16
 
+ENVIRONMENT = ("HOME", "KRB5CCNAME", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TZ", "USER")
+"""The variables that a child gets from ours, and LC_ALL=C besides: what dtrace(1), ssh and sudo
+need to find their files and keys, and to print dates. Those of a service manager, and what changes
+how a program is loaded, are not among them."""
+
+
+def resolve(command: str) -> str:
+    """Return the absolute path of a command.
+
+    A name without a slash is looked for in PATH, in the absolute directories of it only: whose
+    directory is the current one must not decide what root runs.
+
+    Raises:
+        FileNotFoundError: it is in none of them; the text says which they are.
+    """
+    if os.sep in command:
+        return os.path.abspath(command)  # noqa: PTH100
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = [directory for directory in path if os.path.isabs(directory)]  # noqa: PTH117
+    # Without a directory it would look in the current one.
+    found = shutil.which(command, path=os.pathsep.join(path)) if path else None
+    if found is None:
+        where = f"not in any of {os.pathsep.join(path)} (PATH)"
+        raise FileNotFoundError(errno.ENOENT, where, command)
+    return found
+
 
 @contextlib.asynccontextmanager
 async def child(argv: Sequence[str], stderr: int | None = PIPE) -> AsyncIterator[Process]:
     """Run a command, its input and output piped, for as long as the block lasts.
 
-    It is in a process group of its own, so that a terminal's Ctrl-C does not reach it. When the
-    block is left while it runs, all of the group is killed.
+    It is in a process group of its own, so that a terminal's Ctrl-C does not reach it, and has no
+    other descriptor of ours and no other variable than ENVIRONMENT. When the block is left while
+    it runs, all of the group is killed.
 
     Args:
-        argv: the command; it speaks English.
+        argv: the command, as for resolve(), and its arguments; it speaks English.
         stderr: where its standard error output goes, as for asyncio's create_subprocess_exec().
 
     Raises:
         OSError: it cannot be started.
     """
-    starting = asyncio.create_task(_start(argv, stderr))
+    starting = asyncio.create_task(_start([resolve(argv[0]), *argv[1:]], stderr))
     try:
         process, _ = await asyncio.shield(starting)
         yield process
@@ -47,6 +76,7 @@ async def _start(
     argv: Sequence[str], stderr: int | None
 ) -> tuple[Process, asyncio.SubprocessTransport]:
     loop = asyncio.get_running_loop()
+    known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     transport, protocol = await loop.subprocess_exec(
         lambda: SubprocessStreamProtocol(_LIMIT, loop),
         *argv,
@@ -54,7 +84,7 @@ async def _start(
         stdout=PIPE,
         stderr=stderr,
         start_new_session=True,
-        env={**os.environ, "LC_ALL": "C"},
+        env={**known, "LC_ALL": "C"},
     )
     return Process(transport, protocol, loop), transport
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from dtrace_exporter import dtrace, program, sock_diag
+from dtrace_exporter import dtrace, notify, program, sock_diag
 from dtrace_exporter.config import Config, HostConfig, load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
@@ -65,6 +65,7 @@ class Service:
             program.ProgramError: a D program in it is.
         """
         async with self._one_at_a_time:
+            notify.tell_reloading()
             try:
                 config = load(self._path)
                 await self._apply(config)
@@ -72,8 +73,15 @@ class Service:
                 self.state.last_reload_successful = False
                 _log.error("reload failed", extra=fields(why=str(error)))
                 raise
+            finally:
+                notify.tell("READY=1")
             self._config = config
             _log.info("reloaded", extra=fields(sessions=len(self.sessions)))
+
+    def summary(self) -> str:
+        """Return in a line how it is, as for systemctl(1)."""
+        up = sum(status.up for status in self.state.sessions.values())
+        return f"{up} of {len(self.state.sessions)} sessions up, source {self.state.source.name}"
 
     async def stop(self) -> None:
         """End all sessions."""

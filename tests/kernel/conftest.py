@@ -9,6 +9,8 @@ collect_ignore = ["cases", "lab"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which guests had to be booted again."""
+    """Give the cases' figures, and say which guests had to be booted again."""
+    for note in guest.notes:
+        terminalreporter.write_line(note)
     for death in guest.deaths:
         terminalreporter.write_line(f"booted again after a death: {death}")

@@ -46,7 +46,6 @@ LEFT_OUT = (
     "boot",
     "usr/include",
     "usr/lib/python3.*/test",
-    "usr/lib/systemd",
     "usr/lib/udev",
     "usr/lib/x86_64-linux-gnu/gconv",
     "usr/share/doc",
@@ -57,6 +56,9 @@ LEFT_OUT = (
     "var/cache",
     "var/lib/apt",
 )
+SYSTEMD = "systemd"
+SYSTEMD_FILES = "usr/lib/systemd"
+"""What makes a machine of the base that systemd runs, and is not in the others."""
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
 
@@ -86,6 +88,11 @@ HOST_PACKAGES = {
 
 deaths: list[str] = []
 """Guests that ended before their time, for the summary of a test run."""
+notes: list[str] = []
+"""Figures that cases want to be seen, for the same."""
+
+SOAK_SECONDS = 60
+"""How long the case of a long life lasts, unless the environment says something else."""
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
@@ -116,17 +123,20 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
     Args:
         kernel: a key of KERNELS.
-        extras: keys of EXTRAS that the guest shall have, or MODEL.
+        extras: keys of EXTRAS that the guest shall have, or MODEL or SYSTEMD.
 
     Raises:
         UnavailableError: a command, the archive's address or the network lacks.
     """
     require_host()
-    base = _cached("base", [USERLAND, *PACKAGES, *LEFT_OUT], _build_base)
+    base = _cached("base", [USERLAND, *PACKAGES, *LEFT_OUT, SYSTEMD_FILES], _build_base)
     suite = KERNELS[kernel]
     linux = _cached(f"linux-{kernel}", [suite], partial(_build_linux, suite))
     archives = [base / "base.cpio.zst", linux / "modules.cpio.zst"]
     for extra in extras:
+        if extra == SYSTEMD:
+            archives.append(base / "systemd.cpio.zst")
+            continue
         if extra == MODEL:
             archives.append(_model(suite, _release(linux / "vmlinuz")))
             continue
@@ -147,7 +157,14 @@ def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
     if cases is None:
         return names
     wanted = {MODEL if wants_model(case) else case.partition("::")[0] for case in cases}
-    return [name for name in names if any(case.startswith(name) for case in wanted)]
+    return [name for name in (*names, SYSTEMD) if any(case.startswith(name) for case in wanted)]
+
+
+def machine(case: str) -> str:
+    """Return which machine of a kernel a case needs: MODEL, SYSTEMD or an empty string."""
+    if case.startswith(f"{SYSTEMD}::"):
+        return SYSTEMD
+    return MODEL if wants_model(case) else ""
 
 
 def wants_model(case: str) -> bool:
@@ -192,7 +209,7 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
         shutil.copy(HERE / "init.sh", root / "init")
         (root / "init").chmod(0o755)
         inside = root / "opt/dtrace-exporter"
-        for part in ("src", "config", "pyproject.toml", "tests/kernel"):
+        for part in ("src", "config", "docs", "systemd", "pyproject.toml", "tests/kernel"):
             source, target = TREE / part, inside / part
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -202,6 +219,7 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
             elif source.exists():
                 shutil.copy(source, target)
         (inside / "selection").write_text("".join(f"{line}\n" for line in selection))
+        (inside / "soak").write_text(str(soak_seconds()))
         synload = HERE / "traffic/synload.c"
         subprocess.run(["gcc", "-O2", "-static", "-o", inside / "synload", synload], check=True)
         _archive(root, path.with_suffix(".tree"))
@@ -209,6 +227,11 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
         for archive in (*guest.archives, path.with_suffix(".tree")):
             with archive.open("rb") as part_file:
                 shutil.copyfileobj(part_file, whole)
+
+
+def soak_seconds() -> int:
+    """Return how long the soak shall last; ``make soak`` sets it."""
+    return int(os.environ.get("SOAK_SECONDS", SOAK_SECONDS))
 
 
 def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
@@ -301,7 +324,11 @@ def _build_base(directory: Path) -> None:
         for pattern in LEFT_OUT:
             for path in root.glob(pattern):
                 shutil.rmtree(path)
+        apart = scratch / "systemd" / SYSTEMD_FILES
+        apart.parent.mkdir(parents=True)
+        (root / SYSTEMD_FILES).rename(apart)
         _archive(root, directory / "base.cpio.zst")
+        _archive(scratch / "systemd", directory / "systemd.cpio.zst")
 
 
 def _build_linux(suite: str, directory: Path) -> None:

@@ -1,5 +1,27 @@
 #!/bin/sh
 # First process of a guest: sets the machine up, then runs the cases or a shell.
+tree=/opt/dtrace-exporter
+export PYTHONPATH=$tree/src:$tree/tests/kernel PYTHONUNBUFFERED=1
+cases() {
+    cd $tree/tests/kernel/cases || exit
+    stty -F /dev/ttyS1 raw -echo
+    python3 -m pytest -c /dev/null --rootdir=. -o python_files='*.py' -p no:cacheprovider \
+        -p lab.report --color=no -ra "@$tree/selection" >/dev/console 2>&1
+}
+if [ "$$" != 1 ]; then
+    # systemd runs us, see cases/systemd.py.
+    cases
+    exit
+fi
+if [ -e /usr/lib/systemd/systemd ]; then
+    sh $tree/tests/kernel/systemd.sh
+    # Services get a root of their own, which cannot be turned round the root of all.
+    mkdir /above
+    mount --rbind / /above
+    cd /above || exit
+    mount --move . /
+    exec chroot . /usr/lib/systemd/systemd
+fi
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -19,17 +41,13 @@ ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr
 ip link set lo up
 
-tree=/opt/dtrace-exporter
-export PYTHONPATH=$tree/src:$tree/tests/kernel PYTHONUNBUFFERED=1
-cd $tree/tests/kernel/cases
 case $(cat /proc/cmdline) in
 *mode=shell*)
+    cd $tree/tests/kernel/cases
     setsid -c bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
     ;;
 *)
-    stty -F /dev/ttyS1 raw -echo
-    python3 -m pytest -c /dev/null --rootdir=. -o python_files='*.py' -p no:cacheprovider \
-        -p lab.report --color=no -ra "@$tree/selection" >/dev/console 2>&1
+    cases
     ;;
 esac
 echo o >/proc/sysrq-trigger

@@ -40,15 +40,15 @@ _building = threading.Lock()
 _running = threading.Semaphore(os.cpu_count() or 1)
 
 # What no kernel makes a difference to.
-_ONCE = ("prometheus_alerts", "remote")
+_ONCE = ("prometheus_alerts", "remote", "soak", guest.SYSTEMD)
 
-Group = tuple[str, bool]
-"""Which cases share a machine: those of a kernel, less those that need the model of Solaris."""
+Group = tuple[str, str]
+"""Which cases share a machine: those of a kernel that need nothing special, or the same."""
 
 
 def group(kernel: str, case: str) -> Group:
     """Return which machine a case runs in."""
-    return kernel, guest.wants_model(case)
+    return kernel, guest.machine(case)
 
 
 class Run:
@@ -153,11 +153,13 @@ class Run:
                     break
                 offset += len(line)
                 message = json.loads(line)
-                deadline = time.monotonic() + SILENT_SECONDS
+                deadline = time.monotonic() + SILENT_SECONDS + guest.soak_seconds()
                 if message["event"] == "case":
                     with self._change:
                         self._results[message["case"]] = message
                         self._change.notify_all()
+                elif message["event"] == "note":
+                    guest.notes.append(f"Linux {self._kernel}: {message['text']}")
                 elif message["event"] == "broken":
                     return False, message["text"]
                 elif message["event"] == "end":

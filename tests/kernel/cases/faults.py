@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
-from lab.exporter import UP, Exporter, StartExporter, runs
-from lab.traffic import Clients, Listen, Ports
+from lab.exporter import LAST_RECORD, UP, Exporter, StartExporter, runs
+from lab.traffic import HERE4, Clients, Listen, Ports, start_syns
 from lab.waiting import until
+from lab.witness import CountSyns
 
 SYNS = "dtrace_tcp_listen_syns_total"
+WAITED = "dtrace_tcp_listen_accept_wait_seconds_sum"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,61 @@ def test_dtrace_killed(
     assert not after.fell_since(before)
     assert other in running.pids()
     assert victim not in running.pids()
+
+
+def last_record(running: Exporter, port: int) -> float:
+    """Return when the last row of a port's session came."""
+    return running.value(LAST_RECORD, session=f"port-{port}") or 0.0
+
+
+def test_clock_steps(
+    running: Exporter, watched: list[int], listen: Listen, clients: Clients
+) -> None:
+    """A clock set an hour forward, then back: no restart, exact counts, no wait that is not so."""
+    port, _ = watched
+    listener = listen(port, 20)
+    began = time.monotonic()
+    before = running.settle()
+    counted = before.value(SYNS, port=port)
+    waited = before.value(WAITED, port=port)
+    assert counted is not None
+    assert waited is not None
+    for step in (3600, -3600):
+        clients.connect(1, port)
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + step)
+        listener.accept(1)
+        until(lambda: abs(last_record(running, port) - time.time()) < 60, "rows have the new time")
+        after = running.settle()
+        assert not after.fell_since(before)
+        assert {up for _, up in after.select(UP)} == {1}
+    assert after.value(SYNS, port=port) == counted + 2
+    now = after.value(WAITED, port=port)
+    assert now is not None
+    assert 0 < now - waited < time.monotonic() - began
+    restarts = "dtrace_session_restarts_total"
+    assert after.select(restarts) == before.select(restarts)
+
+
+@pytest.mark.usefixtures("foreign")
+def test_fifty_reloads_under_load(
+    running: Exporter, watched: list[int], listen: Listen, count_syns: CountSyns
+) -> None:
+    """Fifty reloads in a row while SYNs pour in: all are counted, and no session is restarted."""
+    port, _ = watched
+    listen(port, 20, HERE4)
+    before = running.settle()
+    counted = before.value(SYNS, port=port, address=HERE4) or 0.0
+    sessions = running.pids()
+    syns = count_syns(port)
+    generator = start_syns(port, 20_000)
+    assert [running.reload() for _ in range(50)] == [200] * 50
+    sent, _ = generator.communicate(timeout=200)
+    assert int(sent) == 20_000
+    syns.wait(port, 20_000)
+    after = running.settle()
+    assert after.value(SYNS, port=port, address=HERE4) == counted + 20_000
+    assert not after.fell_since(before)
+    assert running.pids() == sessions
 
 
 def test_exporter_killed(running: Exporter) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 PORT = Path("/dev/ttyS1")
-CASE_SECONDS = 300
+SOAK_SECONDS = int(Path("/opt/dtrace-exporter/soak").read_text())
+"""How long the soak lasts."""
+CASE_SECONDS = 300 + SOAK_SECONDS
 
 _left: Counter[str] = Counter()
 _outcome: dict[str, dict[str, Any]] = {}
@@ -27,6 +29,11 @@ def case_of(node: str) -> str:
 def _send(**fields: Any) -> None:
     with PORT.open("a") as port:
         port.write(json.dumps(fields) + "\n")
+
+
+def note(text: str) -> None:
+    """Tell what a person may want to know of a case that passes."""
+    _send(event="note", text=text)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,0 +1,65 @@
+"""The module that the probes are in goes away, on the model."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+
+from lab.exporter import UP, Exporter, StartExporter
+from lab.model import DTRACE, MODULES, Model
+from lab.report import note
+from lab.solaris import Sun
+from lab.waiting import until
+
+NAME = "unloaded"
+
+
+def reason(running: Exporter) -> str:
+    """Return what /-/ready says."""
+    return running.get("/-/ready")[1]
+
+
+def unload() -> int:
+    """Try to unload the module; return rmmod(8)'s status."""
+    return subprocess.run(["rmmod", "ip"], capture_output=True).returncode
+
+
+def test_module_unloaded(exporter: StartExporter, port: int) -> None:
+    """The kernel does not let go of a module that is probed, and counting goes on.
+
+    Should it be gone when a session starts, the session is down and says why, and it comes back
+    when the module does.
+    """
+    config = {
+        "source": "dtrace",
+        "dtrace": {"command": [DTRACE], "program": "illumos", "interval": "200ms"},
+    }
+    listen = f"listen {NAME} zone 0 address * port {port} backlog 8"
+    with Model("illumos") as model:
+        model.run(listen)
+        running = exporter(config)
+        sun = Sun(model, running)
+        model.run(f"syn {NAME} count 3")
+        sun.agrees(NAME)
+        assert unload() != 0
+        model.run(f"syn {NAME} count 2")
+        before = sun.agrees(NAME)
+        assert before.value("dtrace_session_restarts_total") == 0
+        os.kill(running.pids()[0], signal.SIGKILL)
+        until(lambda: unload() == 0, "the module is unloaded while the session is down")
+        try:
+            running.wait(UP, 0)
+            # It says why in dtrace(1)'s words.
+            why = until(
+                lambda: re.findall(r"all: (dtrace\(1\) ended: exit status 1: .+)", reason(running)),
+                "a start without the module has failed",
+                120,
+            )
+            note(f"without the module: {why[0]}")
+        finally:
+            subprocess.run(["insmod", MODULES / "illumos/ip.ko"], check=True)
+        running.wait(UP, 1, seconds=180)
+        assert not running.metrics().fell_since(before)
+        assert running.stop() == 0

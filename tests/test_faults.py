@@ -1,0 +1,568 @@
+"""What may go wrong with dtrace(1), the machine and its operator, and that all is well after it.
+
+Each test injects a fault and then asks `Normal` whether the service is as it was before: the same
+sessions up, no counter less than it was at any scrape in between, and no process, task or
+descriptor more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shlex
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dtrace_exporter import program, session
+from dtrace_exporter.collector import Collector, registry
+from dtrace_exporter.config import load
+from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.service import Service
+from test_cli import is_alive, pid_in, serving, write
+from test_cli import until as wait_until
+
+FakeDTrace = Callable[..., list[str]]
+
+READY = {"ready": "1"}
+FOREVER = {"tick": True}
+SYNS = {
+    22: {"print": ["tick 0 1", "row 0 ffff16 1 22 0 0 8 0 0 5 0 0"]},
+    80: {"print": ["tick 0 1", "row 0 ffff50 1 80 0 0 8 0 0 7 0 0"]},
+}
+SSH, FAR = SessionId("", "port-22"), SessionId("far", "port-80")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make everything that a session waits for come soon."""
+    monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(session, "_STOP_SECONDS", 1.0)
+    real = program.window
+    monkeypatch.setattr(program, "window", lambda interval: replace(real(interval), patience=3.0))
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def descriptors() -> dict[str, str]:
+    """Return this process's open descriptors and what they are."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[path.name] = str(path.readlink())
+    return found
+
+
+def children() -> set[int]:
+    """Return this process's children, dead ones that nobody has waited for included."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
+
+
+class Normal:
+    """A service as it is when nothing is wrong, to compare with after a fault."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = registry(Collector(service.state))
+        self._up = {name for name, status in service.state.sessions.items() if status.up}
+        self._counters: dict[Any, float] = {}
+        self.scrape()
+        self._had = self._has()
+        self.tasks = self._had[1]
+
+    def _has(self) -> tuple[int, int, int]:
+        return len(children()), len(asyncio.all_tasks()), len(descriptors())
+
+    def scrape(self) -> dict[str, float]:
+        """Scrape, show that no counter fell, and return which sessions are up."""
+        text = generate_latest(self._registry).decode()
+        samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
+        counters = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for sample in samples
+            if sample.name.startswith("dtrace_")
+            and sample.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        }
+        # What a reload adds and takes away again is no counter that fell.
+        self._counters = self._counters or counters
+        fell = {key for key, was in self._counters.items() if counters.get(key, -1.0) < was}
+        assert not fell
+        self._counters = {key: counters[key] for key in self._counters}
+        return {
+            sample.labels["session"]: sample.value
+            for sample in samples
+            if sample.name == "dtrace_session_up"
+        }
+
+    async def shows(self, session: SessionId, up: float) -> None:
+        """Wait until the metric says that a session is up, or that it is not."""
+        await until(lambda: self.scrape().get(session.name) == up)
+
+    async def again(self) -> None:
+        """Wait until the sessions are up and there is no process, task or descriptor more."""
+        async with asyncio.timeout(60):
+            while True:
+                ups = self.scrape()
+                now = self._has()
+                more = any(has > had for has, had in zip(now, self._had, strict=True))
+                if ups == {name.name: 1.0 for name in self._up} and not more:
+                    return
+                await asyncio.sleep(0.02)
+
+
+Configure = Callable[..., Path]
+
+
+@pytest.fixture
+def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
+    """Return a function that writes a configuration: a session here, and another host's.
+
+    The one here runs a command of the test's; the other one is well all the time.
+    """
+    well = fake_dtrace(READY, SYNS[80], FOREVER)
+
+    def make(command: list[str] | None = None, ports: tuple[int, ...] = (22,), **keys: Any) -> Path:
+        path = tmp_path / "c.yml"
+        here = {
+            "program": "linux",
+            "interval": "100ms",
+            "command": command or fake_dtrace(READY, SYNS[22], FOREVER),
+            **keys,
+        }
+        far = {"program": "linux", "interval": "100ms", "command": well}
+        config = {
+            "source": "dtrace",
+            "dtrace": here,
+            "listeners": [{"port": port} for port in ports],
+            "hosts": [{"name": "far", "dtrace": far, "listeners": [{"port": 80}]}],
+        }
+        # As an operator's editor should: there is no moment in which half of it is there.
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(config), encoding="utf-8")
+        new.rename(path)
+        return path
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def running(path: Path) -> AsyncIterator[Service]:
+    """Run the service until its sessions are up, then for the block."""
+    one = Service(path, load(path))
+    await one.start()
+    try:
+        await until(lambda: one.state.ready and counts(one) == {22: 5, 80: 7})
+        yield one
+    finally:
+        async with asyncio.timeout(20):
+            await one.stop()
+
+
+def counts(one: Service) -> dict[int, int]:
+    """Return the SYNs of each port."""
+    return {each.identity.port: each.syns for each in one.state.table}
+
+
+def once(tmp_path: Path, bad: list[str], good: list[str]) -> list[str]:
+    """Return a command that runs as one the first time and as another one ever after."""
+    mark = tmp_path / "was-bad"
+    # -V, which comes before, is no run.
+    script = (
+        f'if [ "$1" = -V ] || [ -e {mark} ]; then exec {shlex.join(good)} "$@"; fi; '
+        f': > {mark}; exec {shlex.join(bad)} "$@"'
+    )
+    return ["sh", "-c", script, "sh"]
+
+
+# A heartbeat, from a shell.
+NOW = "read up _ </proc/uptime; echo tick 0 ${up%.*}${up#*.}0000000"
+ABORT = "dtrace: processing aborted: Abort due to systemic unresponsiveness"
+FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "exits": ([{"exit": 1}], "dtrace(1) ended: exit status 1"),
+    "prints nonsense without end": ([{"become": "exec yes"}], "no heartbeat for 3 s"),
+    "prints a line without end": (
+        [{"become": "exec tr '\\0' A </dev/zero"}],
+        "no heartbeat for 3 s",
+    ),
+    "prints nothing any more": ([{"sleep": 600}], "no heartbeat for 3 s"),
+    "closes stdout only": ([{"become": "exec sleep 600 >&-"}], "dtrace(1) ended: its output did"),
+    "prints half a row and dies": (
+        [{"become": "printf 'row 0 ffff16 1 22'; kill -9 $$"}],
+        "dtrace(1) ended: killed by SIGKILL",
+    ),
+    "aborts, as the system does not respond": (
+        [{"stderr": ABORT}, {"exit": 1}],
+        f"dtrace(1) ended: exit status 1: {ABORT}",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_dtrace_goes_wrong(
+    fault: str,
+    configure: Configure,
+    fake_dtrace: FakeDTrace,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A session whose dtrace(1) does that is down, says why, and comes back; others go on."""
+    steps, reason = FAULTS[fault]
+    go = tmp_path / "go"
+    bad = fake_dtrace(READY, SYNS[22], {"tick": 3}, {"wait": str(go)}, *steps)
+    good = fake_dtrace(READY, SYNS[22], FOREVER)
+
+    async def test() -> None:
+        async with running(configure(once(tmp_path, bad, good))) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            first = status.pid
+            assert first is not None
+            go.touch()
+            await normal.shows(SSH, 0.0)
+            await until(lambda: status.restarts == 1)
+            await normal.again()
+            assert not is_alive(first)
+            # What had been counted is kept, and what the new process counts is added.
+            await until(lambda: counts(one) == {22: 10, 80: 7})
+            assert one.state.sessions[FAR].restarts == 0
+
+    asyncio.run(test())
+    (event,) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "session ended")
+    assert event["why"].startswith(reason)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV])
+def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure) -> None:
+    """Killed, stopped or crashed: down, and up again with another process."""
+
+    async def test() -> None:
+        async with running(configure()) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            first = status.pid
+            assert first is not None
+            os.kill(first, number)
+            await normal.shows(SSH, 0.0)
+            await normal.again()
+            assert not is_alive(first)
+            assert status.restarts == 1
+            await until(lambda: counts(one) == {22: 10, 80: 7})
+            assert one.state.sessions[FAR].restarts == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"become": f"exec 2>&-; while sleep 0.1; do {NOW}; done"}],
+        [{"stderr": ["dtrace: nonsense " + "x" * 500] * 500}, FOREVER],
+        [{"print": ["nonsense"] * 500}, FOREVER],
+    ],
+    ids=["closes stderr only", "complains a lot", "prints a lot of nonsense"],
+)
+def test_harmless(
+    steps: list[dict[str, Any]], configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
+) -> None:
+    """What leaves the heartbeat alone is no reason to end a session."""
+    go = tmp_path / "go"
+    command = fake_dtrace(READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, *steps)
+
+    async def test() -> None:
+        async with running(configure(command)) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            first, last = status.pid, status.last_record
+            assert last is not None
+            go.touch()
+            await until(lambda: (status.last_record or 0.0) > last + 0.3)
+            await normal.again()
+            assert (status.pid, status.restarts) == (first, 0)
+
+    asyncio.run(test())
+
+
+def test_valid_rows_without_end(
+    configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
+) -> None:
+    """Rows as fast as a process can print them hold up neither scrapes nor other sessions."""
+    go = tmp_path / "go"
+    steps = [READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, {"forever": "tick 0 {now}"}]
+
+    async def test() -> None:
+        async with running(configure(fake_dtrace(*steps))) as one:
+            normal = Normal(one)
+            far = one.state.sessions[FAR]
+            last = far.last_record
+            assert last is not None
+            go.touch()
+            for _ in range(5):
+                await asyncio.sleep(0.1)
+                normal.scrape()
+            await until(lambda: (far.last_record or 0.0) > last + 0.5)
+            await normal.again()
+            assert all(status.restarts == 0 for status in one.state.sessions.values())
+
+    asyncio.run(test())
+
+
+def test_exits_at_once_for_ever(
+    configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it fails to start, nothing piles up, and it is back when the cause is gone."""
+    monkeypatch.setattr(session, "_LONGEST_DELAY", 0.1)
+    broken = tmp_path / "broken"
+    script = f'[ -e {broken} ] && exit 1; exec "$@"'
+    command = ["sh", "-c", script, "sh", *fake_dtrace(READY, SYNS[22], FOREVER)]
+
+    async def test() -> None:
+        async with running(configure(command)) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            broken.touch()
+            assert status.pid is not None
+            os.kill(status.pid, signal.SIGKILL)
+            await until(lambda: status.restarts >= 20)
+            assert normal.scrape()["port-22"] == 0.0
+            assert len(asyncio.all_tasks()) <= normal.tasks + 4
+            broken.unlink()
+            await normal.again()
+
+    asyncio.run(test())
+
+
+def test_no_descriptor_left(configure: Configure) -> None:
+    """Without a free descriptor a session cannot start, says so, and starts once there is one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def test() -> None:
+        async with running(configure()) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            assert status.pid is not None
+            held = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        held.append(os.open(os.devnull, os.O_RDONLY))
+                # Its own pipes become free, which is not enough for a new process or just so.
+                os.kill(status.pid, signal.SIGKILL)
+                await until(lambda: not status.up)
+                with contextlib.suppress(OSError):
+                    while True:
+                        held.append(os.open(os.devnull, os.O_RDONLY))
+                await until(lambda: "Too many open files" in status.reason)
+                assert normal.scrape()["port-80"] == 1.0
+            finally:
+                for descriptor in held:
+                    os.close(descriptor)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await normal.again()
+            assert one.state.sessions[FAR].restarts == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_clock_steps(step: float, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set an hour forward or back restarts nothing and changes no counter."""
+    real, offset = time.time, 0.0
+    monkeypatch.setattr("time.time", lambda: real() + offset)
+
+    async def test() -> None:
+        nonlocal offset
+        async with running(configure()) as one:
+            normal = Normal(one)
+            status = one.state.sessions[SSH]
+            for now in (step, 0.0):
+                offset = now
+                await until(lambda: abs((status.last_record or 0.0) - time.time()) < 60)
+                assert set(normal.scrape().values()) == {1.0}
+            await normal.again()
+            assert all(status.restarts == 0 for status in one.state.sessions.values())
+            assert counts(one) == {22: 5, 80: 7}
+
+    asyncio.run(test())
+
+
+def test_fifty_reloads(configure: Configure) -> None:
+    """Fifty reloads in a row, with a port that comes and goes, leave nothing but what they ask for.
+
+    The sessions that no reload changes are not restarted, and scrapes go on all the while.
+    """
+
+    async def test() -> None:
+        path = configure()
+        async with running(path) as one:
+            normal = Normal(one)
+            before = {name: one.state.sessions[name].pid for name in (SSH, FAR)}
+            for number in range(50):
+                configure(ports=(22, 443) if number % 5 == 0 else (22,), command=here(path))
+                await one.reload()
+                normal.scrape()
+            await normal.again()
+            assert set(one.sessions) == {SSH, FAR}
+            assert {name: one.state.sessions[name].pid for name in (SSH, FAR)} == before
+            assert all(status.restarts == 0 for status in one.state.sessions.values())
+            assert counts(one) == {22: 5, 80: 7}
+
+    asyncio.run(test())
+
+
+def here(path: Path) -> list[str]:
+    """Return the command of a configuration's own host."""
+    command: list[str] = json.loads(path.read_text(encoding="utf-8"))["dtrace"]["command"]
+    return command
+
+
+def test_fifty_restarting_reloads(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """Reloads that each replace the process, faster than it can start, end with one that runs."""
+
+    async def test() -> None:
+        command = fake_dtrace(READY, SYNS[22], FOREVER)
+        async with running(configure(command)) as one:
+            normal = Normal(one)
+            for number in range(1, 51):
+                configure(command, options={"aggsize": f"{number}m"})
+                await one.reload()
+                normal.scrape()
+            await normal.again()
+            assert all(status.restarts == 0 for status in one.state.sessions.values())
+            assert one.state.sessions[FAR].last_record is not None
+
+    asyncio.run(test())
+
+
+def test_sighup_before_it_has_started(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """SIGHUP while the source is still tried ends nothing; the file is read again after that."""
+    tried, go = tmp_path / "tried", tmp_path / "go"
+    script = f'touch {tried}; until [ -e {go} ]; do sleep 0.05; done; exec "$@"'
+    command = ["sh", "-c", script, "sh", *fake_dtrace()]
+    path = write(tmp_path / "c.yml", command)
+    with serving("--config.file", path) as exporter:
+        wait_until(tried.exists)
+        write(path, command, port=80)
+        exporter.process.send_signal(signal.SIGHUP)
+        go.touch()
+        wait_until(lambda: 'dtrace_session_up{session="port-80"} 1.0' in exporter.get())
+        assert "port-22" not in exporter.get()
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=20)
+        assert (exporter.process.returncode, errors.count('msg="reloaded"')) == (0, 1)
+
+
+EARLY = """
+import os, signal, sys
+from dtrace_exporter import cli
+def early(path, load=cli.load):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return load(path)
+cli.load = early
+raise SystemExit(cli.main())
+"""
+
+
+def test_sighup_at_the_very_start(
+    tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP before anything handles it is a reload as soon as something does."""
+    monkeypatch.setattr("test_cli.EXPORTER", [sys.executable, "-c", EARLY])
+    with serving("--config.file", write(tmp_path / "c.yml", fake_dtrace())) as exporter:
+        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=20)
+        assert (exporter.process.returncode, errors.count('msg="reloaded"')) == (0, 1)
+
+
+@pytest.mark.parametrize("when", ["between two attempts", "in the second one"])
+def test_sigterm_while_a_session_restarts(
+    when: str, tmp_path: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """SIGTERM between two attempts, and in the middle of the second one, is a normal end."""
+    mark, saved = tmp_path / "mark", tmp_path / "second"
+    second = shlex.join(fake_dtrace({"save": str(saved)}, {"sleep": 60}))
+    script = f'if [ "$1" != -V ] && ! [ -e {mark} ]; then touch {mark}; exit 1; fi; '
+    command = ["sh", "-c", f'{script}exec {second} "$@"', "sh"]
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        wait_until(mark.exists)
+        pid = pid_in(saved) if when == "in the second one" else 0
+        exporter.process.terminate()
+        _, errors = exporter.process.communicate(timeout=20)
+        assert (exporter.process.returncode, "Traceback" in errors) == (0, False)
+        assert not pid or not is_alive(pid)
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a pipe that nobody reads any more"])
+def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """With no room for the log, or no reader, the service counts, restarts and ends as ever."""
+    saved = tmp_path / "saved"
+    config = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}, READY, FOREVER))
+    if where == "/dev/full":
+        log = os.open(where, os.O_WRONLY)
+    else:
+        reader, log = os.pipe()
+        os.close(reader)
+    with serving("--config.file", config, "--log.level=debug", stderr=log) as exporter:
+        os.close(log)
+        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        os.kill(pid_in(saved), signal.SIGKILL)
+        wait_until(lambda: 'restarts_total{session="port-22"} 1.0' in exporter.get())
+        for _ in range(200):
+            assert exporter.get("/-/healthy") == "healthy\n"
+        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        exporter.process.terminate()
+        assert exporter.process.wait(20) == 0
+
+
+def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """In an hour without an event, 3600 ticks and 240 scrapes, nothing is logged at info."""
+    hour = [f"tick 0 {second}000000000" for second in range(1, 3600)]
+    last = "row 0 ffff16 1 22 0 0 8 0 0 9 0 0"
+    steps = [READY, {"print": [*hour, "tick 0 3600000000000", last]}, {"sleep": 60}]
+    config = write(tmp_path / "c.yml", fake_dtrace(*steps), interval="10s")
+    with serving("--config.file", config) as exporter:
+        wait_until(lambda: 'port="22"} 9.0' in exporter.get())
+        for _ in range(240):
+            assert "dtrace_tcp_listen_syns_total" in exporter.get()
+        exporter.process.terminate()
+        _, log = exporter.process.communicate(timeout=20)
+    messages = [line.split("msg=")[1].split(" session=")[0] for line in log.splitlines()]
+    assert [message.split(" source=")[0] for message in messages] == [
+        '"source chosen"',
+        '"session up"',
+    ]

@@ -1,0 +1,128 @@
+"""docs/operations.md: what it tells an operator is what there is."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dtrace_exporter import cli, session
+from dtrace_exporter.process import ENVIRONMENT
+from dtrace_exporter.program import window
+from host_tools import require
+from test_faults import FAULTS
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
+UNIT = ROOT / "systemd/dtrace-exporter.service"
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of the first table below a heading, without its head."""
+    found = TABLE.search(GUIDE, GUIDE.index(f"\n## {heading}\n"))
+    assert found
+    lines = found[0].splitlines()[2:]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+
+
+def logged() -> dict[str, set[str]]:
+    """Return the messages that the package logs and their levels, from its source."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "src/dtrace_exporter").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func.value) == "_log"
+                and node.func.attr in {"info", "warning", "error", "exception", "log"}
+            ):
+                text = node.args[node.func.attr == "log"]
+                assert isinstance(text, ast.Constant)
+                levels = {"warning": "warn", "exception": "error", "log": "warn"}
+                level = levels.get(node.func.attr, node.func.attr)
+                found.setdefault(text.value.replace("%d", "N"), set()).add(level)
+    return found
+
+
+def test_log_messages() -> None:
+    """Every message that is logged at info and above is explained with its level, and no other."""
+    rows = {cells[0].strip("`"): {cells[1]} for cells in table("What the log says")}
+    assert rows == logged()
+
+
+def test_exit_statuses() -> None:
+    """The exit statuses are the command line's, and systemd does with them what is said."""
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(UNIT)
+    prevented = unit["Service"]["RestartPreventExitStatus"].split()
+    rows = {cells[0]: cells[2] for cells in table("Exit statuses")}
+    known = {0, cli.FAILURE, 2, cli.ADDRESS_IN_USE, cli.NO_PERMISSION, cli.BAD_CONFIGURATION}
+    assert {int(status) for status in rows} == known
+    assert sorted(status for status, does in rows.items() if does == "leaves it ended") == prevented
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert f"after {unit['Service']['RestartSec'].removesuffix('s')} s, for ever" in rows["75"]
+
+
+def test_times() -> None:
+    """The times that are named are those in force."""
+    assert f"`no heartbeat for {window(1.0).patience:g} s`" in GUIDE
+    assert f"`not ready after {session._START_SECONDS:g} s`" in GUIDE
+    assert session._FIRST_DELAY == 1.0
+    assert session._LONGEST_DELAY == 60.0
+
+
+def test_unit_and_guide_agree() -> None:
+    """The unit has the capabilities that the guide says are the least, and the guide's paths."""
+    unit = UNIT.read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| \*\*root\*\* \| \*\*(.*?)\*\* \|", GUIDE, re.MULTILINE)
+    assert f"CapabilityBoundingSet={row.replace(',', '')}\n" in unit
+    assert "EnvironmentFile=-/etc/default/dtrace-exporter\n" in unit
+    arguments = (ROOT / "systemd/dtrace-exporter.default").read_text(encoding="utf-8")
+    assert 'ARGS="--config.file=/etc/dtrace-exporter/dtrace_exporter.yml"' in arguments
+    assert set(ENVIRONMENT) <= set(re.findall(r"`(\w+)`", GUIDE))
+
+
+def test_faults_are_tests() -> None:
+    """As many faults are told of as there are tests of them; none has been left out."""
+    told = "\n".join(cells[0] for cells in table("What was done to it"))
+    words = (
+        *("killed", "stopped", "exits at once", "without end", "nothing at all", "stdout only"),
+        *("stderr only", "unresponsiveness", "descriptors", "full disk", "clock", "50 reloads"),
+        *("SIGHUP", "SIGTERM", "scrapes", "FIN", "unloaded"),
+    )
+    assert [word for word in words if word not in told] == []
+    assert len(FAULTS) >= 7
+
+
+def test_units_are_valid(tmp_path: Path) -> None:
+    """systemd-analyze(1) finds nothing wrong with the units."""
+    analyze = require("systemd-analyze", "systemd")
+    units = []
+    for source in (UNIT, UNIT.with_suffix(".socket")):
+        text = source.read_text(encoding="utf-8")
+        # It is not installed here.
+        text = text.replace("/usr/local/bin/dtrace-exporter", "/bin/true")
+        units.append(tmp_path / source.name)
+        units[-1].write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", *map(str, units)], capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if "dtrace-exporter" in line]
+    assert said == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "systemd").glob("*.service")))
+def test_hardening_is_there(path: Path) -> None:
+    """Nobody takes the hardening away without a test that says so."""
+    text = path.read_text(encoding="utf-8")
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes",
+                 "MemoryDenyWriteExecute=yes", "RestrictNamespaces=yes", "UMask=0077",
+                 "SystemCallArchitectures=native", "Type=notify"):  # fmt: skip
+        assert f"\n{line}\n" in text

@@ -1,0 +1,224 @@
+"""What a child process gets from us, and what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dtrace_exporter import process
+from dtrace_exporter.process import ENVIRONMENT, child, resolve
+from test_cli import serving, until, write
+
+FakeDTrace = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def says(*argv: str) -> str:
+    """Return what a child prints."""
+
+    async def ask() -> str:
+        async with child(argv) as one:
+            assert one.stdin is not None
+            assert one.stdout is not None
+            one.stdin.close()
+            output = await one.stdout.read()
+            await one.wait()
+            return output.decode()
+
+    return asyncio.run(ask())
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child has the variables that are documented, as we have them, and no other one."""
+    secrets = {"NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "LD_PRELOAD": "", "SECRET": "s3cret"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    monkeypatch.delenv("KRB5CCNAME", raising=False)
+    has = dict(line.split("=", 1) for line in says("env").splitlines())
+    ours = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    assert has == {**ours, "LC_ALL": "C"}
+    assert (has["SSH_AUTH_SOCK"], has["TZ"]) == ("/run/agent", "Europe/Berlin")
+
+
+def test_environment_is_documented() -> None:
+    """The operator's guide lists these variables and no other."""
+    guide = Path(__file__).parents[1] / "docs/operations.md"
+    (line,) = (
+        line for line in guide.read_text(encoding="utf-8").splitlines() if "`LC_ALL=C`" in line
+    )
+    named = [word.strip("`,.") for word in line.split() if word.startswith("`")]
+    assert sorted(named) == sorted([*ENVIRONMENT, "LC_ALL=C"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
+def test_descriptors() -> None:
+    """A child has its standard input, output and error output, whatever we have left open."""
+    ours = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(ours, True)
+    try:
+        # ls has a descriptor of the directory itself.
+        numbers = says("ls", "/proc/self/fd").split()
+    finally:
+        os.close(ours)
+    assert numbers == ["0", "1", "2", "3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
+def test_signals() -> None:
+    """A child ignores and blocks no signal that a process begins without ignoring or blocking."""
+    masks = dict(line.split(":\t") for line in says("cat", "/proc/self/status").splitlines())
+    # glibc has the first two of the real-time signals for itself.
+    assert int(masks["SigBlk"], 16) == 0
+    assert not int(masks["SigIgn"], 16) & (1 << signal.SIGPIPE - 1)
+
+
+def test_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is looked for in PATH, its absolute directories only, and run by its full path."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there):
+        directory.mkdir()
+        script = directory / "dtrace"
+        script.write_text("#!/bin/sh\ncat /proc/$$/cmdline\n", encoding="utf-8")
+        script.chmod(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", f":.:../here:{there}:/usr/bin:/bin")
+    assert resolve("dtrace") == str(there / "dtrace")
+    assert str(there / "dtrace") in says("dtrace").split("\0")
+    assert resolve("./dtrace") == str(here / "dtrace")
+    assert resolve(str(there / "dtrace")) == str(there / "dtrace")
+
+
+@pytest.mark.parametrize("path", ["", ":", ".", "/nowhere:bin"])
+def test_not_found(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not in PATH is not found, whatever the current directory has; the text says where."""
+    script = tmp_path / "dtrace"
+    script.write_text("#!/bin/sh\n", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", path)
+    with pytest.raises(FileNotFoundError) as caught:
+        resolve("dtrace")
+    assert caught.value.errno == errno.ENOENT
+    assert "PATH" in str(caught.value.strerror)
+
+
+def test_no_shell() -> None:
+    """No word of a command is looked at by a shell."""
+    words = ["$HOME", "`id`", "a;b", "*", "$(id)", "a b", "'", '"', "\n"]
+    assert says("printf", "%s\\0", *words).split("\0")[:-1] == words
+
+
+AUDITED = """
+import json, os, sys
+events = open(sys.argv.pop(1), "w")
+def audit(event, args):
+    if event in ("open", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.mkdir",
+                 "os.rename", "os.link", "os.symlink", "tempfile.mkstemp", "tempfile.mkdtemp",
+                 "shutil.copyfile", "socket.bind"):
+        print(json.dumps([event, *map(repr, args)]), file=events, flush=True)
+sys.addaudithook(audit)
+from dtrace_exporter.cli import main
+raise SystemExit(main())
+"""
+
+
+def test_files_and_programs(
+    tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service writes no file, looks into no directory that all may write to, and runs no shell.
+
+    All that Python opens and starts is seen, from the first import to the end.
+    """
+    audited = [sys.executable, "-B", "-c", AUDITED, f"{tmp_path}/events"]
+    monkeypatch.setattr("test_cli.EXPORTER", audited)
+    config = write(tmp_path / "c.yml", fake_dtrace())
+    with serving("--config.file", config) as exporter:
+        until(lambda: exporter.get("/-/ready"))
+        assert "dtrace_session_up" in exporter.get("/metrics")
+        assert "<html" in exporter.get("/")
+        exporter.process.send_signal(signal.SIGHUP)
+        exporter.process.terminate()
+        exporter.process.communicate(timeout=20)
+    lines = (tmp_path / "events").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    opened = [event[1:] for event in events if event[0] == "open"]
+    assert any("c.yml" in name for name, *_ in opened)
+    for name, _mode, flags in opened:
+        if name.isdecimal():
+            # A descriptor that it has, of a pipe for one.
+            continue
+        path = Path(name.strip("b'\""))
+        writes = int(flags) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        assert not writes or path == Path(os.devnull), name
+        # The tests' own files are where pytest wants them.
+        if path.is_absolute() and path.exists() and not path.is_relative_to(tmp_path):
+            above = path.parent.stat()
+            assert not stat.S_IMODE(above.st_mode) & stat.S_IWOTH, name
+    started = [event[1] for event in events if event[0] == "subprocess.Popen"]
+    assert started
+    assert {path.strip("'") for path in started} == {"/usr/bin/env"}
+    assert {event[0] for event in events} <= {"open", "subprocess.Popen", "socket.bind"}
+    assert not [event for event in events if event[0] == "socket.bind" and "/" in event[2]]
+
+
+def test_the_only_place_where_programs_are_started() -> None:
+    """Nothing else in the package can start a process or make a temporary file."""
+    sources = Path(process.__file__).parent.glob("*.py")
+    found = {
+        (path.name, word)
+        for path in sources
+        for word in ("subprocess_exec", "subprocess_shell", "import subprocess", "os.system",
+                     "tempfile", "popen", "shell=True", "os.exec", "posix_spawn")
+        if word in path.read_text(encoding="utf-8")
+    }  # fmt: skip
+    assert found == {("process.py", "subprocess_exec")}
+
+
+def test_secrets_of_a_command_are_not_told(tmp_path: Path) -> None:
+    """The arguments of a command, a password for one, are in no log, page or metric."""
+    argv = ["/nowhere/sshpass", "-p", "s3cret-word", "ssh", "far", "dtrace"]
+    config = write(tmp_path / "c.yml", argv, options={"aggsize": "4m"})
+    with serving("--config.file", config, "--log.level=debug") as exporter:
+        until(lambda: "cannot start /nowhere/sshpass" in exporter.get("/"))
+        told = [exporter.get(path) for path in ("/", "/metrics")]
+        exporter.process.terminate()
+        _, log = exporter.process.communicate(timeout=20)
+    assert "cannot start /nowhere/sshpass: No such file or directory" in log
+    assert not [text for text in (*told, log) if "s3cret-word" in text]
+
+
+def test_dtrace_sees_no_secret(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Nor is a variable of the service's own handed to a process that it starts."""
+    out = tmp_path / "environment"
+    command = ["sh", "-c", f'env > {out}; exec "$@"', "sh", *fake_dtrace()]
+    environment = {**os.environ, "S3CRET": "s3cret-word", "INVOCATION_ID": "1"}
+    config = write(tmp_path / "c.yml", command)
+    arguments = ["--web.listen-address=127.0.0.1:0", f"--config.file={config}"]
+    words = [sys.executable, "-m", "dtrace_exporter", *arguments]
+    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as running:
+        until(lambda: out.exists() and "LC_ALL=C" in out.read_text(encoding="utf-8"))
+        running.terminate()
+        running.wait(20)
+    text = out.read_text(encoding="utf-8")
+    assert "s3cret" not in text.lower()
+    assert "INVOCATION_ID" not in text
