@@ -123,7 +123,7 @@ def test_properties() -> None:
     for name, meaning, value in rows:
         (each,) = (one for one in group if one.attrib["name"] == name)
         values = [node.attrib["value"] for node in each.iter("value_node")]
-        assert [value] == (values or [each.attrib["value"]])
+        assert [value.strip('"')] == (values or [each.attrib["value"]])
         for choice in {"log_level": log.LEVELS, "log_format": log.FORMATS}.get(name, ()):
             assert f"`{choice}`" in meaning
 

@@ -236,7 +236,7 @@ def settings(manifest: Element) -> dict[str, list[str]]:
 def test_properties(manifest: Element) -> None:
     """Each property has a pattern, is read by the method and is as the exporter's flags are."""
     names = set(settings(manifest))
-    assert names == {"config_file", "listen_address", "log_level", "log_format"}
+    assert names == {"config_file", "web_config_file", "listen_address", "log_level", "log_format"}
     patterns = one(manifest, ".//pg_pattern[@name='config']")
     assert {each.get("name") for each in patterns.findall("prop_pattern")} == names
     read = re.findall(r"config/(\w+)\\ \*\) flag=(\S+) ;;", METHOD.read_text(encoding="utf-8"))
@@ -559,6 +559,7 @@ def test_bad_configuration(host: Host, fake_dtrace: FakeDTrace, port: int) -> No
     ("name", "value", "says"),
     [
         ("config_file", "/nonexistent/c.yml", "/nonexistent/c.yml"),
+        ("web_config_file", "/nonexistent/w.yml", "/nonexistent/w.yml"),
         ("listen_address", "nonsense", "'nonsense'"),
         ("log_level", "nonsense", "'nonsense'"),
         ("log_format", "nonsense", "'nonsense'"),

@@ -387,6 +387,48 @@ class TestLimits:
 
         asyncio.run(run())
 
+    def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For a new connection the host with most loses its longest idle one, none that is busy."""
+        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
+        go = asyncio.Event()
+
+        async def run() -> list[bytes]:
+            async with serving(one_port(), go.wait) as server:
+
+                async def connect(host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                    port = port_of(server)
+                    both = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
+                    number = both[1].get_extra_info("sockname")[1]
+                    async with asyncio.timeout(10):
+                        while not any(  # noqa: ASYNC110
+                            getattr(each, "socket", each).getpeername()[1] == number
+                            for each in server._open
+                        ):
+                            await asyncio.sleep(0.01)
+                    return both
+
+                busy = await connect("127.0.0.2")
+                busy[1].write(b"POST /-/reload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                async with asyncio.timeout(10):
+                    while not server._busy:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                other = await connect("127.0.0.1")
+                crowd = [await connect("127.0.0.2") for _ in range(4)]
+                ended = [await asyncio.wait_for(reader.read(), 10) for reader, _ in crowd[:2]]
+                for _, writer in (other, *crowd[2:]):
+                    writer.write(b"GET /no HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                go.set()
+                answers = [
+                    (await asyncio.wait_for(reader.read(), 10))[:12]
+                    for reader, _ in (busy, other, *crowd[2:])
+                ]
+                for _, writer in (busy, other, *crowd):
+                    writer.close()
+                return ended + answers
+
+        served = [b"HTTP/1.1 200", *[b"HTTP/1.1 404"] * 3]
+        assert asyncio.run(run()) == [b"", b"", *served]
+
     def test_large_header(self) -> None:
         """A header beyond the limit gets the connection closed, not stored."""
 

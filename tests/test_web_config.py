@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from dtrace_exporter import tls
 from dtrace_exporter.nodes import ConfigError
 from dtrace_exporter.web_config import RateLimit, WebConfig, load
+from host_tools import require
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config" / "web-config.yml"
@@ -444,3 +446,40 @@ def test_example(tmp_path: Path, place: Path) -> None:
     assert everything.headers
     assert everything.rate_limit.burst
     assert everything.client_names
+
+
+@pytest.mark.parametrize(
+    ("keys", "good"),
+    [
+        (f"tls_server_config: {{{SERVER}}}", True),
+        (f"tls_server_config: {{{SERVER}, {CLIENTS}}}", True),
+        (f"tls_server_config: {{{SERVER}, client_auth_type: Nonsense}}", False),
+        (f"tls_server_config: {{{SERVER}, client_ca_file: ca.pem}}", False),
+        (f"tls_server_config: {{{SERVER}, min_version: TLS13, max_version: TLS13}}", True),
+        (f"tls_server_config: {{{SERVER}, min_version: TLS9}}", False),
+        (f"tls_server_config: {{{SERVER}, cipher_suites: [{', '.join(tls.CIPHERS)}]}}", True),
+        (f"tls_server_config: {{{SERVER}, cipher_suites: [ECDHE-RSA-AES128-SHA]}}", False),
+        *((f"tls_server_config: {{{SERVER}, curve_preferences: [{c}]}}", True) for c in tls.CURVES),
+        (f"tls_server_config: {{{SERVER}, curve_preferences: [P-256]}}", False),
+        ("tls_server_config: {cert_file: server.pem}", False),
+        ("tls_server_config: {cert_file: server.pem, key_file: other.key}", False),
+        ("http_server_config: {http2: false, headers: {X-Frame-Options: deny}}", True),
+        ("http_server_config: {headers: {X-Frame-Options: maybe}}", False),
+        ("http_server_config: {headers: {Server: x}}", False),
+        (f"basic_auth_users: {{a: {HASH}}}", True),
+        (f"basic_auth_users: {{a: {SECRET}}}", False),
+        ("basic_auth_user: {}", False),
+    ],
+)
+def test_as_prometheus_has_it(place: Path, keys: str, good: bool) -> None:
+    """Prometheus' own checker takes and refuses the same files."""
+    promtool = require("promtool", "prometheus")
+    path = place / "web.yml"
+    path.write_text(keys, encoding="utf-8")
+    done = subprocess.run([promtool, "check", "web-config", path], capture_output=True, text=True)
+    assert (done.returncode == 0) == good, done.stdout + done.stderr
+    if good:
+        load(path)
+    else:
+        with pytest.raises(ConfigError):
+            load(path)

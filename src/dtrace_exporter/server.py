@@ -82,6 +82,7 @@ class Server(HTTPServer):
             self._limit = max(1, min(self._limit, files // 2))
         # With the client's host, in the order in which they began to wait for a request.
         self._open: dict[socket.socket | IOStream, str] = {}
+        self._hosts = Counter[str]()
         self._busy: set[socket.socket | IOStream] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -129,12 +130,18 @@ class Server(HTTPServer):
             self._busy.add(stream)
 
     def _drop(self, connection: socket.socket | IOStream) -> None:
-        self._open.pop(connection, None)
-        self._busy.discard(connection)
+        self._forget(connection)
         if isinstance(connection, socket.socket):
             self._silent.pop(connection).cancel()
             asyncio.get_running_loop().remove_reader(connection)
         connection.close()
+
+    def _forget(self, connection: socket.socket | IOStream) -> None:
+        self._busy.discard(connection)
+        if (host := self._open.pop(connection, None)) is not None:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
 
     def _watch(self, sock: socket.socket) -> None:
         # Not if the server has been stopped meanwhile.
@@ -167,11 +174,11 @@ class Server(HTTPServer):
 
         It is the one that waits longest among those of the host that has most of them.
         """
-        idle = [each for each in self._open if each not in self._busy] or list(self._open)
-        if not idle:
+        if not self._open:
             return False
-        ((host, _),) = Counter(self._open[each] for each in idle).most_common(1)
-        self._drop(next(each for each in idle if self._open[each] == host))
+        crowd = max(self._hosts, key=self._hosts.__getitem__)
+        idle = [each for each in self._open if each not in self._busy] or list(self._open)
+        self._drop(next((each for each in idle if self._open[each] == crowd), idle[0]))
         return True
 
     def _take(self, connection: socket.socket, address: Any) -> None:
@@ -180,19 +187,20 @@ class Server(HTTPServer):
         connection.setblocking(False)
         # Until it says something it costs hardly any memory or time, and there may be many.
         loop = asyncio.get_running_loop()
-        self._open[connection] = address[0] if isinstance(address, tuple) else ""
+        host = address[0] if isinstance(address, tuple) else ""
+        self._open[connection] = host
+        self._hosts[host] += 1
         self._silent[connection] = loop.call_later(_IDLE_SECONDS, self._drop, connection)
         loop.add_reader(connection, self._hear, connection, address)
 
     def _hear(self, connection: socket.socket, address: Any) -> None:
         self._silent.pop(connection).cancel()
         asyncio.get_running_loop().remove_reader(connection)
-        host = self._open.pop(connection)
         config = self._live.config
         sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
         if config.tls is None:
             stream = IOStream(connection, **sizes)
-            self._open[stream] = host
+            self._open[stream] = self._open.pop(connection)
             self.handle_stream(stream, address)
             return
         try:
@@ -200,10 +208,11 @@ class Server(HTTPServer):
                 connection, server_side=True, do_handshake_on_connect=False
             )
         except OSError:
+            self._forget(connection)
             connection.close()
             return
         secure = SSLIOStream(wrapped, **sizes)
-        self._open[secure] = host
+        self._open[secure] = self._open.pop(connection)
         task = asyncio.get_running_loop().create_task(
             self._shake_hands(secure, address, config.client_names)
         )
