@@ -36,19 +36,26 @@ def all_cases() -> list[str]:
 
 
 _building = threading.Lock()
-# An emulated machine takes a processor to itself; on fewer than it needs cases become too slow.
-_running = threading.Semaphore(os.cpu_count() or 1)
+# An emulated machine keeps one processor busy, but for when its cases wait: one more than there are
+# processors makes use of that, and more would only make cases slow.
+_running = threading.Semaphore((os.cpu_count() or 1) + 1)
 
 # What no kernel makes a difference to.
 _ONCE = ("prometheus_alerts", "remote", "soak", guest.SYSTEMD)
 
 Group = tuple[str, str]
-"""Which cases share a machine: those of a kernel that need nothing special, or the same."""
+"""Which cases share a machine: those of a kernel that need nothing special, or the same; and those
+that are run once, for the sake of time."""
 
 
 def group(kernel: str, case: str) -> Group:
     """Return which machine a case runs in."""
-    return kernel, guest.machine(case)
+    return kernel, guest.machine(case) or ("alone" if once(case) else "")
+
+
+def once(case: str) -> bool:
+    """Tell whether a case is one that no kernel makes a difference to."""
+    return case.partition("::")[0] in _ONCE
 
 
 class Run:
@@ -177,8 +184,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (kernel, case)
         for kernel in guest.KERNELS
         for case in all_cases()
-        if kernel == guest.MODEL_KERNEL
-        or not (guest.wants_model(case) or case.partition("::")[0] in _ONCE)
+        if kernel == guest.MODEL_KERNEL or not (guest.wants_model(case) or once(case))
     ]
     metafunc.parametrize(("kernel", "case"), pairs, ids=[f"{k}-{c}" for k, c in pairs])
 
