@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
@@ -457,7 +456,7 @@ def test_start_and_stop(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
     assert len(dtraces) == 2
     for pid in (exporter, *dtraces):
         # The exporter may have ended it already.
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     until(lambda: not members(contract))
     assert "Traceback" not in host.log
