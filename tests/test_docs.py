@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from conftest import FAKE_DTRACE
 from dtrace_exporter import config, page, trace, web
 from dtrace_exporter.state import State
 from markdown_page import anchors, blocks, languages, links
@@ -25,6 +24,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+FAKE_DTRACE = ROOT / "tests" / "fake_dtrace.py"
 COMMANDS = PAGES["docs/commands.md"]
 CONFIGURATION = PAGES["docs/configuration.md"]
 
