@@ -73,6 +73,7 @@ this uint64_t tenths;
 this uint64_t since;
 this int64_t wait;
 this int v6;
+this int odd;
 this uint64_t high;
 this uint64_t low;
 this uint64_t last;
@@ -86,7 +87,7 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("\nready 1 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
+	printf("\nready 2 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
 }
 
 /* A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(rsk_ops, af_ops, sk, skb). */
@@ -312,6 +313,7 @@ fbt::tcp_conn_request:return
 	this->qmax = this->sk->sk_max_ack_backlog;
 	this->q = this->sk->sk_ack_backlog;
 	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	this->odd = generation & 1;
 	this->last = this->what == 132 ? 0x3ffffffff :
 	    (this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 | (this->q < 0x1ffff ? this->q : 0x1ffff);
 }
@@ -327,7 +329,7 @@ fbt::tcp_v6_reqsk_destructor:entry,             /* only half_open_end */
 fbt::inet_csk_listen_start:return,              /* only open_close */
 fbt::inet_csk_listen_stop:entry,                /* only open_close */
 fbt::tcp_conn_request:return
-/ this->sk != NULL && !(generation & 1) /
+/ this->sk != NULL && !this->odd /
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
@@ -349,7 +351,7 @@ fbt::tcp_v6_reqsk_destructor:entry,             /* only half_open_end */
 fbt::inet_csk_listen_start:return,              /* only open_close */
 fbt::inet_csk_listen_stop:entry,                /* only open_close */
 fbt::tcp_conn_request:return
-/ this->sk != NULL && generation & 1 /
+/ this->sk != NULL && this->odd /
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
