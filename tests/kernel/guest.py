@@ -60,6 +60,10 @@ LEFT_OUT = (
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """Name to the packages whose usr/bin a few cases want: too big to be in every guest."""
 
+BENCH = "bench"
+BENCH_PACKAGES = ("bpftrace", "bpfcc-tools")
+"""What ../../bench compares with, in a guest that has BENCH among its extras."""
+
 MODEL = "model"
 MODEL_KERNEL = "6.12"
 """The kernel that can load the model of Solaris' TCP."""
@@ -116,7 +120,7 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
     Args:
         kernel: a key of KERNELS.
-        extras: keys of EXTRAS that the guest shall have, or MODEL.
+        extras: keys of EXTRAS that the guest shall have, or BENCH, or MODEL.
 
     Raises:
         UnavailableError: a command, the archive's address or the network lacks.
@@ -129,6 +133,10 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
     for extra in extras:
         if extra == MODEL:
             archives.append(_model(suite, _release(linux / "vmlinuz")))
+            continue
+        if extra == BENCH:
+            packages = [USERLAND, *BENCH_PACKAGES, *LEFT_OUT]
+            archives.append(_cached(BENCH, packages, _build_bench) / "bench.cpio.zst")
             continue
         packages = EXTRAS[extra]
         made = _cached(extra, [USERLAND, *packages], partial(_build_extra, packages))
@@ -192,7 +200,7 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
         shutil.copy(HERE / "init.sh", root / "init")
         (root / "init").chmod(0o755)
         inside = root / "opt/dtrace-exporter"
-        for part in ("src", "config", "pyproject.toml", "tests/kernel"):
+        for part in ("src", "config", "pyproject.toml", "tests/kernel", "bench/guest"):
             source, target = TREE / part, inside / part
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -217,7 +225,7 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
     Args:
         guest: what to boot.
         initrd_file: as ``initrd`` wrote it.
-        mode: ``cases`` or ``shell``; init.sh reads it.
+        mode: ``cases``, ``bench`` or ``shell``; init.sh reads it.
     """
     return [
         "qemu-system-x86_64",
@@ -330,6 +338,25 @@ def _build_extra(packages: Iterable[str], directory: Path) -> None:
             tree = _unpack(package, apt, scratch)
             shutil.copytree(tree / "usr/bin", root / "usr/bin", dirs_exist_ok=True)
         _archive(root, directory / "extra.cpio.zst")
+
+
+def _build_bench(directory: Path) -> None:
+    with _scratch(directory.parent) as scratch:
+        root = scratch / "root"
+        _run(
+            *("mmdebstrap", "--quiet", "--variant=extract"),
+            *(f'--aptopt={key} "{value}"' for key, value in APT.items()),
+            *("--keyring", KEYRING, f"--include={','.join(BENCH_PACKAGES)}", USERLAND, root),
+            mirror(),
+        )
+        for pattern in LEFT_OUT:
+            for path in root.glob(pattern):
+                shutil.rmtree(path)
+        # Only what is new: nothing here was configured, and the base was.
+        for path in root.iterdir():
+            if path.name != "usr":
+                path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
+        _archive(root, directory / "bench.cpio.zst")
 
 
 def _release(vmlinuz: Path) -> str:
