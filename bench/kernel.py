@@ -25,7 +25,7 @@ import guest  # noqa: E402
 KERNEL = guest.MODEL_KERNEL
 BOOT_SECONDS = 240
 SILENT_SECONDS = 600
-MIB = 1 << 20
+MB = 1_000_000
 OURS = ("illumos.d", "linux.d")
 FLOOR = (
     "What it is made of is in a table of its own: what it is compared with reads no field, while "
@@ -118,16 +118,16 @@ def summary(model: Messages, linux: Messages) -> dict[str, Any]:
         )
     for message in of(both, "memory"):
         row = f"{message['listeners']:,} listeners, shared"
-        memory = "Memory resident, MiB"
-        add(memory, row, "exporter", [message["exporter"] / MIB])
-        add(memory, row, "dtrace(1)", [sum(message["dtrace"]) / MIB])
+        memory = "Memory resident, MB"
+        add(memory, row, "exporter", [message["exporter"] / MB])
+        add(memory, row, "dtrace(1)", [sum(message["dtrace"]) / MB])
         add(memory, row, "dtrace(1) processes", [len(message["dtrace"])])
     for message in of(both, "start"):
         row = f"{message['sessions']} sessions, one for each port"
         add("From exec to the first row of the last session, s", row, "", [message["seconds"]])
-        add("Memory resident, MiB", row, "exporter", [message["exporter"] / MIB])
-        add("Memory resident, MiB", row, "dtrace(1)", [sum(message["dtrace"]) / MIB])
-        add("Memory resident, MiB", row, "dtrace(1) processes", [len(message["dtrace"])])
+        add("Memory resident, MB", row, "exporter", [message["exporter"] / MB])
+        add("Memory resident, MB", row, "dtrace(1)", [sum(message["dtrace"]) / MB])
+        add("Memory resident, MB", row, "dtrace(1) processes", [len(message["dtrace"])])
     user = {message["tool"]: message for message in of(model, "user")}
     for tool, message in user.items():
         made = message.get("seen", 1_000_000)
@@ -167,8 +167,8 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
         for message in of(messages, "user")
     }
     most = max(of(messages, "memory"), key=lambda message: message["listeners"], default=None)
-    exporter = most["exporter"] / MIB if most else None
-    dtrace = sum(most["dtrace"]) / MIB if most else None
+    exporter = most["exporter"] / MB if most else None
+    dtrace = sum(most["dtrace"]) / MB if most else None
     return [
         {
             "figure": "SYN in the kernel, illumos.d over the barest clause",
@@ -204,13 +204,13 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
         },
         {
             "figure": "memory of the exporter, 1,000 listeners, shared",
-            "unit": "MiB",
+            "unit": "MB",
             "at_most": 80,
             "value": exporter,
         },
         {
             "figure": "the same with its dtrace(1)",
-            "unit": "MiB",
+            "unit": "MB",
             "at_most": 180,
             "value": exporter + dtrace if exporter is not None and dtrace is not None else None,
         },

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import kernel
 
-MIB = 1 << 20
+MB = 1_000_000
 MODEL = [
     {"event": "cost", "tool": "untraced", "ns": [100.0, 110.0, 90.0]},
     {"event": "cost", "tool": "barest clause", "ns": [700.0, 690.0, 710.0]},
@@ -30,15 +30,15 @@ LINUX = [
     {"event": "flood", "tool": "untraced", "ns": [30_000.0]},
     {"event": "flood", "tool": "linux.d, shared", "ns": [38_000.0]},
     {"event": "failed", "what": "bcc tcpsynbl", "why": "no headers"},
-    {"event": "memory", "listeners": 1, "seen": 1, "exporter": MIB, "dtrace": [MIB]},
+    {"event": "memory", "listeners": 1, "seen": 1, "exporter": MB, "dtrace": [MB]},
     {
         "event": "memory",
         "listeners": 1000,
         "seen": 1000,
-        "exporter": 60 * MIB,
-        "dtrace": [90 * MIB],
+        "exporter": 60 * MB,
+        "dtrace": [90 * MB],
     },
-    {"event": "start", "sessions": 4, "seconds": 9.0, "exporter": MIB, "dtrace": [MIB] * 4},
+    {"event": "start", "sessions": 4, "seconds": 9.0, "exporter": MB, "dtrace": [MB] * 4},
 ]
 
 
