@@ -130,7 +130,7 @@ def summary(model: Messages, linux: Messages) -> dict[str, Any]:
         add("Memory resident, MB", row, "dtrace(1) processes", [len(message["dtrace"])])
     user = {message["tool"]: message for message in of(model, "user")}
     for tool, message in user.items():
-        made = message.get("seen", 1_000_000)
+        made = message["made"]
         add("CPU time in user space, s", tool, "a million SYNs", [message["cpu"] * 1e6 / made])
     for message in of(model, "idle"):
         # Measured for some tens of seconds.
@@ -162,10 +162,7 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
         for message in of(messages, "loss")
         if message["tool"].startswith(OURS)
     ]
-    cpu = {
-        message["tool"]: message["cpu"] / message.get("seen", 1_000_000)
-        for message in of(messages, "user")
-    }
+    cpu = {message["tool"]: message["cpu"] / message["made"] for message in of(messages, "user")}
     most = max(of(messages, "memory"), key=lambda message: message["listeners"], default=None)
     exporter = most["exporter"] / MB if most else None
     dtrace = sum(most["dtrace"]) / MB if most else None

@@ -22,8 +22,8 @@ MODEL = [
     {"event": "loss", "tool": "printf per SYN", "made": 1_000_000, "seen": 20_000},
     {"event": "rate", "tool": "printf per SYN", "rate": 1000, "made": 3000, "seen": 1500},
     {"event": "idle", "seconds": 30, "cpu": 0.3},
-    {"event": "user", "tool": "exporter and dtrace(1)", "cpu": 0.5, "seconds": 5.0},
-    {"event": "user", "tool": "printf and wc -l", "cpu": 2.0, "seen": 20_000, "seconds": 30.0},
+    {"event": "user", "tool": "exporter and dtrace(1)", "cpu": 0.5, "made": 1_000_000},
+    {"event": "user", "tool": "printf and wc -l", "cpu": 2.0, "made": 20_000},
 ]
 LINUX = [
     {"event": "version", "name": "Linux", "version": "6.12.1"},
