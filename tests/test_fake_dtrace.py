@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import Ready, Row, Tick, parse
+from dtrace_exporter.rows import PROTOCOL, Ready, Row, Tick, parse
 from dtrace_exporter.tally import Tally
 
 Fake = Callable[..., list[str]]
@@ -68,7 +68,7 @@ def shown(output: str) -> list[str]:
 def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
     """Without steps it is ready and then ticks for ever, in generation 0."""
     with running(fake_dtrace(), script) as process:
-        assert parse(line(process)) == Ready(1, "4026531840")
+        assert parse(line(process)) == Ready(PROTOCOL, "4026531840")
         times = []
         for _ in range(3):
             tick = parse(line(process))
@@ -81,7 +81,7 @@ def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
 def test_one_set_in_the_first_generation(fake_dtrace: Fake, script: Path) -> None:
     """In generation 0 there is no other set: each heartbeat is one tick line and its rows."""
     result = run(fake_dtrace(READY, {"rows": [EVEN]}, {"tick": 2}, END), "-s", script)
-    assert shown(result.stdout) == ["ready 1 4026531840", *["tick 0", EVEN] * 2]
+    assert shown(result.stdout) == ["ready 2 4026531840", *["tick 0", EVEN] * 2]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_end(
     """A signal while it runs makes it print all sets between blank lines and exit with 0."""
     steps = [{"generation": generation}, {"rows": [EVEN, ODD]}, READY]
     with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 1 4026531840"
+        assert line(process) == "ready 2 4026531840"
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
     assert shown(output) == end
@@ -179,7 +179,7 @@ def test_save_and_wait(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
     saved, go = tmp_path / "saved", tmp_path / "go"
     steps = [{"save": str(saved)}, READY, {"wait": str(go)}, {"print": "on"}]
     with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 1 4026531840"
+        assert line(process) == "ready 2 4026531840"
         start = json.loads(saved.read_text(encoding="utf-8"))
         assert start == {
             "argv": ["-q", "-s", str(script)],
@@ -209,7 +209,7 @@ def test_refused_probe(fake_dtrace: Fake, script: Path, probe: str) -> None:
     compiled = run(command, "-e", "-s", script)
     assert (compiled.stdout, compiled.stderr, compiled.returncode) == ("", "", 0)
     script.write_text("BEGIN { }", encoding="utf-8")
-    assert run(command, "-s", script).stdout == "ready 1 4026531840\n"
+    assert run(command, "-s", script).stdout == "ready 2 4026531840\n"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_trial(fake_dtrace: Fake, script: Path) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("\n", "", 3)
     script.write_text("BEGIN { exit(3); }\nEND { }\n", encoding="utf-8")
     result = run(fake_dtrace(READY, END), "-q", "-s", script)
-    assert (result.stdout, result.returncode) == ("ready 1 4026531840\n", 0)
+    assert (result.stdout, result.returncode) == ("ready 2 4026531840\n", 0)
 
 
 def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:

@@ -41,7 +41,7 @@ NO_MATCH = "dtrace: invalid probe specifier {0}: probe description {0} does not 
 IN_SCRIPT = "dtrace: failed to compile script /dev/stdin: line {}: {}"
 
 PROBE = r"BEGIN|END|ERROR|tick-\w+|\w+:\w*:[\w.]*:[\w-]+"
-DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+\[\w+\];).*$"
+DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+(\[\w+\])?;).*$"
 EVERY_SUBSET = [
     pytest.param(name, subset, id="+".join([name, *subset]))
     for name in NAMES
@@ -371,13 +371,36 @@ def test_rows_are_those_that_are_read(name: str) -> None:
     first, *lines = printed(FILES[name].text)
     assert first == ""
     records = [rows.parse(line) for line in lines]
-    kinds = {rows.Ready, rows.Tick, rows.Row}
+    kinds = {rows.Ready, rows.Tick, rows.Row, rows.Calm}
     places = {rows.Place} if FILES[name].place_label == "zone" else set()
     assert {type(record) for record in records} == kinds | places
     assert {one.version for one in records if isinstance(one, rows.Ready)} == {rows.PROTOCOL}
     assert {one.parity for one in records if isinstance(one, rows.Row)} == {0, 1}
-    for before, record in pairwise(records):
+    sets = [record for record in records if not isinstance(record, rows.Calm)]
+    for before, record in pairwise(sets):
         assert isinstance(before, rows.Tick) == isinstance(record, rows.Row)
+    for before, record in pairwise(records):
+        if isinstance(record, rows.Calm):
+            assert isinstance(before, rows.Row)
+            assert before.parity == record.parity
+
+
+@pytest.mark.parametrize(
+    ("name", "syn"),
+    [
+        ("linux", "fbt::tcp_conn_request:return"),
+        ("illumos", "fbt:ip:tcp_input_listener:entry"),
+        ("solaris10", "fbt:ip:tcp_conn_request:entry"),
+    ],
+)
+def test_a_syn_of_the_short_way_is_one_aggregation(name: str, syn: str) -> None:
+    """What a SYN costs is clauses and aggregations: the short way has two, one of each set."""
+    found = [body for probes, body in clauses(FILES[name].text) if syn in probes]
+    assert len(found) <= 10
+    for number, body in enumerate(found[:2]):
+        assert re.findall(r"@\w+", body) == [f"@calm{number}"]
+        assert not re.search(r"\w\[[^\]]*\] = (?!count)", body)
+        assert "->" not in re.sub(r"this->", "", body)
 
 
 @each_trace

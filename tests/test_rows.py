@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter.rows import (
+    SPANS,
     SYN_BUCKETS,
     WAIT_BUCKETS,
+    Calm,
     Outcome,
     Place,
     Ready,
@@ -16,6 +18,7 @@ from dtrace_exporter.rows import (
     RowError,
     Tick,
     What,
+    bucket,
     is_known,
     parse,
     queues,
@@ -102,7 +105,7 @@ def test_address(high: str, low: str, address: str) -> None:
         (6, f"{U64:x}", f"{U64 + 1:x}"),
         (7, "4294967295", "4294967296"),
         (8, "4294967295", "4294967296"),
-        (9, "158", "159"),
+        (9, "191", "192"),
         (10, str(U64), str(U64 + 1)),
         (11, str(U64), str(U64 + 1)),
         (12, str(U64), str(U64 + 1)),
@@ -146,6 +149,12 @@ def test_not_a_number(field: int, word: str) -> None:
         "tick -1 2",
         f"tick {U64 + 1} 1",
         f"tick 1 {U64 + 1}",
+        "calm 0 ffff 100000",
+        "calm 0 ffff 100000 1 1",
+        "calm 2 ffff 100000 1",
+        f"calm 0 {U64 + 1:x} 100000 1",
+        f"calm 0 ffff {1 << 45:x} 1",
+        f"calm 0 ffff 100000 {U64 + 1}",
         "Row" + ROW[3:],
         ROW + " 0",
         ROW.rpartition(" ")[0],
@@ -160,13 +169,38 @@ def test_not_a_row(line: str) -> None:
         parse(line)
 
 
+@given(
+    st.integers(0, 1),
+    st.integers(0, U64),
+    st.integers(0, (1 << 32) - 1),
+    st.integers(0, SPANS - 1),
+    st.integers(0, 255),
+    st.integers(0, U64),
+)
+def test_calm(parity: int, socket: int, qmax: int, span: int, q: int, events: int) -> None:
+    """A row of the short way is read back as a program packs it."""
+    how = (qmax << 5 | span) << 8 | q
+    read = parse(f"calm {parity} {socket:x} {how:x} {events}")
+    assert read == Calm(parity, socket, qmax, span, q, events)
+
+
+@pytest.mark.parametrize(
+    ("q", "qmax", "tenths"),
+    [(0, 8, 0), (1, 8, 2), (4, 8, 5), (8, 8, 10), (9, 8, 11), (99, 8, 11), (1, 0, 10), (1, 128, 1)],
+)
+def test_bucket(q: int, qmax: int, tenths: int) -> None:
+    """A SYN counts to the tenth of Qmax that its Q does not exceed."""
+    assert bucket(q, qmax) == tenths
+
+
 def test_kinds_of_event() -> None:
     """Exactly the outcomes and buckets that exist are known, under the numbers programs print."""
     assert (What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED) == (133, 134, 135)
     syns = {16 * outcome + bucket for outcome in Outcome for bucket in range(SYN_BUCKETS)}
     waits = {What.ACCEPT + bucket for bucket in range(WAIT_BUCKETS)}
     others = {*range(What.ESTABLISHED, What.SYN_Q0_EVICTED + 1), What.ACCEPT_UNTIMED}
-    assert {what for what in range(256) if is_known(what)} == syns | waits | others
+    spans = {What.CALM + span for span in range(SPANS)}
+    assert {what for what in range(256) if is_known(what)} == syns | waits | others | spans
 
 
 @pytest.mark.parametrize("what", [what for what in range(256) if not is_known(what)])

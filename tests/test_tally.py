@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Outcome, Place, Ready, Row, RowError, Tick, What
+from dtrace_exporter.rows import Calm, Outcome, Place, Ready, Row, RowError, Tick, What
 from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.tally import Tally
 
@@ -272,6 +272,69 @@ def test_numbers_of_64_bits(table: ListenerTable, tally: Tally) -> None:
 
 
 # Generations
+
+
+# The short way
+
+
+def calm(events: int, *, q: int = 3, span: int = 0, socket: int = 1, parity: int = 0) -> Calm:
+    """Make a row of the short way up."""
+    return Calm(parity, socket, 100, span, q, events)
+
+
+def test_short_way(table: ListenerTable, tally: Tally) -> None:
+    """SYNs of the short way count with what they found, beside those of the long one."""
+    tally.row(row(What.CALM, 1, qmax=100))
+    tally.row(row(What.SYN + 1, 2, 6, qmax=100))
+    for events in (5, 5, 7, 6):
+        tally.calm(calm(events))
+        tally.calm(calm(events, q=0))
+    listener = only(table)
+    assert (listener.syns, listener.q_sums) == (16, {100: 27})
+    assert listener.saturation[:3] == [7, 9, 0]
+
+
+def test_short_way_of_nobody_yet(table: ListenerTable, tally: Tally) -> None:
+    """SYNs of the short way wait for the row that tells whose they are."""
+    tally.calm(calm(5))
+    assert list(table) == []
+    tally.row(row(What.CALM, 1, qmax=100))
+    tally.calm(calm(5))
+    assert only(table).syns == 5
+
+
+def test_address_used_again_on_the_short_way(table: ListenerTable, tally: Tally) -> None:
+    """A span tells apart the listeners that one address belonged to in turn."""
+    tally.row(row(What.CALM, 1, port=80))
+    tally.row(row(What.CALM + 1, 1, port=443))
+    tally.calm(calm(5))
+    tally.calm(calm(7, span=1))
+    tally.calm(calm(9, span=2))
+    assert {one.identity.port: one.syns for one in table} == {80: 5, 443: 7}
+
+
+def test_short_way_at_a_change_of_sets(table: ListenerTable, tally: Tally) -> None:
+    """What the new set does not tell yet is as the old one had it; an emptied set tells nothing."""
+    tally.row(row(What.CALM, 1, port=80))
+    tally.calm(calm(5))
+    tally.tick(Tick(1, 0))
+    tally.calm(calm(2, parity=1))
+    assert only(table).syns == 7
+    tally.tick(Tick(2, 0))
+    tally.calm(calm(1))
+    tally.tick(Tick(3, 0))
+    tally.calm(calm(1, parity=1))
+    assert only(table).syns == 7
+    with pytest.raises(RowError):
+        tally.calm(calm(1))
+
+
+def test_short_way_of_other_ports(table: ListenerTable, tally: Tally) -> None:
+    """SYNs of the short way at a port that nobody asks for any more are left out."""
+    tally.row(row(What.CALM, 1, port=80))
+    table.watch(SESSION, {443: "web"})
+    tally.calm(calm(5))
+    assert {one.identity.port: one.syns for one in table} == {443: 0}
 
 
 def test_emptied_set_starts_from_nothing(table: ListenerTable, tally: Tally) -> None:

@@ -14,10 +14,14 @@ Every program in programs/ prints the same kinds of row, one to a line:
 ``row SET SOCKET PLACE PORT HIGH LOW QMAX Q0MAX WHAT COUNT SUM LAST``
     What happened at one listening socket: COUNT events of the kind WHAT since the set was last
     emptied, SUM of their values, and LAST, the newest observation of the queues among them.
+``calm SET SOCKET HOW COUNT``
+    COUNT more SYNs at a socket, which found the same Qmax and Q: those of the short way, for which
+    a program spares itself all but this. HOW is Qmax, then 5 bits of a span, then 8 bits of Q;
+    whose socket that was is told by a row of the same socket, with 160 plus the span as WHAT.
 
 SET is the parity of the generation. HIGH and LOW are the two halves of the bound address in network
 order, IPv4 as ::ffff:a.b.c.d; SOCKET, HIGH and LOW are hexadecimal. Q0MAX is 0 where Q0 has no
-limit of its own.
+limit of its own. HOW is hexadecimal too.
 """
 
 from __future__ import annotations
@@ -27,11 +31,14 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the row format, printed in the ready row."""
 
 SYN_BUCKETS = 12
 """Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
+
+SPANS = 32
+"""How many there are of the spans in which a socket's address is one listener's."""
 
 WAIT_BUCKETS = 14
 """Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
@@ -43,6 +50,8 @@ _QUEUE_MASK = (1 << _QUEUE_BITS) - 1
 
 class What(IntEnum):
     """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT.
+
+    A span is added to CALM, an observation of a socket whose SYNs may go the short way.
 
     A program that learns later what became of a SYN counts it as TAKEN first and then as SYN_*.
     """
@@ -58,6 +67,7 @@ class What(IntEnum):
     SYN_Q0_EVICTED = 135
     ACCEPT = 144
     ACCEPT_UNTIMED = 158
+    CALM = 160
 
 
 class Outcome(IntEnum):
@@ -106,11 +116,22 @@ class Row(NamedTuple):
     last: int
 
 
+class Calm(NamedTuple):
+    """SYNs that went the short way; see the module's text for the fields."""
+
+    parity: int
+    socket: int
+    qmax: int
+    span: int
+    q: int
+    events: int
+
+
 class RowError(ValueError):
     """A line that is not a row."""
 
 
-def parse(line: str) -> Ready | Place | Tick | Row:
+def parse(line: str) -> Ready | Place | Tick | Row | Calm:
     """Read one line of a program's output.
 
     Args:
@@ -123,6 +144,8 @@ def parse(line: str) -> Ready | Place | Tick | Row:
     try:
         if len(words) == 13 and words[0] == "row":
             return _row(words)
+        if len(words) == 5 and words[0] == "calm":
+            return _calm(words)
         if len(words) == 3 and words[0] == "tick":
             return Tick(_number(words[1]), _number(words[2]))
         if len(words) == 3 and words[0] == "place":
@@ -151,7 +174,15 @@ def is_known(what: int) -> bool:
     """Tell whether a WHAT field is one this exporter knows."""
     if what < What.ESTABLISHED:
         return what >> 4 <= Outcome.OTHER and what & 15 < SYN_BUCKETS
-    return what <= What.SYN_Q0_EVICTED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED
+    if what <= What.SYN_Q0_EVICTED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED:
+        return True
+    return What.CALM <= what < What.CALM + SPANS
+
+
+def bucket(q: int, qmax: int) -> int:
+    """Return the bucket of Q/Qmax that a SYN belongs to: tenths, rounded up; 11 for more than 1."""
+    qmax = max(qmax, 1)
+    return min((10 * q + qmax - 1) // qmax, SYN_BUCKETS - 1)
 
 
 def _row(words: list[str]) -> Row:
@@ -171,6 +202,18 @@ def _row(words: list[str]) -> Row:
     if not is_known(row.what):
         raise RowError(f"unknown event {row.what}")
     return row
+
+
+def _calm(words: list[str]) -> Calm:
+    how = _number(words[3], (1 << 45) - 1, 16)
+    return Calm(
+        parity=_number(words[1], 1),
+        socket=_number(words[2], _U64, 16),
+        qmax=how >> 13,
+        span=how >> 8 & SPANS - 1,
+        q=how & 0xFF,
+        events=_number(words[4]),
+    )
 
 
 def _number(word: str, limit: int = _U64, base: int = 10) -> int:

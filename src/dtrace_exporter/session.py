@@ -21,7 +21,7 @@ from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.process import child
 from dtrace_exporter.program import Program
-from dtrace_exporter.rows import PROTOCOL, Place, Ready, Row, RowError, Tick, parse
+from dtrace_exporter.rows import PROTOCOL, Calm, Place, Ready, Row, RowError, Tick, parse
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
 
@@ -247,6 +247,9 @@ class Session:
                     record = parse(line)
                     if isinstance(record, Row):
                         tally.row(record)
+                        continue
+                    if isinstance(record, Calm):
+                        tally.calm(record)
                         continue
                     if isinstance(record, Place):
                         tally.place(record)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Place, Ready, Row, RowError, Tick, What, queues
+from dtrace_exporter.rows import Calm, Place, Ready, Row, RowError, Tick, What, bucket, queues
 from dtrace_exporter.sock_diag import Sample
 
 _Key = tuple[int, str, int, str, int, int, int]
+_Span = tuple[int, int]
 _Order = tuple[int, int, bool]
 
 
@@ -25,6 +26,8 @@ class Tally:
         self._names: dict[str, str] = {}
         self._generation = -1
         self._counted: tuple[dict[_Key, tuple[int, int]], ...] = ({}, {})
+        self._calm: tuple[dict[Calm, int], ...] = ({}, {})
+        self._spans: tuple[dict[_Span, Identity], ...] = ({}, {})
         self._generations = [-1, -1]
         self._sockets: dict[int, tuple[_Order, Listener | None]] = {}
         self._known: dict[Identity, list[int]] = {}
@@ -56,6 +59,8 @@ class Tally:
         parity = tick.generation & 1
         if tick.generation != self._generations[parity]:
             self._counted[parity].clear()
+            self._calm[parity].clear()
+            self._spans[parity].clear()
             self._generations[parity] = tick.generation
             self._forget_closed(before=tick.generation - 1)
         self._generation = tick.generation
@@ -66,12 +71,14 @@ class Tally:
         Raises:
             RowError: the heartbeat before it was not its own, so its generation is not known.
         """
-        if self._generation < 0 or row.parity != self._generation & 1:
-            raise RowError("the heartbeat of this row's set is missing")
+        self._check(row.parity)
         place = self._place(row.place)
         if place is None:
             return
         identity = Identity(self._session.host, place, row.address, row.port)
+        if row.what >= What.CALM:
+            self._spans[row.parity][row.socket, row.what - What.CALM] = identity
+            row = row._replace(what=What.OBSERVED)
         if row.what == What.CLOSED:
             if row.socket not in self._sockets:
                 self._supersede(identity)
@@ -94,6 +101,32 @@ class Tally:
         if more:
             listener.count(row.what, row.qmax, row.events - events, row.total - total)
         self._observe(row, listener)
+
+    def calm(self, calm: Calm) -> None:
+        """Add the SYNs of the short way beyond the row's last appearance.
+
+        Raises:
+            RowError: as row() does.
+        """
+        self._check(calm.parity)
+        # At a change of the sets its row of the new one may still be to come.
+        span = calm.socket, calm.span
+        identity = self._spans[calm.parity].get(span) or self._spans[1 - calm.parity].get(span)
+        if identity is None:
+            return
+        key = calm._replace(events=0)
+        counted = self._calm[calm.parity]
+        more = calm.events - counted.get(key, 0)
+        if more <= 0:
+            return
+        counted[key] = calm.events
+        if self._table.watches(self._session, identity.port):
+            listener = self._table.listener(self._session, *identity[1:])
+            listener.count(bucket(calm.q, calm.qmax), calm.qmax, more, more * calm.q)
+
+    def _check(self, parity: int) -> None:
+        if self._generation < 0 or parity != self._generation & 1:
+            raise RowError("the heartbeat of this row's set is missing")
 
     def _place(self, place: str) -> str | None:
         """Return a place's label; None where places have names and this one's has not come yet."""

@@ -62,6 +62,10 @@ SYSTEMD_FILES = "usr/lib/systemd"
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
 
+BENCH = "bench"
+BENCH_PACKAGES = ("bpftrace", "bpfcc-tools")
+"""What ../../bench compares with, in a guest that has BENCH among its extras."""
+
 MODEL = "model"
 MODEL_KERNEL = "6.12"
 """The kernel that can load the model of Solaris' TCP."""
@@ -123,7 +127,7 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
     Args:
         kernel: a key of KERNELS.
-        extras: keys of EXTRAS that the guest shall have, or MODEL or SYSTEMD.
+        extras: keys of EXTRAS that the guest shall have, or BENCH, MODEL or SYSTEMD.
 
     Raises:
         UnavailableError: a command, the archive's address or the network lacks.
@@ -139,6 +143,10 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
             continue
         if extra == MODEL:
             archives.append(_model(suite, _release(linux / "vmlinuz")))
+            continue
+        if extra == BENCH:
+            packages = [USERLAND, *BENCH_PACKAGES, *LEFT_OUT]
+            archives.append(_cached(BENCH, packages, _build_bench) / "bench.cpio.zst")
             continue
         packages = EXTRAS[extra]
         made = _cached(extra, [USERLAND, *packages], partial(_build_extra, packages))
@@ -209,7 +217,16 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
         shutil.copy(HERE / "init.sh", root / "init")
         (root / "init").chmod(0o755)
         inside = root / "opt/dtrace-exporter"
-        for part in ("src", "config", "docs", "systemd", "pyproject.toml", "tests/kernel"):
+        parts = (
+            "src",
+            "config",
+            "docs",
+            "systemd",
+            "pyproject.toml",
+            "tests/kernel",
+            "bench/guest",
+        )
+        for part in parts:
             source, target = TREE / part, inside / part
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -240,7 +257,7 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
     Args:
         guest: what to boot.
         initrd_file: as ``initrd`` wrote it.
-        mode: ``cases`` or ``shell``; init.sh reads it.
+        mode: ``cases``, ``bench`` or ``shell``; init.sh reads it.
     """
     return [
         "qemu-system-x86_64",
@@ -357,6 +374,25 @@ def _build_extra(packages: Iterable[str], directory: Path) -> None:
             tree = _unpack(package, apt, scratch)
             shutil.copytree(tree / "usr/bin", root / "usr/bin", dirs_exist_ok=True)
         _archive(root, directory / "extra.cpio.zst")
+
+
+def _build_bench(directory: Path) -> None:
+    with _scratch(directory.parent) as scratch:
+        root = scratch / "root"
+        _run(
+            *("mmdebstrap", "--quiet", "--variant=extract"),
+            *(f'--aptopt={key} "{value}"' for key, value in APT.items()),
+            *("--keyring", KEYRING, f"--include={','.join(BENCH_PACKAGES)}", USERLAND, root),
+            mirror(),
+        )
+        for pattern in LEFT_OUT:
+            for path in root.glob(pattern):
+                shutil.rmtree(path)
+        # Only what is new: nothing here was configured, and the base was.
+        for path in root.iterdir():
+            if path.name != "usr":
+                path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
+        _archive(root, directory / "bench.cpio.zst")
 
 
 def _release(vmlinuz: Path) -> str:

@@ -46,6 +46,12 @@ case $(cat /proc/cmdline) in
     cd $tree/tests/kernel/cases
     setsid -c bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
     ;;
+*mode=bench*)
+    # The selection is a module of bench/guest; it prints its results on the second port.
+    stty -F /dev/ttyS1 raw -echo
+    cd $tree/bench/guest
+    python3 -m "$(cat $tree/selection)" 2>/dev/console >/dev/ttyS1
+    ;;
 *)
     cases
     ;;

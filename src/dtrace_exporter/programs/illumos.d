@@ -19,9 +19,18 @@
  *   135       half-open connections thrown out for a SYN
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not known
+ *   160-191   observations once a second: from now on its SYNs may go the short way
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
+ *
+ * The short way: the SYNs of one listener at a time, whose queues are far from full, are counted by
+ * no more than is needed, one row for each Q that they found:
+ *
+ *   calm SET SOCKET HOW COUNT
+ *
+ * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
+ * of Q.
  *
  * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
  * was last used.
@@ -31,6 +40,7 @@
 #pragma D option aggrate=10hz
 #pragma D option aggsize=8m
 #pragma D option dynvarsize=8m
+#pragma D option strsize=64
 
 /* Which ports; how many ticks a set is in use, and the clock of LAST, 2^CLOCK ns, to fit in that. */
 inline int FIRST_PORT = 0;
@@ -54,8 +64,23 @@ uint64_t opening[uint64_t];
 /* When a connection was put into Q, by its tcp_t. */
 uint64_t start[uint64_t];
 
-/* Zones whose names have been told. */
+/* In which generation the name of a zone was told last. */
 uint64_t named[int];
+
+/*
+ * The listener whose SYNs go the short way, and one that may be the next. In calm and in room, which
+ * go together only if they are of the same one, its address comes first, but for the 16 bits that a
+ * kernel's addresses have in common and the 6 that are zero: then in calm 17 bits of Qmax and 5 of
+ * closes, in room below which Q0 there is no doubt that a SYN is taken. closes is how many listeners
+ * have gone in this generation, for their memory is used again; apart, how far behind a conn_t its
+ * tcp_t lies, which is allocated with it.
+ */
+uint64_t calm;
+uint64_t room;
+uint64_t next;
+uint64_t closes;
+uint64_t apart;
+uint64_t used;
 
 /* Every event has to set conn, what, sum, and by how much more its queues hold than is read. */
 this conn_t *conn;
@@ -76,6 +101,10 @@ this int64_t q;
 this int64_t qmax;
 this int64_t q0max;
 this int64_t tenths;
+this uint64_t calm;
+this uint64_t fits;
+this int brief;
+this int odd;
 this uint64_t since;
 this uint64_t high;
 this uint64_t low;
@@ -88,28 +117,97 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("\nready 1 0\n");	/* place zone */
+	printf("\nready 2 0\n");	/* place zone */
 }
 
-/*
- * A segment that reached a listener, IPv4 or IPv6: tcp_input_listener(connp, mp, squeue, ira). Only
- * one with the SYN bit is a SYN, and one that is late finds a listener that is no more. If it is
- * taken, Q0 is one more when this function returns.
- */
-fbt:ip:tcp_input_listener:entry
+/* A generation begins. Every tick looks at the queues of the listener of the short way. */
+tick-1s
+/ ticks == TICKS /
 {
-	this->mp = (mblk_t *)arg1;
-	this->conn = (conn_t *)arg0;
-	this->conn = *(uint8_t *)(this->mp->b_rptr +
-	    ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+	start0 = generation & 1 ? timestamp : start0;
+	start1 = generation & 1 ? start1 : timestamp;
+	generation++;
+	ticks = 0;
+	closes = 0;
+}
+
+tick-1s
+{
+	ticks++;
+	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
+	this->conn = calm != 0 ? (conn_t *)((int64_t)calm >> 22 << 6) : (conn_t *)next;
+	this->conn = this->conn != NULL &&
 	    (this->conn->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->conn : NULL;
-	this->what = 0;
+	this->calm = closes;
+	this->what = this->calm < 32 ? 160 + this->calm : 131;
 	this->sum = 0;
 	this->more0 = 0;
 	this->more = 0;
 }
 
+/*
+ * A segment that reached a listener, IPv4 or IPv6: tcp_input_listener(connp, mp, squeue, ira). Only
+ * one with the SYN bit is a SYN. The short way, in the even set and the odd one.
+ */
+fbt:ip:tcp_input_listener:entry
+/ !(this->odd = generation & 1) && (this->brief =
+    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
+    *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+    (this->q = ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q) < 128 &&
+    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
+    ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+{
+	used = 1;
+	@calm0[(uint64_t)arg0, (this->calm & 0x3fffff) << 8 | this->q] = count();
+}
+
+fbt:ip:tcp_input_listener:entry
+/ this->odd && (this->brief =
+    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
+    *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+    (this->q = ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q) < 128 &&
+    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
+    ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+{
+	used = 1;
+	@calm1[(uint64_t)arg0, (this->calm & 0x3fffff) << 8 | this->q] = count();
+}
+
+/*
+ * All others; one that is late finds a listener that is no more. A SYN will be taken if there is room,
+ * and then Q0 is one more when this function returns; where that is not certain a drop has to know
+ * the listener.
+ */
+fbt:ip:tcp_input_listener:entry
+/ (this->conn = !this->brief &&
+    *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+    (((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ?
+    (conn_t *)arg0 : NULL) != NULL /
+{
+	this->tcp = this->conn->conn_proto_priv.cp_tcp;
+	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
+	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
+	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
+	this->q = this->tcp->tcp_conn_req_cnt_q;
+	this->qmax = this->tcp->tcp_conn_req_max;
+	this->q0max = 0;
+	/* begin q0_limit */
+	this->q0max = this->qmax +
+	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
+	/* end q0_limit */
+	this->sum = this->q;
+	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
+	this->what = this->tenths < 11 ? this->tenths : 11;
+	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
+	this->more = 0;
+}
+
 /* begin syn_drops */
+fbt:ip:tcp_input_listener:entry
+/ this->conn != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
+{
+	listening[(uint64_t)curthread] = arg0;
+}
 /*
  * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
  * of it thrown out.
@@ -282,6 +380,7 @@ fbt:ip:tcp_do_listen:return
 	this->me = (uint64_t)curthread;
 	this->conn = arg1 == 0 ? (conn_t *)opening[this->me] : NULL;
 	opening[this->me] = 0;
+	room = (room ^ (uint64_t)this->conn << 16) >> 22 ? room : 0;	/* Qmax may be another */
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -292,6 +391,9 @@ fbt:ip:tcp_closei_local:entry
 {
 	this->tcp = (tcp_t *)arg0;
 	this->conn = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp->tcp_connp : NULL;
+	closes += this->conn != NULL;
+	calm = (calm ^ (uint64_t)this->conn << 16) >> 22 ? calm : 0;
+	next = next == (uint64_t)this->conn ? 0 : next;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;
@@ -303,6 +405,9 @@ fbt:ip:tcp_do_unbind:entry
 	this->conn = (conn_t *)arg0;
 	this->conn = (this->conn->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ?
 	    this->conn : NULL;
+	closes += this->conn != NULL;
+	calm = (calm ^ (uint64_t)this->conn << 16) >> 22 ? calm : 0;
+	next = next == (uint64_t)this->conn ? 0 : next;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;
@@ -324,6 +429,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
+tick-1s,
 fbt:ip:tcp_input_listener:entry
 / this->conn != NULL /
 {
@@ -342,28 +448,14 @@ fbt:ip:tcp_input_listener:entry
 	this->q0max = this->qmax +
 	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
 	/* end q0_limit */
+	this->odd = generation & 1;
+	this->last = this->what == 132 ? 0x3ffffffff :
+	    (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q + this->more < 0x1ffff ? this->q + this->more : 0x1ffff);
 	this->conn = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->conn : NULL;
 }
 
-/* A SYN will be taken if there is room; where that is not certain a drop has to know the listener. */
-fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL /
-{
-	this->sum = this->q;
-	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
-	this->what = this->tenths < 11 ? this->tenths : 11;
-	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
-}
-
-/* begin syn_drops */
-fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
-{
-	listening[(uint64_t)curthread] = arg0;
-}
-/* end syn_drops */
-
-/* The name of a zone other than the global one, once. */
+/* The name of a zone other than the global one, once in a generation. */
 mib:::tcpListenDrop,                            /* only syn_drops */
 mib:::tcpListenDropQ0,                          /* only syn_drops */
 mib:::tcpHalfOpenDrop,                          /* only syn_drops */
@@ -374,11 +466,12 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
+tick-1s,
 fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL && this->zoneid != 0 && named[this->zoneid] == 0 /
+/ this->conn != NULL && this->zoneid != 0 && named[this->zoneid] != generation + 1 /
 {
-	named[this->zoneid] = 1;
-	@places[this->zoneid, stringof(this->zone->zone_name)] = count();
+	named[this->zoneid] = generation + 1;
+	printf("place %d %s\n", this->zoneid, stringof(this->zone->zone_name));
 }
 
 /* The set in use, the even one and the odd one. */
@@ -392,28 +485,9 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
+tick-1s,
 fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL /
-{
-	this->q0 += this->more0;
-	this->q += this->more;
-	this->last = this->what == 132 ? 0x3ffffffff :
-	    (uint64_t)(this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 |
-	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
-}
-
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_newconn_notify:return,               /* only established */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_get_def_conn_ind:return,             /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_do_listen:return,                    /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
-fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL && !(generation & 1) /
+/ this->conn != NULL && !this->odd /
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
@@ -435,8 +509,9 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
+tick-1s,
 fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL && generation & 1 /
+/ this->conn != NULL && this->odd /
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
@@ -449,27 +524,53 @@ fbt:ip:tcp_input_listener:entry
 }
 
 /*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->conn != NULL /
+{
+	this->tcp = this->conn->conn_proto_priv.cp_tcp;
+	apart = apart ? apart : (uint64_t)this->tcp - (uint64_t)this->conn;
+	this->me = (uint64_t)this->conn << 16;
+	this->fits = (calm == 0 || room != 0 && used) && this->q >= 0 && this->q < 128 &&
+	    2 * this->q + 64 < this->qmax && this->qmax < 0x20000 && this->q0 >= 0 &&
+	    2 * this->q0 + 64 < this->q0max && this->q0max < 0x800000 &&
+	    (uint64_t)this->tcp - (uint64_t)this->conn == apart &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->conn &&
+	    this->calm < 32 && this->calm == closes;
+	calm = this->fits ? this->me | this->qmax << 5 | this->calm : room != 0 ? calm : 0;
+	room = this->fits ? this->me | (this->q0max - 64) / 2 : 0;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->conn == NULL /
+{
+	calm = 0;
+	room = 0;
+	next = 0;
+}
+
+/*
  * The set in use and the other, when it has come to rest, each behind its generation. What is printed
  * may be a tenth of a second old, so the set at rest comes twice.
  */
 tick-1s
-{
-	ticks++;
-	printa("place %d %s\n", @places);
-}
-
-tick-1s
-/ !(generation & 1) || ticks <= 2 /
+/ !(generation & 1) || ticks <= 3 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 tick-1s
-/ generation & 1 || ticks <= 2 && generation > 0 /
+/ generation & 1 || ticks <= 3 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }
 
 tick-1s
@@ -478,6 +579,7 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
+	trunc(@calm0);
 }
 
 tick-1s
@@ -486,22 +588,14 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-}
-
-tick-1s
-/ ticks == TICKS /
-{
-	start0 = generation & 1 ? timestamp : start0;
-	start1 = generation & 1 ? start1 : timestamp;
-	generation++;
-	ticks = 0;
+	trunc(@calm1);
 }
 
 END
 {
-	printa("place %d %s\n", @places);
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 END
@@ -509,4 +603,5 @@ END
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }

@@ -19,9 +19,18 @@
  *   132       sockets that stopped listening
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not looked at
+ *   160-191   observations once a second: from now on its SYNs may go the short way
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
+ *
+ * The short way: the SYNs of one listener at a time are counted by no more than is needed if they are
+ * not dropped, one row for each Q that they found:
+ *
+ *   calm SET SOCKET HOW COUNT
+ *
+ * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
+ * of Q.
  *
  * Two sets of aggregations take turns. Taking a key out of one that is in use would lose what was
  * counted meanwhile, so only the set at rest is emptied, half a generation after it was last used.
@@ -56,6 +65,18 @@ uint64_t est[int];
 inline uint64_t NOBODY = 1;
 
 /*
+ * The listener whose SYNs go the short way, and one that may be the next. In calm its address comes
+ * first, but for the 16 bits that a kernel's addresses have in common and the 6 that are zero, then
+ * 17 bits of Qmax and 5 of closes: how many listeners have gone in this generation, for their memory
+ * is used again.
+ */
+uint64_t calm;
+uint64_t stays;
+uint64_t used;
+uint64_t next;
+uint64_t closes;
+
+/*
  * A this-variable keeps what an earlier event left in it: every event has to set this->sk. Without
  * a declaration it would have the type of what the program's first assignment puts into it.
  */
@@ -72,7 +93,14 @@ this uint64_t qmax;
 this uint64_t tenths;
 this uint64_t since;
 this int64_t wait;
+this uint64_t inum;
+this int port;
 this int v6;
+this uint64_t calm;
+this uint64_t fits;
+this uint64_t me;
+this int brief;
+this int odd;
 this uint64_t high;
 this uint64_t low;
 this uint64_t last;
@@ -86,7 +114,29 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("\nready 1 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
+	printf("\nready 2 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
+}
+
+/* A generation begins. Every tick looks at the queues of the listener of the short way. */
+tick-1s
+/ ticks == TICKS /
+{
+	start0 = generation & 1 ? timestamp : start0;
+	start1 = generation & 1 ? start1 : timestamp;
+	generation++;
+	ticks = 0;
+	closes = 0;
+}
+
+tick-1s
+{
+	ticks++;
+	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
+	this->sk = calm != 0 ? (struct sock *)((int64_t)calm >> 22 << 6) : (struct sock *)next;
+	this->sk = this->sk != NULL && this->sk->__sk_common.skc_state == 10 ? this->sk : NULL;
+	this->calm = closes;
+	this->what = this->calm < 32 ? 160 + this->calm : 131;
+	this->sum = 0;
 }
 
 /* A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(rsk_ops, af_ops, sk, skb). */
@@ -105,15 +155,42 @@ fbt::tcp_conn_request:entry
 	    this->sk->__sk_common.skc_num <= LAST_PORT ? arg2 | this->now : NOBODY;
 }
 
+/* The short way, in the even set and the odd one: a SYN that is not dropped. */
 fbt::tcp_conn_request:return
+/ !(this->odd = generation & 1) && (this->brief =
+    ((this->calm = calm) ^ (this->was = syn[cpu]) << 16) >> 22 == 0 && stays &&
+    (this->sk = (struct sock *)(this->was & ~7)) != NULL &&
+    (this->mib = (uint64_t *)((uint64_t)			/* only syn_drops */
+    this->sk->__sk_common.skc_net.net->mib.net_statistics +	/* only syn_drops */
+    *((uint64_t *)&`__per_cpu_offset + cpu))) != NULL &&	/* only syn_drops */
+    ((this->mib[LISTENDROPS] ^ this->was) & 1) == 0 &&		/* only syn_drops */
+    (this->q = this->sk->sk_ack_backlog) < 128 &&
+    this->sk->sk_max_ack_backlog == (this->calm >> 5 & 0x1ffff)) /
 {
-	this->was = syn[cpu];
-	this->sk = (struct sock *)(this->was & ~7);
+	used = 1;
+	@calm0[(uint64_t)this->sk, (this->calm & 0x3fffff) << 8 | this->q] = count();
 }
 
 fbt::tcp_conn_request:return
-/ this->sk != NULL /
+/ this->odd && (this->brief =
+    ((this->calm = calm) ^ (this->was = syn[cpu]) << 16) >> 22 == 0 && stays &&
+    (this->sk = (struct sock *)(this->was & ~7)) != NULL &&
+    (this->mib = (uint64_t *)((uint64_t)			/* only syn_drops */
+    this->sk->__sk_common.skc_net.net->mib.net_statistics +	/* only syn_drops */
+    *((uint64_t *)&`__per_cpu_offset + cpu))) != NULL &&	/* only syn_drops */
+    ((this->mib[LISTENDROPS] ^ this->was) & 1) == 0 &&		/* only syn_drops */
+    (this->q = this->sk->sk_ack_backlog) < 128 &&
+    this->sk->sk_max_ack_backlog == (this->calm >> 5 & 0x1ffff)) /
 {
+	used = 1;
+	@calm1[(uint64_t)this->sk, (this->calm & 0x3fffff) << 8 | this->q] = count();
+}
+
+/* All others. */
+fbt::tcp_conn_request:return
+/ (this->sk = this->brief ? NULL : (struct sock *)(this->was & ~7)) != NULL /
+{
+	next = (uint64_t)this->sk;	/* only open_close */
 	this->what = 0;
 	/* begin syn_drops */
 	/*
@@ -285,6 +362,9 @@ fbt::inet_csk_listen_start:return
 fbt::inet_csk_listen_stop:entry
 {
 	this->sk = (struct sock *)arg0;
+	closes++;
+	calm = (calm ^ (uint64_t)arg0 << 16) >> 22 ? calm : 0;
+	next = next == arg0 ? 0 : next;
 	this->what = 132;
 	this->sum = 0;
 }
@@ -300,10 +380,13 @@ fbt::tcp_v4_reqsk_destructor:entry,             /* only half_open_end */
 fbt::tcp_v6_reqsk_destructor:entry,             /* only half_open_end */
 fbt::inet_csk_listen_start:return,              /* only open_close */
 fbt::inet_csk_listen_stop:entry,                /* only open_close */
+tick-1s,
 fbt::tcp_conn_request:return
 / this->sk != NULL /
 {
 	this->net = this->sk->__sk_common.skc_net.net;
+	this->inum = this->net->ns.inum;
+	this->port = this->sk->__sk_common.skc_num;
 	this->v6 = this->sk->__sk_common.skc_family == 10;
 	this->high = !this->v6 ? 0 :
 	    ntohll(*(uint64_t *)&this->sk->__sk_common.skc_v6_rcv_saddr);
@@ -312,6 +395,7 @@ fbt::tcp_conn_request:return
 	this->qmax = this->sk->sk_max_ack_backlog;
 	this->q = this->sk->sk_ack_backlog;
 	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	this->odd = generation & 1;
 	this->last = this->what == 132 ? 0x3ffffffff :
 	    (this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 | (this->q < 0x1ffff ? this->q : 0x1ffff);
 }
@@ -326,17 +410,18 @@ fbt::tcp_v4_reqsk_destructor:entry,             /* only half_open_end */
 fbt::tcp_v6_reqsk_destructor:entry,             /* only half_open_end */
 fbt::inet_csk_listen_start:return,              /* only open_close */
 fbt::inet_csk_listen_stop:entry,                /* only open_close */
+tick-1s,
 fbt::tcp_conn_request:return
-/ this->sk != NULL && !(generation & 1) /
+/ this->sk != NULL && !this->odd /
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events0[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = count();
-	@sums0[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = sum(this->sum);
-	@last0[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = max(this->when << 34 | this->last);
+	@events0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = count();
+	@sums0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = sum(this->sum);
+	@last0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = max(this->when << 34 | this->last);
 }
 
 fbt::tcp_v4_syn_recv_sock:return,               /* only ack_drops */
@@ -348,37 +433,60 @@ fbt::tcp_v4_reqsk_destructor:entry,             /* only half_open_end */
 fbt::tcp_v6_reqsk_destructor:entry,             /* only half_open_end */
 fbt::inet_csk_listen_start:return,              /* only open_close */
 fbt::inet_csk_listen_stop:entry,                /* only open_close */
+tick-1s,
 fbt::tcp_conn_request:return
-/ this->sk != NULL && generation & 1 /
+/ this->sk != NULL && this->odd /
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events1[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = count();
-	@sums1[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = sum(this->sum);
-	@last1[(uint64_t)this->sk, this->net->ns.inum,
-	    this->sk->__sk_common.skc_num, this->high, this->low, this->qmax, this->what] = max(this->when << 34 | this->last);
+	@events1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = count();
+	@sums1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = sum(this->sum);
+	@last1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
+	    this->qmax, this->what] = max(this->when << 34 | this->last);
+}
+
+/*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->sk != NULL /
+{
+	this->me = (uint64_t)this->sk << 16;
+	this->fits = (calm == 0 || stays && used) && this->qmax < 0x20000 &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->sk &&
+	    this->calm < 32 && this->calm == closes;
+	calm = this->fits ? this->me | this->qmax << 5 | this->calm : stays ? calm : 0;
+	stays = this->fits;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->sk == NULL /
+{
+	calm = 0;
+	stays = 0;
+	next = 0;
 }
 
 /* The set in use and, once more when it has come to rest, the other, each behind its generation. */
 tick-1s
-{
-	ticks++;
-}
-
-tick-1s
-/ !(generation & 1) || ticks == 1 /
+/ !(generation & 1) || ticks <= 2 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 tick-1s
-/ generation & 1 || ticks == 1 && generation > 0 /
+/ generation & 1 || ticks <= 2 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }
 
 tick-1s
@@ -387,6 +495,7 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
+	trunc(@calm0);
 }
 
 tick-1s
@@ -395,21 +504,14 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-}
-
-tick-1s
-/ ticks == TICKS /
-{
-	start0 = generation & 1 ? timestamp : start0;
-	start1 = generation & 1 ? start1 : timestamp;
-	generation++;
-	ticks = 0;
+	trunc(@calm1);
 }
 
 END
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 END
@@ -417,4 +519,5 @@ END
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }

@@ -20,9 +20,18 @@
  *   135       half-open connections thrown out for a SYN
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not known
+ *   160-191   observations once a second: from now on its SYNs may go the short way
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
+ *
+ * The short way: the SYNs of one listener at a time, whose queues are far from full, are counted by
+ * no more than is needed, one row for each Q that they found:
+ *
+ *   calm SET SOCKET HOW COUNT
+ *
+ * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
+ * of Q.
  *
  * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
  * was last used.
@@ -32,6 +41,7 @@
 #pragma D option aggrate=10hz
 #pragma D option aggsize=8m
 #pragma D option dynvarsize=8m
+#pragma D option strsize=64
 
 /* Which ports; how many ticks a set is in use, and the clock of LAST, 2^CLOCK ns, to fit in that. */
 inline int FIRST_PORT = 0;
@@ -64,8 +74,21 @@ uint64_t evicting[uint64_t];
 uint64_t start[uint64_t];
 uint64_t deferred[uint64_t];
 
-/* Zones whose names have been told. */
+/* In which generation the name of a zone was told last. */
 uint64_t named[int];
+
+/*
+ * The listener whose SYNs go the short way, and one that may be the next. In calm and in room, which
+ * go together only if they are of the same one, the address of its conn_t comes first, but for the
+ * 16 bits that a kernel's addresses have in common and the 6 that are zero: then in calm 17 bits of
+ * Qmax and 5 of closes, in room below which Q0 there is no doubt that a SYN is taken. closes is how
+ * many listeners have gone in this generation, for their memory is used again.
+ */
+uint64_t calm;
+uint64_t room;
+uint64_t next;
+uint64_t closes;
+uint64_t used;
 
 /* Every event has to set tcp, what, sum, and by how much more its queues hold than is read. */
 this tcp_t *tcp;
@@ -87,6 +110,10 @@ this int64_t q;
 this int64_t qmax;
 this int64_t q0max;
 this int64_t tenths;
+this uint64_t calm;
+this uint64_t fits;
+this int brief;
+this int odd;
 this uint64_t since;
 this uint64_t high;
 this uint64_t low;
@@ -101,25 +128,92 @@ BEGIN
 	start1 = timestamp;
 	/* hz is 100 or 1000: its first byte is 0 on SPARC. */
 	little = *(uint8_t *)&`hz != 0;
-	printf("\nready 1 0\n");	/* place zone */
+	printf("\nready 2 0\n");	/* place zone */
 }
 
-/*
- * A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(connp, mp, squeue). IP hands on no
- * other segments, but one that is late finds a listener that is no more. If it is taken, Q0 is one
- * more when this function returns.
- */
-fbt:ip:tcp_conn_request:entry
+/* A generation begins. Every tick looks at the queues of the listener of the short way. */
+tick-1s
+/ ticks == TICKS /
 {
-	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
-	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	this->what = 0;
+	start0 = generation & 1 ? timestamp : start0;
+	start1 = generation & 1 ? start1 : timestamp;
+	generation++;
+	ticks = 0;
+	closes = 0;
+}
+
+tick-1s
+{
+	ticks++;
+	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
+	this->me = calm != 0 ? (uint64_t)((int64_t)calm >> 22 << 6) : next;
+	this->tcp = this->me ? *(tcp_t **)((char *)this->me + CONN_TCP) : NULL;
+	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
+	this->calm = closes;
+	this->what = this->calm < 32 ? 160 + this->calm : 131;
 	this->sum = 0;
 	this->more0 = 0;
 	this->more = 0;
 }
 
+/*
+ * A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(connp, mp, squeue). IP hands on no
+ * other segments. The short way, in the even set and the odd one.
+ */
+fbt:ip:tcp_conn_request:entry
+/ !(this->odd = generation & 1) && (this->brief =
+    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
+    (this->q = (this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP))->tcp_conn_req_cnt_q) < 128 &&
+    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
+    this->tcp->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+{
+	used = 1;
+	@calm0[(uint64_t)this->tcp, (this->calm & 0x3fffff) << 8 | this->q] = count();
+}
+
+fbt:ip:tcp_conn_request:entry
+/ this->odd && (this->brief =
+    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
+    (this->q = (this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP))->tcp_conn_req_cnt_q) < 128 &&
+    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
+    this->tcp->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+{
+	used = 1;
+	@calm1[(uint64_t)this->tcp, (this->calm & 0x3fffff) << 8 | this->q] = count();
+}
+
+/*
+ * All others; one that is late finds a listener that is no more. A SYN will be taken if there is room,
+ * and then Q0 is one more when this function returns; where that is not certain a drop has to know
+ * the listener.
+ */
+fbt:ip:tcp_conn_request:entry
+/ (this->tcp = this->brief ? NULL : *(tcp_t **)((char *)arg0 + CONN_TCP)) != NULL &&
+    (this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL) != NULL /
+{
+	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
+	this->port = this->lport[0] << 8 | this->lport[1];
+	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
+	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
+	this->q = this->tcp->tcp_conn_req_cnt_q;
+	this->qmax = this->tcp->tcp_conn_req_max;
+	this->q0max = 0;
+	/* begin q0_limit */
+	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
+	/* end q0_limit */
+	this->sum = this->q;
+	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
+	this->what = this->tenths < 11 ? this->tenths : 11;
+	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
+	this->more = 0;
+}
+
 /* begin syn_drops */
+fbt:ip:tcp_conn_request:entry
+/ this->tcp != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
+{
+	listening[(uint64_t)curthread] = (uint64_t)this->tcp;
+}
 /*
  * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
  * of it thrown out.
@@ -294,6 +388,8 @@ fbt:ip:tcp_bind:return
 	this->tcp = (tcp_t *)opening[this->me];
 	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	opening[this->me] = 0;
+	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp << 16 : 0;
+	room = (room ^ this->me) >> 22 ? room : 0;	/* Qmax may be another */
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -305,6 +401,10 @@ fbt:ip:tcp_unbind:entry
 {
 	this->tcp = (tcp_t *)arg0;
 	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
+	closes += this->tcp != NULL;
+	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp << 16 : 0;
+	calm = (calm ^ this->me) >> 22 ? calm : 0;
+	next = next << 16 == this->me ? 0 : next;
 	this->what = 132;
 	this->sum = 0;
 	this->more0 = 0;
@@ -323,6 +423,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_bind:return,                         /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_unbind:entry,                        /* only open_close */
+tick-1s,
 fbt:ip:tcp_conn_request:entry
 / this->tcp != NULL /
 {
@@ -343,6 +444,10 @@ fbt:ip:tcp_conn_request:entry
 	/* begin q0_limit */
 	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
 	/* end q0_limit */
+	this->odd = generation & 1;
+	this->last = this->what == 132 ? 0x3ffffffff :
+	    (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q + this->more < 0x1ffff ? this->q + this->more : 0x1ffff);
 	this->tcp = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->tcp : NULL;
 }
 
@@ -357,6 +462,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_bind:return,                         /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_unbind:entry,                        /* only open_close */
+tick-1s,
 fbt:ip:tcp_conn_request:entry
 / this->tcp != NULL && little /
 {
@@ -368,26 +474,8 @@ fbt:ip:tcp_conn_request:entry
 	this->low = this->low << 32 | this->low >> 32;
 }
 
-/* A SYN will be taken if there is room; where that is not certain a drop has to know the listener. */
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL /
-{
-	this->sum = this->q;
-	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
-	this->what = this->tenths < 11 ? this->tenths : 11;
-	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
-}
-
-/* begin syn_drops */
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
-{
-	listening[(uint64_t)curthread] = (uint64_t)this->tcp;
-}
-/* end syn_drops */
-
 /* begin zones */
-/* The name of a zone other than the global one, once. */
+/* The name of a zone other than the global one, once in a generation. */
 mib:::tcpListenDrop,                            /* only syn_drops */
 mib:::tcpListenDropQ0,                          /* only syn_drops */
 mib:::tcpHalfOpenDrop,                          /* only syn_drops */
@@ -398,11 +486,12 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_bind:return,                         /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_unbind:entry,                        /* only open_close */
+tick-1s,
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && this->zoneid != 0 && named[this->zoneid] == 0 /
+/ this->tcp != NULL && this->zoneid != 0 && named[this->zoneid] != generation + 1 /
 {
-	named[this->zoneid] = 1;
-	@places[this->zoneid, stringof(this->zone->zone_name)] = count();
+	named[this->zoneid] = generation + 1;
+	printf("place %d %s\n", this->zoneid, stringof(this->zone->zone_name));
 }
 /* end zones */
 
@@ -417,28 +506,9 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_bind:return,                         /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_unbind:entry,                        /* only open_close */
+tick-1s,
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL /
-{
-	this->q0 += this->more0;
-	this->q += this->more;
-	this->last = this->what == 132 ? 0x3ffffffff :
-	    (uint64_t)(this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 |
-	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
-}
-
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && !(generation & 1) /
+/ this->tcp != NULL && !this->odd /
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
@@ -460,8 +530,9 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_bind:return,                         /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_unbind:entry,                        /* only open_close */
+tick-1s,
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && generation & 1 /
+/ this->tcp != NULL && this->odd /
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
@@ -474,27 +545,50 @@ fbt:ip:tcp_conn_request:entry
 }
 
 /*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->tcp != NULL /
+{
+	this->me = (uint64_t)this->tcp->tcp_connp << 16;
+	this->fits = (calm == 0 || room != 0 && used) && this->q >= 0 && this->q < 128 &&
+	    2 * this->q + 64 < this->qmax && this->qmax < 0x20000 && this->q0 >= 0 &&
+	    2 * this->q0 + 64 < this->q0max && this->q0max < 0x800000 &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->tcp->tcp_connp &&
+	    this->calm < 32 && this->calm == closes;
+	calm = this->fits ? this->me | this->qmax << 5 | this->calm : room != 0 ? calm : 0;
+	room = this->fits ? this->me | (this->q0max - 64) / 2 : 0;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->tcp == NULL /
+{
+	calm = 0;
+	room = 0;
+	next = 0;
+}
+
+/*
  * The set in use and the other, when it has come to rest, each behind its generation. What is printed
  * may be a tenth of a second old, so the set at rest comes twice.
  */
 tick-1s
-{
-	ticks++;
-	printa("place %d %s\n", @places);	/* only zones */
-}
-
-tick-1s
-/ !(generation & 1) || ticks <= 2 /
+/ !(generation & 1) || ticks <= 3 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 tick-1s
-/ generation & 1 || ticks <= 2 && generation > 0 /
+/ generation & 1 || ticks <= 3 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }
 
 tick-1s
@@ -503,6 +597,7 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
+	trunc(@calm0);
 }
 
 tick-1s
@@ -511,22 +606,14 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-}
-
-tick-1s
-/ ticks == TICKS /
-{
-	start0 = generation & 1 ? timestamp : start0;
-	start1 = generation & 1 ? start1 : timestamp;
-	generation++;
-	ticks = 0;
+	trunc(@calm1);
 }
 
 END
 {
-	printa("place %d %s\n", @places);	/* only zones */
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
 	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
+	printa("calm 0 %x %x %@d\n", @calm0);
 }
 
 END
@@ -534,4 +621,5 @@ END
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
 	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
+	printa("calm 1 %x %x %@d\n", @calm1);
 }

@@ -1,0 +1,130 @@
+"""A dtrace(1) of its own with a program whose generations are short, and what it has counted."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from dtrace_exporter import program
+from dtrace_exporter.listeners import ListenerTable, SessionId
+from dtrace_exporter.rows import Calm, Place, Ready, Row, Tick, parse
+from dtrace_exporter.tally import Tally
+
+ME = SessionId("", "all")
+WINDOW = program.Window(interval=1, ticks=10, clock=8, patience=60)
+"""Generations of 10 s, each set emptied 5 s after its last use."""
+
+
+class Consumer:
+    """A dtrace(1) whose sets change places every few seconds, and what it has counted.
+
+    Args:
+        name: the program's.
+        command: how to start dtrace(1).
+        options: its own, beside the program.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], options: Sequence[str]) -> None:
+        text = program.render(
+            program.load(name),
+            WINDOW,
+            numbers=program.drop_counters(["dtrace"]) if name == "linux" else None,
+            options=["aggsize"] if "-x" in options else [],
+        )
+        self.calm: dict[Calm, int] = {}
+        """How many SYNs went the short way, by all else that their rows say, of both sets."""
+        self.table = ListenerTable()
+        self.table.watch(ME, None)
+        self.generation = 0
+        self.rows_of_tick = -1
+        self.ticks = 0
+        self._tally = Tally(self.table, ME)
+        self._process = subprocess.Popen(
+            [*command, *options, "-s", "/dev/stdin"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(text)
+        self._process.stdin.close()
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Take rows until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"did not happen in {seconds} s: {what}")
+            self._take(line)
+
+    def end(self) -> str:
+        """End it, take its last rows and return what it said beside them."""
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.stderr is not None
+        errors = self._process.stderr.read()
+        assert self._process.wait(60) == 0, errors
+        while (line := self._lines.get(timeout=60)) != "":
+            self._take(line)
+        return errors
+
+    def kill(self) -> None:
+        """End it in any case."""
+        self._process.kill()
+        self._process.wait()
+
+    def caught_up(self) -> bool:
+        """Tell whether every line that has been printed so far is taken."""
+        return self._lines.empty()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def _take(self, line: str) -> None:
+        assert line, "dtrace(1) ended"
+        if not line.strip():
+            return
+        match parse(line.strip()):
+            case Tick() as tick:
+                self.generation = max(self.generation, tick.generation)
+                self.rows_of_tick = 0
+                self.ticks += 1
+                self._tally.tick(tick)
+            case Row() as row:
+                self.rows_of_tick += 1
+                self._tally.row(row)
+            case Calm() as calm:
+                key = calm._replace(events=self.generation)
+                self.calm[key] = max(calm.events, self.calm.get(key, 0))
+                self._tally.calm(calm)
+            case Place() as place:
+                self._tally.place(place)
+            case Ready() as ready:
+                self._tally.ready(ready)
+
+
+@contextmanager
+def consumer(
+    *options: str, name: str = "linux", command: Sequence[str] = ("dtrace",)
+) -> Iterator[Consumer]:
+    """Run one that is ready; the arguments are Consumer's."""
+    made = Consumer(name, command, options)
+    try:
+        made.until(lambda: made.rows_of_tick >= 0, "the first tick")
+        yield made
+    finally:
+        made.kill()
