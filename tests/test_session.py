@@ -233,15 +233,20 @@ def test_rows_come_ever_later(
     asyncio.run(test())
 
 
-def test_greeting_is_no_reason(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+def test_greeting_is_no_reason(
+    fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What a far host said before the rows is not why its dtrace(1) ended later."""
-    file = tmp_path / "go"
+    caplog.set_level(logging.DEBUG)
+    heard, seen = tmp_path / "heard", tmp_path / "seen"
 
     async def test() -> None:
-        steps = [{"stderr": "Welcome"}, {"sleep": 0.1}, READY, {"wait": str(file)}, {"exit": 5}]
-        async with running(fake_dtrace(*steps)) as one:
+        greeting = [{"stderr": "Welcome"}, {"wait": str(heard)}]
+        async with running(fake_dtrace(*greeting, READY, {"wait": str(seen)}, {"exit": 5})) as one:
+            await until(lambda: logged(caplog, "dtrace says"))
+            heard.touch()
             await until(lambda: one.status.up)
-            file.touch()
+            seen.touch()
             await until(lambda: not one.status.up)
             assert one.status.reason == "dtrace(1) ended: exit status 5"
 
