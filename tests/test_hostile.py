@@ -32,6 +32,8 @@ IDLE = 10_000
 HANDSHAKES = 1000
 LISTENERS = 10
 LONGEST = 5.0
+ATTACK_SECONDS = 2.0
+"""For so long at least an attack is repeated, so that scrapes fall into it."""
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
 
@@ -78,6 +80,7 @@ def endure(
     capsys: pytest.CaptureFixture[str],
     ca: str = "",
     authorization: str = "",
+    again: bool = True,
 ) -> None:
     """Attack while an honest client scrapes; it is served in time and the memory does not double.
 
@@ -91,6 +94,8 @@ def endure(
     began = time.monotonic()
     with scraping(service, ca, authorization) as hostile:
         attack()
+        while again and time.monotonic() - began < ATTACK_SECONDS:
+            attack()
     took = time.monotonic() - began
     peak = memory(service, "VmHWM")
     with capsys.disabled():
@@ -160,7 +165,7 @@ def test_slow_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> N
     def attack() -> None:
         with ExitStack() as stack:
             clients = [stack.enter_context(connect(service)) for _ in range(CROWD)]
-            for byte in GET + b"" * 2:
+            for byte in GET:
                 for client in clients:
                     with suppress(ConnectionError):
                         client.send(bytes([byte]))
@@ -212,7 +217,7 @@ def idle(service: Service, number: int, *, handshake: ssl.SSLContext | None, sha
 
 def test_idle_connections(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten thousand connections that say nothing keep nobody out."""
-    endure(service, lambda: idle(service, IDLE, handshake=None, shaken=0), capsys)
+    endure(service, lambda: idle(service, IDLE, handshake=None, shaken=0), capsys, again=False)
 
 
 def test_idle_tls_connections(
@@ -221,7 +226,7 @@ def test_idle_tls_connections(
     """The same over TLS: some shake hands and fall silent, most do not even that."""
     service, tls, ca = secure
     attack = lambda: idle(service, IDLE, handshake=tls, shaken=HANDSHAKES)  # noqa: E731
-    endure(service, attack, capsys, ca)
+    endure(service, attack, capsys, ca, again=False)
 
 
 def test_pipelining(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +295,8 @@ def test_many_scrapes_at_once(service: Service, capsys: pytest.CaptureFixture[st
                             selector.unregister(key.fileobj)
 
     endure(service, attack, capsys)
-    assert statuses == [b"200"] * CROWD * 3
+    assert set(statuses) == {b"200"}
+    assert len(statuses) % (CROWD * 3) == 0
 
 
 def test_clients_that_do_not_read(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
