@@ -141,14 +141,16 @@ def summary(model: Messages, linux: Messages) -> dict[str, Any]:
             [message["cpu"] * 3600 / message["seconds"]],
         )
     for message in of(both, "failed"):
-        _say(f"not measured: {message['what']}: {message['why']}")
+        _say(f"not measured: {message['what']}: {_in_a_line(message['why'])}")
     software = {message["name"]: message["version"] for message in of(linux, "version")}
     return {
         "software": software,
         "figures": figures,
         "reach": reach(both),
         "plots": plots(both),
-        "not_measured": {message["what"]: message["why"] for message in of(both, "failed")},
+        "not_measured": {
+            message["what"]: _in_a_line(message["why"]) for message in of(both, "failed")
+        },
     }
 
 
@@ -224,7 +226,7 @@ def plots(messages: Messages) -> list[dict[str, Any]]:
         lost.setdefault(message["tool"], []).append((message["rate"], share))
     return [
         {
-            "title": "Time of one processor that watching takes in the kernel",
+            "title": "Time of one processor, in the kernel",
             "x": "SYNs a second",
             "y": "%",
             "lines": {
@@ -276,6 +278,12 @@ def _wait(process: subprocess.Popen[bytes], told: Path) -> None:
         if told.exists() and told.stat().st_size > size:
             size = told.stat().st_size
             deadline = time.monotonic() + SILENT_SECONDS
+
+
+def _in_a_line(why: str) -> str:
+    """Return what a command said, less what it says of its own insides."""
+    lines = [line for line in why.splitlines() if not line.startswith((" ", "Traceback"))]
+    return "; ".join(lines).replace("<", "&lt;")
 
 
 def _say(text: str) -> None:
