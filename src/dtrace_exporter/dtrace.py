@@ -9,6 +9,7 @@ from asyncio.subprocess import STDOUT, Process
 from collections.abc import Sequence
 
 from dtrace_exporter.process import child
+from dtrace_exporter.terminal import printable
 
 _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"
@@ -69,7 +70,7 @@ def _reason(command: Sequence[str], status: int, output: str) -> str:
 
 def _plain(output: str) -> str:
     """Return an output as one line that is fit for a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in output).split())
+    return " ".join(printable(output).split())
 
 
 async def _run(argv: list[str], program: str = "") -> tuple[int, str]:
