@@ -36,6 +36,7 @@ from dtrace_exporter.collector import Collector
 from dtrace_exporter.exposition import Texts
 from dtrace_exporter.listeners import Exports, Queues, SessionId
 from dtrace_exporter.rows import What
+from dtrace_exporter.server import bind
 from dtrace_exporter.state import SessionStatus, State
 
 HERE = Path(__file__).resolve().parent
@@ -428,7 +429,7 @@ async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
         pass
 
     port = _free_port()
-    server = web.listen(web.application(state, no_reload), [f"127.0.0.1:{port}"])
+    server = web.serve(web.application(state, no_reload), bind([f"127.0.0.1:{port}"]))
     changing = "all changed five times a second"
     try:
         for row, times, at_once in (

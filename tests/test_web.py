@@ -69,7 +69,7 @@ async def serving(
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[Server]:
     """Serve a state until the block ends."""
-    server = web.listen(web.application(state, reload, path), [address])
+    server = web.serve(web.application(state, reload, path), web_server.bind([address]))
     try:
         yield server
     finally:
@@ -462,7 +462,7 @@ class TestListen:
     def test_malformed(self, address: str) -> None:
         """An address that is none is refused by name, before anything is listened on."""
         with pytest.raises(ValueError, match="malformed listen address") as caught:
-            web.listen(web.application(State(), no_reload), ["127.0.0.1:0", address])
+            web_server.bind(["127.0.0.1:0", address])
         assert repr(address) in str(caught.value)
 
     @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -477,9 +477,9 @@ class TestListen:
                 free.close()
                 second = f"127.0.0.1:{taken.getsockname()[1]}"
                 with pytest.raises(OSError, match="cannot listen on") as caught:
-                    web.listen(app, [first, second])
+                    web_server.bind([first, second])
                 assert str(caught.value) == f"cannot listen on {second}: Address already in use"
-                web.listen(app, [first]).stop()
+                web.serve(app, web_server.bind([first])).stop()
 
         asyncio.run(run())
         # Tornado leaves the socket that it could not bind to the collector, and to its warning.
@@ -488,7 +488,7 @@ class TestListen:
     def test_unknown_host(self) -> None:
         """A host that cannot be looked up is named in the error."""
         with pytest.raises(OSError, match=r"^cannot listen on a\.\.b:1: not a host name$"):
-            web.listen(web.application(State(), no_reload), ["a..b:1"])
+            web_server.bind(["a..b:1"])
 
     def test_ipv6(self) -> None:
         """An IPv6 address in brackets is served."""
@@ -509,8 +509,8 @@ class TestListen:
 
         async def run() -> tuple[set[socket.AddressFamily], int]:
             app = web.application(State(), no_reload)
-            both = web.listen(app, [":0"])
-            two = web.listen(app, ["127.0.0.1:0", "127.0.0.1:0"])
+            both = web.serve(app, web_server.bind([":0"]))
+            two = web.serve(app, web_server.bind(["127.0.0.1:0", "127.0.0.1:0"]))
             found = {sock.family for sock in both.sockets}, len(two.sockets)
             both.stop()
             two.stop()

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dtrace_exporter import web
+from dtrace_exporter.server import bind
 from dtrace_exporter.web_config import Live
 from test_web import no_reload, one_port, port_of
 
@@ -88,7 +89,7 @@ def ask(all_of_it: bytes, live: Live | None = None, *, to_the_end: bool = True) 
 
     async def run() -> bytes:
         app = web.application(one_port(), no_reload, live=live)
-        server = web.listen(app, ["127.0.0.1:0"], live)
+        server = web.serve(app, bind(["127.0.0.1:0"]))
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
         writer.write(all_of_it)
         answer = b""

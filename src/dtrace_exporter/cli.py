@@ -158,9 +158,8 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
     service = Service(args.config_file, config)
     reload = service.reload if args.lifecycle else None
     app = web.application(service.state, reload, args.telemetry_path, args.web)
-    serving = server.Server(app, args.web)
-    serving.add_sockets(
-        server.passed() if args.systemd_socket else server.bind(args.listen or [":9748"])
+    serving = web.serve(
+        app, server.passed() if args.systemd_socket else server.bind(args.listen or [":9748"])
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -7,17 +7,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from ipaddress import ip_address
-from socket import gethostname
+from socket import gethostname, socket
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
 
-from dtrace_exporter import page, server
+from dtrace_exporter import page
 from dtrace_exporter.auth import Authenticator, BusyError
 from dtrace_exporter.exposition import Exposition, chunks
 from dtrace_exporter.server import Server
@@ -66,20 +66,15 @@ def application(
     )
 
 
-def listen(app: Application, addresses: Sequence[str], live: Live | None = None) -> Server:
-    """Serve an application on all of some addresses, or on none of them.
+def serve(app: Application, sockets: Iterable[socket]) -> Server:
+    """Serve an application to whoever it lets in.
 
     Args:
-        app: what to serve, in the running event loop.
-        addresses: as server.bind() takes them.
-        live: speak TLS by it, else plain HTTP.
-
-    Raises:
-        ValueError: an address is malformed.
-        OSError: an address cannot be listened on; its text says which and why.
+        app: as application() returns it, in the running event loop.
+        sockets: the listening ones, as server.bind() or server.passed() returns them.
     """
-    serving = Server(app, live or Live(None))
-    serving.add_sockets(server.bind(addresses))
+    serving = Server(app, app.settings["live"])
+    serving.add_sockets(sockets)
     return serving
 
 
