@@ -36,7 +36,7 @@ _EVENTS = (
 )
 
 
-def rows(listeners: int, generation: int, tick: int, place: str) -> Iterator[str]:
+def rows(listeners: int, generation: int, tick: int, place: int) -> Iterator[str]:
     """Yield the rows of a generation's set after so many ticks of it; see dtrace_exporter.rows."""
     for number in range(listeners):
         socket = 0xFFFF888000000000 + 0x1000 * number
@@ -45,7 +45,8 @@ def rows(listeners: int, generation: int, tick: int, place: str) -> Iterator[str
             events = count * tick
             last = tick << 34 | (number % 7) << 17 | (tick + number) % 5
             yield (
-                f"row {generation & 1} {socket:x} {place} {port} 0 ffff00000000 128 0 {what} "
+                f"row {generation & 1} {socket:x} {place << 32 | port << 16 | what:x} "
+                "0 ffff00000000 80 "
                 f"{events} {events * value} {last}\n"
             )
 
@@ -55,7 +56,7 @@ def main(listeners: int, busy: bool) -> None:
     program = sys.stdin.read()
     match = re.search(r"\btick-(\d+)ms", program)
     interval = int(match[1]) / 1000 if match else 1.0
-    place = str(os.stat(_HOME).st_ino)  # noqa: PTH116
+    place = os.stat(_HOME).st_ino  # noqa: PTH116
     sys.stdout.write(f"\nready {PROTOCOL} {place}\n")
     ticks = 0
     due = time.monotonic()

@@ -136,7 +136,7 @@ class _Consumer:
                     _out(row)
 
     def _do_ready(self, home: str) -> None:
-        _out(f"ready 2 {home}")
+        _out(f"ready 3 {home}")
 
     def _do_tick(self, times: int) -> None:
         for _ in repeat(None) if times is True else range(times):

@@ -117,7 +117,7 @@ def pid_in(saved: Path) -> int:
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
     """The service gets ready and shows what was counted; SIGTERM ends it and its dtrace(1)."""
-    rows = {"print": ["tick 0 1", "row 0 ffff 1 22 0 0 8 0 0 5 0 0"]}
+    rows = {"print": ["tick 0 1", "row 0 ffff 100160000 0 0 8 5 0 0"]}
     command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         until(lambda: exporter.get("/-/ready"))

@@ -169,7 +169,8 @@ _TAIL = (WAITING | HALF_OPEN << 17) | 1 << 34
 
 
 def _row(place: str, port: int, q0max: int, what: int, count: int, total: int = 0) -> str:
-    return f"row 0 {port:x}{place} {place} {port} 0 0 {QMAX} {q0max} {what} {count} {total} {_TAIL}"
+    who, limits = int(place) << 32 | port << 16 | what, q0max << 32 | QMAX
+    return f"row 0 {port:x}{place} {who:x} 0 0 {limits:x} {count} {total} {_TAIL}"
 
 
 def _rows(step: int, place: str, q0max: int, drops: list[int]) -> list[str]:

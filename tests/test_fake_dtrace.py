@@ -18,8 +18,8 @@ from dtrace_exporter.tally import Tally
 
 Fake = Callable[..., list[str]]
 SESSION = SessionId("", "all")
-EVEN = "row 0 1 4026531840 80 0 0 10 0 128 5 0 17179869184"
-ODD = "row 1 1 4026531840 80 0 0 10 0 128 3 0 17179869184"
+EVEN = "row 0 1 f000000000500080 0 0 a 5 0 17179869184"
+ODD = "row 1 1 f000000000500080 0 0 a 3 0 17179869184"
 READY = {"ready": "4026531840"}
 END = {"exit": 0}
 
@@ -81,7 +81,7 @@ def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
 def test_one_set_in_the_first_generation(fake_dtrace: Fake, script: Path) -> None:
     """In generation 0 there is no other set: each heartbeat is one tick line and its rows."""
     result = run(fake_dtrace(READY, {"rows": [EVEN]}, {"tick": 2}, END), "-s", script)
-    assert shown(result.stdout) == ["ready 2 4026531840", *["tick 0", EVEN] * 2]
+    assert shown(result.stdout) == ["ready 3 4026531840", *["tick 0", EVEN] * 2]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_end(
     """A signal while it runs makes it print all sets between blank lines and exit with 0."""
     steps = [{"generation": generation}, {"rows": [EVEN, ODD]}, READY]
     with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 2 4026531840"
+        assert line(process) == "ready 3 4026531840"
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
     assert shown(output) == end
@@ -179,7 +179,7 @@ def test_save_and_wait(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
     saved, go = tmp_path / "saved", tmp_path / "go"
     steps = [{"save": str(saved)}, READY, {"wait": str(go)}, {"print": "on"}]
     with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 2 4026531840"
+        assert line(process) == "ready 3 4026531840"
         start = json.loads(saved.read_text(encoding="utf-8"))
         assert start == {
             "argv": ["-q", "-s", str(script)],
@@ -209,7 +209,7 @@ def test_refused_probe(fake_dtrace: Fake, script: Path, probe: str) -> None:
     compiled = run(command, "-e", "-s", script)
     assert (compiled.stdout, compiled.stderr, compiled.returncode) == ("", "", 0)
     script.write_text("BEGIN { }", encoding="utf-8")
-    assert run(command, "-s", script).stdout == "ready 2 4026531840\n"
+    assert run(command, "-s", script).stdout == "ready 3 4026531840\n"
 
 
 @pytest.mark.parametrize(
@@ -276,12 +276,12 @@ def test_trial(fake_dtrace: Fake, script: Path) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("\n", "", 3)
     script.write_text("BEGIN { exit(3); }\nEND { }\n", encoding="utf-8")
     result = run(fake_dtrace(READY, END), "-q", "-s", script)
-    assert (result.stdout, result.returncode) == ("ready 2 4026531840\n", 0)
+    assert (result.stdout, result.returncode) == ("ready 3 4026531840\n", 0)
 
 
 def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
     """Over a change of generations a tally takes every line and counts each event once."""
-    more = EVEN.replace(" 128 5 ", " 128 6 ")
+    more = EVEN.replace(" a 5 ", " a 6 ")
     steps = [
         READY,
         *({"rows": [EVEN]}, {"tick": 2}),

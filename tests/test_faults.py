@@ -38,8 +38,8 @@ FakeDTrace = Callable[..., list[str]]
 READY = {"ready": "1"}
 FOREVER = {"tick": True}
 SYNS = {
-    22: {"print": ["tick 0 1", "row 0 ffff16 1 22 0 0 8 0 0 5 0 0"]},
-    80: {"print": ["tick 0 1", "row 0 ffff50 1 80 0 0 8 0 0 7 0 0"]},
+    22: {"print": ["tick 0 1", "row 0 ffff16 100160000 0 0 8 5 0 0"]},
+    80: {"print": ["tick 0 1", "row 0 ffff50 100500000 0 0 8 7 0 0"]},
 }
 SSH, FAR = SessionId("", "port-22"), SessionId("far", "port-80")
 
@@ -221,7 +221,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "prints nothing any more": ([{"sleep": 600}], "no heartbeat for 3 s"),
     "closes stdout only": ([{"become": "exec sleep 600 >&-"}], "dtrace(1) ended: its output did"),
     "prints half a row and dies": (
-        [{"become": "printf 'row 0 ffff16 1 22'; kill -9 $$"}],
+        [{"become": "printf 'row 0 ffff16 100160000'; kill -9 $$"}],
         "dtrace(1) ended: killed by SIGKILL",
     ),
     "aborts, as the system does not respond": (
@@ -552,7 +552,7 @@ def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTra
 def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """In an hour without an event, 3600 ticks and 240 scrapes, nothing is logged at info."""
     hour = [f"tick 0 {second}000000000" for second in range(1, 3600)]
-    last = "row 0 ffff16 1 22 0 0 8 0 0 9 0 0"
+    last = "row 0 ffff16 100160000 0 0 8 9 0 0"
     steps = [READY, {"print": [*hour, "tick 0 3600000000000", last]}, {"sleep": 60}]
     config = write(tmp_path / "c.yml", fake_dtrace(*steps), interval="10s")
     with serving("--config.file", config) as exporter:

@@ -38,7 +38,7 @@ GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
 
 ROWS = [
-    f"row 0 {number:x} 4026531840 22 0 ffff7f0000{number:02x} 8 0 {what} 5 3 0"
+    f"row 0 {number:x} {4026531840 << 32 | 22 << 16 | what:x} 0 ffff7f0000{number:02x} 8 5 3 0"
     for number in range(1, LISTENERS + 1)
     for what in (0, 16, 128, 144, 150)
 ]

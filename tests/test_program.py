@@ -379,10 +379,6 @@ def test_rows_are_those_that_are_read(name: str) -> None:
     sets = [record for record in records if not isinstance(record, rows.Calm)]
     for before, record in pairwise(sets):
         assert isinstance(before, rows.Tick) == isinstance(record, rows.Row)
-    for before, record in pairwise(records):
-        if isinstance(record, rows.Calm):
-            assert isinstance(before, rows.Row)
-            assert before.parity == record.parity
 
 
 @pytest.mark.parametrize(
@@ -394,13 +390,13 @@ def test_rows_are_those_that_are_read(name: str) -> None:
     ],
 )
 def test_a_syn_of_the_short_way_is_one_aggregation(name: str, syn: str) -> None:
-    """What a SYN costs is clauses and aggregations: the short way has two, one of each set."""
+    """What a SYN costs is clauses and aggregations: the short way has one, and its key one word."""
     found = [body for probes, body in clauses(FILES[name].text) if syn in probes]
-    assert len(found) <= 10
-    for number, body in enumerate(found[:2]):
-        assert re.findall(r"@\w+", body) == [f"@calm{number}"]
-        assert not re.search(r"\w\[[^\]]*\] = (?!count)", body)
-        assert "->" not in re.sub(r"this->", "", body)
+    assert len(found) <= 7
+    assert re.findall(r"@\w+\[[^],]*\]", found[0]) == re.findall(r"@.*\]", found[0])
+    assert re.findall(r"@\w+", found[0]) == ["@calm"]
+    assert not re.search(r"\w\[[^\]]*\] = (?!count)", found[0])
+    assert "->" not in re.sub(r"this->", "", found[0])
 
 
 @each_trace
@@ -489,14 +485,18 @@ def test_every_probe_of_a_part_is_announced_where_all_events_meet(name: str) -> 
     text = FILES[name].text
     together = [probes for probes, _ in clauses(text) if len(probes) > 3]
     assert len(together) > 2
-    assert all(probes == together[0] for probes in together)
+    # A SYN on illumos says itself what the first of these clauses says of the other events.
+    itself = {"fbt:ip:tcp_input_listener:entry"} if name == "illumos" else set()
+    assert {*together[0]} | itself == {*together[1]}
+    assert {*together[0]} & itself == set()
+    assert all(probes == together[1] for probes in together[1:])
     events = {
         probe
         for probes, body in clauses(text)
         if re.search(r"this->what\s*=", body) and len(probes) <= 3
         for probe in probes
     }
-    assert {*together[0]} == events
+    assert {*together[1]} == events
     having = owners(text, announced=False)
     for line, owner in lines(text):
         if probe := re.match(rf"({PROBE}),\s*/\* only ", line):

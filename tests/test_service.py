@@ -29,7 +29,7 @@ FOREVER = {"tick": True}
 ROWS = {
     "print": [
         "tick 0 1",
-        *(f"row 0 ffff{port:x} 1 {port} 0 0 8 0 0 5 0 0" for port in (22, 80, 443)),
+        *(f"row 0 ffff{port:x} {1 << 32 | port << 16:x} 0 0 8 5 0 0" for port in (22, 80, 443)),
     ]
 }
 SSH = SessionId("", "port-22")
@@ -396,7 +396,7 @@ def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> N
 
 
 ILLUMOS = {"functions": [["ip", "tcp_input_listener"]]}
-ZONE_ROWS = {"print": ["place 3 web", "tick 0 1", "row 0 ffff 3 22 0 0 8 1032 0 5 0 0"]}
+ZONE_ROWS = {"print": ["place 3 web", "tick 0 1", "row 0 ffff 300160000 0 0 40800000008 5 0 0"]}
 
 
 def test_the_kernel_of_another_host(

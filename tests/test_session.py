@@ -48,8 +48,8 @@ def row(
 ) -> str:
     """Return a row about the wildcard listener of a port, with Qmax 8."""
     return (
-        f"row {set_} {place:x}fff{port:x} {place} {port} 0 0 8 {q0max} {what} {events}"
-        f" {events * q} {q}"
+        f"row {set_} {place:x}fff{port:x} {place << 32 | port << 16 | what:x} 0 0"
+        f" {q0max << 32 | 8:x} {events} {events * q} {q}"
     )
 
 
@@ -257,7 +257,7 @@ def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) ->
     """A process that prints without an end, but never a heartbeat, is ended all the same."""
 
     async def test() -> None:
-        async with running(["sh", "-c", "echo ready 2 1; exec yes"]) as one:
+        async with running(["sh", "-c", "echo ready 3 1; exec yes"]) as one:
             await until(lambda: one.status.restarts)
             assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
@@ -582,14 +582,14 @@ def test_rows_of_another_version(fake_dtrace: FakeDTrace, caplog: pytest.LogCapt
             assert not one.status.up
 
     asyncio.run(test())
-    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not 2"
+    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not 3"
 
 
 def test_output_closed_but_alive() -> None:
     """A process that has closed its output has nothing more to say, and is ended."""
 
     async def test() -> None:
-        script = "trap '' TERM; echo ready 2 1; exec >&-; exec sleep 60"
+        script = "trap '' TERM; echo ready 3 1; exec >&-; exec sleep 60"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
             pid = one.status.pid
@@ -648,7 +648,7 @@ def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
     """Binary on the standard error output is logged as printable text, an endless line too."""
 
     async def test() -> None:
-        script = "head -c 300000 /dev/urandom >&2; echo ready 2 1; exec sleep 60"
+        script = "head -c 300000 /dev/urandom >&2; echo ready 3 1; exec sleep 60"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
 
@@ -717,7 +717,7 @@ def test_sigterm_ignored_in_a_flood() -> None:
     """So is one that goes on printing as fast as it can."""
 
     async def test() -> None:
-        script = "trap '' TERM; echo ready 2 1; exec yes"
+        script = "trap '' TERM; echo ready 3 1; exec yes"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
 
@@ -729,7 +729,7 @@ def test_a_process_behind_the_command(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
 
     async def test() -> None:
-        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 2 1; wait; wait; wait"
+        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 3 1; wait; wait; wait"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
         pid = int(pids.read_text(encoding="utf-8"))

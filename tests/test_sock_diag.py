@@ -170,7 +170,7 @@ def test_addresses(net: Net, bound: str, shown: str) -> None:
 )
 def test_addresses_as_in_rows(number: int) -> None:
     """An address reads the same here as in the rows of a D program."""
-    row = f"row 0 0 0 22 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0 0 0"
+    row = f"row 0 0 160000 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0"
     parsed = rows.parse(row)
     assert isinstance(parsed, rows.Row)
     assert sock_diag._address(str(IPv6Address(number))) == parsed.address

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Calm, Outcome, Place, Ready, Row, RowError, Tick, What
+from dtrace_exporter.rows import (
+    OLD_TERMS,
+    TERMS,
+    Calm,
+    Outcome,
+    Place,
+    Ready,
+    Row,
+    RowError,
+    Tick,
+    What,
+)
 from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.tally import Tally
 
@@ -277,9 +288,9 @@ def test_numbers_of_64_bits(table: ListenerTable, tally: Tally) -> None:
 # The short way
 
 
-def calm(events: int, *, q: int = 3, span: int = 0, socket: int = 1, parity: int = 0) -> Calm:
+def calm(events: int, *, q: int = 3, term: int = 0) -> Calm:
     """Make a row of the short way up."""
-    return Calm(parity, socket, 100, span, q, events)
+    return Calm(term, q, events)
 
 
 def test_short_way(table: ListenerTable, tally: Tally) -> None:
@@ -303,30 +314,44 @@ def test_short_way_of_nobody_yet(table: ListenerTable, tally: Tally) -> None:
     assert only(table).syns == 5
 
 
-def test_address_used_again_on_the_short_way(table: ListenerTable, tally: Tally) -> None:
-    """A span tells apart the listeners that one address belonged to in turn."""
-    tally.row(row(What.CALM, 1, port=80))
-    tally.row(row(What.CALM + 1, 1, port=443))
+def test_terms_of_the_short_way(table: ListenerTable, tally: Tally) -> None:
+    """Each term is of one listener with one Qmax, though it be the same socket or address."""
+    tally.row(row(What.CALM, 1, port=80, qmax=100))
+    tally.row(row(What.CALM + 1, 1, port=443, qmax=100))
+    tally.row(row(What.CALM + 2, 1, port=443, qmax=200))
     tally.calm(calm(5))
-    tally.calm(calm(7, span=1))
-    tally.calm(calm(9, span=2))
-    assert {one.identity.port: one.syns for one in table} == {80: 5, 443: 7}
+    tally.calm(calm(7, term=1))
+    tally.calm(calm(9, term=2, q=20))
+    tally.calm(calm(11, term=3))
+    assert {one.identity.port: one.q_sums for one in table} == {
+        80: {100: 15},
+        443: {100: 21, 200: 180},
+    }
 
 
 def test_short_way_at_a_change_of_sets(table: ListenerTable, tally: Tally) -> None:
-    """What the new set does not tell yet is as the old one had it; an emptied set tells nothing."""
+    """What is counted in a term goes on through all generations, its row in either set or none."""
     tally.row(row(What.CALM, 1, port=80))
-    tally.calm(calm(5))
-    tally.tick(Tick(1, 0))
-    tally.calm(calm(2, parity=1))
-    assert only(table).syns == 7
-    tally.tick(Tick(2, 0))
-    tally.calm(calm(1))
-    tally.tick(Tick(3, 0))
-    tally.calm(calm(1, parity=1))
-    assert only(table).syns == 7
-    with pytest.raises(RowError):
-        tally.calm(calm(1))
+    for generation, events in enumerate((5, 7, 8, 12), start=1):
+        tally.calm(calm(events))
+        assert only(table).syns == events
+        tally.tick(Tick(generation, 0))
+        if generation == 2:
+            tally.row(row(What.CALM, 9, port=80))
+
+
+@pytest.mark.parametrize("first", [0, 5, TERMS - 3])
+def test_numbers_of_terms_come_again(first: int, table: ListenerTable, tally: Tally) -> None:
+    """A number that comes again is another term, and of those long past nothing is kept."""
+    for number in range(2 * TERMS):
+        term = (first + number) % TERMS
+        tally.row(row(What.CALM + term, 1, port=80 + number // TERMS))
+        tally.calm(calm(2, term=term))
+        tally.calm(calm(3, term=term))
+        # What programs throw away after some terms they have told until then.
+        tally.calm(calm(3, term=(term - 32) % TERMS))
+    assert {one.identity.port: one.syns for one in table} == {80: 3 * TERMS, 81: 3 * TERMS}
+    assert len(tally._terms) <= OLD_TERMS
 
 
 def test_short_way_of_other_ports(table: ListenerTable, tally: Tally) -> None:

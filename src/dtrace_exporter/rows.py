@@ -11,17 +11,18 @@ Every program in programs/ prints the same kinds of row, one to a line:
 ``tick GENERATION TIME``
     The heartbeat, before the rows of one set; GENERATION says which use of that set they belong to.
     TIME in nanoseconds of a clock that nobody sets.
-``row SET SOCKET PLACE PORT HIGH LOW QMAX Q0MAX WHAT COUNT SUM LAST``
-    What happened at one listening socket: COUNT events of the kind WHAT since the set was last
-    emptied, SUM of their values, and LAST, the newest observation of the queues among them.
-``calm SET SOCKET HOW COUNT``
-    COUNT more SYNs at a socket, which found the same Qmax and Q: those of the short way, for which
-    a program spares itself all but this. HOW is Qmax, then 5 bits of a span, then 8 bits of Q;
-    whose socket that was is told by a row of the same socket, with 160 plus the span as WHAT.
+``row SET SOCKET WHO HIGH LOW LIMITS COUNT SUM LAST``
+    What happened at one listening socket: COUNT events of one kind since the set was last emptied,
+    SUM of their values, and LAST, the newest observation of the queues among them. WHO is 32 bits
+    of place, 16 of port, 16 of the kind, WHAT; LIMITS are 32 bits of Q0max, 32 of Qmax.
+``calm HOW COUNT``
+    COUNT more SYNs of the short way, for which a program spares itself all but this, in one term:
+    the time in which one listener has the short way, with one Qmax. HOW is the term, then 9 bits of
+    the Q that they found. Which listener that is is told by a row with 256 plus the term as WHAT.
 
 SET is the parity of the generation. HIGH and LOW are the two halves of the bound address in network
-order, IPv4 as ::ffff:a.b.c.d; SOCKET, HIGH and LOW are hexadecimal. Q0MAX is 0 where Q0 has no
-limit of its own. HOW is hexadecimal too.
+order, IPv4 as ::ffff:a.b.c.d. Q0max is 0 where Q0 has no limit of its own. COUNT, SUM and LAST are
+decimal, and so are places elsewhere; all else that is packed is hexadecimal.
 """
 
 from __future__ import annotations
@@ -31,14 +32,19 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the row format, printed in the ready row."""
 
 SYN_BUCKETS = 12
 """Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
 
-SPANS = 32
-"""How many there are of the spans in which a socket's address is one listener's."""
+TERMS = 1 << 13
+"""How many numbers there are for terms; after the last one comes 0 again."""
+
+OLD_TERMS = 64
+"""A term that lies so many before another one has nothing more to tell: programs throw away what
+they counted in the terms so far after about half as many.
+"""
 
 WAIT_BUCKETS = 14
 """Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
@@ -51,7 +57,7 @@ _QUEUE_MASK = (1 << _QUEUE_BITS) - 1
 class What(IntEnum):
     """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT.
 
-    A span is added to CALM, an observation of a socket whose SYNs may go the short way.
+    A term is added to CALM, an observation of the listener whose SYNs may go the short way.
 
     A program that learns later what became of a SYN counts it as TAKEN first and then as SYN_*.
     """
@@ -67,7 +73,7 @@ class What(IntEnum):
     SYN_Q0_EVICTED = 135
     ACCEPT = 144
     ACCEPT_UNTIMED = 158
-    CALM = 160
+    CALM = 256
 
 
 class Outcome(IntEnum):
@@ -119,10 +125,7 @@ class Row(NamedTuple):
 class Calm(NamedTuple):
     """SYNs that went the short way; see the module's text for the fields."""
 
-    parity: int
-    socket: int
-    qmax: int
-    span: int
+    term: int
     q: int
     events: int
 
@@ -142,9 +145,9 @@ def parse(line: str) -> Ready | Place | Tick | Row | Calm:
     """
     words = line.split()
     try:
-        if len(words) == 13 and words[0] == "row":
+        if len(words) == 10 and words[0] == "row":
             return _row(words)
-        if len(words) == 5 and words[0] == "calm":
+        if len(words) == 3 and words[0] == "calm":
             return _calm(words)
         if len(words) == 3 and words[0] == "tick":
             return Tick(_number(words[1]), _number(words[2]))
@@ -176,7 +179,7 @@ def is_known(what: int) -> bool:
         return what >> 4 <= Outcome.OTHER and what & 15 < SYN_BUCKETS
     if what <= What.SYN_Q0_EVICTED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED:
         return True
-    return What.CALM <= what < What.CALM + SPANS
+    return What.CALM <= what < What.CALM + TERMS
 
 
 def bucket(q: int, qmax: int) -> int:
@@ -186,18 +189,20 @@ def bucket(q: int, qmax: int) -> int:
 
 
 def _row(words: list[str]) -> Row:
+    who = _number(words[3], _U64, 16)
+    limits = _number(words[6], _U64, 16)
     row = Row(
         parity=_number(words[1], 1),
         socket=_number(words[2], _U64, 16),
-        place=words[3],
-        port=_number(words[4], 65535),
-        address=_address(_number(words[5], _U64, 16), _number(words[6], _U64, 16)),
-        qmax=_number(words[7], (1 << 32) - 1),
-        q0max=_number(words[8], (1 << 32) - 1),
-        what=_number(words[9], 255),
-        events=_number(words[10]),
-        total=_number(words[11]),
-        last=_number(words[12]),
+        place=str(who >> 32),
+        port=who >> 16 & 0xFFFF,
+        address=_address(_number(words[4], _U64, 16), _number(words[5], _U64, 16)),
+        qmax=limits & 0xFFFFFFFF,
+        q0max=limits >> 32,
+        what=who & 0xFFFF,
+        events=_number(words[7]),
+        total=_number(words[8]),
+        last=_number(words[9]),
     )
     if not is_known(row.what):
         raise RowError(f"unknown event {row.what}")
@@ -205,15 +210,8 @@ def _row(words: list[str]) -> Row:
 
 
 def _calm(words: list[str]) -> Calm:
-    how = _number(words[3], (1 << 45) - 1, 16)
-    return Calm(
-        parity=_number(words[1], 1),
-        socket=_number(words[2], _U64, 16),
-        qmax=how >> 13,
-        span=how >> 8 & SPANS - 1,
-        q=how & 0xFF,
-        events=_number(words[4]),
-    )
+    how = _number(words[1], (TERMS << 9) - 1, 16)
+    return Calm(term=how >> 9, q=how & 0x1FF, events=_number(words[2]))
 
 
 def _number(word: str, limit: int = _U64, base: int = 10) -> int:

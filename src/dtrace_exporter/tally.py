@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Calm, Place, Ready, Row, RowError, Tick, What, bucket, queues
+from dtrace_exporter.rows import (
+    OLD_TERMS,
+    TERMS,
+    Calm,
+    Place,
+    Ready,
+    Row,
+    RowError,
+    Tick,
+    What,
+    bucket,
+    queues,
+)
 from dtrace_exporter.sock_diag import Sample
 
 _Key = tuple[int, str, int, str, int, int, int]
-_Span = tuple[int, int]
 _Order = tuple[int, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """The listener of a term, and the SYNs counted in it so far by the Q that they found."""
+
+    identity: Identity
+    qmax: int
+    counted: dict[int, int]
 
 
 class Tally:
@@ -26,8 +47,7 @@ class Tally:
         self._names: dict[str, str] = {}
         self._generation = -1
         self._counted: tuple[dict[_Key, tuple[int, int]], ...] = ({}, {})
-        self._calm: tuple[dict[Calm, int], ...] = ({}, {})
-        self._spans: tuple[dict[_Span, Identity], ...] = ({}, {})
+        self._terms: dict[int, _Term] = {}
         self._generations = [-1, -1]
         self._sockets: dict[int, tuple[_Order, Listener | None]] = {}
         self._known: dict[Identity, list[int]] = {}
@@ -59,8 +79,6 @@ class Tally:
         parity = tick.generation & 1
         if tick.generation != self._generations[parity]:
             self._counted[parity].clear()
-            self._calm[parity].clear()
-            self._spans[parity].clear()
             self._generations[parity] = tick.generation
             self._forget_closed(before=tick.generation - 1)
         self._generation = tick.generation
@@ -77,7 +95,7 @@ class Tally:
             return
         identity = Identity(self._session.host, place, row.address, row.port)
         if row.what >= What.CALM:
-            self._spans[row.parity][row.socket, row.what - What.CALM] = identity
+            self._begin(row.what - What.CALM, identity, row.qmax)
             row = row._replace(what=What.OBSERVED)
         if row.what == What.CLOSED:
             if row.socket not in self._sockets:
@@ -105,24 +123,28 @@ class Tally:
     def calm(self, calm: Calm) -> None:
         """Add the SYNs of the short way beyond the row's last appearance.
 
-        Raises:
-            RowError: as row() does.
+        Those of a term that no row has told of yet wait for the next tick.
         """
-        self._check(calm.parity)
-        # At a change of the sets its row of the new one may still be to come.
-        span = calm.socket, calm.span
-        identity = self._spans[calm.parity].get(span) or self._spans[1 - calm.parity].get(span)
-        if identity is None:
+        term = self._terms.get(calm.term)
+        if term is None:
             return
-        key = calm._replace(events=0)
-        counted = self._calm[calm.parity]
-        more = calm.events - counted.get(key, 0)
+        more = calm.events - term.counted.get(calm.q, 0)
         if more <= 0:
             return
-        counted[key] = calm.events
-        if self._table.watches(self._session, identity.port):
-            listener = self._table.listener(self._session, *identity[1:])
-            listener.count(bucket(calm.q, calm.qmax), calm.qmax, more, more * calm.q)
+        term.counted[calm.q] = calm.events
+        if self._table.watches(self._session, term.identity.port):
+            listener = self._table.listener(self._session, *term.identity[1:])
+            listener.count(bucket(calm.q, term.qmax), term.qmax, more, more * calm.q)
+
+    def _begin(self, number: int, identity: Identity, qmax: int) -> None:
+        """Note whose a term is, and forget those long before it: their numbers come again."""
+        if number not in self._terms:
+            self._terms = {
+                known: term
+                for known, term in self._terms.items()
+                if (number - known) % TERMS < OLD_TERMS
+            }
+            self._terms[number] = _Term(identity, qmax, {})
 
     def _check(self, parity: int) -> None:
         if self._generation < 0 or parity != self._generation & 1:

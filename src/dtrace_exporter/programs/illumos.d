@@ -8,7 +8,10 @@
  *
  * One row a tick for each listening socket and kind of event since the set was last emptied:
  *
- *   row SET SOCKET ZONE PORT ADDRESS-HIGH ADDRESS-LOW QMAX Q0MAX WHAT COUNT SUM LAST
+ *   row SET SOCKET WHO ADDRESS-HIGH ADDRESS-LOW LIMITS COUNT SUM LAST
+ *
+ * WHO is 32 bits of zone, 16 of port, 16 of WHAT; LIMITS 32 of Q0max, 32 of Qmax. For DTrace 2 on
+ * Linux makes all keys as long as the longest, and takes its time for each word of them.
  *
  *   WHAT      COUNT                                              SUM
  *   0-11      SYNs: tenths of Q/Qmax, rounded up; 11 for more than Qmax   of Q at each
@@ -19,7 +22,7 @@
  *   135       half-open connections thrown out for a SYN
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not known
- *   160-191   observations once a second: from now on its SYNs may go the short way
+ *   256-8447  observations once a second of the listener whose SYNs may go the short way: 256 + TERM
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
@@ -27,13 +30,13 @@
  * The short way: the SYNs of one listener at a time, whose queues are far from full, are counted by
  * no more than is needed, one row for each Q that they found:
  *
- *   calm SET SOCKET HOW COUNT
+ *   calm HOW COUNT
  *
- * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
- * of Q.
+ * HOW is the term, whose row of 256 + TERM tells which listener that is and its Qmax, then 9 bits of
+ * Q. A term ends when the listener loses the short way, or may have got another Qmax.
  *
  * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
- * was last used.
+ * was last used. That of the short way is at rest in a generation after many terms.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
@@ -47,6 +50,9 @@ inline int FIRST_PORT = 0;
 inline int LAST_PORT = 65535;
 inline int TICKS = 60;
 inline int CLOCK = 9;
+
+/* After how many terms what they counted is thrown away. */
+inline int MOST_TERMS = 32;
 
 /* -3 in inet/tcp.h, as 32 bits: DTrace 2.0.7 on Linux does not find an int of -3 equal to -3. */
 inline int64_t TCPS_LISTEN = 0xfffffffd;
@@ -68,19 +74,25 @@ uint64_t start[uint64_t];
 uint64_t named[int];
 
 /*
- * The listener whose SYNs go the short way, and one that may be the next. In calm and in room, which
- * go together only if they are of the same one, its address comes first, but for the 16 bits that a
- * kernel's addresses have in common and the 6 that are zero: then in calm 17 bits of Qmax and 5 of
- * closes, in room below which Q0 there is no doubt that a SYN is taken. closes is how many listeners
- * have gone in this generation, for their memory is used again; apart, how far behind a conn_t its
- * tcp_t lies, which is allocated with it.
+ * The listener whose SYNs go the short way, all of it in one word, for it changes while others read
+ * it: its address, but for the 16 bits that a kernel's addresses have in common and the 6 that are
+ * zero; 13 bits of its term; in how many bits Q and Q0 have to fit, 3 and 5 bits, for there to be no
+ * doubt that a SYN is taken. Q0 and Q are read together, queues bytes behind the conn_t, whose tcp_t
+ * is allocated with it; the bit between those two says that this is a little-endian machine, where Q
+ * is in the high half.
+ *
+ * One that had the short way until now, one that may be the next; how many listeners have gone; how
+ * many terms since what they counted was last thrown away, and that it is at rest for that.
  */
 uint64_t calm;
-uint64_t room;
+uint64_t left;
 uint64_t next;
-uint64_t closes;
-uint64_t apart;
 uint64_t used;
+uint64_t closes;
+uint64_t queues;
+uint64_t term;
+uint64_t terms;
+uint64_t rests;
 
 /* Every event has to set conn, what, sum, and by how much more its queues hold than is read. */
 this conn_t *conn;
@@ -102,12 +114,18 @@ this int64_t qmax;
 this int64_t q0max;
 this int64_t tenths;
 this uint64_t calm;
+this uint64_t room;
+this uint64_t room0;
+this uint64_t both;
 this uint64_t fits;
+this uint64_t gone;
 this int brief;
 this int odd;
 this uint64_t since;
 this uint64_t high;
 this uint64_t low;
+this uint64_t who;
+this uint64_t limits;
 this uint64_t last;
 this int64_t when;
 
@@ -117,7 +135,8 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("\nready 2 0\n");	/* place zone */
+	little = ntohl(1) != 1;
+	printf("\nready 3 0\n");	/* place zone */
 }
 
 /* A generation begins. Every tick looks at the queues of the listener of the short way. */
@@ -128,18 +147,21 @@ tick-1s
 	start1 = generation & 1 ? start1 : timestamp;
 	generation++;
 	ticks = 0;
-	closes = 0;
+	rests = terms >= MOST_TERMS;
+	terms = rests ? 0 : terms;
 }
 
 tick-1s
 {
 	ticks++;
 	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
-	this->conn = calm != 0 ? (conn_t *)((int64_t)calm >> 22 << 6) : (conn_t *)next;
+	this->gone = closes;
+	this->calm = calm;
+	this->me = this->calm ? (uint64_t)((int64_t)this->calm >> 22 << 6) : left ? left : next;
+	this->conn = (conn_t *)this->me;
 	this->conn = this->conn != NULL &&
 	    (this->conn->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->conn : NULL;
-	this->calm = closes;
-	this->what = this->calm < 32 ? 160 + this->calm : 131;
+	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
 	this->more = 0;
@@ -147,36 +169,23 @@ tick-1s
 
 /*
  * A segment that reached a listener, IPv4 or IPv6: tcp_input_listener(connp, mp, squeue, ira). Only
- * one with the SYN bit is a SYN. The short way, in the even set and the odd one.
+ * one with the SYN bit is a SYN. The short way.
  */
 fbt:ip:tcp_input_listener:entry
-/ !(this->odd = generation & 1) && (this->brief =
-    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
+/ (this->brief = ((this->calm = calm) ^ (this->me = arg0) << 16) >> 22 == 0 &&
     *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
-    (this->q = ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q) < 128 &&
-    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
-    ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+    ((this->both = *(uint64_t *)(this->me + queues)) >> (~this->calm & 32) & 0xffffffff) >>
+    (this->calm & 31) == 0 &&
+    (this->q = this->both >> (this->calm & 32) & 0xffffffff) >> (this->calm >> 6 & 7) == 0) /
 {
 	used = 1;
-	@calm0[(uint64_t)arg0, (this->calm & 0x3fffff) << 8 | this->q] = count();
-}
-
-fbt:ip:tcp_input_listener:entry
-/ this->odd && (this->brief =
-    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
-    *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
-    (this->q = ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q) < 128 &&
-    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
-    ((tcp_t *)((uint64_t)arg0 + apart))->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
-{
-	used = 1;
-	@calm1[(uint64_t)arg0, (this->calm & 0x3fffff) << 8 | this->q] = count();
+	@calm[this->calm & 0x3ffe00 | this->q] = count();
 }
 
 /*
  * All others; one that is late finds a listener that is no more. A SYN will be taken if there is room,
  * and then Q0 is one more when this function returns; where that is not certain a drop has to know
- * the listener.
+ * the listener. Who that is stands here as in the clause of every event, to have one clause less.
  */
 fbt:ip:tcp_input_listener:entry
 / (this->conn = !this->brief &&
@@ -184,9 +193,13 @@ fbt:ip:tcp_input_listener:entry
     (((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ?
     (conn_t *)arg0 : NULL) != NULL /
 {
-	this->tcp = this->conn->conn_proto_priv.cp_tcp;
 	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
-	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
+	this->address = (uint32_t *)&this->conn->connua_v6addr.connua_laddr;
+	this->high = (uint64_t)ntohl(this->address[0]) << 32 | ntohl(this->address[1]);
+	this->low = (uint64_t)ntohl(this->address[2]) << 32 | ntohl(this->address[3]);
+	this->zone = this->conn->conn_cred->cr_zone;
+	this->zoneid = this->zone->zone_id;
+	this->tcp = this->conn->conn_proto_priv.cp_tcp;
 	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
 	this->q = this->tcp->tcp_conn_req_cnt_q;
 	this->qmax = this->tcp->tcp_conn_req_max;
@@ -195,19 +208,24 @@ fbt:ip:tcp_input_listener:entry
 	this->q0max = this->qmax +
 	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
 	/* end q0_limit */
+	this->odd = generation & 1;
 	this->sum = this->q;
 	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
 	this->what = this->tenths < 11 ? this->tenths : 11;
+	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
+	this->limits = this->q0max << 32 | this->qmax;
 	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
-	this->more = 0;
+	this->last = (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
+	/* begin syn_drops */
+	this->me = (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) ?
+	    (listening[(uint64_t)curthread] = arg0) : 0;
+	/* end syn_drops */
+	this->conn = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->conn : NULL;
+	next = this->conn != NULL ? arg0 : next;	/* only open_close */
 }
 
 /* begin syn_drops */
-fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
-{
-	listening[(uint64_t)curthread] = arg0;
-}
 /*
  * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
  * of it thrown out.
@@ -380,7 +398,8 @@ fbt:ip:tcp_do_listen:return
 	this->me = (uint64_t)curthread;
 	this->conn = arg1 == 0 ? (conn_t *)opening[this->me] : NULL;
 	opening[this->me] = 0;
-	room = (room ^ (uint64_t)this->conn << 16) >> 22 ? room : 0;	/* Qmax may be another */
+	left = (calm ^ (uint64_t)this->conn << 16) >> 22 ? left : (uint64_t)this->conn;
+	calm = (calm ^ (uint64_t)this->conn << 16) >> 22 ? calm : 0;	/* Qmax may be another */
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -429,8 +448,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
-tick-1s,
-fbt:ip:tcp_input_listener:entry
+tick-1s
 / this->conn != NULL /
 {
 	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
@@ -448,11 +466,53 @@ fbt:ip:tcp_input_listener:entry
 	this->q0max = this->qmax +
 	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
 	/* end q0_limit */
+	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
+	this->limits = this->q0max << 32 | this->qmax;
 	this->odd = generation & 1;
 	this->last = this->what == 132 ? 0x3ffffffff :
 	    (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
 	    (uint64_t)(this->q + this->more < 0x1ffff ? this->q + this->more : 0x1ffff);
 	this->conn = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->conn : NULL;
+}
+
+/*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->conn != NULL /
+{
+	this->both = (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 - (uint64_t)this->conn;
+	queues = queues ? queues : this->both;
+	this->me = (uint64_t)this->conn << 16;
+	this->room = (this->qmax - 64) / 2;
+	this->room = this->qmax < 66 ? 8 : this->room < 2 ? 0 : this->room < 4 ? 1 : this->room < 8 ? 2 :
+	    this->room < 16 ? 3 : this->room < 32 ? 4 : this->room < 64 ? 5 : this->room < 128 ? 6 : 7;
+	this->room0 = (this->q0max - 64) / 2;
+	this->room0 = this->q0max < 66 + 2 * 64 ? 32 : this->room0 < 128 ? 6 : this->room0 < 256 ? 7 :
+	    this->room0 < 512 ? 8 : this->room0 < 1024 ? 9 : this->room0 < 2048 ? 10 :
+	    this->room0 < 4096 ? 11 : this->room0 < 8192 ? 12 : this->room0 < 16384 ? 13 :
+	    this->room0 < 32768 ? 14 : this->room0 < 65536 ? 15 : 16;
+	this->fits = (this->calm ? used : left == 0 && terms < MOST_TERMS) && !rests &&
+	    this->room < 8 && this->room0 < 32 && queues == this->both && closes == this->gone &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->conn &&
+	    (uint64_t)&this->tcp->tcp_conn_req_cnt_q - (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 == 4 &&
+	    (little || ((uint64_t)&this->tcp->tcp_conn_req_cnt_q0 & 7) == 0);
+	terms += this->fits && this->calm == 0;
+	term = this->fits && this->calm == 0 ? term + 1 & 0x1fff : term;
+	this->who = this->fits ? this->who - 131 + 256 + term : this->who;
+	left = this->calm && !this->fits ? (uint64_t)this->conn : 0;
+	calm = this->fits ? this->me | term << 9 | this->room << 6 | little << 5 | this->room0 : 0;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->conn == NULL /
+{
+	calm = 0;
+	left = 0;
+	next = 0;
 }
 
 /* The name of a zone other than the global one, once in a generation. */
@@ -491,12 +551,10 @@ fbt:ip:tcp_input_listener:entry
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events0[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = count();
-	@sums0[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = sum(this->sum);
-	@last0[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
+	@events0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = count();
+	@sums0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
 }
 
 mib:::tcpListenDrop,                            /* only syn_drops */
@@ -515,42 +573,10 @@ fbt:ip:tcp_input_listener:entry
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events1[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = count();
-	@sums1[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = sum(this->sum);
-	@last1[(uint64_t)this->conn, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
-}
-
-/*
- * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
- * next. One that does so no more is looked at once again, as a SYN may have been on its way.
- */
-tick-1s
-/ this->conn != NULL /
-{
-	this->tcp = this->conn->conn_proto_priv.cp_tcp;
-	apart = apart ? apart : (uint64_t)this->tcp - (uint64_t)this->conn;
-	this->me = (uint64_t)this->conn << 16;
-	this->fits = (calm == 0 || room != 0 && used) && this->q >= 0 && this->q < 128 &&
-	    2 * this->q + 64 < this->qmax && this->qmax < 0x20000 && this->q0 >= 0 &&
-	    2 * this->q0 + 64 < this->q0max && this->q0max < 0x800000 &&
-	    (uint64_t)this->tcp - (uint64_t)this->conn == apart &&
-	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->conn &&
-	    this->calm < 32 && this->calm == closes;
-	calm = this->fits ? this->me | this->qmax << 5 | this->calm : room != 0 ? calm : 0;
-	room = this->fits ? this->me | (this->q0max - 64) / 2 : 0;
-	next = 0;
-	used = 0;
-}
-
-tick-1s
-/ this->conn == NULL /
-{
-	calm = 0;
-	room = 0;
-	next = 0;
+	@events1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = count();
+	@sums1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
 }
 
 /*
@@ -561,16 +587,25 @@ tick-1s
 / !(generation & 1) || ticks <= 3 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks <= 3 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+tick-1s
+{
+	printa("calm %x %@d\n", @calm);
+}
+
+tick-1s
+/ ticks == TICKS / 2 && rests /
+{
+	trunc(@calm);
 }
 
 tick-1s
@@ -579,7 +614,6 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
-	trunc(@calm0);
 }
 
 tick-1s
@@ -588,20 +622,22 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-	trunc(@calm1);
 }
 
 END
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+END
+{
+	printa("calm %x %@d\n", @calm);
 }

@@ -8,7 +8,10 @@
  *
  * One row a tick for each listening socket and kind of event since the set was last emptied:
  *
- *   row SET SOCKET NETNS PORT ADDRESS-HIGH ADDRESS-LOW QMAX 0 WHAT COUNT SUM LAST
+ *   row SET SOCKET WHO ADDRESS-HIGH ADDRESS-LOW QMAX COUNT SUM LAST
+ *
+ * WHO is 32 bits of network namespace, 16 of port, 16 of WHAT: DTrace 2 makes all keys as long as the
+ * longest, and takes its time for each word of them.
  *
  *   WHAT      COUNT                                              SUM
  *   0-63      SYNs: 16 * outcome + tenths of Q/Qmax, rounded up   of Q at each
@@ -19,7 +22,7 @@
  *   132       sockets that stopped listening
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not looked at
- *   160-191   observations once a second: from now on its SYNs may go the short way
+ *   256-8447  observations once a second of the listener whose SYNs may go the short way: 256 + TERM
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
@@ -27,13 +30,14 @@
  * The short way: the SYNs of one listener at a time are counted by no more than is needed if they are
  * not dropped, one row for each Q that they found:
  *
- *   calm SET SOCKET HOW COUNT
+ *   calm HOW COUNT
  *
- * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
- * of Q.
+ * HOW is the term, whose row of 256 + TERM tells which listener that is and its Qmax, then 9 bits of
+ * Q. A term ends when the listener loses the short way, or has another Qmax.
  *
  * Two sets of aggregations take turns. Taking a key out of one that is in use would lose what was
  * counted meanwhile, so only the set at rest is emptied, half a generation after it was last used.
+ * That of the short way is at rest in a generation after many terms.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
@@ -48,6 +52,9 @@ inline int FIRST_PORT = 0;
 inline int LAST_PORT = 65535;
 inline int TICKS = 60;
 inline int CLOCK = 9;
+
+/* After how many terms what they counted is thrown away. */
+inline int MOST_TERMS = 32;
 
 /*
  * Where the kernel counts its own drops (enum LINUX_MIB_*). It does so with softirqs off between
@@ -65,16 +72,20 @@ uint64_t est[int];
 inline uint64_t NOBODY = 1;
 
 /*
- * The listener whose SYNs go the short way, and one that may be the next. In calm its address comes
- * first, but for the 16 bits that a kernel's addresses have in common and the 6 that are zero, then
- * 17 bits of Qmax and 5 of closes: how many listeners have gone in this generation, for their memory
- * is used again.
+ * The listener whose SYNs go the short way: its address, but for the 16 bits that a kernel's addresses
+ * have in common and the 6 that are zero, then 13 bits of its term; and apart its Qmax, which a SYN
+ * has to find. One that had the short way until now, one that may be the next; how many listeners have
+ * gone; how many terms since what they counted was last thrown away, and that it is at rest for that.
  */
 uint64_t calm;
-uint64_t stays;
+uint64_t calmmax;
+uint64_t left;
 uint64_t used;
 uint64_t next;
 uint64_t closes;
+uint64_t term;
+uint64_t terms;
+uint64_t rests;
 
 /*
  * A this-variable keeps what an earlier event left in it: every event has to set this->sk. Without
@@ -98,11 +109,13 @@ this int port;
 this int v6;
 this uint64_t calm;
 this uint64_t fits;
+this uint64_t gone;
 this uint64_t me;
 this int brief;
 this int odd;
 this uint64_t high;
 this uint64_t low;
+this uint64_t who;
 this uint64_t last;
 this int64_t when;
 self struct sock *listener;
@@ -114,7 +127,7 @@ BEGIN
 	ticks = 0;
 	start0 = timestamp;
 	start1 = timestamp;
-	printf("\nready 2 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
+	printf("\nready 3 %d\n", ((struct net *)&`init_net)->ns.inum);	/* place netns */
 }
 
 /* A generation begins. Every tick looks at the queues of the listener of the short way. */
@@ -125,17 +138,20 @@ tick-1s
 	start1 = generation & 1 ? start1 : timestamp;
 	generation++;
 	ticks = 0;
-	closes = 0;
+	rests = terms >= MOST_TERMS;
+	terms = rests ? 0 : terms;
 }
 
 tick-1s
 {
 	ticks++;
 	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
-	this->sk = calm != 0 ? (struct sock *)((int64_t)calm >> 22 << 6) : (struct sock *)next;
+	this->gone = closes;
+	this->calm = calm;
+	this->me = this->calm ? (uint64_t)((int64_t)this->calm >> 22 << 6) : left ? left : next;
+	this->sk = (struct sock *)this->me;
 	this->sk = this->sk != NULL && this->sk->__sk_common.skc_state == 10 ? this->sk : NULL;
-	this->calm = closes;
-	this->what = this->calm < 32 ? 160 + this->calm : 131;
+	this->what = 131;
 	this->sum = 0;
 }
 
@@ -155,35 +171,19 @@ fbt::tcp_conn_request:entry
 	    this->sk->__sk_common.skc_num <= LAST_PORT ? arg2 | this->now : NOBODY;
 }
 
-/* The short way, in the even set and the odd one: a SYN that is not dropped. */
+/* The short way: a SYN that is not dropped. */
 fbt::tcp_conn_request:return
-/ !(this->odd = generation & 1) && (this->brief =
-    ((this->calm = calm) ^ (this->was = syn[cpu]) << 16) >> 22 == 0 && stays &&
+/ (this->brief = ((this->calm = calm) ^ (this->was = syn[cpu]) << 16) >> 22 == 0 &&
     (this->sk = (struct sock *)(this->was & ~7)) != NULL &&
     (this->mib = (uint64_t *)((uint64_t)			/* only syn_drops */
     this->sk->__sk_common.skc_net.net->mib.net_statistics +	/* only syn_drops */
     *((uint64_t *)&`__per_cpu_offset + cpu))) != NULL &&	/* only syn_drops */
     ((this->mib[LISTENDROPS] ^ this->was) & 1) == 0 &&		/* only syn_drops */
-    (this->q = this->sk->sk_ack_backlog) < 128 &&
-    this->sk->sk_max_ack_backlog == (this->calm >> 5 & 0x1ffff)) /
+    (this->q = this->sk->sk_ack_backlog) < 512 &&
+    this->sk->sk_max_ack_backlog == calmmax) /
 {
 	used = 1;
-	@calm0[(uint64_t)this->sk, (this->calm & 0x3fffff) << 8 | this->q] = count();
-}
-
-fbt::tcp_conn_request:return
-/ this->odd && (this->brief =
-    ((this->calm = calm) ^ (this->was = syn[cpu]) << 16) >> 22 == 0 && stays &&
-    (this->sk = (struct sock *)(this->was & ~7)) != NULL &&
-    (this->mib = (uint64_t *)((uint64_t)			/* only syn_drops */
-    this->sk->__sk_common.skc_net.net->mib.net_statistics +	/* only syn_drops */
-    *((uint64_t *)&`__per_cpu_offset + cpu))) != NULL &&	/* only syn_drops */
-    ((this->mib[LISTENDROPS] ^ this->was) & 1) == 0 &&		/* only syn_drops */
-    (this->q = this->sk->sk_ack_backlog) < 128 &&
-    this->sk->sk_max_ack_backlog == (this->calm >> 5 & 0x1ffff)) /
-{
-	used = 1;
-	@calm1[(uint64_t)this->sk, (this->calm & 0x3fffff) << 8 | this->q] = count();
+	@calm[this->calm & 0x3ffe00 | this->q] = count();
 }
 
 /* All others. */
@@ -395,9 +395,39 @@ fbt::tcp_conn_request:return
 	this->qmax = this->sk->sk_max_ack_backlog;
 	this->q = this->sk->sk_ack_backlog;
 	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	this->who = this->inum << 32 | (uint64_t)this->port << 16 | this->what;
 	this->odd = generation & 1;
 	this->last = this->what == 132 ? 0x3ffffffff :
 	    (this->q0 < 0x1ffff ? this->q0 : 0x1ffff) << 17 | (this->q < 0x1ffff ? this->q : 0x1ffff);
+}
+
+/*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->sk != NULL /
+{
+	this->me = (uint64_t)this->sk << 16;
+	this->fits = (this->calm ? used && this->qmax == calmmax : left == 0 && terms < MOST_TERMS) &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->sk && closes == this->gone && !rests;
+	terms += this->fits && this->calm == 0;
+	term = this->fits && this->calm == 0 ? term + 1 & 0x1fff : term;
+	this->who = this->fits ? this->who - 131 + 256 + term : this->who;
+	left = this->calm && !this->fits ? (uint64_t)this->sk : 0;
+	calm = this->fits ? calm : 0;	/* before calmmax is another */
+	calmmax = this->qmax;
+	calm = this->fits ? this->me | term << 9 : 0;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->sk == NULL /
+{
+	calm = 0;
+	left = 0;
+	next = 0;
 }
 
 /* The set in use, the even one and the odd one. */
@@ -416,12 +446,10 @@ fbt::tcp_conn_request:return
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = count();
-	@sums0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = sum(this->sum);
-	@last0[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = max(this->when << 34 | this->last);
+	@events0[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] = count();
+	@sums0[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] = sum(this->sum);
+	@last0[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] =
+	    max(this->when << 34 | this->last);
 }
 
 fbt::tcp_v4_syn_recv_sock:return,               /* only ack_drops */
@@ -439,37 +467,10 @@ fbt::tcp_conn_request:return
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = count();
-	@sums1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = sum(this->sum);
-	@last1[(uint64_t)this->sk, this->inum, this->port, this->high, this->low,
-	    this->qmax, this->what] = max(this->when << 34 | this->last);
-}
-
-/*
- * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
- * next. One that does so no more is looked at once again, as a SYN may have been on its way.
- */
-tick-1s
-/ this->sk != NULL /
-{
-	this->me = (uint64_t)this->sk << 16;
-	this->fits = (calm == 0 || stays && used) && this->qmax < 0x20000 &&
-	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->sk &&
-	    this->calm < 32 && this->calm == closes;
-	calm = this->fits ? this->me | this->qmax << 5 | this->calm : stays ? calm : 0;
-	stays = this->fits;
-	next = 0;
-	used = 0;
-}
-
-tick-1s
-/ this->sk == NULL /
-{
-	calm = 0;
-	stays = 0;
-	next = 0;
+	@events1[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] = count();
+	@sums1[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] = sum(this->sum);
+	@last1[(uint64_t)this->sk, this->who, this->high, this->low, this->qmax] =
+	    max(this->when << 34 | this->last);
 }
 
 /* The set in use and, once more when it has come to rest, the other, each behind its generation. */
@@ -477,16 +478,25 @@ tick-1s
 / !(generation & 1) || ticks <= 2 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks <= 2 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+tick-1s
+{
+	printa("calm %x %@d\n", @calm);
+}
+
+tick-1s
+/ ticks == TICKS / 2 && rests /
+{
+	trunc(@calm);
 }
 
 tick-1s
@@ -495,7 +505,6 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
-	trunc(@calm0);
 }
 
 tick-1s
@@ -504,20 +513,22 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-	trunc(@calm1);
 }
 
 END
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d 0 %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+END
+{
+	printa("calm %x %@d\n", @calm);
 }

@@ -9,7 +9,10 @@
  *
  * One row a tick for each listening socket and kind of event since the set was last emptied:
  *
- *   row SET SOCKET ZONE PORT ADDRESS-HIGH ADDRESS-LOW QMAX Q0MAX WHAT COUNT SUM LAST
+ *   row SET SOCKET WHO ADDRESS-HIGH ADDRESS-LOW LIMITS COUNT SUM LAST
+ *
+ * WHO is 32 bits of zone, 16 of port, 16 of WHAT; LIMITS 32 of Q0max, 32 of Qmax. For DTrace 2 on
+ * Linux makes all keys as long as the longest, and takes its time for each word of them.
  *
  *   WHAT      COUNT                                              SUM
  *   0-11      SYNs: tenths of Q/Qmax, rounded up; 11 for more than Qmax   of Q at each
@@ -20,7 +23,7 @@
  *   135       half-open connections thrown out for a SYN
  *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
  *   158       accepts of a connection whose time in Q is not known
- *   160-191   observations once a second: from now on its SYNs may go the short way
+ *   256-8447  observations once a second of the listener whose SYNs may go the short way: 256 + TERM
  *
  * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
  * where the number does not fit or the socket no longer listens.
@@ -28,13 +31,13 @@
  * The short way: the SYNs of one listener at a time, whose queues are far from full, are counted by
  * no more than is needed, one row for each Q that they found:
  *
- *   calm SET SOCKET HOW COUNT
+ *   calm HOW COUNT
  *
- * HOW is Qmax, then 5 bits that say which of the rows 160-191 tells whose socket that is, then 8 bits
- * of Q.
+ * HOW is the term, whose row of 256 + TERM tells which listener that is and its Qmax, then 9 bits of
+ * Q. A term ends when the listener loses the short way, or may have got another Qmax.
  *
  * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
- * was last used.
+ * was last used. That of the short way is at rest in a generation after many terms.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
@@ -48,6 +51,9 @@ inline int FIRST_PORT = 0;
 inline int LAST_PORT = 65535;
 inline int TICKS = 60;
 inline int CLOCK = 9;
+
+/* After how many terms what they counted is thrown away. */
+inline int MOST_TERMS = 32;
 
 /*
  * Where a conn_t has its tcp_t and its local port, which its addresses lie before. As of update 9;
@@ -78,17 +84,24 @@ uint64_t deferred[uint64_t];
 uint64_t named[int];
 
 /*
- * The listener whose SYNs go the short way, and one that may be the next. In calm and in room, which
- * go together only if they are of the same one, the address of its conn_t comes first, but for the
- * 16 bits that a kernel's addresses have in common and the 6 that are zero: then in calm 17 bits of
- * Qmax and 5 of closes, in room below which Q0 there is no doubt that a SYN is taken. closes is how
- * many listeners have gone in this generation, for their memory is used again.
+ * The listener whose SYNs go the short way, all of it in one word, for it changes while others read
+ * it: the address of its conn_t, but for the 16 bits that a kernel's addresses have in common and the
+ * 6 that are zero; 13 bits of its term; in how many bits Q and Q0 have to fit, 3 and 5 bits, for there
+ * to be no doubt that a SYN is taken. Q0 and Q are read together, queues bytes behind the tcp_t; the
+ * bit between those two says that this is a little-endian machine, where Q is in the high half.
+ *
+ * One that had the short way until now, one that may be the next; how many listeners have gone; how
+ * many terms since what they counted was last thrown away, and that it is at rest for that.
  */
 uint64_t calm;
-uint64_t room;
+uint64_t left;
 uint64_t next;
-uint64_t closes;
 uint64_t used;
+uint64_t closes;
+uint64_t queues;
+uint64_t term;
+uint64_t terms;
+uint64_t rests;
 
 /* Every event has to set tcp, what, sum, and by how much more its queues hold than is read. */
 this tcp_t *tcp;
@@ -111,12 +124,18 @@ this int64_t qmax;
 this int64_t q0max;
 this int64_t tenths;
 this uint64_t calm;
+this uint64_t room;
+this uint64_t room0;
+this uint64_t both;
 this uint64_t fits;
+this uint64_t gone;
 this int brief;
 this int odd;
 this uint64_t since;
 this uint64_t high;
 this uint64_t low;
+this uint64_t who;
+this uint64_t limits;
 this uint64_t last;
 this int64_t when;
 
@@ -128,7 +147,7 @@ BEGIN
 	start1 = timestamp;
 	/* hz is 100 or 1000: its first byte is 0 on SPARC. */
 	little = *(uint8_t *)&`hz != 0;
-	printf("\nready 2 0\n");	/* place zone */
+	printf("\nready 3 0\n");	/* place zone */
 }
 
 /* A generation begins. Every tick looks at the queues of the listener of the short way. */
@@ -139,18 +158,20 @@ tick-1s
 	start1 = generation & 1 ? start1 : timestamp;
 	generation++;
 	ticks = 0;
-	closes = 0;
+	rests = terms >= MOST_TERMS;
+	terms = rests ? 0 : terms;
 }
 
 tick-1s
 {
 	ticks++;
 	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
-	this->me = calm != 0 ? (uint64_t)((int64_t)calm >> 22 << 6) : next;
+	this->gone = closes;
+	this->calm = calm;
+	this->me = this->calm ? (uint64_t)((int64_t)this->calm >> 22 << 6) : left ? left : next;
 	this->tcp = this->me ? *(tcp_t **)((char *)this->me + CONN_TCP) : NULL;
 	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	this->calm = closes;
-	this->what = this->calm < 32 ? 160 + this->calm : 131;
+	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
 	this->more = 0;
@@ -158,28 +179,16 @@ tick-1s
 
 /*
  * A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(connp, mp, squeue). IP hands on no
- * other segments. The short way, in the even set and the odd one.
+ * other segments. The short way.
  */
 fbt:ip:tcp_conn_request:entry
-/ !(this->odd = generation & 1) && (this->brief =
-    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
-    (this->q = (this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP))->tcp_conn_req_cnt_q) < 128 &&
-    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
-    this->tcp->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
+/ (this->brief = ((this->calm = calm) ^ (this->me = arg0) << 16) >> 22 == 0 &&
+    ((this->both = *(uint64_t *)(*(uint64_t *)(this->me + CONN_TCP) + queues)) >>
+    (~this->calm & 32) & 0xffffffff) >> (this->calm & 31) == 0 &&
+    (this->q = this->both >> (this->calm & 32) & 0xffffffff) >> (this->calm >> 6 & 7) == 0) /
 {
 	used = 1;
-	@calm0[(uint64_t)this->tcp, (this->calm & 0x3fffff) << 8 | this->q] = count();
-}
-
-fbt:ip:tcp_conn_request:entry
-/ this->odd && (this->brief =
-    ((this->calm = calm) ^ (uint64_t)arg0 << 16) >> 22 == 0 && (room ^ this->calm) >> 22 == 0 &&
-    (this->q = (this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP))->tcp_conn_req_cnt_q) < 128 &&
-    2 * this->q + 64 < (this->calm >> 5 & 0x1ffff) &&
-    this->tcp->tcp_conn_req_cnt_q0 < (room & 0x3fffff)) /
-{
-	used = 1;
-	@calm1[(uint64_t)this->tcp, (this->calm & 0x3fffff) << 8 | this->q] = count();
+	@calm[this->calm & 0x3ffe00 | this->q] = count();
 }
 
 /*
@@ -191,9 +200,6 @@ fbt:ip:tcp_conn_request:entry
 / (this->tcp = this->brief ? NULL : *(tcp_t **)((char *)arg0 + CONN_TCP)) != NULL &&
     (this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL) != NULL /
 {
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
 	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
 	this->q = this->tcp->tcp_conn_req_cnt_q;
 	this->qmax = this->tcp->tcp_conn_req_max;
@@ -206,14 +212,16 @@ fbt:ip:tcp_conn_request:entry
 	this->what = this->tenths < 11 ? this->tenths : 11;
 	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
 	this->more = 0;
+	/* begin syn_drops */
+	this->me = (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) ?
+	    (listening[(uint64_t)curthread] = (uint64_t)this->tcp) : 0;
+	/* end syn_drops */
+	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
+	this->port = this->lport[0] << 8 | this->lport[1];
+	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
 }
 
 /* begin syn_drops */
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) /
-{
-	listening[(uint64_t)curthread] = (uint64_t)this->tcp;
-}
 /*
  * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
  * of it thrown out.
@@ -388,8 +396,9 @@ fbt:ip:tcp_bind:return
 	this->tcp = (tcp_t *)opening[this->me];
 	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
 	opening[this->me] = 0;
-	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp << 16 : 0;
-	room = (room ^ this->me) >> 22 ? room : 0;	/* Qmax may be another */
+	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp : 0;
+	left = (calm ^ this->me << 16) >> 22 ? left : this->me;
+	calm = (calm ^ this->me << 16) >> 22 ? calm : 0;	/* Qmax may be another */
 	this->what = 131;
 	this->sum = 0;
 	this->more0 = 0;
@@ -444,6 +453,8 @@ fbt:ip:tcp_conn_request:entry
 	/* begin q0_limit */
 	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
 	/* end q0_limit */
+	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
+	this->limits = this->q0max << 32 | this->qmax;
 	this->odd = generation & 1;
 	this->last = this->what == 132 ? 0x3ffffffff :
 	    (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
@@ -472,6 +483,45 @@ fbt:ip:tcp_conn_request:entry
 	this->low = (this->low & 0x00ff00ff00ff00ff) << 8 | this->low >> 8 & 0x00ff00ff00ff00ff;
 	this->low = (this->low & 0x0000ffff0000ffff) << 16 | this->low >> 16 & 0x0000ffff0000ffff;
 	this->low = this->low << 32 | this->low >> 32;
+}
+
+/*
+ * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
+ * next. One that does so no more is looked at once again, as a SYN may have been on its way.
+ */
+tick-1s
+/ this->tcp != NULL /
+{
+	queues = (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 - (uint64_t)this->tcp;
+	this->me = (uint64_t)this->tcp->tcp_connp << 16;
+	this->room = (this->qmax - 64) / 2;
+	this->room = this->qmax < 66 ? 8 : this->room < 2 ? 0 : this->room < 4 ? 1 : this->room < 8 ? 2 :
+	    this->room < 16 ? 3 : this->room < 32 ? 4 : this->room < 64 ? 5 : this->room < 128 ? 6 : 7;
+	this->room0 = (this->q0max - 64) / 2;
+	this->room0 = this->q0max < 66 + 2 * 64 ? 32 : this->room0 < 128 ? 6 : this->room0 < 256 ? 7 :
+	    this->room0 < 512 ? 8 : this->room0 < 1024 ? 9 : this->room0 < 2048 ? 10 :
+	    this->room0 < 4096 ? 11 : this->room0 < 8192 ? 12 : this->room0 < 16384 ? 13 :
+	    this->room0 < 32768 ? 14 : this->room0 < 65536 ? 15 : 16;
+	this->fits = (this->calm ? used : left == 0 && terms < MOST_TERMS) && !rests &&
+	    this->room < 8 && this->room0 < 32 && closes == this->gone &&
+	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->tcp->tcp_connp &&
+	    (uint64_t)&this->tcp->tcp_conn_req_cnt_q - (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 == 4 &&
+	    (little || ((uint64_t)&this->tcp->tcp_conn_req_cnt_q0 & 7) == 0);
+	terms += this->fits && this->calm == 0;
+	term = this->fits && this->calm == 0 ? term + 1 & 0x1fff : term;
+	this->who = this->fits ? this->who - 131 + 256 + term : this->who;
+	left = this->calm && !this->fits ? (uint64_t)this->tcp->tcp_connp : 0;
+	calm = this->fits ? this->me | term << 9 | this->room << 6 | little << 5 | this->room0 : 0;
+	next = 0;
+	used = 0;
+}
+
+tick-1s
+/ this->tcp == NULL /
+{
+	calm = 0;
+	left = 0;
+	next = 0;
 }
 
 /* begin zones */
@@ -512,12 +562,10 @@ fbt:ip:tcp_conn_request:entry
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = count();
-	@sums0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = sum(this->sum);
-	@last0[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
+	@events0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = count();
+	@sums0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
 }
 
 mib:::tcpListenDrop,                            /* only syn_drops */
@@ -536,39 +584,10 @@ fbt:ip:tcp_conn_request:entry
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
 	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = count();
-	@sums1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = sum(this->sum);
-	@last1[(uint64_t)this->tcp, this->zoneid, this->port, this->high, this->low,
-	    this->qmax, this->q0max, this->what] = max(this->when << 34 | this->last);
-}
-
-/*
- * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
- * next. One that does so no more is looked at once again, as a SYN may have been on its way.
- */
-tick-1s
-/ this->tcp != NULL /
-{
-	this->me = (uint64_t)this->tcp->tcp_connp << 16;
-	this->fits = (calm == 0 || room != 0 && used) && this->q >= 0 && this->q < 128 &&
-	    2 * this->q + 64 < this->qmax && this->qmax < 0x20000 && this->q0 >= 0 &&
-	    2 * this->q0 + 64 < this->q0max && this->q0max < 0x800000 &&
-	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->tcp->tcp_connp &&
-	    this->calm < 32 && this->calm == closes;
-	calm = this->fits ? this->me | this->qmax << 5 | this->calm : room != 0 ? calm : 0;
-	room = this->fits ? this->me | (this->q0max - 64) / 2 : 0;
-	next = 0;
-	used = 0;
-}
-
-tick-1s
-/ this->tcp == NULL /
-{
-	calm = 0;
-	room = 0;
-	next = 0;
+	@events1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = count();
+	@sums1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
 }
 
 /*
@@ -579,16 +598,25 @@ tick-1s
 / !(generation & 1) || ticks <= 3 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 tick-1s
 / generation & 1 || ticks <= 3 && generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+tick-1s
+{
+	printa("calm %x %@d\n", @calm);
+}
+
+tick-1s
+/ ticks == TICKS / 2 && rests /
+{
+	trunc(@calm);
 }
 
 tick-1s
@@ -597,7 +625,6 @@ tick-1s
 	trunc(@events0);
 	trunc(@sums0);
 	trunc(@last0);
-	trunc(@calm0);
 }
 
 tick-1s
@@ -606,20 +633,22 @@ tick-1s
 	trunc(@events1);
 	trunc(@sums1);
 	trunc(@last1);
-	trunc(@calm1);
 }
 
 END
 {
 	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events0, @sums0, @last0);
-	printa("calm 0 %x %x %@d\n", @calm0);
+	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
 }
 
 END
 / generation > 0 /
 {
 	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %d %d %x %x %d %d %d %@d %@d %@d\n", @events1, @sums1, @last1);
-	printa("calm 1 %x %x %@d\n", @calm1);
+	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
+}
+
+END
+{
+	printa("calm %x %@d\n", @calm);
 }

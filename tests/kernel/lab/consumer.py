@@ -20,6 +20,8 @@ from dtrace_exporter.tally import Tally
 ME = SessionId("", "all")
 WINDOW = program.Window(interval=1, ticks=10, clock=8, patience=60)
 """Generations of 10 s, each set emptied 5 s after its last use."""
+MOST_TERMS = 3
+"""What the short way has counted is thrown away in the generation after so many terms."""
 
 
 class Consumer:
@@ -35,11 +37,12 @@ class Consumer:
         text = program.render(
             program.load(name),
             WINDOW,
-            numbers=program.drop_counters(["dtrace"]) if name == "linux" else None,
+            numbers={"MOST_TERMS": MOST_TERMS}
+            | (program.drop_counters(["dtrace"]) if name == "linux" else {}),
             options=["aggsize"] if "-x" in options else [],
         )
         self.calm: dict[Calm, int] = {}
-        """How many SYNs went the short way, by all else that their rows say, of both sets."""
+        """How many SYNs went the short way, by all else that their rows say."""
         self.table = ListenerTable()
         self.table.watch(ME, None)
         self.generation = 0
@@ -108,7 +111,7 @@ class Consumer:
                 self.rows_of_tick += 1
                 self._tally.row(row)
             case Calm() as calm:
-                key = calm._replace(events=self.generation)
+                key = calm._replace(events=0)
                 self.calm[key] = max(calm.events, self.calm.get(key, 0))
                 self._tally.calm(calm)
             case Place() as place:
