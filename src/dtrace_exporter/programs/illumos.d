@@ -183,17 +183,21 @@ fbt:ip:tcp_input_listener:entry
 }
 
 /*
- * All others; one that is late finds a listener that is no more. A SYN will be taken if there is room,
- * and then Q0 is one more when this function returns; where that is not certain a drop has to know
- * the listener. Who that is stands here as in the clause of every event, to have one clause less.
+ * All others, in the even set and the odd one; one that is late finds a listener that is no more. A
+ * SYN will be taken if there is room, and then Q0 is one more when this function returns; where that
+ * is not certain a drop has to know the listener, or that it is one of another port. Who the listener
+ * is and the count stand here, not only where all events meet, for each clause of this probe costs
+ * every SYN some time.
  */
 fbt:ip:tcp_input_listener:entry
-/ (this->conn = !this->brief &&
+/ (this->conn = !(this->odd = generation & 1) && !this->brief &&
     *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
-    (((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ?
-    (conn_t *)arg0 : NULL) != NULL /
+    (((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN &&
+    ((this->port = ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport)) >= FIRST_PORT &&
+    this->port <= LAST_PORT
+    || (listening[(uint64_t)curthread] = 0) != 0		/* only syn_drops */
+    ) ? (conn_t *)arg0 : NULL) != NULL /
 {
-	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
 	this->address = (uint32_t *)&this->conn->connua_v6addr.connua_laddr;
 	this->high = (uint64_t)ntohl(this->address[0]) << 32 | ntohl(this->address[1]);
 	this->low = (uint64_t)ntohl(this->address[2]) << 32 | ntohl(this->address[3]);
@@ -208,21 +212,69 @@ fbt:ip:tcp_input_listener:entry
 	this->q0max = this->qmax +
 	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
 	/* end q0_limit */
-	this->odd = generation & 1;
 	this->sum = this->q;
 	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
 	this->what = this->tenths < 11 ? this->tenths : 11;
-	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
-	this->limits = this->q0max << 32 | this->qmax;
 	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
-	this->last = (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
-	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
 	/* begin syn_drops */
 	this->me = (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) ?
 	    (listening[(uint64_t)curthread] = arg0) : 0;
 	/* end syn_drops */
-	this->conn = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->conn : NULL;
-	next = this->conn != NULL ? arg0 : next;	/* only open_close */
+	next = arg0;	/* only open_close */
+	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
+	this->limits = this->q0max << 32 | this->qmax;
+	this->last = (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
+	this->when = (int64_t)(timestamp - start0) >> CLOCK;
+	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
+	@events0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = count();
+	@sums0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last0[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
+}
+
+fbt:ip:tcp_input_listener:entry
+/ this->odd && (this->conn = !this->brief &&
+    *(uint8_t *)(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & 2 &&
+    (((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_state & 0xffffffff) == TCPS_LISTEN &&
+    ((this->port = ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport)) >= FIRST_PORT &&
+    this->port <= LAST_PORT
+    || (listening[(uint64_t)curthread] = 0) != 0		/* only syn_drops */
+    ) ? (conn_t *)arg0 : NULL) != NULL /
+{
+	this->address = (uint32_t *)&this->conn->connua_v6addr.connua_laddr;
+	this->high = (uint64_t)ntohl(this->address[0]) << 32 | ntohl(this->address[1]);
+	this->low = (uint64_t)ntohl(this->address[2]) << 32 | ntohl(this->address[3]);
+	this->zone = this->conn->conn_cred->cr_zone;
+	this->zoneid = this->zone->zone_id;
+	this->tcp = this->conn->conn_proto_priv.cp_tcp;
+	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
+	this->q = this->tcp->tcp_conn_req_cnt_q;
+	this->qmax = this->tcp->tcp_conn_req_max;
+	this->q0max = 0;
+	/* begin q0_limit */
+	this->q0max = this->qmax +
+	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;
+	/* end q0_limit */
+	this->sum = this->q;
+	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
+	this->what = this->tenths < 11 ? this->tenths : 11;
+	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
+	/* begin syn_drops */
+	this->me = (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) ?
+	    (listening[(uint64_t)curthread] = arg0) : 0;
+	/* end syn_drops */
+	next = arg0;	/* only open_close */
+	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
+	this->limits = this->q0max << 32 | this->qmax;
+	this->last = (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
+	    (uint64_t)(this->q < 0x1ffff ? this->q : 0x1ffff);
+	this->when = (int64_t)(timestamp - start1) >> CLOCK;
+	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
+	@events1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = count();
+	@sums1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] = sum(this->sum);
+	@last1[(uint64_t)this->conn, this->who, this->high, this->low, this->limits] =
+	    max(this->when << 34 | this->last);
 }
 
 /* begin syn_drops */
@@ -545,8 +597,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
-tick-1s,
-fbt:ip:tcp_input_listener:entry
+tick-1s
 / this->conn != NULL && !this->odd /
 {
 	this->when = (int64_t)(timestamp - start0) >> CLOCK;
@@ -567,8 +618,7 @@ fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
 fbt:ip:tcp_do_listen:return,                    /* only open_close */
 fbt:ip:tcp_closei_local:entry,                  /* only open_close */
 fbt:ip:tcp_do_unbind:entry,                     /* only open_close */
-tick-1s,
-fbt:ip:tcp_input_listener:entry
+tick-1s
 / this->conn != NULL && this->odd /
 {
 	this->when = (int64_t)(timestamp - start1) >> CLOCK;
