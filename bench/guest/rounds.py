@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from tools import Tool
@@ -121,11 +122,15 @@ class Account:
 
 def losses(where: str, load: Load, tool: Tool, account: Account) -> None:
     """Tell what a tool told of bursts."""
+    account.balance()
     for syns in BURSTS:
-        account.balance()
+        told = partial(tell, event="loss", where=where, tool=tool.name, syns=syns)
+        if tool.command and tool.seen is None:
+            told(made=0, seen=None, ns=[])
+            continue
         took = load.burst(syns)
         made, seen = account.balance()
-        tell(event="loss", where=where, tool=tool.name, syns=syns, made=made, seen=seen, ns=[took])
+        told(made=made, seen=seen, ns=[took])
 
 
 def rates(
@@ -137,8 +142,8 @@ def rates(
     rates: Sequence[int],
 ) -> None:
     """Tell what a tool told of SYNs at rates, and what they took."""
+    account.balance()
     for rate in rates:
-        account.balance()
         took = []
         began = due = time.monotonic()
         for _ in range(RATE_SECONDS * PER_SECOND):
