@@ -8,6 +8,7 @@ guest/.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -317,47 +318,38 @@ def floor(messages: Messages, what: str, times: float, under: float | None) -> s
 def plots(messages: Messages) -> list[dict[str, Any]]:
     """Return plots against the rate of SYNs: of a processor's time, and of what is lost."""
     found = []
-    for where in ("illumos", "Linux"):
+    for where, typical in (("illumos", statistics.median), ("Linux", lower_quartile)):
         bursts = of(messages, "loss", where)
         most = max((message["syns"] for message in bursts), default=0)
-        points = [
-            *of(messages, "rate", where),
-            # As fast as can be.
-            *(
-                message | {"asked": most, "rate": 1e9 / statistics.median(message["ns"])}
-                for message in bursts
-                if message["syns"] == most and message["ns"]
-            ),
+        # At rates, and as fast as can be.
+        points = of(messages, "rate", where) + [
+            message | {"asked": most, "rate": 1e9 / message["ns"][0]}
+            for message in bursts
+            if message["syns"] == most and message["ns"]
         ]
         points.sort(key=lambda point: float(point["rate"]))
         base = {
-            point["asked"]: statistics.median(point["ns"])
-            for point in points
-            if point["tool"] == UNTRACED
+            point["asked"]: typical(point["ns"]) for point in points if point["tool"] == UNTRACED
         }
-        cost: Lines = {}
-        lost: Lines = {}
+        tools = [tool for tool in dict.fromkeys(m["tool"] for m in bursts) if tool != UNTRACED]
+        cost: Lines = {tool: [] for tool in tools}
+        lost: Lines = {tool: [] for tool in tools}
         for point in points:
-            tool, rate = point["tool"], round(point["rate"], 1)
-            if tool == UNTRACED:
-                continue
-            more = statistics.median(point["ns"]) - base.get(point["asked"], 0.0)
+            tool, asked, rate = point["tool"], point["asked"], round(point["rate"])
+            if math.isclose(rate, asked, rel_tol=0.02):
+                rate = asked
             # What is less than what differs from one burst to the next has no place on a scale.
-            if more > 0:
-                cost.setdefault(tool, []).append((rate, round(rate * more / 1e7, 4)))
-            if point["seen"] is not None:
-                share = 100 * (1 - point["seen"] / point["made"])
-                lost.setdefault(tool, []).append((rate, round(share, 3)))
-        for title, lines in (
-            ("CPU in the kernel", cost),
-            ("SYNs not told", lost),
-        ):
+            if tool in cost and asked in base and (more := typical(point["ns"]) - base[asked]) > 0:
+                cost[tool].append((rate, round(rate * more / 1e7, 4)))
+            if tool in lost and point["seen"] is not None:
+                lost[tool].append((rate, round(100 * (1 - point["seen"] / point["made"]), 3)))
+        for title, lines in (("CPU in the kernel", cost), ("SYNs not told", lost)):
             found.append(
                 {
                     "title": f"{title}, {SYSTEMS[where]}",
                     "x": "SYNs a second",
                     "y": "%",
-                    "lines": lines,
+                    "lines": {tool: line for tool, line in lines.items() if line},
                 }
             )
     return found

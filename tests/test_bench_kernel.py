@@ -39,6 +39,7 @@ MODEL = [
             ("untraced", None, 100.0),
             ("illumos.d, shared", 1_000_000, 2000.0),
             ("printf per SYN", 20_000, 5000.0),
+            ("bpftrace, keyed count", 1_000_000, 99.0),
         )
     ),
     *(
@@ -172,6 +173,7 @@ def test_losses() -> None:
     assert cells("SYNs told of those in one burst, share, model of illumos") == {
         ("illumos.d, shared", "1,000,000"): [1],
         ("printf per SYN", "1,000,000"): [0.02],
+        ("bpftrace, keyed count", "1,000,000"): [1],
     }
     assert cells("SYNs told of those in one burst, share, Linux") == {
         ("linux.d, shared", "1,000"): [1],
@@ -195,11 +197,12 @@ def test_plots() -> None:
     cost, lost, on_linux, _ = kernel.summary(MODEL, LINUX)["plots"]
     assert cost["title"] == "CPU in the kernel, model of illumos"
     assert cost["lines"] == {
-        "printf per SYN": [(998.0, 0.5988), (200_000.0, 98.0)],
-        "illumos.d, shared": [(500_000.0, 95.0)],
+        "printf per SYN": [(1000, 0.6), (200_000, 98)],
+        "illumos.d, shared": [(500_000, 95)],
     }
-    assert lost["lines"]["printf per SYN"] == [(998.0, 50.0), (200_000.0, 98.0)]
-    assert lost["lines"]["bpftrace, keyed count"] == [(998.0, 0.0)]
+    assert lost["lines"]["printf per SYN"] == [(1000, 50), (200_000, 98)]
+    # It cost no more than no tool did, as far as that can be told.
+    assert lost["lines"]["bpftrace, keyed count"] == [(1000, 0), (10_101_010, 0)]
     assert "untraced" not in lost["lines"]
     assert on_linux["title"].endswith("Linux")
 
