@@ -148,7 +148,7 @@ def packet(number: int, address: str, port: int, flags: int) -> bytes:
 
 def checksum(data: bytes) -> int:
     """Return the internet checksum of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -156,7 +156,7 @@ def checksum(data: bytes) -> int:
 
 def counters() -> dict[str, int]:
     """Return the kernel's counters of TCP."""
-    found = {}
+    found: dict[str, int] = {}
     for file in ("snmp", "netstat"):
         lines = Path(f"/proc/net/{file}").read_text().splitlines()
         for names, values in zip(lines[::2], lines[1::2], strict=True):

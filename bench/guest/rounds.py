@@ -111,7 +111,7 @@ class Account:
         told, changed = -1, time.monotonic()
         while time.monotonic() - changed < PATIENCE:
             # What is more than expected would come as well.
-            self._tracer.wait(1.5)
+            self._tracer.wait(1.0)
             now = self._tool.seen(self._tracer.text())
             if now == told and now >= expected:
                 break
