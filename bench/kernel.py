@@ -29,6 +29,7 @@ SILENT_SECONDS = 600
 MB = 1_000_000
 OURS = ("illumos.d", "linux.d", "solaris10.d")
 NO_SYNS = "tells no SYNs"
+PROGRAMS = "Time in the tool's own BPF programs, Linux, as the kernel tells, ns"
 SYSTEMS = {"illumos": "model of illumos", "solaris10": "model of Solaris 10", "Linux": "Linux"}
 
 UNTRACED, BAREST, KEYED = "untraced", "barest clause", "bpftrace, keyed count"
@@ -138,9 +139,11 @@ def _cost_figures(messages: Messages) -> Figures:
         ("connection", "A connection, from SYN to accept(), Linux, ns"),
     ):
         figures += _low_figures(title, costs(messages, event))
-    table = "A SYN in the tool's own BPF programs, Linux, as the kernel tells, ns"
-    for tool, values in costs(messages, "programs").items():
-        figures.append(_figure(table, tool, "in them", values))
+    programs = of(messages, "programs")
+    for what in dict.fromkeys(message["what"] for message in programs):
+        found = costs([message for message in programs if message["what"] == what], "programs")
+        for tool, values in found.items():
+            figures.append(_figure(PROGRAMS, tool, what, values))
     return figures
 
 

@@ -61,7 +61,10 @@ LINUX = [
     {"event": "version", "name": "Linux", "version": "6.12.1"},
     {"event": "flood", "tool": "untraced", "ns": [30_000.0]} | ON_LINUX,
     {"event": "flood", "tool": "linux.d, shared", "ns": [38_000.0]} | ON_LINUX,
-    {"event": "programs", "tool": "linux.d, shared", "ns": [5_000.0]} | ON_LINUX,
+    *(
+        {"event": "programs", "tool": "linux.d, shared", "what": what, "ns": [ns]} | ON_LINUX
+        for what, ns in (("a SYN", 5_000.0), ("a connection", 9_000.0), ("a SYN", 6_000.0))
+    ),
     {"event": "cookies", "tool": "linux.d, shared", "ns": [28_000.0]} | ON_LINUX,
     {"event": "connection", "tool": "linux.d, shared", "ns": [90_000.0]} | ON_LINUX,
     {"event": "loss", "tool": "linux.d, shared", "syns": 1000, "made": 1000, "seen": 1000}
@@ -166,6 +169,16 @@ def test_pieces() -> None:
         "illumos.d, shared",
         "illumos.d, per-port",
     ]
+
+
+def test_linux() -> None:
+    """What a flood takes longer is between lower quartiles; programs have a column of their own."""
+    table = cells("A SYN that its listener keeps")
+    assert table["linux.d, shared", "added, of the lower quartiles"] == [8000]
+    assert cells("Time in the tool's own BPF programs") == {
+        ("linux.d, shared", "a SYN"): [5000, 6000],
+        ("linux.d, shared", "a connection"): [9000],
+    }
 
 
 def test_losses() -> None:

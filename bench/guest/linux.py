@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -87,24 +87,27 @@ def measure(flood: Flood) -> None:
         with kept(flood, False):
             told(event="cookies", ns=costs(flood, tracer, SYNS, REPEATS))
             if tracer is not None:
-                told(event="programs", ns=programs(flood))
+                told(event="programs", what="a SYN", ns=programs(lambda: flood.burst(SYNS), SYNS))
             if number == 0:
                 losses(WHERE, flood, tool, account)
             if number == 1:
                 rates(WHERE, flood, tool, tracer, account, RATES)
         told(event="connection", ns=[connections(CONNECTIONS) for _ in range(REPEATS)])
+        if tracer is not None:
+            ns = programs(lambda: connections(CONNECTIONS), CONNECTIONS)
+            told(event="programs", what="a connection", ns=ns)
 
     by_turns(tools(), ROUNDS, one)
 
 
-def programs(flood: Flood) -> list[float]:
-    """Return the time in a tool's own programs of each SYN in some floods, in nanoseconds."""
+def programs(make: Callable[[], object], count: int) -> list[float]:
+    """Return how long a tool's own programs run for each of what is made, in nanoseconds."""
     found = []
     with bpf_statistics():
-        for _ in range(REPEATS // 3):
+        for _ in range(REPEATS // 2):
             before = bpf_nanoseconds()
-            flood.burst(SYNS)
-            found.append((bpf_nanoseconds() - before) / SYNS)
+            make()
+            found.append((bpf_nanoseconds() - before) / count)
     return found
 
 
