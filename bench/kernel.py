@@ -27,6 +27,8 @@ KERNEL = guest.MODEL_KERNEL
 BOOT_SECONDS = 240
 SILENT_SECONDS = 600
 MB = 1_000_000
+UNSTEADY = 0.25
+"""What is between the quartiles, of the median, where a figure is not to be relied on."""
 OURS = ("illumos.d", "linux.d", "solaris10.d")
 NO_SYNS = "tells no SYNs"
 PROGRAMS = "Time in the tool's own BPF programs, Linux, as the kernel tells, ns"
@@ -98,6 +100,12 @@ def summary(model: Messages, linux: Messages) -> dict[str, Any]:
     """Return what both guests told as report.py takes it."""
     both = [*model, *linux]
     software = {message["name"]: message["version"] for message in of(linux, "version")}
+    for tool, values in costs(both, "cost", "illumos").items():
+        low, middle, high = quartiles(values)
+        if tool in (*BESIDE, *OURS_ILLUMOS) and high - low > UNSTEADY * middle:
+            _say(
+                f"{tool}: {low:,.0f} to {high:,.0f} ns: this machine had more to do than the bench"
+            )
     for message in of(both, "failed"):
         _say(f"not measured: {message['what']}: {_in_a_line(message['why'])}")
     return {
@@ -383,11 +391,17 @@ def added(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile of values, their median and the upper quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
 def lower_quartile(values: Sequence[float]) -> float:
     """Return what a quarter of values do not exceed."""
-    if len(values) < 2:
-        return values[0]
-    return statistics.quantiles(values, n=4, method="inclusive")[0]
+    return quartiles(values)[0]
 
 
 def _ratio(over: float | None, under: float | None) -> float | None:

@@ -116,6 +116,15 @@ def test_reason() -> None:
     assert kernel.summary(without, LINUX)["reach"][0]["reason"] == ""
 
 
+def test_unsteady(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever runs it is told when what a ratio rests on differed much from time to time."""
+    steady = {"event": "cost", "tool": "barest clause", "ns": [700.0, 710.0, 720.0]} | ILLUMOS
+    kernel.summary([steady], [])
+    assert capsys.readouterr().err == ""
+    kernel.summary([steady | {"ns": [700.0, 1500.0, 1900.0]}], [])
+    assert "barest clause: 1,100 to 1,700 ns" in capsys.readouterr().err
+
+
 def test_loss_of_any_program_counts() -> None:
     """One SYN that one of our programs lost anywhere, or told twice, is a figure not reached."""
     for seen in (999, 1001):
