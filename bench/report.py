@@ -6,7 +6,8 @@ Each half of the measurements is a dictionary of
     Name to version of what it measured.
 ``figures``
     Of ``table``, whose title ends in the unit, ``row``, ``column`` and ``values``, one for each
-    repetition. Tables, rows and columns are shown in the order in which they come.
+    repetition. Tables, rows and columns are shown in the order in which they come. A ``text`` is
+    shown instead of values, where there are none to show.
 ``reach``
     Of ``figure``, its ``unit``, ``at_most`` or ``at_least``, the ``value`` reached, None where it
     was not measured, and the ``reason`` where it was not reached.
@@ -87,7 +88,10 @@ def _reach(targets: Iterable[dict[str, Any]]) -> str:
 
 def _table(figures: Sequence[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(figure["column"] for figure in figures))
-    cells = {(figure["row"], figure["column"]): spread(figure["values"]) for figure in figures}
+    cells = {
+        (figure["row"], figure["column"]): figure.get("text") or spread(figure["values"])
+        for figure in figures
+    }
     rows = [
         [row, *(cells.get((row, column), "") for column in columns)]
         for row in dict.fromkeys(figure["row"] for figure in figures)
@@ -138,13 +142,15 @@ text { font: 12px system-ui, sans-serif; fill: #222 }
 @media (prefers-color-scheme: dark) { text { fill: #ddd } .grid { stroke: #444 } }
 """
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP, _ROW = 380, 260, 64, 40, 84, 20
+_DOWN = _TOP + _HEIGHT + 56
 
 
 def svg(plots: Sequence[dict[str, Any]]) -> str:
-    """Draw plots side by side with one legend for all; logarithmic where numbers span much."""
+    """Draw plots, two beside each other, with one legend; logarithmic where numbers span much."""
     names = list(dict.fromkeys(name for plot in plots for name in plot["lines"]))
-    width = _LEFT + len(plots) * (_WIDTH + _GAP)
-    legend = _TOP + _HEIGHT + 64
+    columns = min(2, len(plots))
+    width = _LEFT + columns * (_WIDTH + _GAP)
+    legend = math.ceil(len(plots) / columns) * _DOWN + 12
     rows = math.ceil(len(names) / 2)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + rows * _ROW}">',
@@ -152,39 +158,46 @@ def svg(plots: Sequence[dict[str, Any]]) -> str:
         f"<style>{_STYLE}</style>",
     ]
     for index, plot in enumerate(plots):
-        parts += _plot(plot, _LEFT + index * (_WIDTH + _GAP), names)
+        left = _LEFT + index % columns * (_WIDTH + _GAP)
+        parts += _plot(plot, left, index // columns * _DOWN + _TOP, names)
     for index, name in enumerate(names):
         x, y = _LEFT + index % 2 * (width / 2), legend + index // 2 * _ROW
+        parts.append(_line(names, name, [(x - 14, y - 4), (x + 14, y - 4)]))
         parts.append(_mark(names, name, x, y - 4))
-        parts.append(_label(x + 12, y, "start", name))
+        parts.append(_label(x + 22, y, "start", name))
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _plot(plot: dict[str, Any], left: float, names: Sequence[str]) -> list[str]:
+def _plot(plot: dict[str, Any], left: float, top: float, names: Sequence[str]) -> list[str]:
     points = [point for line in plot["lines"].values() for point in line]
     across = _Axis([x for x, _ in points], left, left + _WIDTH)
-    up = _Axis([y for _, y in points], _TOP + _HEIGHT, _TOP)
+    up = _Axis([y for _, y in points], top + _HEIGHT, top)
     middle = left + _WIDTH / 2
     parts = [
-        f'<text class="title" x="{left:g}" y="{_TOP - 20}">{_text(plot["title"])}</text>',
-        _label(middle, _TOP + _HEIGHT + 36, "middle", plot["x"]),
-        _label(left - 50, _TOP - 20, "start", plot["y"]),
+        f'<text class="title" x="{left:g}" y="{top - 20}">{_text(plot["title"])}</text>',
+        _label(middle, top + _HEIGHT + 36, "middle", plot["x"]),
+        _label(left - 50, top - 20, "start", plot["y"]),
     ]
     for value in across.ticks:
         x = across.at(value)
-        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_TOP + _HEIGHT}"/>')
-        parts.append(_label(x, _TOP + _HEIGHT + 18, "middle", number(value)))
+        parts.append(f'<path class="grid" d="M{x:.1f} {top:g}V{top + _HEIGHT:g}"/>')
+        parts.append(_label(x, top + _HEIGHT + 18, "middle", number(value)))
     for value in up.ticks:
         y = up.at(value)
         parts.append(f'<path class="grid" d="M{left:g} {y:.1f}H{left + _WIDTH:g}"/>')
         parts.append(_label(left - 8, y + 4, "end", number(value)))
     for name, line in plot["lines"].items():
         places = [(across.at(x), up.at(y)) for x, y in line]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        colour = _COLOURS[names.index(name) % len(_COLOURS)]
-        parts.append(f'<path class="line" stroke="{colour}" d="M{path}"/>')
+        parts.append(_line(names, name, places))
         parts += [_mark(names, name, x, y) for x, y in places]
     return parts
+
+
+def _line(names: Sequence[str], name: str, places: Iterable[tuple[float, float]]) -> str:
+    index = names.index(name)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    dashes = ' stroke-dasharray="6 4"' if index // len(_COLOURS) % 2 else ""
+    return f'<path class="line" stroke="{_COLOURS[index % len(_COLOURS)]}"{dashes} d="M{path}"/>'
 
 
 class _Axis:

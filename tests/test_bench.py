@@ -109,6 +109,20 @@ def test_figures_table() -> None:
     ]
 
 
+def test_text_in_a_cell() -> None:
+    """A cell that has no values says what there is to say instead."""
+    figure = {
+        "table": "Loss",
+        "row": "other",
+        "column": "1,000",
+        "values": [],
+        "text": "tells none",
+    }
+    half = KERNEL | {"figures": [*KERNEL["figures"], figure]}
+    lines = report.tables({"kernel": half}).splitlines()
+    assert "| other | tells none |" in lines
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -133,8 +147,23 @@ def test_plots() -> None:
     assert texts.count("Loss & more") == texts.count("SYNs a second") == 2
     assert {"1,000", "1,000,000", "100"} <= set(texts)
     lines = [path for path in root.iter() if path.get("class") == "line"]
-    assert len(lines) == 4
+    # Two in each plot, and two in the legend.
+    assert len(lines) == 6
     assert "prefers-color-scheme: dark" in report.svg(KERNEL["plots"])
+
+
+def test_many_lines() -> None:
+    """Plots are two to a row, and no two tools are drawn alike, however many there are."""
+    lines = {f"tool {number}": [[1000, number], [10000, number]] for number in range(12)}
+    plots = [
+        KERNEL["plots"][0] | {"title": f"Plot {number}", "lines": lines} for number in range(4)
+    ]
+    root = ET.fromstring(report.svg(plots))
+    titles = [element for element in root.iter() if element.get("class") == "title"]
+    assert len({element.get("x") for element in titles}) == 2
+    assert len({element.get("y") for element in titles}) == 2
+    drawn = [path for path in root.iter() if path.get("class") == "line"][-12:]
+    assert len({(path.get("stroke"), path.get("stroke-dasharray")) for path in drawn}) == 12
 
 
 def test_what_was_not_measured() -> None:

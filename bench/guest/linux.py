@@ -1,4 +1,4 @@
-"""On Linux: what a SYN costs under a flood, what is lost, memory by listeners, starts."""
+"""On Linux: what a SYN costs, what is lost, memory by listeners and by sessions, starts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,45 @@ import re
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
-from lab.exporter import Exporter
-from lab.traffic import HERE4, Listener, nowhere, send_syns, sysctl
-from model import Tool, number_behind, rows_seen
-from tracing import Tracer, complain, resident, running, tell
+from flood import Flood
+from lab.exporter import UP, Exporter
+from lab.traffic import HERE4, Listener, nowhere, sysctl
+from lab.waiting import until
+from rounds import Account, by_turns, costs, losses, rates, settle
+from tools import (
+    UNTRACED,
+    Tool,
+    barest,
+    bpftrace_keyed,
+    bpftrace_printf,
+    ours,
+    printf_per_syn,
+)
+from tracing import Tracer, bpf_nanoseconds, bpf_statistics, complain, resident, tell
 
 from dtrace_exporter import program
 
+WHERE = "Linux"
+DTRACE = "dtrace"
 PORT = 7001
-SYNS = 5_000
-REPEATS = 5
-BURSTS = (1_000, 10_000)
+BACKLOG = 60_000
+SYNS = 1_000
+ROUNDS = 3
+REPEATS = 20
+RATES = (1_000, 10_000)
+CONNECTIONS = 100
 LISTENERS = (1, 10, 100, 1_000)
-SESSIONS = (1, 4)
+# Each has two programs at the entry and the return of one function, which takes 38 of them; see
+# BPF_MAX_TRAMP_LINKS in the kernel's linux/bpf.h.
+SESSIONS = (1, 10, 19)
+SESSION_SECONDS = 500
 FIRST_PORT = 10_000
 
 ENTRY = "fbt::tcp_conn_request:entry"
-BAREST = f"""#pragma D option quiet
-BEGIN {{ printf("ready\\n"); }}
-{ENTRY} {{ @ = count(); }}
-END {{ printa("count %@d\\n", @); }}
-"""
 PRINTING = f"""#pragma D option quiet
 BEGIN {{ printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\\n"); }}
 {ENTRY}
@@ -42,63 +58,78 @@ BEGIN {{ printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\\n"); 
 """
 
 
-def ours(ports: tuple[int, int]) -> str:
-    """Return linux.d, all parts on, as a session would run it."""
-    numbers = program.drop_counters(["dtrace"])
-    return program.render(program.load("linux"), program.window(1), ports=ports, numbers=numbers)
-
-
 def tools() -> list[Tool]:
-    """Return all that is compared, the barest first."""
-    stdin = ["dtrace", "-q", "-x", "aggsize=8m", "-s", "/dev/stdin"]
-    keyed = "kprobe:tcp_conn_request { @[arg2] = count(); }"
-    none = number_behind(r"^\b$")
+    """Return all that is compared."""
+    probe = "kprobe:tcp_conn_request"
+    numbers = program.drop_counters([DTRACE])
     return [
-        Tool("barest clause", stdin, BAREST, "ready", number_behind(r"count (\d+)")),
-        Tool("linux.d, shared", stdin, ours((0, 65535)), "tick", rows_seen, 2.0),
-        Tool("linux.d, per-port", stdin, ours((PORT, PORT)), "tick", rows_seen, 2.0),
-        Tool("printf per SYN", stdin, PRINTING, "TS,", lambda output: output.count(",syn,")),
-        Tool(
-            "bpftrace, keyed count",
-            ["bpftrace", "-e", keyed],
-            None,
-            "Attach",
-            number_behind(r": (\d+)"),
-        ),
-        Tool("tcpaccept.bt", ["bpftrace", "/usr/sbin/tcpaccept.bt"], None, "Tracing", none, 3.0),
-        Tool("tcpsynbl.bt", ["bpftrace", "/usr/sbin/tcpsynbl.bt"], None, "Tracing", none, 3.0),
-        Tool("bcc tcpsynbl", ["python3", "/usr/sbin/tcpsynbl-bpfcc"], None, "Tracing", none, 3.0),
+        UNTRACED,
+        barest(DTRACE, ENTRY),
+        ours(DTRACE, "linux", (0, 65535), numbers),
+        ours(DTRACE, "linux", (PORT, PORT), numbers),
+        printf_per_syn(DTRACE, PRINTING),
+        bpftrace_keyed(probe, "arg2"),
+        bpftrace_printf(probe, "arg2"),
+        # Neither of them has a probe that a SYN comes by.
+        Tool("tcpaccept.bt", ["bpftrace", "/usr/sbin/tcpaccept.bt"], None, "Tracing", settle=3.0),
+        Tool("tcpsynbl.bt", ["bpftrace", "/usr/sbin/tcpsynbl.bt"], None, "Tracing", settle=3.0),
+        Tool("bcc tcpsynbl", ["python3", "/usr/sbin/tcpsynbl-bpfcc"], None, "Tracing", settle=3.0),
     ]
 
 
-def flood(syns: int) -> float:
-    """Send SYNs; return how long one took, in nanoseconds, until the kernel had taken all in."""
-    began = time.monotonic_ns()
-    assert send_syns(PORT, syns) == syns
-    return (time.monotonic_ns() - began) / syns
+def measure(flood: Flood) -> None:
+    """Measure all tools: costs in every round, losses in the first, by rate in the next."""
 
-
-def costs(tracer: Tracer | None) -> list[float]:
-    """Return the time of a SYN in each of some floods, in nanoseconds."""
-    found = []
-    for _ in range(REPEATS):
-        found.append(flood(SYNS))
+    def one(tool: Tool, tracer: Tracer | None, number: int) -> None:
+        account = Account(flood, tool, tracer, flood.made())
+        told = partial(tell, where=WHERE, tool=tool.name)
+        with kept(flood, True):
+            settle(flood, tool, tracer)
+            told(event="flood", ns=costs(flood, tracer, SYNS, REPEATS))
+        with kept(flood, False):
+            told(event="cookies", ns=costs(flood, tracer, SYNS, REPEATS))
+            if tracer is not None:
+                told(event="programs", what="a SYN", ns=programs(lambda: flood.burst(SYNS), SYNS))
+            if number == 0:
+                losses(WHERE, flood, tool, account)
+            if number == 1:
+                rates(WHERE, flood, tool, tracer, account, RATES)
+        told(event="connection", ns=[connections(CONNECTIONS) for _ in range(REPEATS)])
         if tracer is not None:
-            tracer.read(0.2)
+            ns = programs(lambda: connections(CONNECTIONS), CONNECTIONS)
+            told(event="programs", what="a connection", ns=ns)
+
+    by_turns(tools(), ROUNDS, one)
+
+
+def programs(make: Callable[[], object], count: int) -> list[float]:
+    """Return how long a tool's own programs run for each of what is made, in nanoseconds."""
+    found = []
+    with bpf_statistics():
+        for _ in range(REPEATS // 2):
+            before = bpf_nanoseconds()
+            make()
+            found.append((bpf_nanoseconds() - before) / count)
     return found
 
 
-def measure_tool(tool: Tool) -> None:
-    """Measure one tool: cost, then losses if it tells SYNs at all."""
-    with running(tool.command, tool.text, tool.ready, tool.settle) as tracer:
-        tell(event="flood", tool=tool.name, ns=costs(tracer))
-    if "tcp" in tool.name:
-        return
-    for syns in BURSTS:
-        with running(tool.command, tool.text, tool.ready, tool.settle) as tracer:
-            flood(syns)
-            tracer.drain() if "printf" in tool.name else tracer.wait(2.5)
-            tell(event="loss", tool=tool.name, made=syns, seen=tool.seen(tracer.end()))
+@contextmanager
+def kept(flood: Flood, keeps: bool) -> Iterator[None]:
+    """Have SYNs kept by their listener, or answered by a SYN cookie, each of them."""
+    flood.keeps = keeps
+    with sysctl("net.ipv4.tcp_syncookies", 0 if keeps else 2):
+        yield
+
+
+def connections(count: int) -> float:
+    """Make connections and accept them; return the time of one, in nanoseconds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        began = time.monotonic_ns()
+        for _ in range(count):
+            client = socket.create_connection(server.getsockname())
+            server.accept()[0].close()
+            client.close()
+        return (time.monotonic_ns() - began) / count
 
 
 def memory(listeners: int) -> None:
@@ -108,9 +139,11 @@ def memory(listeners: int) -> None:
             opened = stack.enter_context(socket.socket())
             opened.bind(("127.0.0.1", FIRST_PORT + number))
             opened.listen(8)
+        began = time.monotonic()
         exporter = Exporter({"source": "dtrace"})
         stack.callback(exporter.stop)
         exporter.wait_ready()
+        took = time.monotonic() - began
         for number in range(listeners):
             with socket.create_connection(("127.0.0.1", FIRST_PORT + number)):
                 pass
@@ -121,27 +154,35 @@ def memory(listeners: int) -> None:
             event="memory",
             listeners=listeners,
             seen=seen,
+            seconds=took,
             exporter=resident(exporter.process.pid),
             dtrace=[resident(pid) for pid in exporter.pids()],
         )
 
 
 def start(sessions: int) -> None:
-    """Tell how long it is from exec to the last session's first row, and the memory of it all."""
+    """Tell how long it is from exec to the last session's first row, and the memory of it all.
+
+    The exporter is left to the end of this guest, for the end of many of them takes long.
+    """
     ports = [FIRST_PORT + number for number in range(sessions)]
     began = time.monotonic()
     exporter = Exporter({"source": "dtrace", "listeners": [{"port": port} for port in ports]})
-    try:
-        exporter.wait_ready()
-        took = time.monotonic() - began
-        tell(
-            event="start",
-            sessions=sessions,
-            seconds=took,
-            exporter=resident(exporter.process.pid),
-            dtrace=[resident(pid) for pid in exporter.pids()],
-        )
-    finally:
+    exporter.wait_answers()
+    until(
+        lambda: sum(up for _, up in exporter.metrics(UP).select(UP)) == sessions,
+        "every session is up",
+        SESSION_SECONDS,
+        every=0.5,
+    )
+    tell(
+        event="start",
+        sessions=sessions,
+        seconds=time.monotonic() - began,
+        exporter=resident(exporter.process.pid),
+        dtrace=[resident(pid) for pid in exporter.pids()],
+    )
+    if sessions != SESSIONS[-1]:
         exporter.stop()
 
 
@@ -154,20 +195,20 @@ def version(*command: str) -> str:
 
 def main() -> None:
     """Measure everything on Linux."""
-    tell(event="version", name="DTrace", version=version("dtrace", "-V"))
+    tell(event="version", name="DTrace", version=version(DTRACE, "-V"))
     tell(event="version", name="bpftrace", version=version("bpftrace", "--version"))
     tell(event="version", name="Linux", version=version("uname", "-r"))
-    with nowhere(), sysctl("net.ipv4.tcp_syncookies", 1):
-        listener = Listener(PORT, 128, HERE4)
+    with (
+        nowhere(),
+        sysctl("net.core.somaxconn", BACKLOG),
+        sysctl("net.ipv4.tcp_max_syn_backlog", 2 * BACKLOG),
+    ):
+        listener = Listener(PORT, BACKLOG, HERE4)
+        flood = Flood(HERE4, PORT)
         try:
-            tell(event="flood", tool="untraced", ns=costs(None))
-            for tool in tools():
-                try:
-                    measure_tool(tool)
-                except Exception as error:
-                    complain(tool.name, error)
-            tell(event="flood", tool="untraced", ns=costs(None))
+            measure(flood)
         finally:
+            flood.close()
             listener.close()
     for what, numbers in ((memory, LISTENERS), (start, SESSIONS)):
         for number in numbers:

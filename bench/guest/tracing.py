@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 READY_SECONDS = 120
-QUIET_SECONDS = 4.0
-"""A tracer has told all when it has been silent this long."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tell(**message: Any) -> None:
@@ -31,14 +32,10 @@ class Tracer:
     Args:
         command: how to start it.
         text: its program, for standard input; None for none.
-        ready: an expression that the output has once every probe is enabled; None where it does
-            not say.
-        settle: seconds to wait after that.
+        ready: an expression that the output has once every probe is enabled.
     """
 
-    def __init__(
-        self, command: Sequence[str], text: str | None, ready: str | None, settle: float = 1.0
-    ) -> None:
+    def __init__(self, command: Sequence[str], text: str | None, ready: str) -> None:
         self.output = b""
         self.process = subprocess.Popen(
             command,
@@ -51,13 +48,17 @@ class Tracer:
             self.process.stdin.write(text.encode())
             self.process.stdin.close()
         deadline = time.monotonic() + READY_SECONDS
-        while ready is not None and not re.search(ready.encode(), self.output):
+        while not re.search(ready.encode(), self.output):
             if not self.read(1.0) and self.process.poll() is not None:
                 raise RuntimeError(self.output.decode(errors="replace")[-500:])
             if time.monotonic() > deadline:
                 self.end()
                 raise RuntimeError(f"not ready: {self.output[-500:]!r}")
-        self.wait(settle)
+        self.wait(1.0)
+
+    def text(self) -> str:
+        """Return all that it has printed so far."""
+        return self.output.decode(errors="replace")
 
     def read(self, seconds: float) -> bytes:
         """Return what comes next within some seconds."""
@@ -75,12 +76,6 @@ class Tracer:
             if not self.read(left) and self.process.poll() is not None:
                 return
 
-    def drain(self) -> None:
-        """Read until nothing comes for a while, so that what is in buffers has come."""
-        end = time.monotonic() + 120
-        while time.monotonic() < end and self.read(QUIET_SECONDS):
-            pass
-
     def end(self) -> str:
         """End it and return all that it printed."""
         if self.process.poll() is None:
@@ -92,15 +87,13 @@ class Tracer:
         else:
             self.process.kill()
         self.process.wait()
-        return self.output.decode(errors="replace")
+        return self.text()
 
 
 @contextmanager
-def running(
-    command: Sequence[str], text: str | None, ready: str | None, settle: float = 1.0
-) -> Iterator[Tracer]:
+def running(command: Sequence[str], text: str | None, ready: str) -> Iterator[Tracer]:
     """Run a tracer for as long as the block lasts."""
-    tracer = Tracer(command, text, ready, settle)
+    tracer = Tracer(command, text, ready)
     try:
         yield tracer
     finally:
@@ -111,6 +104,48 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has had so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def bpf_statistics() -> Iterator[None]:
+    """Have the kernel keep the time that BPF programs take; it costs some itself."""
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    switch.write_text("1")
+    try:
+        yield
+    finally:
+        switch.write_text("0")
+
+
+def bpf_nanoseconds() -> int:
+    """Return how long all BPF programs of this machine have run, while that was kept.
+
+    Raises:
+        OSError: bpf(2) cannot tell; see linux/bpf.h.
+    """
+    total, number = 0, 0
+    while True:
+        # BPF_PROG_GET_NEXT_ID: start_id, next_id, open_flags.
+        attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
+        if _bpf(11, attributes) < 0:
+            return total
+        number = attributes[1]
+        # BPF_PROG_GET_FD_BY_ID: prog_id.
+        descriptor = _bpf(13, (ctypes.c_uint32 * 3)(number, 0, 0))
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        try:
+            text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+        finally:
+            os.close(descriptor)
+        match = re.search(r"^run_time_ns:\s+(\d+)$", text, re.MULTILINE)
+        total += int(match[1]) if match else 0
+
+
+def _bpf(command: int, attributes: ctypes.Array[ctypes.c_uint32]) -> int:
+    """Call bpf(2), 321 on x86-64; return a descriptor or 0, or -1 for an error."""
+    size = ctypes.sizeof(attributes)
+    return int(_libc.syscall(321, command, ctypes.byref(attributes), size))
 
 
 def resident(pid: int) -> int:

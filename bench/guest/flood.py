@@ -1,0 +1,165 @@
+"""SYNs to a listener of this machine, as fast as its kernel takes them in.
+
+The packets are made beforehand and handed over by sendmmsg(2), a thousand to a call; the loopback
+interface delivers each while it is being sent, on the same CPU, so that a burst is over when the
+call returns. Nothing of it is the start of a process or the making of packets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+PACKETS = 10_000
+_AT_ONCE = 1_000
+_FIRST_SOURCE = int(IPv4Address("198.18.0.1"))
+_FIRST_PORT = 1_024
+_PORTS = 50_000
+_SYN, _RST = 0x02, 0x04
+
+
+class _Part(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("parts", ctypes.POINTER(_Part)),
+        ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
+
+
+class Flood:
+    """SYNs of many clients, whose SYN-ACKs nobody answers.
+
+    Args:
+        address: of the listener, IPv4.
+        port: of the listener.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self._socket.connect((address, 0))
+        self._sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
+        self._syns = _Packets(address, port, _SYN)
+        self._resets = _Packets(address, port, _RST)
+        self._made = 0
+        self.keeps = True
+        """Whether the listener keeps a SYN; each burst is then taken back after it."""
+
+    def burst(self, syns: int) -> float:
+        """Send SYNs, no more than PACKETS if they are kept; return the time of one, nanoseconds.
+
+        Raises:
+            RuntimeError: the kernel's own counters tell something else.
+        """
+        if self.keeps and syns > PACKETS:
+            raise ValueError(f"{syns} SYNs at once")
+        before = counters()
+        began = time.monotonic_ns()
+        self._send(self._syns, syns)
+        took = time.monotonic_ns() - began
+        after = counters()
+        taken = after["InSegs"] - before["InSegs"]
+        dropped = after["ListenDrops"] - before["ListenDrops"]
+        if taken != syns or dropped:
+            raise RuntimeError(f"sent {syns}, taken in {taken}, dropped {dropped}")
+        self._made += syns
+        if self.keeps:
+            self._send(self._resets, syns)
+        return took / syns
+
+    def made(self) -> int:
+        """Return how many SYNs the kernel has taken in so far."""
+        return self._made
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _send(self, packets: _Packets, count: int) -> None:
+        sent = 0
+        while sent < count:
+            at = sent % PACKETS
+            most = min(_AT_ONCE, count - sent, PACKETS - at)
+            done = self._sendmmsg(
+                self._socket.fileno(), ctypes.byref(packets.messages[at]), most, 0
+            )
+            if done < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            sent += done
+
+
+class _Packets:
+    """The packets of PACKETS clients, ready to be sent."""
+
+    def __init__(self, address: str, port: int, flags: int) -> None:
+        self._data = [
+            ctypes.create_string_buffer(packet(number, address, port, flags), 40)
+            for number in range(PACKETS)
+        ]
+        self._parts = (_Part * PACKETS)()
+        self.messages = (_Message * PACKETS)()
+        for data, part, message in zip(self._data, self._parts, self.messages, strict=True):
+            part.base, part.length = ctypes.addressof(data), 40
+            message.header.parts, message.header.count = ctypes.pointer(part), 1
+
+
+def packet(number: int, address: str, port: int, flags: int) -> bytes:
+    """Return a segment of a client, IPv4's header and TCP's, 40 bytes.
+
+    Args:
+        number: which client.
+        address: where it goes.
+        port: where it goes.
+        flags: TCP's; what is no SYN is the segment after it.
+    """
+    source = struct.pack("!I", _FIRST_SOURCE + number // _PORTS)
+    target = socket.inet_aton(address)
+    sequence = (number * 2654435761 + (not flags & _SYN)) & 0xFFFFFFFF
+    head = struct.pack("!HHIIBB", _FIRST_PORT + number % _PORTS, port, sequence, 0, 5 << 4, flags)
+    tcp = head + struct.pack("!HHH", 65535, 0, 0)
+    pseudo = source + target + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp))
+    tcp = head + struct.pack("!HHH", 65535, checksum(pseudo + tcp), 0)
+    # IPv4's own checksum is the kernel's to fill in.
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0)
+    return ip + source + target + tcp
+
+
+def checksum(data: bytes) -> int:
+    """Return the internet checksum of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def counters() -> dict[str, int]:
+    """Return the kernel's counters of TCP."""
+    found: dict[str, int] = {}
+    for file in ("snmp", "netstat"):
+        lines = Path(f"/proc/net/{file}").read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            if names.startswith(("Tcp:", "TcpExt:")):
+                found |= dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=True))
+    return found

@@ -1,0 +1,165 @@
+"""Tools by turns, each started anew in every round: costs, losses, and both by the rate of SYNs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+from tools import Tool
+from tracing import Tracer, complain, running, tell
+
+BURSTS = (1_000, 10_000, 1_000_000)
+RATE_SECONDS = 3
+PER_SECOND = 10
+"""A rate is bursts of a tenth of a second's worth."""
+PATIENCE = 5.0
+"""A tool that has told less than was made has told all when nothing more comes for so long."""
+
+
+class Load(Protocol):
+    """What makes SYNs."""
+
+    def burst(self, syns: int) -> float:
+        """Make SYNs; return how long one took, in nanoseconds."""
+
+    def made(self) -> int:
+        """Return how many SYNs the kernel has taken in so far."""
+
+
+def by_turns(
+    tools: Sequence[Tool], rounds: int, measure: Callable[[Tool, Tracer | None, int], None]
+) -> None:
+    """Run each tool once in every round, and measure it; one that fails is left out from then on.
+
+    Args:
+        tools: the tools; every other round they come in the opposite order.
+        rounds: how many.
+        measure: takes the tool, how it runs, and the number of the round.
+    """
+    failed: set[str] = set()
+    for number in range(rounds):
+        for tool in tools if number % 2 == 0 else reversed(tools):
+            if tool.name in failed:
+                continue
+            try:
+                with started(tool) as tracer:
+                    measure(tool, tracer, number)
+            except Exception as error:
+                failed.add(tool.name)
+                complain(tool.name, error)
+
+
+@contextmanager
+def started(tool: Tool) -> Iterator[Tracer | None]:
+    """Run a tool for as long as the block lasts, if it is one."""
+    if not tool.command:
+        yield None
+        return
+    with running(tool.command, tool.text, tool.ready) as tracer:
+        yield tracer
+
+
+def settle(load: Load, tool: Tool, tracer: Tracer | None) -> None:
+    """Let some SYNs come, so that a tool has met the listener."""
+    end = time.monotonic() + tool.settle
+    while time.monotonic() < end:
+        load.burst(1)
+        if tracer is not None:
+            tracer.wait(0.2)
+
+
+def costs(load: Load, tracer: Tracer | None, syns: int, repeats: int) -> list[float]:
+    """Return the time of a SYN in each of some bursts, in nanoseconds."""
+    found = []
+    for _ in range(repeats):
+        found.append(load.burst(syns))
+        if tracer is not None:
+            tracer.read(0.02)
+    return found
+
+
+class Account:
+    """What a running tool tells, beside what is made.
+
+    Args:
+        load: what makes the SYNs.
+        tool: the tool.
+        tracer: how it runs, since before any SYN of the load, or None.
+        since: what had been made then.
+    """
+
+    def __init__(self, load: Load, tool: Tool, tracer: Tracer | None, since: int) -> None:
+        self._load, self._tool, self._tracer = load, tool, tracer
+        self._made, self._told = since, 0
+
+    def balance(self) -> tuple[int, int | None]:
+        """Return how many more SYNs were made than when it was last asked, and how many told."""
+        made = self._load.made()
+        more, self._made = made - self._made, made
+        if self._tracer is None or self._tool.seen is None:
+            return more, None
+        before, self._told = self._told, self._all_told(self._told + more)
+        return more, self._told - before
+
+    def _all_told(self, expected: int) -> int:
+        """Wait until a tool has told as many as expected, or no more come; return how many."""
+        assert self._tracer is not None
+        assert self._tool.seen is not None
+        told, changed = -1, time.monotonic()
+        while time.monotonic() - changed < PATIENCE:
+            # What is more than expected would come as well.
+            self._tracer.wait(1.0)
+            now = self._tool.seen(self._tracer.text())
+            if now == told and now >= expected:
+                break
+            if now != told:
+                told, changed = now, time.monotonic()
+        return told
+
+
+def losses(where: str, load: Load, tool: Tool, account: Account) -> None:
+    """Tell what a tool told of bursts."""
+    account.balance()
+    for syns in BURSTS:
+        told = partial(tell, event="loss", where=where, tool=tool.name, syns=syns)
+        if tool.command and tool.seen is None:
+            told(made=0, seen=None, ns=[])
+            continue
+        took = load.burst(syns)
+        made, seen = account.balance()
+        told(made=made, seen=seen, ns=[took])
+
+
+def rates(
+    where: str,
+    load: Load,
+    tool: Tool,
+    tracer: Tracer | None,
+    account: Account,
+    rates: Sequence[int],
+) -> None:
+    """Tell what a tool told of SYNs at rates, and what they took."""
+    account.balance()
+    for rate in rates:
+        took = []
+        began = due = time.monotonic()
+        for _ in range(RATE_SECONDS * PER_SECOND):
+            took.append(load.burst(rate // PER_SECOND))
+            due += 1 / PER_SECOND
+            while (left := due - time.monotonic()) > 0:
+                tracer.wait(left) if tracer is not None else time.sleep(left)
+        seconds = time.monotonic() - began
+        made, seen = account.balance()
+        tell(
+            event="rate",
+            where=where,
+            tool=tool.name,
+            asked=rate,
+            rate=made / seconds,
+            made=made,
+            seen=seen,
+            ns=took,
+        )

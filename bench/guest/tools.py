@@ -1,0 +1,129 @@
+"""What is compared, and how to read from what a tool has printed how many SYNs it saw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dtrace_exporter import program
+from dtrace_exporter.listeners import ListenerTable, SessionId
+from dtrace_exporter.rows import Calm, Place, Ready, Row, RowError, Tick, parse
+from dtrace_exporter.tally import Tally
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something that watches SYNs.
+
+    Attributes:
+        name: what it is called.
+        command: how to start it; none for no tool at all.
+        text: its program, for standard input; None for none.
+        ready: an expression that its output has once every probe is enabled.
+        seen: how many SYNs it told in an output, None where it tells none.
+        settle: seconds that it takes from then until it does as it always does.
+    """
+
+    name: str
+    command: Sequence[str]
+    text: str | None
+    ready: str
+    seen: Callable[[str], int] | None = None
+    settle: float = 1.0
+
+
+UNTRACED = Tool("untraced", (), None, "")
+
+
+def barest(dtrace: str, probe: str) -> Tool:
+    """Return the least that a clause can do; what it counted is printed once a second."""
+    text = (
+        "#pragma D option quiet\n"
+        'BEGIN { printf("ready\\n"); }\n'
+        f"{probe} {{ @ = count(); }}\n"
+        'tick-1s, END { printa("count %@d\\n", @); }\n'
+    )
+    return Tool("barest clause", with_program(dtrace), text, "ready", counted)
+
+
+def ours(
+    dtrace: str, name: str, ports: tuple[int, int], numbers: dict[str, int] | None = None
+) -> Tool:
+    """Return one of our programs, all parts on, as a session would run it.
+
+    Args:
+        dtrace: the command.
+        name: the program's.
+        ports: the first and the last port that it watches.
+        numbers: those of the kernel, as program.render takes them.
+    """
+    text = program.render(program.load(name), program.window(1), ports=ports, numbers=numbers)
+    which = "per-port" if ports[0] == ports[1] else "shared"
+    return Tool(f"{name}.d, {which}", with_program(dtrace), text, "tick", rows_seen, 4.0)
+
+
+def printf_per_syn(dtrace: str, text: str) -> Tool:
+    """Return a D program that prints a line for each SYN."""
+    return Tool(
+        "printf per SYN", with_program(dtrace), text, "TS,", lambda output: output.count(",syn,")
+    )
+
+
+def bpftrace_keyed(probe: str, key: str) -> Tool:
+    """Return bpftrace's count by a key; it is printed once a second."""
+    text = f"{probe} {{ @[{key}] = count(); }} interval:s:1 {{ print(@); }}"
+    return Tool("bpftrace, keyed count", ["bpftrace", "-e", text], None, "Attach", sum_of_keys)
+
+
+def bpftrace_printf(probe: str, key: str) -> Tool:
+    """Return a bpftrace program that prints a line for each SYN."""
+    text = f'{probe} {{ printf("syn %lx\\n", {key}); }}'
+    return Tool(
+        "bpftrace, printf per SYN",
+        ["bpftrace", "-e", text],
+        None,
+        "Attach",
+        lambda output: output.count("syn "),
+    )
+
+
+def with_program(dtrace: str) -> list[str]:
+    """Return a command that runs a D program from its standard input."""
+    return [dtrace, "-q", "-x", "aggsize=8m", "-s", "/dev/stdin"]
+
+
+def rows_seen(output: str) -> int:
+    """Return how many SYNs the rows of one of our programs tell."""
+    session = SessionId("", "all")
+    table = ListenerTable()
+    table.watch(session, None)
+    tally = Tally(table, session)
+    for line in output.splitlines():
+        try:
+            match parse(line):
+                case Row() as row:
+                    tally.row(row)
+                case Calm() as calm:
+                    tally.calm(calm)
+                case Tick() as tick:
+                    tally.tick(tick)
+                case Ready() as ready:
+                    tally.ready(ready)
+                case Place() as place:
+                    tally.place(place)
+        except RowError:
+            continue
+    return sum(listener.syns for listener in table)
+
+
+def counted(output: str) -> int:
+    """Return what the barest clause told last."""
+    found = re.findall(r"^count (\d+)$", output, re.MULTILINE)
+    return int(found[-1]) if found else 0
+
+
+def sum_of_keys(output: str) -> int:
+    """Return the sum of what bpftrace told last for each key."""
+    last = dict(re.findall(r"^@\[(.*?)\]: (\d+)$", output, re.MULTILINE))
+    return sum(map(int, last.values()))

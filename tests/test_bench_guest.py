@@ -1,0 +1,127 @@
+"""What runs in the guests of the bench, as far as it needs none."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench/guest"))
+
+import flood
+import rounds
+import tools
+
+
+def words(data: bytes) -> int:
+    """Return the sum of 16-bit words, folded, as whoever checks a checksum does."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@pytest.mark.parametrize("number", [0, 1, 49_999, 50_000, 123_456])
+@pytest.mark.parametrize("flags", [2, 4])
+def test_packet(number: int, flags: int) -> None:
+    """A packet is for the listener, with a checksum that is right."""
+    made = flood.packet(number, "192.0.2.1", 7001, flags)
+    assert len(made) == 40
+    assert made[16:20] == socket.inet_aton("192.0.2.1")
+    source, target = struct.unpack("!HH", made[20:24])
+    assert source >= 1024
+    assert target == 7001
+    assert made[33] == flags
+    assert words(made[12:20] + struct.pack("!HH", 6, 20) + made[20:]) == 0xFFFF
+
+
+def test_packets_of_a_client() -> None:
+    """A reset is of the same client as its SYN, and the next in its sequence; no two are alike."""
+    syn, reset = (flood.packet(70_000, "192.0.2.1", 80, flags) for flags in (2, 4))
+    assert syn[12:22] == reset[12:22]
+    sequences = [int.from_bytes(one[24:28], "big") for one in (syn, reset)]
+    assert sequences[1] == sequences[0] + 1
+    clients = {flood.packet(number, "192.0.2.1", 80, 2)[12:22] for number in range(60_000)}
+    assert len(clients) == 60_000
+
+
+def test_what_tools_tell() -> None:
+    """Of what is told again and again the last counts, of each key."""
+    assert tools.counted("ready\ncount 1\n\ncount 12\n") == 12
+    assert tools.counted("ready\n") == 0
+    text = "Attached 2 probes\n@[-9]: 1\n@[7]: 5\n\n@[-9]: 3\n@[7]: 5\n"
+    assert tools.sum_of_keys(text) == 8
+    ours = "ready 2 0\ntick 0 1\nrow 0 ab 0 80 0 0 128 0 0 {} 0 5\ntick 0 2\nrow 0 ab"
+    assert tools.rows_seen(ours.format(41)) == 41
+
+
+def test_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tool has its turn in every round, those of the next the other way; no failed one."""
+    said: list[Any] = []
+    monkeypatch.setattr(rounds, "complain", lambda what, error: said.append((what, str(error))))
+    many = [tools.Tool(name, (), None, "") for name in "abc"]
+    turns = []
+
+    def measure(tool: tools.Tool, _tracer: object, number: int) -> None:
+        turns.append(f"{tool.name}{number}")
+        if tool.name == "b":
+            raise RuntimeError("no headers")
+
+    rounds.by_turns(many, 3, measure)
+    assert turns == ["a0", "b0", "c0", "c1", "a1", "a2", "c2"]
+    assert said == [("b", "no headers")]
+
+
+class Load:
+    """SYNs that nobody makes."""
+
+    total = 100
+
+    def burst(self, syns: int) -> float:
+        """Make them."""
+        self.total += syns
+        return 1.0
+
+    def made(self) -> int:
+        """Return how many there were."""
+        return self.total
+
+
+class Output:
+    """A tracer that says one thing more each time it is waited for."""
+
+    def __init__(self, told: list[int]) -> None:
+        self.left, self.now = told, 0
+
+    def wait(self, _seconds: float) -> None:
+        """Say the next."""
+        self.now = self.left.pop(0) if self.left else self.now
+
+    def text(self) -> str:
+        """Return all."""
+        return f"count {self.now}\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        pytest.param([0, 0, 700, 1000, 1000, 1000], 1000, id="late"),
+        pytest.param([1000, 1001, 1001, 1001], 1001, id="too many"),
+        pytest.param([700], 700, id="lost"),
+    ],
+)
+def test_account(told: list[int], seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tool told is waited for until it is all there, or no more comes."""
+    monkeypatch.setattr(rounds, "PATIENCE", 0.5)
+    load, output = Load(), Output(told)
+    tool = tools.Tool("one", ("true",), None, "", tools.counted)
+    account = rounds.Account(load, tool, output, load.made())
+    load.burst(1000)
+    assert account.balance() == (1000, seen)
+    load.burst(7)
+    output.left = [seen + 7]
+    assert account.balance() == (7, 7)
