@@ -58,8 +58,13 @@ inline int LISTENOVERFLOWS = 19;
 inline int LISTENDROPS = 20;
 inline int TCPREQQFULLDROP = 75;
 
-/* By CPU: the listener that a function was entered with, and those bits in its low ones. */
-uint64_t syn[int];
+/*
+ * By CPU: the listener that a function was entered with, and those bits in its low ones. Of an
+ * associative array each use is two look-ups, in memory that others may have used up; so the one for
+ * SYNs is none. A CPU beyond its end is a fault at each SYN. With more than 32 KB of global variables
+ * DTrace 2.0.7 mistakes one for another.
+ */
+uint64_t syn[3072];
 uint64_t ack[int];
 uint64_t est[int];
 inline uint64_t NOBODY = 1;
