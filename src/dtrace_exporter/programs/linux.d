@@ -65,8 +65,13 @@ inline int LISTENOVERFLOWS = 19;
 inline int LISTENDROPS = 20;
 inline int TCPREQQFULLDROP = 75;
 
-/* By CPU: the listener that a function was entered with, and those bits in its low ones. */
-uint64_t syn[int];
+/*
+ * By CPU: the listener that a function was entered with, and those bits in its low ones. Of an
+ * associative array each use is two look-ups, in memory that others may have used up; so the one for
+ * SYNs is none. A CPU beyond its end is a fault at each SYN. With more than 32 KB of global variables
+ * DTrace 2.0.7 mistakes one for another.
+ */
+uint64_t syn[3072];
 uint64_t ack[int];
 uint64_t est[int];
 inline uint64_t NOBODY = 1;
@@ -159,16 +164,16 @@ tick-1s
 fbt::tcp_conn_request:entry
 {
 	this->sk = (struct sock *)arg2;
-	this->now = 0;
+	this->port = this->sk->__sk_common.skc_num;
+	this->was = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg2 : NOBODY;
 	/* begin syn_drops */
-	this->net = this->sk->__sk_common.skc_net.net;
-	this->mib = (uint64_t *)((uint64_t)this->net->mib.net_statistics +
+	this->mib = this->was == NOBODY ? NULL : (uint64_t *)((uint64_t)
+	    this->sk->__sk_common.skc_net.net->mib.net_statistics +
 	    *((uint64_t *)&`__per_cpu_offset + cpu));
-	this->now = (this->mib[LISTENDROPS] & 1) |
+	this->was |= this->mib == NULL ? 0 : (this->mib[LISTENDROPS] & 1) |
 	    (this->mib[LISTENOVERFLOWS] & 1) << 1 | (this->mib[TCPREQQFULLDROP] & 1) << 2;
 	/* end syn_drops */
-	syn[cpu] = this->sk->__sk_common.skc_num >= FIRST_PORT &&
-	    this->sk->__sk_common.skc_num <= LAST_PORT ? arg2 | this->now : NOBODY;
+	syn[cpu] = this->was;
 }
 
 /* The short way: a SYN that is not dropped. */
@@ -327,15 +332,19 @@ fbt::inet_csk_accept:return
 /* end accept_wait */
 
 /* begin half_open_end */
-/* A request is freed that never became a connection: Q0 is one less. */
+/*
+ * A request is freed that never became a connection: Q0 is one less, if it was in there. One made for
+ * a SYN cookie was not, nor for the final ACK that brings it back: these have no listener. Nor was
+ * one of a SYN that was dropped: no SYN-ACK was made for it.
+ */
 fbt::tcp_v4_reqsk_destructor:entry,
 fbt::tcp_v6_reqsk_destructor:entry
 {
-	this->sk = ((struct request_sock *)arg0)->sk != NULL ? NULL :
-	    ((struct request_sock *)arg0)->__req_common.skc_listener;
-	this->sk = this->sk != NULL && this->sk->__sk_common.skc_state == 10 &&
-	    this->sk->__sk_common.skc_num >= FIRST_PORT &&
-	    this->sk->__sk_common.skc_num <= LAST_PORT ? this->sk : NULL;
+	this->sk = ((struct request_sock *)arg0)->__req_common.skc_listener;
+	this->sk = this->sk != NULL && ((struct request_sock *)arg0)->sk == NULL &&
+	    ((struct tcp_request_sock *)arg0)->snt_synack != 0 &&
+	    (this->port = this->sk->__sk_common.skc_num) >= FIRST_PORT &&
+	    this->port <= LAST_PORT && this->sk->__sk_common.skc_state == 10 ? this->sk : NULL;
 	this->what = 131;
 	this->sum = 0;
 }

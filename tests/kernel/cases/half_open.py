@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
+from lab.consumer import consumer
 from lab.exporter import Exporter
-from lab.traffic import HERE4, HERE6, Clients, Listen, send_syns, sysctl
+from lab.traffic import HERE4, HERE6, Clients, HoldBack, Listen, send_syns, sysctl
 from lab.waiting import until
-from lab.witness import Netstat, half_open, listen_queues
+from lab.witness import CountSyns, Netstat, half_open, listen_queues
+
+from dtrace_exporter.rows import What
 
 pytestmark = pytest.mark.usefixtures("foreign")
 SYNS = "dtrace_tcp_listen_syns_total"
@@ -56,6 +61,63 @@ def test_half_open_end(everything: Exporter, port: int, listen: Listen) -> None:
     if not metrics.value("dtrace_session_feature_enabled", session="all", feature="half_open_end"):
         pytest.skip("this kernel allows no probe where a half-open connection ends")
     assert metrics.value(Q0, port=port) == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_half_open_reset(
+    address: str, everything: Exporter, port: int, listen: Listen, held_back: HoldBack
+) -> None:
+    """Without a further event Q0 falls to 0 when the client resets its half-open connection."""
+    listen(port, 64, address)
+    held = held_back(port, address)
+    everything.wait(Q0, 1, port=port)
+    held.close()
+    until(lambda: half_open(port) == 0, "the kernel frees it")
+    metrics = everything.settle()
+    if not metrics.value("dtrace_session_feature_enabled", session="all", feature="half_open_end"):
+        pytest.skip("this kernel allows no probe where a half-open connection ends")
+    assert metrics.value(Q0, port=port) == 0
+
+
+@pytest.mark.parametrize(
+    ("cookies", "syn_backlog"),
+    [(1, 4096), (2, 4096), (0, 16)],
+    ids=["cookies if full", "cookies always", "dropped"],
+)
+def test_never_half_open(
+    cookies: int, syn_backlog: int, port: int, listen: Listen, count_syns: CountSyns
+) -> None:
+    """Of a flood every SYN is counted once, and just those that came into Q0 are told to leave."""
+    parameters = {
+        "tcp_syncookies": cookies,
+        "tcp_max_syn_backlog": syn_backlog,
+        "tcp_synack_retries": 1,
+    }
+    netstat, syns = Netstat(), count_syns(port)
+    with ExitStack() as stack:
+        for name, value in parameters.items():
+            stack.enter_context(sysctl(f"net.ipv4.{name}", value))
+        running = stack.enter_context(consumer())
+        listen(port, 32, HERE4)
+        for _ in range(4):
+            send_syns(port, 5_000)
+            running.until(lambda before=running.ticks: running.ticks > before, "a heartbeat")
+        until(lambda: half_open(port) == 0, "the kernel gives them up")
+        quiet = running.ticks + 3
+        running.until(lambda: running.ticks > quiet, "some quiet heartbeats")
+        errors = running.end()
+    (found,) = [one for one in running.table if one.identity.port == port]
+    assert found.queues is not None
+    assert (found.queues.q0, found.queues.q) == (0, 0)
+    assert found.syns == syns[port] == 20_000
+    assert sum(found.drops.values()) == netstat["ListenDrops"]
+    answered = netstat["TCPReqQFullDoCookies"]
+    assert (answered > 0, netstat["ListenDrops"] > 0) == (cookies > 0, cookies == 0)
+    half_open_once = 20_000 - answered - netstat["ListenDrops"]
+    assert (half_open_once > 0) == (cookies < 2)
+    # One more of that kind tells that it listens.
+    assert running.count(What.OBSERVED, port) == 1 + half_open_once
+    assert "drop" not in errors
 
 
 def test_q0_full(everything: Exporter, port: int, listen: Listen) -> None:

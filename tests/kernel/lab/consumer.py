@@ -43,6 +43,8 @@ class Consumer:
         )
         self.calm: dict[Calm, int] = {}
         """How many SYNs went the short way, by all else that their rows say."""
+        self._rows: dict[Row, int] = {}
+        self._tick = -1
         self.table = ListenerTable()
         self.table.watch(ME, None)
         self.generation = 0
@@ -71,6 +73,12 @@ class Consumer:
             except queue.Empty:
                 pytest.fail(f"did not happen in {seconds} s: {what}")
             self._take(line)
+
+    def count(self, what: int, port: int) -> int:
+        """Return how many events of a kind the rows of a port tell; a SYN may be in no row."""
+        return sum(
+            events for row, events in self._rows.items() if (row.what, row.port) == (what, port)
+        )
 
     def end(self) -> str:
         """End it, take its last rows and return what it said beside them."""
@@ -103,12 +111,14 @@ class Consumer:
             return
         match parse(line.strip()):
             case Tick() as tick:
+                self._tick = tick.generation
                 self.generation = max(self.generation, tick.generation)
                 self.rows_of_tick = 0
                 self.ticks += 1
                 self._tally.tick(tick)
             case Row() as row:
                 self.rows_of_tick += 1
+                self._rows[row._replace(events=self._tick, total=0, last=0)] = row.events
                 self._tally.row(row)
             case Calm() as calm:
                 key = calm._replace(events=0)
