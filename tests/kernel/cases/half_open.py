@@ -115,8 +115,9 @@ def test_never_half_open(
     assert (answered > 0, netstat["ListenDrops"] > 0) == (cookies > 0, cookies == 0)
     half_open_once = 20_000 - answered - netstat["ListenDrops"]
     assert (half_open_once > 0) == (cookies < 2)
-    # One more of that kind tells that it listens.
-    assert running.count(What.OBSERVED, port) == 1 + half_open_once
+    # One more of that kind tells that it listens, and a heartbeat may make one.
+    others = running.count(What.OBSERVED, port) - half_open_once
+    assert 1 <= others <= 1 + running.ticks
     assert "drop" not in errors
 
 
