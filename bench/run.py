@@ -54,6 +54,7 @@ def main(halves: list[str], docs: Path = DOCS) -> int:
             failed = True
             continue
         results[half] = describe() | measured
+        write(results, docs)
     write(results, docs)
     print(report.tables(results))
     return 1 if failed else 0

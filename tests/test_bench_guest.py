@@ -55,7 +55,7 @@ def test_what_tools_tell() -> None:
     assert tools.counted("ready\n") == 0
     text = "Attached 2 probes\n@[-9]: 1\n@[7]: 5\n\n@[-9]: 3\n@[7]: 5\n"
     assert tools.sum_of_keys(text) == 8
-    ours = "ready 2 0\ntick 0 1\nrow 0 ab 0 80 0 0 128 0 0 {} 0 5\ntick 0 2\nrow 0 ab"
+    ours = "ready 3 0\ntick 0 1\nrow 0 ab 500000 0 0 80 {} 0 5\ntick 0 2\nrow 0 ab"
     assert tools.rows_seen(ours.format(41)) == 41
 
 
