@@ -524,6 +524,16 @@ def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         assert re.search(rf"^FAIL  dtrace.*\n {{30}}-> {advice}", result.stdout, re.MULTILINE)
 
 
+def test_check_of_too_many_sessions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Where Linux has no room for a session's programs check says what there is room for."""
+    refusal = "Failed to enable fbt:vmlinux:tcp_conn_request:entry: Argument list too long"
+    steps = [{"stderr": f"dtrace: could not enable tracing: {refusal}"}, {"exit": 1}]
+    result = run("check", "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)))
+    assert result.returncode == 1
+    said = rf"^FAIL  session .*{refusal}\n {{30}}-> Linux has room for 19 sessions"
+    assert re.search(said, result.stdout, re.MULTILINE), result.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
 def test_check_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """On a terminal the same is in colour and wrapped in its column, with heads above."""

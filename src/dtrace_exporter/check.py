@@ -46,6 +46,8 @@ _FAR = (
 )
 _REMEDIES = {
     _FAR: "try the command by hand, as the exporter's user: {command}",
+    r"Argument list too long": "Linux has room for 19 sessions that count SYNs, fewer where others"
+    " trace the same functions: one for all ports is dtrace.session: shared",
     r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
     " the privilege dtrace_kernel",
     r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
