@@ -26,7 +26,7 @@ from tracing import Tracer, complain, cpu_seconds, running, tell
 
 PORT = 80
 CALLS = 20_000
-ROUNDS = 3
+ROUNDS = 2
 REPEATS = 10
 RATES = (1_000, 10_000, 100_000)
 IDLE_SECONDS = 30
