@@ -10,35 +10,15 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, session, sock_diag, terminal
+from dtrace_exporter import dtrace, families, session, sock_diag, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
 from dtrace_exporter.session import Session
 
-FEATURES = {
-    "syn_drops": "drops of SYNs, by reason",
-    "ack_drops": "drops of final ACKs",
-    "established": "connections put into Q",
-    "accepts": "connections taken by the application",
-    "accept_wait": "time in Q",
-    "half_open_end": "Q0 when half-open connections end",
-    "open_close": "listeners that come and go",
-    "q0_limit": "Q0's limit",
-    "zones": "which zone a listener is in",
-}
-"""What the optional parts of the D programs are for."""
-
-_COSTS = {
-    "syn_drops": "no dtrace_tcp_listen_drops_total for SYNs",
-    "ack_drops": 'no dtrace_tcp_listen_drops_total{reason="q_full_ack"}',
-    "established": "no dtrace_tcp_listen_established_total",
-    "accepts": "no dtrace_tcp_listen_accepts_total",
-    "accept_wait": "no dtrace_tcp_listen_accept_wait_seconds",
-    "half_open_end": "dtrace_tcp_listen_q0_length is that of the last SYN or completion",
-    "open_close": "the gauges of a listener that closed stay for a while",
-    "q0_limit": "no dtrace_tcp_listen_q0_limit",
-    "zones": "listeners of all zones are one",
-}
+_EXACT = families.Part(
+    what="nothing is missed, whatever interrupts",
+    without="SYNs, drops, completions and accepts may be missing in the counters under load",
+)
 
 _FAR = (
     r"publickey|[Hh]ost key|Connection (refused|timed out|closed)|No route|resolve hostname"
@@ -129,11 +109,17 @@ def _tell(say: Say, tried: Session) -> bool:
         say("ok", where, "up", "")
     else:
         say("FAIL", where, status.reason, _remedy(status.reason, tried.plan.dtrace.command))
+    parts = {**families.parts(), session.EXACT: _EXACT}
     for feature, enabled in status.features.items():
         if enabled:
-            say("ok", f"  {feature}", FEATURES.get(feature, ""), "")
+            say("ok", f"  {feature}", parts[feature].what if feature in parts else "", "")
         else:
-            say("no", f"  {feature}", tried.left_out[feature], _COSTS.get(feature, ""))
+            say(
+                "no",
+                f"  {feature}",
+                tried.left_out[feature],
+                parts[feature].without if feature in parts else "",
+            )
     return status.up
 
 

@@ -19,8 +19,15 @@ from prometheus_client import (
 from prometheus_client import registry as prometheus_registry
 from prometheus_client.samples import Sample
 
-from dtrace_exporter import __version__, rows
-from dtrace_exporter.listeners import Exports, Identity, Listener, SessionId
+from dtrace_exporter import __version__
+from dtrace_exporter.listeners import (
+    SYN_BUCKETS,
+    WAIT_BUCKETS,
+    Exports,
+    Identity,
+    Listener,
+    SessionId,
+)
 from dtrace_exporter.state import SessionStatus, State
 
 _log = logging.getLogger(__name__)
@@ -41,8 +48,8 @@ def _histogram(bounds: Iterable[str]) -> Layout:
 
 _COUNTER = Layout((("_total", ()),))
 _GAUGE = Layout((("", ()),))
-_SATURATION = _histogram(str(tenth / 10) for tenth in range(rows.SYN_BUCKETS - 1))
-_WAIT = _histogram(str(4**n / 1e9) for n in range(5, rows.WAIT_BUCKETS + 4))
+_SATURATION = _histogram(str(tenth / 10) for tenth in range(SYN_BUCKETS - 1))
+_WAIT = _histogram(str(4**n / 1e9) for n in range(5, WAIT_BUCKETS + 4))
 
 FAMILIES = {
     "dtrace_tcp_listen_syns": (
@@ -89,6 +96,14 @@ FAMILIES = {
     "dtrace_session_restarts": (
         "counter",
         "Restarts of the session's dtrace(1) after an unexpected end.",
+    ),
+    "dtrace_session_uncounted_seconds": (
+        "counter",
+        "For how long nobody counted: from the session's last row to its next start.",
+    ),
+    "dtrace_session_unattributed": (
+        "counter",
+        "What the kernel's own totals have and the listeners' counters do not, by kind.",
     ),
     "dtrace_session_lost": (
         "counter",
@@ -338,6 +353,8 @@ def _session(session: SessionId, status: SessionStatus) -> Series:
     series = Series({"session": session.name} | _host(session.host))
     series.gauge("dtrace_session_up", status.up)
     series.counter("dtrace_session_restarts", status.restarts)
+    series.counter("dtrace_session_uncounted_seconds", status.uncounted)
+    series.counters("dtrace_session_unattributed", "kind", status.unattributed)
     series.counters("dtrace_session_lost", "kind", status.lost)
     series.counter("dtrace_session_probe_errors", status.probe_errors)
     series.counter("dtrace_session_bad_rows", status.bad_rows)

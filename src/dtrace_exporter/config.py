@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dtrace_exporter import nodes
+from dtrace_exporter.families import families
 from dtrace_exporter.nodes import (
     ConfigError,
     Reader,
@@ -34,7 +35,7 @@ __all__ = [
     "load",
 ]
 
-PROGRAMS = ("auto", "linux", "illumos", "solaris10")
+PROGRAMS = ("auto", *families())
 
 _MAX_NAME = 128
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from asyncio.subprocess import STDOUT, Process
 from collections.abc import Sequence
 
+from dtrace_exporter.families import families
 from dtrace_exporter.process import child
 from dtrace_exporter.terminal import printable
 
@@ -15,14 +15,6 @@ _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"
 _CHUNK = 1 << 16
 _MOST = 1 << 20
-
-# Where a SYN meets its listener: illumos and Solaris 11 in tcp_input.c, Solaris 10 in tcp.c,
-# both in the module ip, and Linux in net/ipv4/tcp_input.c.
-_ENTRANCES = {
-    "illumos": ("ip", "tcp_input_listener"),
-    "solaris10": ("ip", "tcp_conn_request"),
-    "linux": ("vmlinux", "tcp_conn_request"),
-}
 
 
 class DTraceError(Exception):
@@ -51,12 +43,16 @@ async def find_program(command: Sequence[str]) -> str:
     Raises:
         DTraceError: it has none of them, or dtrace(1) cannot be asked.
     """
-    probes = [f"fbt:{module}:{function}:entry" for module, function in _ENTRANCES.values()]
-    wanted = [word for probe in probes for word in ("-n", probe)]
+    wanted = [word for family in families().values() for word in ("-n", family.entrance)]
     # Those that are not there are only said; the exit status is 0 all the same.
     status, output = await _run([*command, "-l", *wanted])
-    for name, (module, function) in _ENTRANCES.items():
-        if re.search(rf"^\s*\d+\s+fbt\s+{module}\s+{function}\s+entry\s*$", output, re.MULTILINE):
+    listed = {
+        tuple(words[1:])
+        for words in map(str.split, output.splitlines())
+        if words and words[0].isascii() and words[0].isdecimal()
+    }
+    for name, family in families().items():
+        if tuple(family.entrance.split(":")) in listed:
             return name
     if status == 0 or "does not match any probes" in output or "No probe matches" in output:
         raise DTraceError("no D program fits this kernel: give dtrace.program a path")

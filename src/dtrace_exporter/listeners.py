@@ -6,20 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from dtrace_exporter.rows import SYN_BUCKETS, WAIT_BUCKETS, Outcome, What
+from dtrace_exporter.sockets import Queues, Sockets
 
-_DROPS_AT_SYN = {
-    Outcome.Q_FULL: "q_full",
-    Outcome.Q0_FULL: "q0_full",
-    Outcome.OTHER: "other",
-}
-_DROPS = {
-    What.ACK_Q_FULL: "q_full_ack",
-    What.ACK_OTHER: "other",
-    What.SYN_Q_FULL: "q_full",
-    What.SYN_Q0_FULL: "q0_full",
-    What.SYN_Q0_EVICTED: "q0_evicted",
-}
+SYN_BUCKETS = 12
+"""Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
+
+WAIT_BUCKETS = 14
+"""Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
 
 
 class SessionId(NamedTuple):
@@ -36,15 +29,6 @@ class Identity(NamedTuple):
     place: str
     address: str
     port: int
-
-
-class Queues(NamedTuple):
-    """Lengths and limits of a listener's queues; None where not known."""
-
-    q0: int | None
-    q: int | None
-    q0_limit: int | None
-    q_limit: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +84,18 @@ class Listener:
             sockets=self.sockets.copy(),
         )
 
-    def count(self, what: int, qmax: int, count: int, total: int) -> None:
-        """Add ``count`` events of the kind ``what`` whose values add up to ``total``."""
-        if what < What.ESTABLISHED:
-            self.syns += count
-            self.saturation[what & 15] += count
-            self.q_sums[qmax] = self.q_sums.get(qmax, 0) + total
-            self.drop(_DROPS_AT_SYN.get(Outcome(what >> 4)), count)
-        elif what == What.ESTABLISHED:
-            self.established += count
-        elif what >= What.ACCEPT:
-            self.accepts += count
-            if what != What.ACCEPT_UNTIMED:
-                self.waits[what - What.ACCEPT] += count
-                self.wait_ns += total
-        else:
-            self.drop(_DROPS.get(What(what)), count)
+    def count_syns(self, bucket: int, qmax: int, count: int, total: int) -> None:
+        """Add SYNs that found Q/Qmax in a bucket; ``total`` is the sum of the Q that they found."""
+        self.syns += count
+        self.saturation[bucket] += count
+        self.q_sums[qmax] = self.q_sums.get(qmax, 0) + total
+
+    def count_accepts(self, bucket: int | None, count: int, nanoseconds: int) -> None:
+        """Add accepts whose times in Q were in a bucket; None is where nobody looked at them."""
+        self.accepts += count
+        if bucket is not None:
+            self.waits[bucket] += count
+            self.wait_ns += nanoseconds
 
     def drop(self, reason: str | None, count: int) -> None:
         """Add drops; no reason is none."""
@@ -141,6 +121,8 @@ class ListenerTable:
         self._max_closed = max_closed
         self._listeners: dict[Identity, Listener] = {}
         self._watches: dict[SessionId, _Watch] = {}
+        self._sockets: dict[str, Sockets] = {}
+        self._cookies: dict[tuple[str, str], int] = {}
         self._enough = max_closed
 
     def watch(
@@ -192,6 +174,27 @@ class ListenerTable:
                 self._forget_closed()
             listener = self._listeners[identity] = Listener(identity, session)
         return listener
+
+    def seen(self, session: SessionId) -> list[Listener]:
+        """Return the listeners of a session that have been seen."""
+        return [one for one in self._listeners.values() if one.session == session]
+
+    def sockets(self, host: str) -> Sockets:
+        """Return the listening sockets of a host."""
+        return self._sockets.setdefault(host, Sockets())
+
+    def live(self, host: str, place: str, cookie: int) -> None:
+        """Note which use of a place's number is alive; what is known of another use is forgotten.
+
+        A network namespace's inode is used again, and a new container must not go on with the
+        counters of one that is gone. Its cookie is not: ``net_cookie`` of the kernel's struct net.
+        """
+        before = self._cookies.get((host, place), cookie)
+        self._cookies[host, place] = cookie
+        if before != cookie:
+            for identity in list(self._listeners):
+                if (identity.host, identity.place) == (host, place):
+                    del self._listeners[identity]
 
     def clear_queues(self, session: SessionId) -> None:
         """Forget the queues of a session's listeners: nobody observes them any more."""

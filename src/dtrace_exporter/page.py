@@ -14,8 +14,7 @@ from tornado.template import Template
 
 from dtrace_exporter import __version__
 from dtrace_exporter.collector import encodable
-from dtrace_exporter.listeners import Exports, Identity, Listener, SessionId
-from dtrace_exporter.rows import WAIT_BUCKETS
+from dtrace_exporter.listeners import WAIT_BUCKETS, Exports, Identity, Listener, SessionId
 from dtrace_exporter.state import SessionStatus, State
 
 MAX_LISTENERS = 1000

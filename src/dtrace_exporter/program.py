@@ -1,8 +1,9 @@
 """The D programs: which one a host needs, its optional parts, and the numbers to fill in.
 
 A program is complete as it lies in programs/. What differs from host to host are numbers in lines
-``inline int NAME = ...;``, the period of its ``tick-`` probes, and optional parts that not every
-kernel can do: lines from ``/* begin PART */`` to ``/* end PART */``, and any ``/* only PART */``.
+``inline TYPE NAME = ...;``, the period of its ``tick-`` probes, and optional parts that not every
+kernel can do: probes that the family's facts give to a part, lines from ``/* begin PART */`` to
+``/* end PART */``, and any ``/* only PART */``.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dtrace_exporter import btf
+from dtrace_exporter import btf, rows
+from dtrace_exporter.families import Family, families
 from dtrace_exporter.listeners import Exports
 
 KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
@@ -29,26 +31,9 @@ _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d+)\b')
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
-_PROBE = re.compile(r"\w*:\w*:(?:([\w.]+):(?:entry|return)\b|[\w.]*:(\w+))")
-
-# What the host's own place is called.
-_HOMES = {"netns": "", "zone": "global"}
-
-# Reasons of drops that an optional part can tell.
-_REASONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "netns": {"syn_drops": ("q_full", "q0_full", "other"), "ack_drops": ("q_full_ack", "other")},
-    "zone": {"syn_drops": ("q_full", "q0_full", "q0_evicted")},
-}
-
-# The kernel's own drop counters; enum in include/uapi/linux/snmp.h, its values differ by version.
-_DROP_COUNTERS = {
-    "LISTENOVERFLOWS": "LINUX_MIB_LISTENOVERFLOWS",
-    "LISTENDROPS": "LINUX_MIB_LISTENDROPS",
-    "TCPREQQFULLDROP": "LINUX_MIB_TCPREQQFULLDROP",
-}
-
-NO_DROP_COUNTERS = dict.fromkeys(_DROP_COUNTERS, 0)
-"""Number 0 is none: where a kernel's own are not known a program with these sees no drop."""
+_PROBE = re.compile(r"\w*:\w*:(?:([\w.*]+):(?:entry|return)\b|[\w.]*:(\w+))")
+# A probe of a function where the facts give it to a part.
+_FUNCTION = re.compile(r"fbt::([\w*]+):(entry|return)")
 
 
 class ProgramError(Exception):
@@ -66,37 +51,70 @@ class Program:
     text: str
 
     @property
+    def family(self) -> Family:
+        """The kernel family whose facts hold; of a program at some path the likeliest."""
+        every = families()
+        if self.name in every:
+            return every[self.name]
+        likely = [family for family in every.values() if family.place == self.place_label]
+        return max(likely, key=lambda family: f"{family.name}.d" in self.text)
+
+    @property
+    def calls(self) -> str:
+        """The name of the program that has to run beside it, once a host; empty if none."""
+        calls = self.family.calls
+        return calls if f"ready {rows.PROTOCOL} " in self.text and self.name != calls else ""
+
+    @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the optional parts, in their order."""
-        return tuple(dict.fromkeys(_BEGIN.findall(self.text)))
+        """Names of the optional parts that it has, in their order."""
+        marked = [*_BEGIN.findall(self.text), *_ONLY.findall(self.text)]
+        probed = {function for function, _ in _FUNCTION.findall(self.text)}
+        facts = {
+            name: (part.probes and {probe.partition(":")[0] for probe in part.probes} <= probed)
+            or (name == "syn_drops" and self.needs_drop_counters)
+            for name, part in self.family.parts.items()
+        }
+        order = [name for name, has in facts.items() if has or name in marked]
+        return (*order, *dict.fromkeys(name for name in marked if name not in order))
 
     def with_dependents(self, parts: Collection[str]) -> set[str]:
-        """Return optional parts and those that rest on them, as ``/* PART needs PART, ... */``."""
-        needs = {part: set(words.split(", ")) for part, words in _NEEDS.findall(self.text)}
-        return {*parts, *(part for part, need in needs.items() if need & {*parts})}
+        """Return optional parts and those that rest on them, by the facts or the text itself."""
+        needs = {name: {*part.needs} for name, part in self.family.parts.items()}
+        needs |= {part: set(words.split(", ")) for part, words in _NEEDS.findall(self.text)}
+        found = {*parts}
+        while more := {part for part, need in needs.items() if need & found} - found:
+            found |= more
+        return found & {*parts, *self.parts}
 
     @property
     def place_label(self) -> str:
         """The label of a listener's place, netns or zone, from ``/* place LABEL */``."""
+        if self.name in families():
+            return families()[self.name].place
         found = _PLACE.search(self.text)
         return found[1] if found else "netns"
 
     @property
     def needs_drop_counters(self) -> bool:
         """Whether it tells drops by the kernel's counters, as drop_counters() numbers them."""
-        return all(f"inline int {name} " in self.text for name in _DROP_COUNTERS)
+        return "inline int LISTENDROPS " in self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Timing of the two sets of aggregations.
+    """Timing of the two sets of aggregations, which take turns.
 
-    A set is emptied half a generation after its last use, and used again half a generation later.
-    What a consumer counts stays exact as long as it is never later than that; so one that is silent
-    for ``patience`` seconds, half of that time, has to be ended.
+    A set is emptied while it is at rest. What a consumer counts stays exact as long as it is never
+    later than the rest that is left then; so one that is silent for ``patience`` seconds, less than
+    that, has to be ended.
+
+    ``turn`` is in nanoseconds, for programs that go by the clock: a set is in use for two turns and
+    emptied one turn before its next use. ``ticks`` and ``clock`` are for those that count ticks.
     """
 
     interval: float
+    turn: int
     ticks: int
     clock: int
     patience: float
@@ -104,11 +122,12 @@ class Window:
 
 def window(interval: float) -> Window:
     """Choose the timing for a tick of ``interval`` seconds."""
-    ticks = max(30, math.ceil(60 / interval))
+    turn = max(30.0, 15 * interval)
+    ticks = math.ceil(4 * turn / 2 / interval)
     # LAST has 29 bits for the time. A busy machine skips ticks, which makes a generation longer,
     # and observations beyond the clock's end have no order: four times as much as it should take.
     clock = math.ceil(math.log2(ticks * interval * 4e9 / (1 << 29)))
-    return Window(interval, ticks, clock, ticks * interval / 4)
+    return Window(interval, round(turn * 1e9), ticks, clock, turn * 5 / 6)
 
 
 def runs_here(command: Sequence[str]) -> bool:
@@ -143,15 +162,25 @@ def load(name: str) -> Program:
 
 def drop_counters(command: Sequence[str]) -> dict[str, int]:
     """Return where a command's kernel counts its drops, by inline's name; nothing if not known."""
-    if not runs_here(command):
+    name = local(command)
+    wanted = families()[name].drop_counters if name else {}
+    if not wanted:
         return {}
     try:
-        found = btf.enumerators(KERNEL_TYPES, list(_DROP_COUNTERS.values()))
+        found = btf.enumerators(KERNEL_TYPES, list(wanted.values()))
     except (OSError, btf.BTFError):
         return {}
-    if len(found) < len(_DROP_COUNTERS):
+    if len(found) < len(wanted):
         return {}
-    return {name: found[constant] for name, constant in _DROP_COUNTERS.items()}
+    return {inline: found[constant] for inline, constant in wanted.items()}
+
+
+def no_drop_counters() -> dict[str, int]:
+    """Return numbers with which a program sees no drop, for kernels whose own are not known.
+
+    Number 0 of enum LINUX_MIB_* is none: that counter stands still.
+    """
+    return {name: 0 for family in families().values() for name in family.drop_counters}
 
 
 def offsets(configured: Mapping[str, int]) -> dict[str, int]:
@@ -184,7 +213,7 @@ def render(
     Args:
         program: the program.
         window: its timing.
-        ports: the first and the last port to watch.
+        ports: the first and the last port to watch, 0 and 65535 for all, else one.
         numbers: those of the kernel, by inline's name, that are other than in the file.
         without: optional parts to leave out, and with them those that rest on them.
         options: names of D options that are set on the command line and so not in the program.
@@ -193,13 +222,16 @@ def render(
     filled = {
         "FIRST_PORT": ports[0],
         "LAST_PORT": ports[1],
+        "PORT": ports[0],
+        "TURN": window.turn,
         "TICKS": window.ticks,
         "CLOCK": window.clock,
         **(numbers or {}),
     }
-    text = program.text
+    text = _without_probes(program, without)
     for name, value in filled.items():
-        text = re.sub(rf"^(inline int {name} = )\w+;", rf"\g<1>{value};", text, flags=re.MULTILINE)
+        pattern = rf"^(inline \w+ {name} = )\w+;"
+        text = re.sub(pattern, rf"\g<1>{value};", text, flags=re.MULTILINE)
     text = _TICK.sub(f"tick-{round(window.interval * 1000)}ms", text)
     lines = []
     skipped = ""
@@ -215,31 +247,68 @@ def render(
     return "\n".join(lines) + "\n"
 
 
-def blame(message: str, text: str) -> str | None:
+def _without_probes(program: Program, without: Collection[str]) -> str:
+    """Return a program's text less the probes of some parts, and the clauses left without any."""
+    gone = {
+        probe
+        for name in without
+        if name in program.family.parts
+        for probe in program.family.parts[name].probes
+    }
+    if not gone:
+        return program.text
+    lines: list[str] = []
+    for probes, clause in clauses(program.text):
+        kept = [probe for probe in probes if not gone & {probe, probe.partition(":")[0]}]
+        if probes and not kept:
+            continue
+        if len(kept) < len(probes):
+            clause[:1] = [", ".join(f"fbt::{probe}" for probe in kept)]
+            header = next(at for at, line in enumerate(clause) if line[:1] in "/{")
+            del clause[1:header]
+        lines += clause
+    return "\n".join(lines) + "\n"
+
+
+def clauses(text: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Divide a program's text into its clauses of fbt and what is between them.
+
+    Yields:
+        Of a clause its probes as ``function:entry``, and its lines; no probes for other lines.
+    """
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not line.startswith("fbt::"):
+            yield [], [line]
+            continue
+        clause = [line]
+        while not (clause[-1] == "}" or (clause[-1].endswith("}") and "{" in clause[-1])):
+            clause.append(next(lines))
+        head = "\n".join(clause).partition("\n/ ")[0].partition("{")[0]
+        yield [f"{function}:{end}" for function, end in _FUNCTION.findall(head)], clause
+
+
+def blame(message: str, text: str, family: Family) -> str | None:
     """Tell which optional part of a rendered program an error of dtrace(1) is about.
 
     Args:
         message: the error, which names a line of the program or a probe.
         text: the rendered program.
+        family: whose facts give probes to parts.
 
     Returns:
         The part's name, or None where the error lies in what every kernel must have.
     """
-    part = ""
-    owners: list[str] = []
-    for line in text.splitlines():
-        if begin := _BEGIN.search(line):
-            part = begin[1]
-        only = _ONLY.search(line)
-        owners.append(only[1] if only else part)
-        if _END.search(line):
-            part = ""
+    owners = _owners(text, family)
     # A shell, or ssh, has lines too.
     message = message[message.find("dtrace: ") :] if "dtrace: " in message else ""
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]
     for function, name in _PROBE.findall(message):
+        for part, facts in family.parts.items():
+            if any(_covers(probe, function, message) for probe in facts.probes):
+                return part
         probe = re.compile(rf":{re.escape(function)}:" if function else rf":{name}\b")
         named = [
             owner
@@ -251,17 +320,51 @@ def blame(message: str, text: str) -> str | None:
     return None
 
 
+def _covers(probe: str, function: str, message: str) -> bool:
+    """Tell whether a part's probe, perhaps a pattern, is the one of a message."""
+    pattern, _, end = probe.partition(":")
+    return (
+        bool(function)
+        and re.fullmatch(pattern.replace("*", ".*"), function.replace("*", "x")) is not None
+        and (not end or f"{function}:{end}" in message)
+    )
+
+
+def _owners(text: str, family: Family) -> list[str]:
+    """Return of each line of a program the optional part that it belongs to, or an empty string."""
+    owners: list[str] = []
+    part = ""
+    for probes, lines in clauses(text):
+        alone = next(
+            (
+                name
+                for name, facts in family.parts.items()
+                if probes
+                and all({probe, probe.partition(":")[0]} & {*facts.probes} for probe in probes)
+            ),
+            "",
+        )
+        for line in lines:
+            if begin := _BEGIN.search(line):
+                part = begin[1]
+            only = _ONLY.search(line)
+            owners.append(only[1] if only else part or alone)
+            if _END.search(line):
+                part = ""
+    return owners
+
+
 def exports(program: Program, features: Mapping[str, bool]) -> Exports:
     """Return which series a program fills whose optional parts are enabled as given."""
     reasons = [
         reason
-        for part, told in _REASONS[program.place_label].items()
+        for part, facts in program.family.parts.items()
         if features.get(part)
-        for reason in told
+        for reason in facts.reasons
     ]
     return Exports(
         place_label=program.place_label,
-        home=_HOMES[program.place_label],
+        home=program.family.home,
         reasons=tuple(dict.fromkeys(reasons)),
         established=features.get("established", False),
         accepts=features.get("accepts", False),

@@ -1,233 +1,320 @@
-"""The rows a D program prints, and how to read one.
+"""The rows that a D program prints, and how they become records.
 
-Every program in programs/ prints the same kinds of row, one to a line:
-
-``ready VERSION HOME``
-    Once, when every probe is enabled. HOME is the place (netns or zone) of the host itself. Behind
-    an empty line, for what a far login shell has printed may lack its end.
-``place PLACE NAME``
-    What a place is called, where places have names. A row of one whose name has not come yet waits
-    for the next tick.
-``tick GENERATION TIME``
-    The heartbeat, before the rows of one set; GENERATION says which use of that set they belong to.
-    TIME in nanoseconds of a clock that nobody sets.
-``row SET SOCKET WHO HIGH LOW LIMITS COUNT SUM LAST``
-    What happened at one listening socket: COUNT events of one kind since the set was last emptied,
-    SUM of their values, and LAST, the newest observation of the queues among them. WHO is 32 bits
-    of place, 16 of port, 16 of the kind, WHAT; LIMITS are 32 bits of Q0max, 32 of Qmax.
-``calm HOW COUNT``
-    COUNT more SYNs of the short way, for which a program spares itself all but this, in one term:
-    the time in which one listener has the short way, with one Qmax. HOW is the term, then 9 bits of
-    the Q that they found. Which listener that is is told by a row with 256 plus the term as WHAT.
-
-SET is the parity of the generation. HIGH and LOW are the two halves of the bound address in network
-order, IPv4 as ::ffff:a.b.c.d. Q0max is 0 where Q0 has no limit of its own. COUNT, SUM and LAST are
-decimal, and so are places elsewhere; all else that is packed is hexadecimal.
+The programs' heads say what each row means. No other module knows how it is written; what comes out
+is the same for all kernels: what has happened since the last time, and what was seen when. A row of
+counts tells all since its set of aggregations was last emptied, so one that is lost or garbled is
+made up for by the next.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-from functools import lru_cache
-from ipaddress import IPv6Address
+from collections.abc import Callable
+from functools import lru_cache, partial
+from ipaddress import ip_address
 from typing import NamedTuple
 
-PROTOCOL = 3
-"""Version of the row format, printed in the ready row."""
+from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
 
-SYN_BUCKETS = 12
-"""Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
-
-TERMS = 1 << 13
-"""How many numbers there are for terms; after the last one comes 0 again."""
-
-OLD_TERMS = 64
-"""A term that lies so many before another one has nothing more to tell: programs throw away what
-they counted in the terms so far after about half as many.
-"""
-
-WAIT_BUCKETS = 14
-"""Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
+PROTOCOL = 5
+"""Version of the rows, printed in the ready row."""
 
 _U64 = (1 << 64) - 1
-_QUEUE_BITS = 17
-_QUEUE_MASK = (1 << _QUEUE_BITS) - 1
-
-
-class What(IntEnum):
-    """Kinds of event. A SYN's outcome is added to SYN times 16, a bucket to SYN and ACCEPT.
-
-    A term is added to CALM, an observation of the listener whose SYNs may go the short way.
-
-    A program that learns later what became of a SYN counts it as TAKEN first and then as SYN_*.
-    """
-
-    SYN = 0
-    ESTABLISHED = 128
-    ACK_Q_FULL = 129
-    ACK_OTHER = 130
-    OBSERVED = 131
-    CLOSED = 132
-    SYN_Q_FULL = 133
-    SYN_Q0_FULL = 134
-    SYN_Q0_EVICTED = 135
-    ACCEPT = 144
-    ACCEPT_UNTIMED = 158
-    CALM = 256
-
-
-class Outcome(IntEnum):
-    """What became of a SYN."""
-
-    TAKEN = 0
-    Q_FULL = 1
-    Q0_FULL = 2
-    OTHER = 3
+_PAIR = 10_000_000
+_LISTEN = 10
+_SETS = 2
 
 
 class Ready(NamedTuple):
-    """Every probe is enabled."""
+    """Every probe is enabled; ``home`` is the place of the host itself."""
 
     version: int
     home: str
 
 
-class Place(NamedTuple):
-    """What a place is called."""
-
-    place: str
-    name: str
-
-
 class Tick(NamedTuple):
-    """Heartbeat; ``time`` in nanoseconds of the host's monotonic clock."""
+    """Heartbeat; ``time`` in nanoseconds of the host's monotonic clock, as in all records."""
 
-    generation: int
     time: int
 
 
-class Row(NamedTuple):
-    """Events of one kind at one listening socket; see the module's text for the fields."""
+class Listening(NamedTuple):
+    """Who a listener is, and its queues at a time.
 
-    parity: int
+    ``id`` is how other records name it, ``socket`` the kernel's address. ``cookie`` tells the uses
+    of a place's number apart. ``open`` is whether it still listens.
+    """
+
+    id: int
     socket: int
+    time: int
+    open: bool
     place: str
-    port: int
+    cookie: int
     address: str
+    port: int
+    q0: int
+    q: int
     qmax: int
-    q0max: int
-    what: int
+
+
+class Syns(NamedTuple):
+    """SYNs that found Q/Qmax in one bucket; ``reason`` is why they were dropped, or None.
+
+    ``total`` is the sum of the Q that they found.
+    """
+
+    id: int
+    reason: str | None
+    qmax: int
+    bucket: int
     events: int
     total: int
-    last: int
 
 
-class Calm(NamedTuple):
-    """SYNs that went the short way; see the module's text for the fields."""
+class Drops(NamedTuple):
+    """Drops that were no SYNs."""
 
-    term: int
-    q: int
+    id: int
+    reason: str
     events: int
+
+
+class Established(NamedTuple):
+    """Connections put into Q."""
+
+    id: int
+    events: int
+
+
+class Accepts(NamedTuple):
+    """Connections taken out of Q; ``bucket`` is None where their time in Q is not looked at.
+
+    ``nanoseconds`` is the sum of these times.
+    """
+
+    id: int
+    bucket: int | None
+    events: int
+    nanoseconds: int
+
+
+class Queue(NamedTuple):
+    """What a listener's queues were at a time, as far as it was looked at; else None."""
+
+    id: int
+    time: int
+    q0: int | None = None
+    q: int | None = None
+    qmax: int | None = None
+
+
+class Limit(NamedTuple):
+    """What listen() has made of a socket's Qmax."""
+
+    socket: int
+    time: int
+    qmax: int
+
+
+class Closed(NamedTuple):
+    """A socket that listens no more."""
+
+    socket: int
+    time: int
+
+
+Record = Ready | Tick | Listening | Syns | Drops | Established | Accepts | Queue | Limit | Closed
 
 
 class RowError(ValueError):
     """A line that is not a row."""
 
 
-def parse(line: str) -> Ready | Place | Tick | Row | Calm:
-    """Read one line of a program's output.
+_SYNS = {10: None, 11: "q_full", 12: "q0_full", 13: "other"}
+_ACKS = {21: "q_full_ack", 23: "other"}
+_ESTABLISHED = 30
+_ACCEPTED = 40
+_NOT_LOOKED_AT = WAIT_BUCKETS
 
-    Args:
-        line: the line without its end.
 
-    Raises:
-        RowError: it is no row, or a number in it is out of its field's range.
+class _Told(NamedTuple):
+    """What a row of counts told when it last came, and what makes a record of its next value."""
+
+    text: str
+    value: int
+    record: Callable[[int, int], Record]
+
+
+class Reader:
+    """Reads the rows of one run of a program.
+
+    Most rows have come before and differ in their last number alone; so what the words before that
+    say is read once, and kept for as long as the row's set of aggregations is in use.
     """
-    words = line.split()
-    try:
-        if len(words) == 10 and words[0] == "row":
-            return _row(words)
-        if len(words) == 3 and words[0] == "calm":
-            return _calm(words)
-        if len(words) == 3 and words[0] == "tick":
-            return Tick(_number(words[1]), _number(words[2]))
-        if len(words) == 3 and words[0] == "place":
-            return Place(words[1], words[2])
-        if len(words) == 3 and words[0] == "ready":
-            return Ready(_number(words[1]), words[2])
-    except ValueError as error:
-        raise RowError(str(error)) from None
+
+    def __init__(self) -> None:
+        self._sets: dict[int, dict[str, _Told]] = {}
+        self._began = -1
+        self._told: dict[str, _Told] = {}
+
+    def read(self, line: str) -> Record | None:
+        """Return what a line tells that was not told before; None where that is nothing.
+
+        Args:
+            line: the line without its end.
+
+        Raises:
+            RowError: it is no row, or a number in it is out of its field's range.
+        """
+        key, _, text = line.rpartition(" ")
+        if told := self._told.get(key):
+            if told.text == text:
+                return None
+            value = _number(text, signed=True)
+            record = told.record(value, told.value)
+            self._told[key] = _Told(text, value, told.record)
+            return record
+        words = key.split(" ")
+        if row := _ROWS.get((words[0], len(words))):
+            return row(words, text)
+        if words == ["set"]:
+            self._begin(_number(text))
+            return None
+        if self._began < 0:
+            raise RowError("not a row")
+        make = _counted(words, self._began)
+        value = _number(text, signed=True)
+        record = make(value, 0)
+        self._told[key] = _Told(text, value, make)
+        return record
+
+    def _begin(self, began: int) -> None:
+        # The newest is the last; what is not among the last two is printed no more.
+        self._sets[began] = self._told = self._sets.pop(began, {})
+        self._began = began
+        for old in [*self._sets][:-_SETS]:
+            del self._sets[old]
+
+
+def _counted(words: list[str], began: int) -> Callable[[int, int], Record]:
+    """Read a row's words but for the last; return what makes a record of its value and the last."""
+    if words[0] == "count" and len(words) == 5:
+        listener = _number(words[1], base=16)
+        what, qmax, part = (_number(word) for word in words[2:])
+        if what in _SYNS and part < SYN_BUCKETS:
+            return partial(_syns, listener, _SYNS[what], qmax, part)
+        if what in _ACKS:
+            return partial(_drops, listener, _ACKS[what])
+        if what == _ESTABLISHED:
+            return partial(_established, listener)
+        if what == _ACCEPTED and part <= _NOT_LOOKED_AT:
+            return partial(_accepts, listener, part if part < _NOT_LOOKED_AT else None)
+        raise RowError(f"unknown event {what} {part}")
+    if words[0] == "q" and len(words) == 3:
+        return partial(_q, _number(words[1], base=16), began, _number(words[2]))
+    if words[0] == "q0" and len(words) == 2:
+        return partial(_q0, _number(words[1], base=16), began)
     raise RowError("not a row")
 
 
-def queues(last: int) -> tuple[int, int | None, int | None]:
-    """Unpack a LAST field.
-
-    Returns:
-        When, in units that only order observations of one generation; Q0; Q. A queue longer than
-        the field can hold is None.
-    """
-    q0 = (last >> _QUEUE_BITS) & _QUEUE_MASK
-    q = last & _QUEUE_MASK
-    when = last >> (2 * _QUEUE_BITS)
-    return when, q0 if q0 < _QUEUE_MASK else None, q if q < _QUEUE_MASK else None
+def _more(value: int, before: int) -> tuple[int, int]:
+    """Return what came to a pair of sums since its value before."""
+    # The kernel's sum goes round at 64 bits, and is printed with a sign.
+    more = (value - before) & _U64
+    if more >> 63:
+        raise RowError("a count that has fallen")
+    return divmod(more, _PAIR)
 
 
-def is_known(what: int) -> bool:
-    """Tell whether a WHAT field is one this exporter knows."""
-    if what < What.ESTABLISHED:
-        return what >> 4 <= Outcome.OTHER and what & 15 < SYN_BUCKETS
-    if what <= What.SYN_Q0_EVICTED or What.ACCEPT <= what <= What.ACCEPT_UNTIMED:
-        return True
-    return What.CALM <= what < What.CALM + TERMS
+def _syns(
+    listener: int, reason: str | None, qmax: int, bucket: int, value: int, before: int
+) -> Syns:
+    total, events = _more(value, before)
+    return Syns(listener, reason, qmax, bucket, events, total)
 
 
-def bucket(q: int, qmax: int) -> int:
-    """Return the bucket of Q/Qmax that a SYN belongs to: tenths, rounded up; 11 for more than 1."""
-    qmax = max(qmax, 1)
-    return min((10 * q + qmax - 1) // qmax, SYN_BUCKETS - 1)
+def _drops(listener: int, reason: str, value: int, before: int) -> Drops:
+    return Drops(listener, reason, _more(value, before)[1])
 
 
-def _row(words: list[str]) -> Row:
-    who = _number(words[3], _U64, 16)
-    limits = _number(words[6], _U64, 16)
-    row = Row(
-        parity=_number(words[1], 1),
-        socket=_number(words[2], _U64, 16),
-        place=str(who >> 32),
-        port=who >> 16 & 0xFFFF,
-        address=_address(_number(words[4], _U64, 16), _number(words[5], _U64, 16)),
-        qmax=limits & 0xFFFFFFFF,
-        q0max=limits >> 32,
-        what=who & 0xFFFF,
-        events=_number(words[7]),
-        total=_number(words[8]),
-        last=_number(words[9]),
+def _established(listener: int, value: int, before: int) -> Established:
+    return Established(listener, _more(value, before)[1])
+
+
+def _accepts(listener: int, bucket: int | None, value: int, before: int) -> Accepts:
+    microseconds, events = _more(value, before)
+    return Accepts(listener, bucket, events, microseconds * 1000)
+
+
+def _q(listener: int, began: int, qmax: int, value: int, _: int) -> Queue:
+    after, length = divmod(value, _PAIR)
+    return Queue(listener, began + after, None, length, qmax)
+
+
+def _q0(listener: int, began: int, value: int, _: int) -> Queue:
+    after, length = divmod(value, _PAIR)
+    return Queue(listener, began + after, length)
+
+
+def _ready(words: list[str], value: str) -> Ready:
+    return Ready(_number(words[1]), value)
+
+
+def _tick(_: list[str], value: str) -> Tick:
+    return Tick(_number(value))
+
+
+def _listening(words: list[str], value: str) -> Listening:
+    numbers = [_number(word) for word in (*words[2:6], *words[7:], value)]
+    time, state, place, cookie, port, q0, q, qmax = numbers
+    identity = _number(words[1], base=16)
+    # All addresses in the kernel begin with the same sixteen bits.
+    socket = 0xFFFF << 48 | identity >> 16
+    address = _address(words[6])
+    listening = state == _LISTEN
+    return Listening(
+        identity, socket, time, listening, str(place), cookie, address, port, q0, q, qmax
     )
-    if not is_known(row.what):
-        raise RowError(f"unknown event {row.what}")
-    return row
 
 
-def _calm(words: list[str]) -> Calm:
-    how = _number(words[1], (TERMS << 9) - 1, 16)
-    return Calm(term=how >> 9, q=how & 0x1FF, events=_number(words[2]))
+def _limit(words: list[str], value: str) -> Limit:
+    return Limit(_number(words[1], base=16), _number(words[2]), _number(value))
 
 
-def _number(word: str, limit: int = _U64, base: int = 10) -> int:
-    # int() also takes signs, underscores and digits of other scripts, which no program prints.
-    if not (word.isascii() and word.isalnum()) or len(word) > 20:
+def _closed(words: list[str], value: str) -> Closed:
+    return Closed(_number(words[1], base=16), _number(value))
+
+
+_ROWS: dict[tuple[str, int], Callable[[list[str], str], Record]] = {
+    ("ready", 2): _ready,
+    ("tick", 1): _tick,
+    ("listener", 10): _listening,
+    ("limit", 3): _limit,
+    ("closed", 2): _closed,
+}
+"""By name and number of words before the last: what reads a row that tells something but once."""
+
+
+def _number(word: str, base: int = 10, *, signed: bool = False) -> int:
+    # int() also takes underscores and digits of other scripts, which no program prints.
+    digits = word.removeprefix("-") if signed else word
+    if not (digits.isascii() and digits.isalnum()) or len(digits) > 20:
         raise RowError(f"not a number: {word[:24]!r}")
-    value = int(word, base)
-    if value > limit:
+    try:
+        value = int(word, base)
+    except ValueError:
+        raise RowError(f"not a number: {word!r}") from None
+    if value > _U64:
         raise RowError(f"number out of range: {word}")
     return value
 
 
 @lru_cache(maxsize=4096)
-def _address(high: int, low: int) -> str:
-    mapped = high == 0 and low >> 32 == 0xFFFF
-    if (high == 0 and low == 0) or (mapped and not low & 0xFFFFFFFF):
-        return "*"
-    address = IPv6Address(high << 64 | low)
-    return str(address.ipv4_mapped) if mapped else str(address)
+def _address(text: str) -> str:
+    """Write an address: IPv4 where it is mapped, ``*`` for the wildcard."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise RowError(f"not an address: {text[:48]!r}") from None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return "*" if address.is_unspecified else str(address)

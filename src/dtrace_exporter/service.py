@@ -10,13 +10,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import dtrace, notify, program, sock_diag
+from dtrace_exporter import audit, dtrace, notify, program, sock_diag
 from dtrace_exporter.config import Config, HostConfig, load
+from dtrace_exporter.families import families
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.session import Plan, Session
+from dtrace_exporter.session import ALL, CALLS, Plan, Session
 from dtrace_exporter.state import Source, State
 
 _log = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ SOCK_DIAG = SessionId("", "sock_diag")
 """Whose listeners they are where no session is: not a session, and not exported as one."""
 
 Ports = Mapping[int, str] | None
+
+_COMPARE_SECONDS = 1.0
 
 
 class Service:
@@ -47,6 +52,8 @@ class Service:
         )
         self._sock_diag = sock_diag.SockDiagSource()
         self._basis: tuple[object, ...] = ()
+        self._asked: dict[tuple[str, ...], asyncio.Task[str]] = {}
+        self._comparing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the sessions, without waiting until they are up.
@@ -56,6 +63,8 @@ class Service:
         """
         async with self._one_at_a_time:
             await self._apply(self._config)
+        if sys.platform == "linux":
+            self._comparing = asyncio.create_task(self._compare())
 
     async def reload(self) -> None:
         """Read the configuration file again and change over to it; a bad one changes nothing.
@@ -85,11 +94,26 @@ class Service:
 
     async def stop(self) -> None:
         """End all sessions."""
+        if self._comparing is not None:
+            self._comparing.cancel()
         async with self._one_at_a_time:
             await asyncio.gather(*(session.stop() for session in self.sessions.values()))
+        for asking in self._asked.values():
+            asking.cancel()
 
     async def _apply(self, config: Config) -> None:
         plans = self._plans(config)
+        self._asked = {
+            command: asking
+            for command, asking in self._asked.items()
+            if asking.done() and not asking.cancelled() and not asking.exception()
+        }
+        for name, session in self.sessions.items():
+            # One that was started when the host's kernel was known goes on beside the others.
+            others = [plan for other, (plan, _) in plans.items() if other.host == name.host]
+            same = any(plan.dtrace == session.plan.dtrace for plan in others)
+            if name.name == CALLS and name not in plans and same:
+                plans[name] = session.plan, {}
         basis = config.source, config.local.dtrace.command, config.local.dtrace.program
         source = self.state.source if basis == self._basis else await choose_source(config)
         if source.name == "sock_diag":
@@ -111,19 +135,62 @@ class Service:
                 del self.state.sessions[session.id]
         for name, (plan, _) in plans.items():
             if name not in self.sessions:
-                self.sessions[name] = Session(name, plan, self.state, self._starting[name.host])
+                self._start(name, plan)
         self._basis, self.state.source = basis, source
         self.state.last_reload_successful = True
         self.state.last_reload_success = time.time()
 
+    def _start(self, name: SessionId, plan: Plan) -> None:
+        finding = partial(self._find, name.host)
+        session = Session(name, plan, self.state, self._starting[name.host], finding)
+        self.sessions[name] = session
+
+    async def _find(self, host: str, command: tuple[str, ...]) -> str:
+        """Ask a host which program it needs, once for all of its sessions; start its second one."""
+        if command not in self._asked or (
+            self._asked[command].done() and self._asked[command].exception()
+        ):
+            self._asked[command] = asyncio.create_task(dtrace.find_program(command))
+        family = await asyncio.shield(self._asked[command])
+        name = SessionId(host, CALLS)
+        main = next((one for one in self.sessions.values() if one.id.host == host), None)
+        if families()[family].calls and name not in self.sessions and main is not None:
+            self.state.table.watch(name, {})
+            plan = replace(
+                main.plan, program=program.load(families()[family].calls), ports=(0, 65535)
+            )
+            self._start(name, plan)
+        return family
+
     def _plans(self, config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
         counters = program.drop_counters(config.local.dtrace.command)
-        plans = {}
+        plans: dict[SessionId, tuple[Plan, Ports]] = {}
         for host in (config.local, *config.hosts):
+            chosen = _program(host)
             for name, ports, watched in _split(host):
-                plan = Plan(host.dtrace, _program(host), ports, {} if host.name else counters)
+                plan = Plan(host.dtrace, chosen, ports, {} if host.name else counters)
                 plans[SessionId(host.name, name)] = plan, watched
+            calls = chosen.calls if chosen is not None else ""
+            if calls:
+                plan = Plan(host.dtrace, program.load(calls), (0, 65535), {})
+                plans[SessionId(host.name, CALLS)] = plan, {}
         return plans
+
+    async def _compare(self) -> None:
+        """Hold the sessions of this host against the kernel's own word, again and again."""
+        while True:
+            await asyncio.sleep(_COMPARE_SECONDS)
+            mine = [one for one in self.sessions.values() if not one.id.host and one.status.up]
+            if not mine:
+                continue
+            try:
+                at = time.monotonic_ns()
+                samples = await asyncio.to_thread(sock_diag.listeners)
+                totals = audit.totals()
+            except (OSError, ImportError):
+                continue
+            for session in mine:
+                session.compare(samples, at, totals)
 
     def _use_sock_diag(self, use: bool, config: Config) -> None:
         if not use:
@@ -179,5 +246,5 @@ def _split(host: HostConfig) -> list[tuple[str, tuple[int, int], Ports]]:
     """Divide a host's listeners among sessions: name, port range in the kernel, ports and names."""
     watched = {listener.port: listener.name for listener in host.listeners}
     if not watched or host.dtrace.session == "shared":
-        return [("all", (0, 65535), watched or None)]
+        return [(ALL, (0, 65535), watched or None)]
     return [(f"port-{port}", (port, port), {port: name}) for port, name in watched.items()]

@@ -11,30 +11,61 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from dtrace_exporter import diagnostics, dtrace, program, sock_diag
+from dtrace_exporter import (
+    diagnostics,
+    dtrace,
+    exactness,
+    program,
+    rows,
+    sun_rows,
+    sun_tally,
+    tally,
+)
+from dtrace_exporter.audit import Audits
 from dtrace_exporter.config import DTraceConfig
+from dtrace_exporter.families import families
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.process import child
 from dtrace_exporter.program import Program
-from dtrace_exporter.rows import PROTOCOL, Calm, Place, Ready, Row, RowError, Tick, parse
+from dtrace_exporter.rows import Ready, RowError, Tick
+from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.state import SessionStatus, State
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.uprobes import remove_leftovers
 
 _log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
 _START_SECONDS = 180.0
 _STOP_SECONDS = 5.0
+# So long a consumer that is late may take to print what it has counted, once it is told to end.
+_DRAIN_SECONDS = 20.0
+# A wait that takes so much longer than it should is time in which we did not run ourselves.
+_SLICE = 1.0
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 # A run that lasted this long was a good one: the next failure is a first one again.
 _GOOD_RUN_SECONDS = 60.0
 _KEPT_MESSAGES = 8
+
+Tally = tally.Tally | sun_tally.Tally
+_TALLIES: dict[int, type[tally.Tally | sun_tally.Tally]] = {
+    rows.PROTOCOL: tally.Tally,
+    sun_rows.PROTOCOL: sun_tally.Tally,
+}
+"""By the version of the rows, who reads them."""
+
+
+ALL = "all"
+"""The name of the session of all listeners."""
+EXACT = "exact"
+"""The feature that says whether a session of this host sees everything; see exactness.py."""
+CALLS = "calls"
+"""The name of the session of what only processes do, one a host: it observes and counts nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,7 @@ class Plan:
     def render(self, chosen: Program, without: set[str]) -> str:
         """Return a program's text less some optional parts."""
         window = program.window(self.dtrace.interval)
-        counters = self.counters or program.NO_DROP_COUNTERS
+        counters = self.counters or program.no_drop_counters()
         numbers = {**counters, **program.offsets(self.dtrace.offsets)}
         return program.render(
             chosen, window, self.ports, numbers, without, list(self.dtrace.options)
@@ -80,6 +111,7 @@ class Session:
         plan: what it runs.
         state: where its status and its listeners are; the table has to have a watch of it.
         starting: held while dtrace(1) compiles, which takes a processor's whole time, or is asked.
+        finding: asks a host, by its command, which family it is of; the same for all its sessions.
     """
 
     def __init__(
@@ -88,6 +120,7 @@ class Session:
         plan: Plan,
         state: State,
         starting: asyncio.Semaphore,
+        finding: Callable[[tuple[str, ...]], Awaitable[str]] = dtrace.find_program,
     ) -> None:
         self.id = id
         self.plan = plan
@@ -96,6 +129,7 @@ class Session:
         """Set once the session has been up, or down with a reason."""
         self._state = state
         self._starting = starting
+        self._finding = finding
         self._stopping = False
         self._process: asyncio.subprocess.Process | None = None
         self.left_out: dict[str, str] = {}
@@ -103,6 +137,10 @@ class Session:
         if not plan.dtrace.accept_wait:
             self.left_out["accept_wait"] = "switched off in the configuration"
         self._program: Program | None = None
+        self._tally: Tally | None = None
+        self._audits = Audits()
+        self._last_row: float | None = None
+        self._logged = False
         if plan.program is not None:
             self._use(plan.program)
         self._task = asyncio.create_task(self._supervise())
@@ -123,10 +161,13 @@ class Session:
     async def _find(self) -> Program:
         """Ask the host which program it needs, and use it from now on."""
         async with self._starting:
-            name = await dtrace.find_program(self.plan.dtrace.command)
+            name = await self._finding(tuple(self.plan.dtrace.command))
+        name = families()[name].calls if self.id.name == CALLS else name
+        if not name:
+            raise dtrace.DTraceError("this kernel needs no second consumer")
         chosen = program.load(name)
         self._use(chosen)
-        if not self.id.host:
+        if not self.id.host and self.id.name != CALLS:
             self._state.source = replace(self._state.source, program=name)
         return chosen
 
@@ -134,7 +175,7 @@ class Session:
         self._program = chosen
         if chosen.needs_drop_counters and not self.plan.counters:
             why = "where this kernel counts its drops is not known here"
-            self.left_out |= {"syn_drops": why, "ack_drops": why}
+            self.left_out |= dict.fromkeys(chosen.with_dependents({"syn_drops"}), why)
         features = self.status.features or self._features(chosen)
         ports = self._state.table.ports(self.id)
         self._state.table.watch(self.id, ports, program.exports(chosen, features))
@@ -158,7 +199,9 @@ class Session:
             except Exception as error:
                 _log.exception("session failed", extra=self._fields())
                 reason = f"internal error: {error}"
-            part = None if self.status.up else program.blame(reason, text)
+            part = None
+            if self._program is not None and not self.status.up:
+                part = program.blame(reason, text, self._program.family)
             if part is not None and self._program is not None and not self._stopping:
                 for each in self._program.with_dependents({part}):
                     self.left_out.setdefault(each, reason)
@@ -174,6 +217,9 @@ class Session:
             wait = delay * random.uniform(0.75, 1.25)  # noqa: S311
             _log.error("session ended", extra=self._fields(why=reason, restart_in=f"{wait:.1f}s"))
             await asyncio.sleep(wait)
+            # The kernel lets go of what a killed process had a moment after its end.
+            if program.runs_here(self.plan.argv):
+                remove_leftovers()
             delay = min(delay * 2, _LONGEST_DELAY)
             self.status.restarts += 1
 
@@ -193,6 +239,8 @@ class Session:
         finally:
             self._process = None
             self.status.pid = None
+            if program.runs_here(self.plan.argv):
+                remove_leftovers()
 
     async def _attend(
         self, process: asyncio.subprocess.Process, text: str, starting: contextlib.AsyncExitStack
@@ -207,9 +255,18 @@ class Session:
                 process.stdin.write(text.encode())
                 await process.stdin.drain()
             process.stdin.close()
-            silence = await self._read_stdout(process.stdout, starting, messages)
-            if silence:
-                return silence
+            self._tally = None
+            self._logged = False
+            splitter = LineSplitter()
+            late = await self._read_stdout(process.stdout, splitter, starting, messages)
+            if late:
+                # What it has counted is in its last rows.
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_DRAIN_SECONDS):
+                        while chunk := await process.stdout.read(_CHUNK):
+                            self._take(splitter.feed(chunk), messages)
+                return late
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _STOP_SECONDS)
             await asyncio.wait([listening], timeout=_STOP_SECONDS)
@@ -220,6 +277,7 @@ class Session:
     async def _read_stdout(
         self,
         stdout: asyncio.StreamReader,
+        splitter: LineSplitter,
         starting: contextlib.AsyncExitStack,
         messages: deque[str],
     ) -> str:
@@ -228,70 +286,117 @@ class Session:
         Returns:
             An empty string, or what it was that did not come in time.
         """
-        tally = Tally(self._state.table, self.id)
-        splitter = LineSplitter()
         patience = program.window(self.plan.dtrace.interval).patience
-        deadline = time.monotonic() + _START_SECONDS
-        least = math.inf
-        logged = False
+        lateness = _Lateness()
+        silent = 0.0
+        began = time.monotonic()
         while True:
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+            lines: list[str] = []
+            ended = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SLICE):
                     chunk = await stdout.read(_CHUNK)
-            except TimeoutError:
+                ended = not chunk
+                lines = splitter.end() if ended else splitter.feed(chunk)
+            records = self._take(lines, messages)
+            # A slice that took longer was no silence: we did not run either. Rows without a
+            # heartbeat among them are one.
+            now = time.monotonic()
+            silent = 0.0 if records else silent + min(now - began, 2 * _SLICE)
+            began = now
+            for record in records:
+                if isinstance(record, Ready):
+                    await starting.aclose()
+                elif (late := lateness.of(record)) > patience:
+                    return f"rows come {late:.0f} s late"
+            if ended:
+                return ""
+            if silent > (patience if self.status.up else _START_SECONDS):
                 if self.status.up:
                     return f"no heartbeat for {patience:g} s"
                 return f"not ready after {_START_SECONDS:g} s"
-            for line in splitter.feed(chunk) if chunk else splitter.end():
-                try:
-                    record = parse(line)
-                    if isinstance(record, Row):
-                        tally.row(record)
-                        continue
-                    if isinstance(record, Calm):
-                        tally.calm(record)
-                        continue
-                    if isinstance(record, Place):
-                        tally.place(record)
-                        continue
-                    if isinstance(record, Tick):
-                        tally.tick(record)
-                        # Two clocks: that the difference grows is all that it tells.
-                        age = time.monotonic() - record.time / 1e9
-                        least = min(least, age)
-                        if age - least > patience:
-                            return f"rows come {age - least:.0f} s late"
-                    else:
-                        self._ready(record, tally)
-                        # A greeting, a notice: not why it will have ended.
-                        messages.clear()
-                        await starting.aclose()
-                    deadline = time.monotonic() + patience
-                    self.status.last_record = time.time()
-                except RowError as error:
-                    self.status.bad_rows += 1
-                    if not logged:
-                        logged = True
-                        _log.warning("bad row", extra=self._fields(row=line[:200], why=str(error)))
-            if not chunk:
-                return ""
 
-    def _ready(self, ready: Ready, tally: Tally) -> None:
-        if ready.version != PROTOCOL:
-            raise RowError(f"rows of version {ready.version}, not {PROTOCOL}")
+    def _take(self, lines: list[str], messages: deque[str]) -> list[Ready | Tick]:
+        """Give lines to the tally; return those of the session itself."""
+        found = []
+        for line in lines:
+            try:
+                if self._tally is None:
+                    record: Ready | Tick | None = self._greeted(line)
+                    # A greeting, a notice: not why it will have ended.
+                    messages.clear()
+                else:
+                    record = self._tally.feed(line)
+            except RowError as error:
+                self.status.bad_rows += 1
+                if not self._logged:
+                    self._logged = True
+                    why = str(error)
+                    _log.warning("bad row", extra=self._fields(row=line[:200], why=why))
+                continue
+            if record is not None:
+                found.append(record)
+                self.status.last_record = time.time()
+                self._last_row = time.monotonic()
+        return found
+
+    def _greeted(self, line: str) -> Ready:
+        """Read the first row, which says how the others are written."""
+        words = line.split()
+        if len(words) != 3 or words[0] != "ready":
+            raise RowError("not a row")
+        kind = _TALLIES.get(int(words[1]) if words[1].isdecimal() and len(words[1]) < 9 else -1)
+        if kind is None:
+            known = ", ".join(map(str, _TALLIES))
+            raise RowError(f"rows of version {words[1][:9]}, not of {known}")
+        reader = kind(self._state.table, self.id)
+        ready = reader.feed(line)
+        assert isinstance(ready, Ready)
+        self._tally = reader
+        self._is_up()
+        return ready
+
+    def _is_up(self) -> None:
         assert self._program is not None
-        tally.ready(ready)
-        here = not self.id.host and program.runs_here(self.plan.argv)
-        if here and ready.home == _own_netns():
-            with contextlib.suppress(OSError, ImportError):
-                tally.know(sock_diag.listeners())
-        self.status.features = features = self._features(self._program)
+        self._audits = Audits()
+        if self._last_row is not None:
+            self.status.uncounted += time.monotonic() - self._last_row
+        features = self._features(self._program)
+        if self._program.calls and self.status.pid and program.runs_here(self.plan.argv):
+            if why := exactness.why_not(self.status.pid):
+                self.left_out[EXACT] = why
+            features[EXACT] = not why
+        self.status.features = features
         ports = self._state.table.ports(self.id)
         self._state.table.watch(self.id, ports, program.exports(self._program, features))
         self.status.up = True
         self.status.reason = ""
         self.settled.set()
         _log.info("session up", extra=self._fields(pid=self.status.pid))
+
+    def compare(self, samples: list[Sample], at: int, totals: Mapping[str, int]) -> None:
+        """Take the kernel's own word on this host's listeners, if it speaks of the same place.
+
+        Args:
+            samples: as for tally.Tally.know().
+            at: likewise.
+            totals: as audit.totals() gives them; only a session of all listeners can be held
+                against these.
+        """
+        reader = self._tally
+        if not (self.status.up and isinstance(reader, tally.Tally) and reader.home == _own_netns()):
+            return
+        reader.know(samples, at)
+        if self.id.name != ALL or self._state.table.ports(self.id) is not None:
+            return
+        home = self._state.table.home(self.id)
+        mine = [one for one in self._state.table.seen(self.id) if one.identity.place == home]
+        ours = {
+            "drops": sum(sum(one.drops.values()) for one in mine),
+            "established": sum(one.established for one in mine),
+        }
+        for kind, more in self._audits.look(totals, ours).items():
+            self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
 
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:
         splitter = LineSplitter()
@@ -334,6 +439,19 @@ def _own_netns() -> str:
         return str(os.stat("/proc/self/ns/net").st_ino)  # noqa: PTH116
     except OSError:
         return ""
+
+
+class _Lateness:
+    """How late rows are: of two clocks, that their difference grows is all that it tells."""
+
+    def __init__(self) -> None:
+        self._least = math.inf
+
+    def of(self, tick: Tick) -> float:
+        """Return by how many seconds a heartbeat is later than the promptest has been."""
+        age = time.monotonic() - tick.time / 1e9
+        self._least = min(self._least, age)
+        return age - self._least
 
 
 def _describe(status: int | None, messages: deque[str]) -> str:

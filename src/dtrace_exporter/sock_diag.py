@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from dtrace_exporter.listeners import Exports, Listener, ListenerTable, Queues, SessionId
+from dtrace_exporter.listeners import Exports, Listener, ListenerTable, SessionId
+from dtrace_exporter.sockets import Queues
 
 EXPORTS = Exports(
     syns=False, reasons=("other",), established=False, accepts=False, accept_wait=False

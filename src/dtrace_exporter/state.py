@@ -16,13 +16,17 @@ class SessionStatus:
 
     ``reason`` says in words why a session is down, and is empty while it is up. ``last_record`` is
     in seconds since 1970, or None before the first row. ``features`` has every optional part of
-    the program, and whether it is enabled.
+    the program, and whether it is enabled. ``uncounted`` is for how many seconds nobody counted,
+    and ``unattributed`` what the kernel's own totals have and the listeners' counters do not; a
+    kind that nobody can tell is not in it.
     """
 
     up: bool = False
     reason: str = "starting"
     pid: int | None = None
     restarts: int = 0
+    uncounted: float = 0.0
+    unattributed: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOST_KINDS, 0))
     probe_errors: int = 0
     bad_rows: int = 0

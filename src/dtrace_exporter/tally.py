@@ -1,190 +1,138 @@
-"""From one dtrace(1)'s rows to the listener table: cumulative numbers become increments."""
+"""From the records of one run of a session to the listener table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from dtrace_exporter.listeners import Identity, Listener, ListenerTable, Queues, SessionId
+from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
 from dtrace_exporter.rows import (
-    OLD_TERMS,
-    TERMS,
-    Calm,
-    Place,
+    Accepts,
+    Closed,
+    Drops,
+    Established,
+    Limit,
+    Listening,
+    Queue,
+    Reader,
     Ready,
-    Row,
     RowError,
+    Syns,
     Tick,
-    What,
-    bucket,
-    queues,
 )
 from dtrace_exporter.sock_diag import Sample
 
-_Key = tuple[int, str, int, str, int, int, int]
-_Order = tuple[int, int, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """The listener of a term, and the SYNs counted in it so far by the Q that they found."""
-
-    identity: Identity
-    qmax: int
-    counted: dict[int, int]
+_MOST_WAITING = 10_000
 
 
 class Tally:
-    """What one run of a session has counted so far.
+    """What one run of a session tells.
 
-    A row's COUNT and SUM only grow until its set is emptied, which the program does while the set
-    of the other parity is in use; so a row that was lost or garbled is made up for by the next.
+    ``home`` is the place of the host itself, as the program names it.
+
+    Args:
+        table: where the listeners are.
+        session: whose run it is; the table has to have a watch of it.
     """
 
     def __init__(self, table: ListenerTable, session: SessionId) -> None:
         self._table = table
         self._session = session
-        self._names: dict[str, str] = {}
-        self._generation = -1
-        self._counted: tuple[dict[_Key, tuple[int, int]], ...] = ({}, {})
-        self._terms: dict[int, _Term] = {}
-        self._generations = [-1, -1]
-        self._sockets: dict[int, tuple[_Order, Listener | None]] = {}
-        self._known: dict[Identity, list[int]] = {}
+        self._sockets = table.sockets(session.host)
+        self._reader = Reader()
+        self.home = ""
+        self._listeners: dict[int, tuple[int, Listener | None]] = {}
+        self._waiting: dict[int, list[Syns | Drops | Established | Accepts]] = {}
 
-    def ready(self, ready: Ready) -> None:
-        """Note which place is the host's own."""
-        self._names[ready.home] = self._table.home(self._session)
-
-    def place(self, place: Place) -> None:
-        """Note what a place is called."""
-        self._names.setdefault(place.place, place.name)
-
-    def know(self, samples: Iterable[Sample]) -> None:
-        """Take the listeners that were there already, all of the place ready() told.
-
-        So their counters begin at 0, and their queues are seen, before the first event. What is
-        known of a listener in this way gives way to the first row about it.
-        """
-        for number, sample in enumerate(samples, start=1):
-            if self._table.watches(self._session, sample.port):
-                home = self._table.home(self._session)
-                listener = self._table.listener(self._session, home, sample.address, sample.port)
-                # The kernel's address of the socket is not known; no address is negative.
-                listener.sockets[-number] = Queues(None, sample.q, None, sample.qmax)
-                self._known.setdefault(listener.identity, []).append(-number)
-
-    def tick(self, tick: Tick) -> None:
-        """Begin the rows of one set; in a new generation it began empty."""
-        parity = tick.generation & 1
-        if tick.generation != self._generations[parity]:
-            self._counted[parity].clear()
-            self._generations[parity] = tick.generation
-            self._forget_closed(before=tick.generation - 1)
-        self._generation = tick.generation
-
-    def row(self, row: Row) -> None:
-        """Add what a row says beyond its last appearance, if anybody asked for its port.
+    def feed(self, line: str) -> Ready | Tick | None:
+        """Take a line; return it if the session has to know.
 
         Raises:
-            RowError: the heartbeat before it was not its own, so its generation is not known.
+            RowError: it is no row.
         """
-        self._check(row.parity)
-        place = self._place(row.place)
-        if place is None:
-            return
-        identity = Identity(self._session.host, place, row.address, row.port)
-        if row.what >= What.CALM:
-            self._begin(row.what - What.CALM, identity, row.qmax)
-            row = row._replace(what=What.OBSERVED)
-        if row.what == What.CLOSED:
-            if row.socket not in self._sockets:
-                self._supersede(identity)
-            self._observe(row, None)
-            return
-        key = row.socket, row.place, row.port, row.address, row.qmax, row.q0max, row.what
-        counted = self._counted[row.parity]
-        events, total = counted.get(key, (0, 0))
-        more = row.events > events and row.total >= total
-        if more:
-            counted[key] = row.events, row.total
-        if not self._table.watches(self._session, row.port):
-            return
-        closed = row.socket in self._sockets and self._sockets[row.socket][1] is None
-        if closed and not more and identity not in self._table:
-            # The socket has closed, and the table has forgotten whose it was.
-            return
-        listener = self._table.listener(self._session, place, row.address, row.port)
-        self._supersede(identity)
-        if more:
-            listener.count(row.what, row.qmax, row.events - events, row.total - total)
-        self._observe(row, listener)
+        record = self._reader.read(line)
+        match record:
+            case Ready():
+                self.home = record.home
+                return record
+            case Tick():
+                return record
+            case Listening():
+                self._listening(record)
+            case Queue():
+                if record.id in self._listeners:
+                    socket, _ = self._listeners[record.id]
+                    self._sockets.saw(socket, record.time, record.q0, record.q, record.qmax)
+            case Limit():
+                self._sockets.limit(record.socket, record.time, record.qmax)
+            case Closed():
+                self._sockets.closed(record.socket, record.time)
+            case Syns() | Drops() | Established() | Accepts():
+                self._count(record)
+        return None
 
-    def calm(self, calm: Calm) -> None:
-        """Add the SYNs of the short way beyond the row's last appearance.
+    def know(self, samples: list[Sample], time: int) -> None:
+        """Take what the kernel tells, at a time, of the listeners of the host's own place.
 
-        Those of a term that no row has told of yet wait for the next tick.
+        The kernel's address of a socket is not in it, so it is taken where a listener has only one;
+        and where none has been seen yet, under a number that no address can be.
+
+        Args:
+            samples: as sock_diag.listeners() gives them.
+            time: in nanoseconds of the monotonic clock, before they were read.
         """
-        term = self._terms.get(calm.term)
-        if term is None:
+        home = self._table.home(self._session)
+        found: dict[Identity, list[Sample]] = {}
+        for sample in samples:
+            if self._table.watches(self._session, sample.port):
+                identity = Identity(self._session.host, home, sample.address, sample.port)
+                found.setdefault(identity, []).append(sample)
+        for identity, those in found.items():
+            listener = self._table.listener(self._session, *identity[1:])
+            if not listener.sockets:
+                for sample in those:
+                    self._sockets.listening(-sample.socket, time, listener)
+                    self._sockets.saw(-sample.socket, time, q=sample.q, qmax=sample.qmax)
+            elif len(listener.sockets) == len(those) == 1:
+                (socket,) = listener.sockets
+                self._sockets.saw(socket, time, q=those[0].q, qmax=those[0].qmax)
+        for listener in self._table.seen(self._session):
+            # One that is not among them had closed before they were read.
+            if listener.identity.place == home and listener.identity not in found:
+                for socket in [*listener.sockets]:
+                    self._sockets.closed(socket, time)
+
+    def _listening(self, record: Listening) -> None:
+        if not self._table.watches(self._session, record.port):
+            self._listeners[record.id] = record.socket, None
+            self._waiting.pop(record.id, None)
             return
-        more = calm.events - term.counted.get(calm.q, 0)
-        if more <= 0:
+        home = record.place == self.home
+        place = self._table.home(self._session) if home else record.place
+        self._table.live(self._session.host, place, record.cookie)
+        listener = self._table.listener(self._session, place, record.address, record.port)
+        self._listeners[record.id] = record.socket, listener
+        for each in self._waiting.pop(record.id, ()):
+            self._count(each)
+        if record.open:
+            for number in [number for number in listener.sockets if number < 0]:
+                self._sockets.closed(number, record.time)
+            self._sockets.listening(record.socket, record.time, listener)
+            self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
+
+    def _count(self, record: Syns | Drops | Established | Accepts) -> None:
+        if record.id not in self._listeners:
+            if len(self._waiting) >= _MOST_WAITING and record.id not in self._waiting:
+                raise RowError(f"no row has told who {_MOST_WAITING} listeners are")
+            self._waiting.setdefault(record.id, []).append(record)
             return
-        term.counted[calm.q] = calm.events
-        if self._table.watches(self._session, term.identity.port):
-            listener = self._table.listener(self._session, *term.identity[1:])
-            listener.count(bucket(calm.q, term.qmax), term.qmax, more, more * calm.q)
-
-    def _begin(self, number: int, identity: Identity, qmax: int) -> None:
-        """Note whose a term is, and forget those long before it: their numbers come again."""
-        if number not in self._terms:
-            self._terms = {
-                known: term
-                for known, term in self._terms.items()
-                if (number - known) % TERMS < OLD_TERMS
-            }
-            self._terms[number] = _Term(identity, qmax, {})
-
-    def _check(self, parity: int) -> None:
-        if self._generation < 0 or parity != self._generation & 1:
-            raise RowError("the heartbeat of this row's set is missing")
-
-    def _place(self, place: str) -> str | None:
-        """Return a place's label; None where places have names and this one's has not come yet."""
-        if self._table.home(self._session):
-            return self._names.get(place)
-        return self._names.get(place, place)
-
-    def _observe(self, row: Row, listener: Listener | None) -> None:
-        """Take the row's observation of its socket, None for one that closed, unless it is old.
-
-        The kernel uses a socket's address again, perhaps for another listener.
-        """
-        when, q0, q = queues(row.last)
-        order = self._generation, when, listener is None
-        known, owner = self._sockets.get(row.socket, (order, None))
-        if order < known:
+        _, listener = self._listeners[record.id]
+        if listener is None:
             return
-        if owner is not None and owner is not listener:
-            owner.sockets.pop(row.socket, None)
-        if listener is not None:
-            listener.sockets[row.socket] = Queues(q0, q, row.q0max or None, row.qmax)
-        self._sockets[row.socket] = order, listener
-
-    def _supersede(self, identity: Identity) -> None:
-        """Drop what know() said of a listener; of all of them when it closed with its port gone."""
-        if not self._known:
-            return
-        for one in [identity] if identity.port else list(self._known):
-            for number in self._known.pop(one, ()):
-                listener = self._table.listener(self._session, *one[1:])
-                listener.sockets.pop(number, None)
-
-    def _forget_closed(self, before: int) -> None:
-        """Forget the sockets that closed in generations before one: no row can speak of them."""
-        self._sockets = {
-            socket: (order, owner)
-            for socket, (order, owner) in self._sockets.items()
-            if owner is not None or order[0] >= before
-        }
+        match record:
+            case Syns():
+                listener.count_syns(record.bucket, record.qmax, record.events, record.total)
+                listener.drop(record.reason, record.events)
+            case Drops():
+                listener.drop(record.reason, record.events)
+            case Established():
+                listener.established += record.events
+            case Accepts():
+                listener.count_accepts(record.bucket, record.events, record.nanoseconds)

@@ -1,132 +1,136 @@
 #!/usr/sbin/dtrace -s
 /*
- * A line for each SYN that reaches a TCP listener of a Linux host, and for what became of it.
+ * linux_trace.d - a line for each SYN that reaches a TCP listener, and for what became of it.
+ *
+ * USAGE: dtrace -s linux_trace.d	# every listener of the host; Ctrl-C ends it
  *
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
  * Action is syn, drop:REASON, established or accept. Source IP is HIGH:LOW, the halves of an IPv6
- * address in hexadecimal, which dtrace-exporter turns into text. A line for each event is for
- * looking on: in a burst lines get lost, and dtrace(1) says how many.
+ * address in hexadecimal, which dtrace-exporter turns into text. Q0, Q and Qmax of a SYN are those that
+ * it found. A line for each event is for looking on: in a burst lines get lost, and dtrace(1) says how
+ * many. All probes run with softirqs off, as those of linux.d do, whose head says why.
+ *
+ * TESTED: DTrace 2.0.7 on Linux 6.12 and 6.1, x86-64.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
 #pragma D option bufsize=4m
 
-inline int FIRST_PORT = 0;
-inline int LAST_PORT = 65535;
-
-/* As in linux.d: the kernel's own drop counters, whose last bits tell what a call did. */
-inline int LISTENOVERFLOWS = 19;
+inline int PORT = 0;			/* the only one to watch; 0: all */
+inline int LISTENOVERFLOWS = 19;	/* enum LINUX_MIB_* in include/uapi/linux/snmp.h */
 inline int LISTENDROPS = 20;
 inline int TCPREQQFULLDROP = 75;
 
-uint64_t syn[int];
-uint64_t packet[int];
-uint64_t before[int];
-inline uint64_t NOBODY = 8;
+struct sock *parents[uint64_t];		/* by connection: the socket that it came by */
 
-this struct sock *sk;
-this struct sock *child;
+this struct sock *sk, *child;
 this struct sk_buff *skb;
 this uint64_t *mib;
 this uint16_t *ports;
 this unsigned char *ip;
-this uint64_t was;
-this uint64_t high;
-this uint64_t low;
-this uint64_t q0;
+this uint64_t drops, overflows, full, high, low, q0, q, qmax;
 this int v4;
-self struct sock *listener;
 
 BEGIN
 {
 	printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n");
 }
 
+/* A SYN: (rsk_ops, af_ops, sk, skb). */
 fbt::tcp_conn_request:entry
 {
 	this->sk = (struct sock *)arg2;
-	this->mib = (uint64_t *)((uint64_t)this->sk->__sk_common.skc_net.net->mib.net_statistics +
-	    *((uint64_t *)&`__per_cpu_offset + cpu));
-	packet[cpu] = arg3;
-	before[cpu] = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
-	syn[cpu] = this->sk->__sk_common.skc_num >= FIRST_PORT &&
-	    this->sk->__sk_common.skc_num <= LAST_PORT ? arg2 | (this->mib[LISTENDROPS] & 1) |
-	    (this->mib[LISTENOVERFLOWS] & 1) << 1 | (this->mib[TCPREQQFULLDROP] & 1) << 2 : NOBODY;
+	this->sk = PORT == 0 || this->sk->__sk_common.skc_num == PORT ? this->sk : NULL;
 }
 
-fbt::tcp_conn_request:return
-/ (this->was = syn[cpu]) > NOBODY /
+fbt::tcp_conn_request:entry
+/ this->sk != NULL /
 {
-	this->sk = (struct sock *)(this->was & ~7);
+	this->skb = (struct sk_buff *)arg3;
 	this->mib = (uint64_t *)((uint64_t)this->sk->__sk_common.skc_net.net->mib.net_statistics +
 	    *((uint64_t *)&`__per_cpu_offset + cpu));
-	this->was = (this->was ^ ((this->mib[LISTENDROPS] & 1) |
-	    (this->mib[LISTENOVERFLOWS] & 1) << 1 | (this->mib[TCPREQQFULLDROP] & 1) << 2)) & 7;
-	this->skb = (struct sk_buff *)packet[cpu];
+	this->drops = this->mib[LISTENDROPS];
+	this->overflows = this->mib[LISTENOVERFLOWS];
+	this->full = this->mib[TCPREQQFULLDROP];
+	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	this->q = this->sk->sk_ack_backlog;
+	this->qmax = this->sk->sk_max_ack_backlog;
 	this->ip = this->skb->head + this->skb->network_header;
 	this->ports = (uint16_t *)(this->skb->head + this->skb->transport_header);
 	this->v4 = *(uint8_t *)this->ip >> 4 == 4;
 	this->high = this->v4 ? 0 : ntohll(*(uint64_t *)(this->ip + 8));
 	this->low = this->v4 ? 0xffff00000000 | ntohl(*(uint32_t *)(this->ip + 12)) :
 	    ntohll(*(uint64_t *)(this->ip + 16));
-	this->q0 = before[cpu];
 	printf("%d,%Y,syn,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high, this->low,
-	    ntohs(this->ports[0]), this->sk->__sk_common.skc_num,
-	    this->q0, this->sk->sk_ack_backlog, this->sk->sk_max_ack_backlog);
+	    ntohs(this->ports[0]), this->sk->__sk_common.skc_num, this->q0, this->q, this->qmax);
 }
 
 fbt::tcp_conn_request:return
-/ this->was > 0 && this->was < NOBODY && this->was & 1 && syn[cpu] > NOBODY /
+/ this->sk != NULL && this->mib[LISTENDROPS] != this->drops /
 {
 	printf("%d,%Y,drop:%s,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
-	    this->was & 2 ? "q_full" : this->was & 4 ? "q0_full" : "other", this->high, this->low,
-	    ntohs(this->ports[0]), this->sk->__sk_common.skc_num,
-	    this->q0, this->sk->sk_ack_backlog, this->sk->sk_max_ack_backlog);
+	    this->mib[LISTENOVERFLOWS] != this->overflows ? "q_full" :
+	    this->mib[TCPREQQFULLDROP] != this->full ? "q0_full" : "other", this->high, this->low,
+	    ntohs(this->ports[0]), this->sk->__sk_common.skc_num, this->q0, this->q, this->qmax);
 }
 
+/*
+ * Into Q: inet_csk_complete_hashdance(sk, child, req, own_req), or for SYN cookies and TCP Fast Open
+ * inet_csk_reqsk_queue_add(sk, req, child), which the former may call. Out of it: (child, socket).
+ */
 fbt::inet_csk_complete_hashdance:entry
-/ arg3 & 1 && (this->sk = (struct sock *)arg0)->__sk_common.skc_num >= FIRST_PORT &&
-    this->sk->__sk_common.skc_num <= LAST_PORT /
 {
+	this->sk = arg3 & 1 ? (struct sock *)arg0 : NULL;
 	this->child = (struct sock *)arg1;
+}
+
+fbt::inet_csk_reqsk_queue_add:entry
+{
+	this->sk = arg2 == (uint64_t)this->child ? NULL : (struct sock *)arg0;
+	this->child = (struct sock *)arg2;
+}
+
+fbt::security_sock_graft:entry
+{
+	this->sk = parents[arg0];
+	this->child = (struct sock *)arg0;
+}
+
+fbt::inet_csk_complete_hashdance:entry, fbt::inet_csk_reqsk_queue_add:entry,
+fbt::security_sock_graft:entry
+/ this->sk != NULL && (PORT == 0 || this->sk->__sk_common.skc_num == PORT) /
+{
 	this->v4 = this->child->__sk_common.skc_family == 2;
 	this->high = this->v4 ? 0 :
 	    ntohll(*(uint64_t *)&this->child->__sk_common.skc_v6_daddr);
 	this->low = this->v4 ? 0xffff00000000 | ntohl(this->child->__sk_common.skc_daddr) :
 	    ntohll(*((uint64_t *)&this->child->__sk_common.skc_v6_daddr + 1));
+	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	this->q = this->sk->sk_ack_backlog;
+	this->qmax = this->sk->sk_max_ack_backlog;
+}
+
+fbt::inet_csk_complete_hashdance:entry, fbt::inet_csk_reqsk_queue_add:entry
+/ this->sk != NULL && (PORT == 0 || this->sk->__sk_common.skc_num == PORT) /
+{
+	parents[(uint64_t)this->child] = this->sk;
 	printf("%d,%Y,established,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
 	    this->low, ntohs(this->child->__sk_common.skc_dport), this->sk->__sk_common.skc_num,
-	    ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter,
-	    this->sk->sk_ack_backlog, this->sk->sk_max_ack_backlog);
+	    this->q0, this->q, this->qmax);
 }
 
-fbt::inet_csk_accept:entry
+fbt::security_sock_graft:entry
+/ this->sk != NULL && (PORT == 0 || this->sk->__sk_common.skc_num == PORT) /
 {
-	this->sk = (struct sock *)arg0;
-	self->listener = this->sk->__sk_common.skc_num >= FIRST_PORT &&
-	    this->sk->__sk_common.skc_num <= LAST_PORT ? this->sk : NULL;
-}
-
-fbt::inet_csk_accept:return
-/ self->listener != NULL && arg1 != 0 /
-{
-	this->sk = self->listener;
-	this->child = (struct sock *)arg1;
-	this->v4 = this->child->__sk_common.skc_family == 2;
-	this->high = this->v4 ? 0 :
-	    ntohll(*(uint64_t *)&this->child->__sk_common.skc_v6_daddr);
-	this->low = this->v4 ? 0xffff00000000 | ntohl(this->child->__sk_common.skc_daddr) :
-	    ntohll(*((uint64_t *)&this->child->__sk_common.skc_v6_daddr + 1));
 	printf("%d,%Y,accept,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
 	    this->low, ntohs(this->child->__sk_common.skc_dport), this->sk->__sk_common.skc_num,
-	    ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter,
-	    this->sk->sk_ack_backlog, this->sk->sk_max_ack_backlog);
+	    this->q0, this->q, this->qmax);
 }
 
-fbt::inet_csk_accept:return
+fbt::inet_csk_complete_hashdance:return
 {
-	self->listener = NULL;
+	this->child = NULL;
 }
 
 /*
