@@ -8,25 +8,34 @@ ready, then ticks.
     {"ready": HOME}             the ready row; HOME is a string
     {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
     {"generation": G}           that generation begins, with an empty set; the first one is 0
-    {"rows": ["row SET ..."]}   what the sets hold from now on, each row in the set it names
+    {"rows": ["row SET ..."]}   what the sets hold from now on, each row in the set that its second
+                                word names; Linux's rows are written "SET count ..."
     {"print": LINE}             a line on standard output, or a list of them
     {"stderr": LINE}            the same on standard error
     {"raw": BASE64}             bytes on standard output
     {"sleep": SECONDS}
     {"wait": PATH}              until the file exists
     {"save": PATH}              write {"argv": [...], "program": TEXT, "pid": N} there
+    {"once": {"mark": PATH, "steps": [STEP, ...]}}
+                                where there is no such file: it makes it, and goes through these
+                                steps instead
+    {"calls": [STEP, ...]}      what it does instead where its program is linux_calls.d; without it
+                                that one is ready, then ticks, and is not saved
     {"exit": CODE}              end at once
     {"become": SCRIPT}          be a shell that runs a script from here on
     {"forever": LINE}           a line on standard output, again and again, without a pause;
                                 {now} in it is the time as heartbeats have it
     {"ignore": SIGNAL}          "SIGINT" or "SIGTERM", from the start
     {"refuse": PROBE}           as Linux 6.1 does when the program has that probe; not with -e
+    {"lacks": [TEXT, WHY]}      what compiling a program with that text fails for
     {"functions": [["ip", "tcp_input_listener"]]}
                                 the kernel's, by their modules, for -l; Linux's tcp_conn_request
     {"unprivileged": true}      as for anybody but root
 
-A heartbeat is a tick line and the rows of the set in use; the first one of a generation after 0 has
-the set at rest as well, behind a tick line of the generation before. The even set comes first.
+Its rows are those of the program that it is given. For Solaris and illumos a heartbeat is a tick
+line and the rows of the set in use; the first one of a generation after 0 has the set at rest as
+well, behind a tick line of the generation before. The even set comes first. For Linux it is a tick
+line and both sets, each behind a line that says when it began; with linux_calls.d a tick line.
 
 After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, both
 sets as in such a first heartbeat, a blank line, exit 0; before the program would be running it just
@@ -52,10 +61,12 @@ from typing import Any, NoReturn
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "": 1.0}
 _DEFAULT = '[{"ready": "4026531840"}, {"tick": true}]'
-_AT_START = {"functions", "ignore", "refuse", "save", "unprivileged"}
+_AT_START = {"functions", "ignore", "lacks", "once", "refuse", "save", "unprivileged"}
 _USAGE = 2
 _LINUX = [["vmlinux", "tcp_conn_request"]]
 _FBT_NAMES = ("entry", "return")
+_LINUX_READY = "ready 5 "
+_CALLS = "limit %x"
 _EXIT = re.compile(r"BEGIN\s*\{\s*exit\(([0-9]+)\);\s*\}")
 
 
@@ -101,6 +112,9 @@ class _EndedError(Exception):
 class _Consumer:
     def __init__(self, program: str, ignored: set[signal.Signals]) -> None:
         self._interval = _interval(program)
+        self._is_linux = _LINUX_READY in program
+        self._has_sets = _CALLS not in program
+        self._began = [time.monotonic_ns(), time.monotonic_ns() + 1]
         self._generation = 0
         self._ticks = 0
         self._sets: tuple[list[str], list[str]] = ([], [])
@@ -128,6 +142,13 @@ class _Consumer:
             raise _EndedError
 
     def _print_sets(self, both: bool) -> None:
+        if self._is_linux:
+            _out(f"tick {time.monotonic_ns()}")
+            for began, rows in zip(self._began, self._sets, strict=True) if self._has_sets else ():
+                _out(f"set {began}")
+                for row in rows:
+                    _out(row)
+            return
         in_use = self._generation & 1
         for parity, rows in enumerate(self._sets):
             if parity == in_use or (both and self._generation > 0):
@@ -136,7 +157,7 @@ class _Consumer:
                     _out(row)
 
     def _do_ready(self, home: str) -> None:
-        _out(f"ready 3 {home}")
+        _out(f"ready {5 if self._is_linux else 3} {home}")
 
     def _do_tick(self, times: int) -> None:
         for _ in repeat(None) if times is True else range(times):
@@ -148,10 +169,14 @@ class _Consumer:
         self._generation = generation
         self._ticks = 0
         self._sets[generation & 1].clear()
+        self._began[generation & 1] = time.monotonic_ns()
 
     def _do_rows(self, rows: list[str]) -> None:
         for parity, held in enumerate(self._sets):
-            held[:] = [row for row in rows if row.split()[1] == str(parity)]
+            if self._is_linux:
+                held[:] = [row[2:] for row in rows if row.startswith(f"{parity} ")]
+            else:
+                held[:] = [row for row in rows if row.split()[1] == str(parity)]
 
     def _do_print(self, lines: str | list[str]) -> None:
         for line in [lines] if isinstance(lines, str) else lines:
@@ -224,6 +249,9 @@ def _main() -> None:
         _out("dtrace: D 2.0.7")
         return
     steps = _steps()
+    home, *_ = [*_values(steps, "ready"), "4026531840"]
+    calls, *_ = [*_values(steps, "calls"), [{"ready": home}, {"tick": True}]]
+    steps = [step for step in steps if "calls" not in step]
     if _values(steps, "unprivileged"):
         _fail("run as root for tracing and listing probes", _USAGE)
     if "-l" in options:
@@ -244,6 +272,15 @@ def _main() -> None:
     if over := _EXIT.fullmatch(program.strip()):
         _out("")
         sys.exit(int(over[1]))
+    if _CALLS in program:
+        steps = [*(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)), *calls]
+    for once in _values(steps, "once"):
+        if not Path(once["mark"]).exists():
+            Path(once["mark"]).touch()
+            steps = once["steps"]
+    for text, why in _values(steps, "lacks"):
+        if text in program:
+            _fail(f"failed to compile script {script}: {why}")
     for path in _values(steps, "save"):
         _save(path, program)
     if "-e" in options:

@@ -18,9 +18,37 @@ SEEDS = Path(__file__).with_name("seeds")
 
 
 def rows_target() -> Callable[[bytes], None]:
-    """Rows: each line is one or a RowError, and its numbers are within their fields."""
+    """Rows of Linux: each line is one or a RowError, and the tally counts what they tell."""
     from dtrace_exporter import rows
+    from dtrace_exporter.listeners import ListenerTable, SessionId
+    from dtrace_exporter.tally import Tally
+
+    session = SessionId("", "all")
+
+    def check(data: bytes) -> None:
+        table = ListenerTable()
+        table.watch(session, None)
+        tally = Tally(table, session)
+        for line in data.decode("utf-8", "replace").split("\n"):
+            try:
+                tally.feed(line)
+            except rows.RowError:
+                continue
+        for listener in table:
+            assert 0 <= listener.identity.port < 1 << 64
+            assert listener.identity.address == "*" or ip_address(listener.identity.address)
+            assert listener.syns == sum(listener.saturation)
+            assert all(count >= 0 for count in (*listener.saturation, *listener.waits))
+            assert all(length.q is None or length.q >= 0 for length in listener.sockets.values())
+
+    return check
+
+
+def sun_rows_target() -> Callable[[bytes], None]:
+    """Rows of Solaris: each line is one or a RowError, and its numbers are within their fields."""
+    from dtrace_exporter import sun_rows as rows
     from dtrace_exporter.lines import MAX_LINE, LineSplitter
+    from dtrace_exporter.rows import RowError
 
     def check(data: bytes) -> None:
         whole = LineSplitter()
@@ -34,7 +62,7 @@ def rows_target() -> Callable[[bytes], None]:
         for line in lines:
             try:
                 row = rows.parse(line)
-            except rows.RowError:
+            except RowError:
                 continue
             if isinstance(row, rows.Row):
                 assert row.parity in (0, 1)
@@ -86,6 +114,7 @@ def web_config_target() -> Callable[[bytes], None]:
 
 TARGETS = {
     "rows": rows_target,
+    "sun_rows": sun_rows_target,
     "stderr": stderr_target,
     "config": config_target,
     "web_config": web_config_target,

@@ -26,6 +26,7 @@ from dtrace_exporter import __version__, cli, program, server
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.dtrace import DTraceError
 from dtrace_exporter.trace import HEADER, csv
+from linux_rows import syns
 from pseudo_terminal import on_terminal
 
 FakeDTrace = Callable[..., list[str]]
@@ -117,7 +118,7 @@ def pid_in(saved: Path) -> int:
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
     """The service gets ready and shows what was counted; SIGTERM ends it and its dtrace(1)."""
-    rows = {"print": ["tick 0 1", "row 0 ffff 100160000 0 0 8 5 0 0"]}
+    rows = {"print": syns(22, 5)}
     command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         until(lambda: exporter.get("/-/ready"))
@@ -394,8 +395,8 @@ def test_program() -> None:
     """The program is printed complete: every number filled, every marker in its pair."""
     result = run("program", "linux")
     assert (result.returncode, result.stderr) == (0, "")
-    numbers = re.findall(r"^inline int (\w+) = (.*);$", result.stdout, re.MULTILINE)
-    assert {"FIRST_PORT", "LAST_PORT", "TICKS", "CLOCK", "LISTENDROPS"} <= dict(numbers).keys()
+    numbers = re.findall(r"^inline \w+ (\w+) = (\w+);", result.stdout, re.MULTILINE)
+    assert {"PORT", "TURN", "LISTENDROPS"} <= dict(numbers).keys()
     assert all(number.isdigit() for _, number in numbers)
     assert result.stdout.startswith("#!/usr/sbin/dtrace -s\n")
 
@@ -451,7 +452,7 @@ def test_program_for_a_reader_that_has_enough() -> None:
 
 def test_check_good(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """Where everything works check says so, what is left out too, and ends with 0."""
-    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
     result = run("check", "--config.file", path)
     lines = result.stdout.splitlines()
@@ -509,7 +510,7 @@ def test_check_without_dtrace(tmp_path: Path) -> None:
 
 def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """What does not work comes with what to do, what is left out with what it costs."""
-    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     result = run("check", "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)))
     costs = 'no dtrace_tcp_listen_drops_total{reason="q_full_ack"}'
     assert re.search(rf"^no      ack_drops +.*\n +-> {costs}$", result.stdout, re.MULTILINE)
@@ -537,7 +538,7 @@ def test_check_of_too_many_sessions(tmp_path: Path, fake_dtrace: FakeDTrace) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
 def test_check_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """On a terminal the same is in colour and wrapped in its column, with heads above."""
-    steps = [{"refuse": "fbt::tcp_v4_syn_recv_sock:return"}, READY, FOREVER]
+    steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
     with on_terminal([*EXPORTER, "check", "--config.file", str(path)], 90) as screen:
         assert screen.end() == 0
@@ -588,8 +589,7 @@ def test_trace(
         assert (process.returncode, errors) == (0, "")
         assert not is_alive(pid)
     start = json.loads(saved.read_text(encoding="utf-8"))
-    assert "inline int FIRST_PORT = 22;" in start["program"]
-    assert "inline int LAST_PORT = 22;" in start["program"]
+    assert "inline int PORT = 22;" in start["program"]
 
 
 def test_trace_for_a_reader_that_has_enough(

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dtrace_exporter import __version__
 from dtrace_exporter.collector import Collector, registry
-from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
-from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 
 LOCAL = SessionId("", "port-22")
@@ -56,15 +56,16 @@ def busy_port() -> State:
     """Port 22 with Qmax 4: six SYNs, one of them dropped, two accepts timed and one not."""
     state = one_port()
     ssh = state.table.listener(LOCAL, "", "*", 22)
-    ssh.count(Outcome.TAKEN * 16 + 0, 4, 2, 0)  # Q/Qmax 0, 0
-    ssh.count(Outcome.TAKEN * 16 + 3, 4, 1, 1)  # 0.25
-    ssh.count(Outcome.TAKEN * 16 + 10, 4, 1, 4)  # 1
-    ssh.count(Outcome.Q_FULL * 16 + 11, 4, 2, 10)  # 1.25, 1.25
-    ssh.count(What.ACK_Q_FULL, 4, 5, 0)
-    ssh.count(What.ESTABLISHED, 4, 3, 0)
-    ssh.count(What.ACCEPT + 0, 4, 1, 1_000)
-    ssh.count(What.ACCEPT + 2, 4, 1, 16_000)
-    ssh.count(What.ACCEPT_UNTIMED, 4, 1, 0)
+    ssh.count_syns(0, 4, 2, 0)  # Q/Qmax 0, 0
+    ssh.count_syns(3, 4, 1, 1)  # 0.25
+    ssh.count_syns(10, 4, 1, 4)  # 1
+    ssh.count_syns(11, 4, 2, 10)  # 1.25, 1.25
+    ssh.drop("q_full", 2)
+    ssh.drop("q_full_ack", 5)
+    ssh.established += 3
+    ssh.count_accepts(0, 1, 1_000)
+    ssh.count_accepts(2, 1, 16_000)
+    ssh.count_accepts(None, 1, 0)
     ssh.sockets[0xABC] = Queues(7, 3, None, 4)
     return state
 
@@ -131,7 +132,8 @@ def test_wait_buckets_are_exact_seconds() -> None:
 def test_types() -> None:
     """Every family of the contract is there under its name, with its type and a help line."""
     state = busy_port()
-    status = SessionStatus(last_record=1.5, features={"accept_wait": True})
+    features, unattributed = {"accept_wait": True}, {"drops": 3}
+    status = SessionStatus(last_record=1.5, features=features, unattributed=unattributed)
     state.sessions[LOCAL] = status
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.sockets[0xABC] = Queues(7, 3, 1024, 4)
@@ -149,6 +151,8 @@ def test_types() -> None:
         "dtrace_tcp_listen_accept_wait_seconds": "histogram",
         "dtrace_session_up": "gauge",
         "dtrace_session_restarts": "counter",
+        "dtrace_session_uncounted_seconds": "counter",
+        "dtrace_session_unattributed": "counter",
         "dtrace_session_lost": "counter",
         "dtrace_session_probe_errors": "counter",
         "dtrace_session_bad_rows": "counter",
@@ -203,7 +207,7 @@ def test_place_and_host_labels() -> None:
     state = busy_port()
     remote = SessionId("sol10", "all")
     state.table.watch(remote, None, Exports(place_label="zone"))
-    state.table.listener(remote, "web", "192.0.2.1", 80).count(What.ESTABLISHED, 8, 1, 0)
+    state.table.listener(remote, "web", "192.0.2.1", 80).established += 1
     state.sessions = {LOCAL: SessionStatus(), remote: SessionStatus(up=True, reason="")}
     labels = [s.labels for s in families(state)["dtrace_tcp_listen_established"].samples]
     assert labels == [
@@ -224,10 +228,10 @@ def test_zones() -> None:
     exports = Exports("zone", "global", reasons=("q_full", "q0_full", "q0_evicted"))
     state.table.watch(remote, {22: "ssh", 80: "web"}, exports)
     web = state.table.listener(remote, "web", "*", 80)
-    web.count(What.SYN + 10, 4, 9, 36)
-    web.count(What.SYN_Q_FULL, 4, 3, 0)
-    web.count(What.SYN_Q0_FULL, 4, 2, 0)
-    web.count(What.SYN_Q0_EVICTED, 4, 1, 0)
+    web.count_syns(10, 4, 9, 36)
+    web.drop("q_full", 3)
+    web.drop("q0_full", 2)
+    web.drop("q0_evicted", 1)
     web.sockets[1] = Queues(7, 3, 1028, 4)
     zoned = {"port": "80", "address": "*", "listener": "web", "zone": "web", "host": "omnios"}
     prefix = "dtrace_tcp_listen_"

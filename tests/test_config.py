@@ -144,7 +144,7 @@ def test_takes(file: Path, text: str, expected: Config) -> None:
 NAME = "expected a name of at most 128 printable characters"
 INTERVAL = "expected a duration from 100ms to 10s, such as 1s or 500ms"
 OPTION = "expected a number, a size such as 8m, a rate such as 10hz, a word, true or false"
-PROGRAM = "expected auto, linux, illumos, solaris10 or the path of a D program"
+PROGRAM = "expected auto, illumos, linux, solaris10 or the path of a D program"
 LONG = "x" * 129
 
 

@@ -23,7 +23,18 @@ from lab.waiting import until
 
 import grafana_schema
 import host_tools
-from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.sun_rows import What
+from linux_rows import (
+    ACCEPTED,
+    ACK_Q_FULL,
+    ESTABLISHED,
+    OTHER,
+    Q0_FULL,
+    Q_FULL,
+    TAKEN,
+    counted,
+    told,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "config/grafana"
@@ -163,6 +174,7 @@ def test_links() -> None:
 # Real data: the service, with two fake dtrace(1) whose counts grow.
 
 PORT = 443
+CONTAINER = 4026532999
 STEPS = 400
 HALF_OPEN, WAITING, QMAX, Q0MAX = 90, 120, 120, 1024
 _TAIL = (WAITING | HALF_OPEN << 17) | 1 << 34
@@ -173,8 +185,31 @@ def _row(place: str, port: int, q0max: int, what: int, count: int, total: int = 
     return f"row 0 {port:x}{place} {who:x} 0 0 {limits:x} {count} {total} {_TAIL}"
 
 
-def _rows(step: int, place: str, q0max: int, drops: list[int]) -> list[str]:
+def _linux_rows(step: int) -> list[str]:
+    """Return what two listeners of a container have counted at a step, and who they are."""
+    kinds = [
+        *((TAKEN, bucket, 3 * step, bucket * 12 * 3 * step) for bucket in range(11)),
+        (Q_FULL, 11, 2 * step, 0),
+        *((what, 0, 2 * step, 0) for what in (Q0_FULL, OTHER, ACK_Q_FULL)),
+        (ESTABLISHED, 0, 30 * step, 0),
+        *((ACCEPTED, bucket, step, step * 4 ** (bucket + 5) // 1000) for bucket in range(14)),
+    ]
+    return [
+        "0 " + row
+        for port in (22, PORT)
+        for row in (
+            told(port, place=CONTAINER, time=step, q0=HALF_OPEN, q=WAITING, qmax=QMAX),
+            *(
+                counted(port, n, what, place=CONTAINER, qmax=QMAX, part=part, value=value)
+                for what, part, n, value in kinds
+            ),
+        )
+    ]
+
+
+def _solaris_rows(step: int) -> list[str]:
     """Return what one listener has counted at a step: SYNs at every fullness, waits of any time."""
+    drops = [What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED]
     kinds = [
         *((What.SYN + bucket, 3 * step, bucket * 12 * 3 * step) for bucket in range(11)),
         *((what, 2 * step, 0) for what in drops),
@@ -182,18 +217,18 @@ def _rows(step: int, place: str, q0max: int, drops: list[int]) -> list[str]:
         *((What.ACCEPT + bucket, step, step * 4 ** (bucket + 5)) for bucket in range(14)),
     ]
     return [
-        _row(place, port, q0max, what, count, total)
+        _row("3", port, Q0MAX, what, count, total)
         for port in (22, PORT)
         for what, count, total in kinds
     ]
 
 
-def _script(place: str, q0max: int, drops: list[int], *before: dict[str, Any]) -> list[Any]:
+def _script(rows: Callable[[int], list[str]], *before: dict[str, Any]) -> list[Any]:
     """Return the steps of a fake dtrace(1) that loses something at each step, too."""
     steps: list[Any] = [*before]
     for step in range(1, STEPS + 1):
         steps += [
-            {"rows": _rows(step, place, q0max, drops)},
+            {"rows": rows(step)},
             {"stderr": f"dtrace: {step} aggregation drops on CPU 0"},
             {"tick": 4},
         ]
@@ -217,10 +252,8 @@ def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]
 @pytest.fixture(scope="module")
 def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter]:
     """Run the service on a Linux with a container, and on a Solaris host that it watches."""
-    at_syn = [16 * Outcome.Q_FULL + 11, 16 * Outcome.Q0_FULL, 16 * Outcome.OTHER]
-    linux = _script("4026532999", 0, [*at_syn, What.ACK_Q_FULL], {"ready": "4026531840"})
-    at_solaris = [What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED]
-    solaris = _script("3", Q0MAX, at_solaris, {"ready": "0"}, {"print": "place 3 db"})
+    linux = _script(_linux_rows, {"ready": "4026531840"})
+    solaris = _script(_solaris_rows, {"ready": "0"}, {"print": "place 3 db"})
     listeners = [{"port": PORT, "name": "web"}, {"port": 22, "name": "ssh"}]
     common = {"interval": "250ms"}
     config = {

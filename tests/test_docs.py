@@ -77,6 +77,10 @@ def test_command_lines(name: str) -> None:
         assert done.returncode == 0, line
 
 
+MPTCP = 95
+"""The line of the program for Linux that a kernel without MPTCP is at a loss about."""
+
+
 class TestCommands:
     def test_all_blocks_are_known(self) -> None:
         """Each block is of a kind that is looked at here."""
@@ -89,7 +93,12 @@ class TestCommands:
             (
                 0,
                 [
-                    {"refuse": "fbt::tcp_v4_syn_recv_sock:return"},
+                    {
+                        "lacks": [
+                            "mptcp_sock",
+                            f"line {MPTCP}: failed to resolve type struct mptcp_sock",
+                        ]
+                    },
                     {"ready": "1"},
                     {"tick": True},
                 ],
@@ -101,7 +110,7 @@ class TestCommands:
     def test_check(
         self, number: int, steps: list[dict[str, Any]], status: int, tmp_path: Path
     ) -> None:
-        """The output of check is what it prints where a probe is missing and who is not root."""
+        """The output of check is what it prints where a type is missing and who is not root."""
         file, played = tmp_path / "config.yml", tmp_path / "steps.json"
         played.write_text(json.dumps(steps), encoding="utf-8")
         command = ["env", f"FAKE_DTRACE={played}", sys.executable, "-I", "-S", str(FAKE_DTRACE)]

@@ -17,8 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from dtrace_exporter import exposition
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.exposition import Exposition, Texts
-from dtrace_exporter.listeners import Exports, Listener, Queues, SessionId
-from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.listeners import Exports, Listener, SessionId
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -38,9 +38,7 @@ texts = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_f
 numbers = st.integers(0, 2**70)
 sizes = st.none() | st.integers(0, 2**32)
 sessions = st.sampled_from([LOCAL, FAR])
-events = st.sampled_from(
-    [*(outcome * 16 + 11 for outcome in Outcome), *(what for what in What if what != What.CALM)]
-)
+reasons = st.sampled_from(["q_full", "q0_full", "other"])
 
 
 def uncached(state: State, accept: str) -> bytes:
@@ -65,9 +63,22 @@ class Scrapes(RuleBasedStateMachine):
     def listener(self, session: SessionId, address: str) -> Listener:
         return self.state.table.listener(session, "", address, 22)
 
-    @rule(session=sessions, address=texts, what=events, count=numbers, total=numbers)
-    def count(self, session: SessionId, address: str, what: int, count: int, total: int) -> None:
-        self.listener(session, address).count(what, 4, count, total)
+    @rule(
+        session=sessions,
+        address=texts,
+        bucket=st.integers(0, 11),
+        reason=reasons,
+        count=numbers,
+        total=numbers,
+    )
+    def count(
+        self, session: SessionId, address: str, bucket: int, reason: str, count: int, total: int
+    ) -> None:
+        listener = self.listener(session, address)
+        listener.count_syns(bucket, 4, count, total)
+        listener.drop(reason, count)
+        listener.established += count
+        listener.count_accepts(bucket, count, total)
 
     @rule(session=sessions, address=texts, q0=sizes, q=sizes, q0_limit=sizes, q_limit=sizes)
     def observe(self, session: SessionId, address: str, **lengths: int | None) -> None:
@@ -86,9 +97,7 @@ class Scrapes(RuleBasedStateMachine):
         exports=st.builds(
             Exports,
             place_label=st.sampled_from(["zone", "netns"]),
-            reasons=st.lists(st.sampled_from(["q_full", "q0_full", "other"]), unique=True).map(
-                tuple
-            ),
+            reasons=st.lists(reasons, unique=True).map(tuple),
         ),
     )
     def start(self, session: SessionId, exports: Exports) -> None:
@@ -124,7 +133,7 @@ def busy() -> State:
     state = State(source=Source("dtrace", "linux", "2.0.7"))
     state.table.watch(LOCAL, {22: "ssh"}, Exports(reasons=("q_full",)))
     ssh = state.table.listener(LOCAL, "", "*", 22)
-    ssh.count(What.ESTABLISHED, 4, 3, 0)
+    ssh.established += 3
     ssh.sockets[1] = Queues(7, 3, None, 4)
     state.sessions[LOCAL] = SessionStatus(last_record=1.5)
     return state
@@ -174,7 +183,7 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         answers = Exposition(state)
         first = asyncio.create_task(answers.answer("", compress=True))
         assert await asyncio.to_thread(began.wait, 30)
-        state.table.listener(LOCAL, "", "*", 22).count(What.ESTABLISHED, 4, 1, 0)
+        state.table.listener(LOCAL, "", "*", 22).established += 1
         others = [asyncio.create_task(answers.answer("", compress=True)) for _ in range(199)]
         await asyncio.sleep(0)
         go_on.set()

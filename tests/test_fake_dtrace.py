@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from dtrace_exporter import rows, tally
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import PROTOCOL, Ready, Row, Tick, parse
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.program import load
+from dtrace_exporter.sun_rows import PROTOCOL, Ready, Tick, parse
+from dtrace_exporter.sun_tally import Tally
+from linux_rows import ESTABLISHED, counted, told
 
 Fake = Callable[..., list[str]]
 SESSION = SessionId("", "all")
@@ -291,14 +294,83 @@ def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
     ]
     table = ListenerTable()
     table.watch(SESSION, None)
-    tally = Tally(table, SESSION)
+    sun = Tally(table, SESSION)
     for text in run(fake_dtrace(*steps), "-s", script).stdout.splitlines():
-        record = parse(text)
-        if isinstance(record, Row):
-            tally.row(record)
-        elif isinstance(record, Tick):
-            tally.tick(record)
-        else:
-            assert isinstance(record, Ready)
-            tally.ready(record)
+        sun.feed(text)
     assert [listener.established for listener in table] == [6 + 3 + 5]
+
+
+# Linux
+
+
+@pytest.fixture
+def linux(tmp_path: Path) -> Path:
+    """Return the program for Linux, with a quick heartbeat."""
+    path = tmp_path / "linux.d"
+    path.write_text(load("linux").text.replace("tick-1s", "tick-5ms"), encoding="utf-8")
+    return path
+
+
+def lines_of_linux(output: str) -> list[str]:
+    """Return the lines of an output, without when they were printed and when a set began."""
+    return [
+        text.rpartition(" ")[0] if text.startswith(("tick", "set")) else text
+        for text in output.split("\n")
+    ][:-1]
+
+
+def test_both_sets_of_linux(fake_dtrace: Fake, linux: Path) -> None:
+    """With the program for Linux each heartbeat is a tick and two sets, and so is the end."""
+    even, odd = counted(22, 5, ESTABLISHED), counted(22, 3, ESTABLISHED)
+    beat = ["tick", "set", even, "set", odd]
+    steps = [{"rows": [f"1 {odd}", f"0 {even}"]}, READY, {"tick": 2}, END]
+    assert lines_of_linux(run(fake_dtrace(*steps), "-s", linux).stdout) == [
+        *("ready 5 4026531840", *beat, *beat)
+    ]
+    with running(fake_dtrace(*steps[:2]), linux) as process:
+        line(process)
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert lines_of_linux(output) == ["", *beat, ""]
+
+
+def test_linux_calls(fake_dtrace: Fake, tmp_path: Path) -> None:
+    """The second program for Linux has steps of its own, ticks without sets, and is not saved."""
+    saved, calls = tmp_path / "saved", tmp_path / "linux_calls.d"
+    calls.write_text(load("linux_calls").text.replace("tick-1s", "tick-5ms"), encoding="utf-8")
+    steps = [{"save": str(saved)}, {"print": "limit 1 1 1"}, END]
+    own = [{"ready": "1"}, {"tick": 1}, {"print": "closed 1 1"}, END]
+    result = run(fake_dtrace(*steps, {"calls": own}), "-s", calls)
+    assert lines_of_linux(result.stdout) == ["ready 5 1", "tick", "closed 1 1"]
+    assert not saved.exists()
+    with running(fake_dtrace(*steps), calls) as process:
+        assert line(process) == "ready 5 4026531840"
+        assert line(process).startswith("tick ")
+
+
+def test_once(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
+    """Steps for once are gone through by the first process, the others by all after it."""
+    steps = [{"once": {"mark": str(tmp_path / "mark"), "steps": [{"exit": 3}]}}, READY, END]
+    command = fake_dtrace(*steps)
+    assert [run(command, "-s", script).returncode for _ in range(3)] == [3, 0, 0]
+
+
+def test_tally_takes_rows_of_linux(fake_dtrace: Fake, linux: Path) -> None:
+    """Over a change of sets a tally takes every line of them and counts each event once."""
+    told_row = f"0 {told(22)}"
+
+    def held(even: int, odd: int) -> dict[str, list[str]]:
+        rows = [f"0 {counted(22, even, ESTABLISHED)}", f"1 {counted(22, odd, ESTABLISHED)}"]
+        return {"rows": [told_row, *(row for row, n in zip(rows, (even, odd), strict=True) if n)]}
+
+    steps = [
+        *(READY, held(5, 0), {"tick": 2}, held(6, 3), {"tick": 2}),
+        *({"generation": 2}, held(2, 4), {"tick": 2}, END),
+    ]
+    table = ListenerTable()
+    table.watch(SESSION, None)
+    reader = tally.Tally(table, SESSION)
+    for text in run(fake_dtrace(*steps), "-s", linux).stdout.splitlines():
+        record = reader.feed(text)
+        assert record is None or isinstance(record, rows.Ready | rows.Tick)
+    assert [listener.established for listener in table] == [6 + 4 + 2]

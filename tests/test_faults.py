@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import resource
-import shlex
 import signal
 import sys
 import time
@@ -30,6 +29,7 @@ from dtrace_exporter.collector import Collector, registry
 from dtrace_exporter.config import load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
+from linux_rows import syns
 from test_cli import is_alive, pid_in, serving, write
 from test_cli import until as wait_until
 
@@ -38,10 +38,11 @@ FakeDTrace = Callable[..., list[str]]
 READY = {"ready": "1"}
 FOREVER = {"tick": True}
 SYNS = {
-    22: {"print": ["tick 0 1", "row 0 ffff16 100160000 0 0 8 5 0 0"]},
-    80: {"print": ["tick 0 1", "row 0 ffff50 100500000 0 0 8 7 0 0"]},
+    22: {"print": syns(22, 5)},
+    80: {"print": syns(80, 7)},
 }
 SSH, FAR = SessionId("", "port-22"), SessionId("far", "port-80")
+CALLS = {SessionId(host, "calls") for host in ("", "far")}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
 
@@ -51,6 +52,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything that a session waits for come soon."""
     monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(session, "_STOP_SECONDS", 1.0)
+    monkeypatch.setattr(session, "_DRAIN_SECONDS", 1.0)
     real = program.window
     monkeypatch.setattr(program, "window", lambda interval: replace(real(interval), patience=3.0))
 
@@ -197,19 +199,8 @@ def counts(one: Service) -> dict[int, int]:
     return {each.identity.port: each.syns for each in one.state.table}
 
 
-def once(tmp_path: Path, bad: list[str], good: list[str]) -> list[str]:
-    """Return a command that runs as one the first time and as another one ever after."""
-    mark = tmp_path / "was-bad"
-    # -V, which comes before, is no run.
-    script = (
-        f'if [ "$1" = -V ] || [ -e {mark} ]; then exec {shlex.join(good)} "$@"; fi; '
-        f': > {mark}; exec {shlex.join(bad)} "$@"'
-    )
-    return ["sh", "-c", script, "sh"]
-
-
 # A heartbeat, from a shell.
-NOW = "read up _ </proc/uptime; echo tick 0 ${up%.*}${up#*.}0000000"
+NOW = "read up _ </proc/uptime; echo tick ${up%.*}${up#*.}0000000"
 ABORT = "dtrace: processing aborted: Abort due to systemic unresponsiveness"
 FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "exits": ([{"exit": 1}], "dtrace(1) ended: exit status 1"),
@@ -221,7 +212,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "prints nothing any more": ([{"sleep": 600}], "no heartbeat for 3 s"),
     "closes stdout only": ([{"become": "exec sleep 600 >&-"}], "dtrace(1) ended: its output did"),
     "prints half a row and dies": (
-        [{"become": "printf 'row 0 ffff16 100160000'; kill -9 $$"}],
+        [{"become": "printf 'count ffff1600 10 8'; kill -9 $$"}],
         "dtrace(1) ended: killed by SIGKILL",
     ),
     "aborts, as the system does not respond": (
@@ -242,11 +233,12 @@ def test_dtrace_goes_wrong(
     """A session whose dtrace(1) does that is down, says why, and comes back; others go on."""
     steps, reason = FAULTS[fault]
     go = tmp_path / "go"
-    bad = fake_dtrace(READY, SYNS[22], {"tick": 3}, {"wait": str(go)}, *steps)
-    good = fake_dtrace(READY, SYNS[22], FOREVER)
+    bad = [READY, SYNS[22], {"tick": 3}, {"wait": str(go)}, *steps]
+    once = {"once": {"mark": str(tmp_path / "was-bad"), "steps": bad}}
+    command = fake_dtrace(once, READY, SYNS[22], FOREVER)
 
     async def test() -> None:
-        async with running(configure(once(tmp_path, bad, good))) as one:
+        async with running(configure(command)) as one:
             normal = Normal(one)
             status = one.state.sessions[SSH]
             first = status.pid
@@ -321,7 +313,7 @@ def test_valid_rows_without_end(
 ) -> None:
     """Rows as fast as a process can print them hold up neither scrapes nor other sessions."""
     go = tmp_path / "go"
-    steps = [READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, {"forever": "tick 0 {now}"}]
+    steps = [READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, {"forever": "tick {now}"}]
 
     async def test() -> None:
         async with running(configure(fake_dtrace(*steps))) as one:
@@ -436,7 +428,7 @@ def test_fifty_reloads(configure: Configure) -> None:
                 await one.reload()
                 normal.scrape()
             await normal.again()
-            assert set(one.sessions) == {SSH, FAR}
+            assert set(one.sessions) == {SSH, FAR} | CALLS
             assert {name: one.state.sessions[name].pid for name in (SSH, FAR)} == before
             assert all(status.restarts == 0 for status in one.state.sessions.values())
             assert counts(one) == {22: 5, 80: 7}
@@ -515,9 +507,8 @@ def test_sigterm_while_a_session_restarts(
 ) -> None:
     """SIGTERM between two attempts, and in the middle of the second one, is a normal end."""
     mark, saved = tmp_path / "mark", tmp_path / "second"
-    second = shlex.join(fake_dtrace({"save": str(saved)}, {"sleep": 60}))
-    script = f'if [ "$1" != -V ] && ! [ -e {mark} ]; then touch {mark}; exit 1; fi; '
-    command = ["sh", "-c", f'{script}exec {second} "$@"', "sh"]
+    once = {"once": {"mark": str(mark), "steps": [{"exit": 1}]}}
+    command = fake_dtrace(once, {"save": str(saved)}, {"sleep": 60})
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         wait_until(mark.exists)
         pid = pid_in(saved) if when == "in the second one" else 0
@@ -551,9 +542,9 @@ def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTra
 
 def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """In an hour without an event, 3600 ticks and 240 scrapes, nothing is logged at info."""
-    hour = [f"tick 0 {second}000000000" for second in range(1, 3600)]
-    last = "row 0 ffff16 100160000 0 0 8 9 0 0"
-    steps = [READY, {"print": [*hour, "tick 0 3600000000000", last]}, {"sleep": 60}]
+    hour = [f"tick {second}000000000" for second in range(1, 3600)]
+    last = syns(22, 9)[1:]
+    steps = [READY, {"print": [*hour, "tick 3600000000000", *last]}, {"sleep": 60}]
     config = write(tmp_path / "c.yml", fake_dtrace(*steps), interval="10s")
     with serving("--config.file", config) as exporter:
         wait_until(lambda: 'port="22"} 9.0' in exporter.get())
@@ -564,5 +555,6 @@ def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     messages = [line.split("msg=")[1].split(" session=")[0] for line in log.splitlines()]
     assert [message.split(" source=")[0] for message in messages] == [
         '"source chosen"',
+        '"session up"',
         '"session up"',
     ]

@@ -23,6 +23,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
+from linux_rows import ACCEPTED, ESTABLISHED, Q_FULL, TAKEN, counted, told
 from test_access import Pki, Service, basic, running
 from test_cli import SECONDS, FakeDTrace, until
 
@@ -38,9 +39,21 @@ GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
 
 ROWS = [
-    f"row 0 {number:x} {4026531840 << 32 | 22 << 16 | what:x} 0 ffff7f0000{number:02x} 8 5 3 0"
+    row
     for number in range(1, LISTENERS + 1)
-    for what in (0, 16, 128, 144, 150)
+    for row in (
+        "0 " + told(22, place=4026531840, socket=number, bound=f"127.0.0.{number}", qmax=8),
+        *(
+            "0 " + counted(22, 5, what, place=4026531840, socket=number, part=part, value=3)
+            for what, part in (
+                (TAKEN, 0),
+                (Q_FULL, 0),
+                (ESTABLISHED, 0),
+                (ACCEPTED, 0),
+                (ACCEPTED, 6),
+            )
+        ),
+    )
 ]
 
 

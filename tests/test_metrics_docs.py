@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dtrace_exporter import check, program, sock_diag
+from dtrace_exporter import families, program, sock_diag
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, Queues, SessionId
-from dtrace_exporter.rows import SYN_BUCKETS, WAIT_BUCKETS
+from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS, Exports, SessionId
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import LOST_KINDS, SessionStatus, State
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,12 +50,14 @@ def exported(place_label: str, host: str) -> list[Any]:
     """Return the families of a state that has everything."""
     state = State()
     session = SessionId(host, "all")
-    features = dict.fromkeys(check.FEATURES, True)
+    features = dict.fromkeys(families.parts(), True)
     reasons = ("q_full", "q0_full", "q0_evicted", "q_full_ack", "other")
     exports = Exports(place_label=place_label, reasons=reasons)
     state.table.watch(session, None, exports)
     state.table.listener(session, "place", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
-    state.sessions[session] = SessionStatus(up=True, last_record=1.0, features=features)
+    state.sessions[session] = SessionStatus(
+        up=True, last_record=1.0, features=features, unattributed={"drops": 1}
+    )
     state.last_reload_success = 1.0
     return [*Collector(state).collect()]
 
@@ -113,7 +115,8 @@ def test_features(name: str) -> None:
     """The optional parts of each program are in its column, in the words of the check command."""
     said = {part for part, cell in column("feature", name).items() if cell == "yes"}
     assert said == {*program.load(name).parts}
-    assert column("feature", "what it is for") == check.FEATURES
+    words = {name: part.what for name, part in families.parts().items()}
+    assert column("feature", "what it is for") == words
 
 
 def test_needs() -> None:

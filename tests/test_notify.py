@@ -176,7 +176,7 @@ def test_a_service_tells(
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
     with serving("--config.file", write(tmp_path / "c.yml", fake_dtrace())) as exporter:
         manager.hear_until("READY=1")
-        heard = manager.hear_until("STATUS=1 of 1 sessions up, source dtrace")
+        heard = manager.hear_until("STATUS=2 of 2 sessions up, source dtrace")
         assert "WATCHDOG=1" in heard
         exporter.process.send_signal(signal.SIGHUP)
         heard = manager.hear_until("RELOADING=1")

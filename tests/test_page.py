@@ -25,9 +25,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from browser import Served, chromium, console, served, use
 from dtrace_exporter import __version__, page
-from dtrace_exporter.listeners import Exports, Queues, SessionId
+from dtrace_exporter.listeners import Exports, SessionId
 from dtrace_exporter.page import Change, History
-from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from test_web import HOSTILE, get, one_port
 
@@ -118,12 +118,13 @@ def work(state: State) -> None:
         calls = 30 * (1 + queues.q) * (listener.identity.port % 7 + 1)
         full = queues.q > queues.q_limit
         dropped = calls // 10 if full else 0
-        listener.count(Outcome.TAKEN * 16 + 1, queues.q_limit, calls, calls * queues.q)
-        listener.count(Outcome.Q_FULL * 16 + 11, queues.q_limit, dropped, dropped * queues.q)
-        listener.count(What.ESTABLISHED, queues.q_limit, calls, 0)
+        listener.count_syns(1, queues.q_limit, calls, calls * queues.q)
+        listener.count_syns(11, queues.q_limit, dropped, dropped * queues.q)
+        listener.drop("q_full", dropped)
+        listener.established += calls
         bucket = 5 + (queues.q > 2) + 3 * (queues.q > 90) + full
         wait = 4 ** (bucket + 4) * 5 // 3
-        listener.count(What.ACCEPT + bucket, queues.q_limit, calls, calls * wait)
+        listener.count_accepts(bucket, calls, calls * wait)
 
 
 @pytest.fixture
@@ -153,10 +154,11 @@ class TestHistory:
     def work(state: State, record: float = 504.0) -> None:
         """Eight SYNs, one of them dropped, and two accepts, up to some row's time."""
         ssh = next(iter(state.table))
-        ssh.count(Outcome.TAKEN * 16, 4, 7, 0)
-        ssh.count(Outcome.Q_FULL * 16 + 10, 4, 1, 4)
-        ssh.count(What.ACCEPT + 6, 4, 1, 4**10)
-        ssh.count(What.ACCEPT + 5, 4, 1, 4**10 - 576)
+        ssh.count_syns(0, 4, 7, 0)
+        ssh.count_syns(10, 4, 1, 4)
+        ssh.drop("q_full", 1)
+        ssh.count_accepts(6, 1, 4**10)
+        ssh.count_accepts(5, 1, 4**10 - 576)
         state.sessions[SessionId("", "port-22")].last_record = record
 
     def test_rates(self) -> None:
@@ -199,7 +201,7 @@ class TestHistory:
         """A wait beyond the last bound has none."""
 
         def wait(state: State) -> None:
-            next(iter(state.table)).count(What.ACCEPT + 13, 4, 1, 20 * 10**9)
+            next(iter(state.table)).count_accepts(13, 1, 20 * 10**9)
             state.sessions[SessionId("", "port-22")].last_record = 504.0
 
         change = self.two_looks(wait)[1]

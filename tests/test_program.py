@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from itertools import combinations, pairwise
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import btf, config, program, rows
-from dtrace_exporter.check import FEATURES
+from dtrace_exporter import btf, config, program, rows, sun_rows
+from dtrace_exporter.families import families
+from dtrace_exporter.families import parts as all_parts
 from dtrace_exporter.program import (
     Program,
     ProgramError,
@@ -29,25 +31,27 @@ FILES = {
     file.stem: load(file.stem) for file in Path(program.__file__).with_name("programs").glob("*.d")
 }
 """Every program there is: those that count, and those that print a line for each event."""
-NAMES = sorted(name for name in FILES if not name.endswith("_trace"))
-TRACES = sorted(FILES.keys() - {*NAMES})
+NAMES = sorted(families())
+SUNS = sorted({*NAMES} - {"linux"})
+TRACES = sorted(name for name in FILES if name.endswith("_trace"))
 LINUX = FILES["linux"]
 OF_ZONES = Program("own.d", 'BEGIN\n{\n\tprintf("ready 1 0\\n");\t/* place zone */\n}\n')
 
 COUNTERS = {"LISTENOVERFLOWS": 20, "LISTENDROPS": 21, "TCPREQQFULLDROP": 76}
-TIMING = {"FIRST_PORT", "LAST_PORT", "TICKS", "CLOCK"}
+TIMING = {"FIRST_PORT", "LAST_PORT", "PORT", "TICKS", "CLOCK", "TURN"}
 NOT_ENABLED = "dtrace: could not enable tracing: Failed to enable {}: Operation not supported"
 NO_MATCH = "dtrace: invalid probe specifier {0}: probe description {0} does not match any probes"
 IN_SCRIPT = "dtrace: failed to compile script /dev/stdin: line {}: {}"
 
 PROBE = r"BEGIN|END|ERROR|tick-\w+|\w+:\w*:[\w.]*:[\w-]+"
-DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+(\[\w+\])?;).*$"
+DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+(\[\w+\])?[;,]).*$"
 EVERY_SUBSET = [
     pytest.param(name, subset, id="+".join([name, *subset]))
-    for name in NAMES
+    for name in SUNS
     for size in range(len(FILES[name].parts) + 1)
     for subset in combinations(FILES[name].parts, size)
 ]
+each_sun = pytest.mark.parametrize("name", SUNS)
 each_program = pytest.mark.parametrize("name", NAMES)
 each_trace = pytest.mark.parametrize("name", TRACES)
 each_file = pytest.mark.parametrize("name", sorted(FILES))
@@ -60,7 +64,7 @@ def rendered(name: str, without: Iterable[str] = ()) -> str:
 
 def inlines(text: str) -> dict[str, int]:
     """Return the numbers in a program's inline declarations."""
-    found = re.findall(r"^inline int (\w+) = ([-\w]+);$", text, flags=re.MULTILINE)
+    found = re.findall(r"^inline \w+ (\w+) = ([-\w]+);", text, flags=re.MULTILINE)
     return {name: int(value, 0) for name, value in found}
 
 
@@ -133,7 +137,8 @@ def owners(text: str, *, announced: bool) -> dict[str, set[str]]:
 def needs(name: str) -> dict[str, set[str]]:
     """Return on which parts a program's parts rest."""
     found = re.findall(r"/\* (\w+) needs (.+?) \*/", FILES[name].text)
-    return {part: set(words.split(", ")) for part, words in found}
+    facts = {part: {*one.needs} for part, one in families()[name].parts.items() if one.needs}
+    return facts | {part: set(words.split(", ")) for part, words in found}
 
 
 def gone_with(name: str, without: Iterable[str]) -> set[str]:
@@ -170,14 +175,15 @@ def printed(text: str) -> list[str]:
 def test_window_of_every_interval(milliseconds: int) -> None:
     """Times fit their 29 bits though ticks be skipped, no finer clock would do, patience is short.
 
-    A set is emptied half a generation after its last use; whoever is silent until then has lost
-    counts, so patience has to end well before, and yet has to bear some ticks that are late.
+    A set is emptied a turn before its next use; whoever is silent until then has lost counts, so
+    patience has to end before, and yet has to bear some ticks that are late.
     """
     chosen = window(milliseconds / 1000)
     generation = chosen.ticks * milliseconds * 1_000_000
     assert (generation * 4) >> chosen.clock <= 1 << 29
     assert (generation * 4) >> (chosen.clock - 1) > (1 << 29) - 1
-    assert 5 * chosen.interval <= chosen.patience <= generation / 1e9 / 2 * 0.6
+    assert 5 * chosen.interval <= chosen.patience < 0.9 * chosen.turn / 1e9
+    assert 2 * chosen.turn <= generation <= 2 * chosen.turn + milliseconds * 1_000_000
     assert generation / 1e9 >= 60 or chosen.ticks == 30
 
 
@@ -188,6 +194,7 @@ def test_the_programs_there_are() -> None:
     """Each program is one that the configuration knows, Linux's and illumos' among them."""
     assert {"linux", "illumos"} <= {*NAMES} <= {*config.PROGRAMS} - {"auto"}
     assert {name.removesuffix("_trace") for name in TRACES} <= {*NAMES}
+    assert FILES.keys() - {*NAMES, *TRACES} == {"linux_calls"}
     assert all(file.name == name for name, file in FILES.items())
 
 
@@ -199,8 +206,8 @@ def test_parts_of_linux() -> None:
         "established",
         "accepts",
         "accept_wait",
+        "mptcp",
         "half_open_end",
-        "open_close",
     )
 
 
@@ -268,8 +275,8 @@ def test_place_of_an_own_program(text: str, label: str) -> None:
 
 @each_file
 def test_drop_counters_needed(name: str) -> None:
-    """Only on Linux do programs tell drops by the kernel's own counters."""
-    assert FILES[name].needs_drop_counters == name.startswith("linux")
+    """Only on Linux do programs that know of drops tell them by the kernel's own counters."""
+    assert FILES[name].needs_drop_counters == (name in {"linux", "linux_trace"})
 
 
 # Filling in
@@ -281,10 +288,16 @@ def test_render_fills_ports_and_timing(name: str) -> None:
     text = render(FILES[name], window(0.25), (22, 80))
     assert inlines(text) == {
         **inlines(FILES[name].text),
-        "FIRST_PORT": 22,
-        "LAST_PORT": 80,
-        "TICKS": window(0.25).ticks,
-        "CLOCK": window(0.25).clock,
+        **(
+            {"PORT": 22, "TURN": window(0.25).turn}
+            if name == "linux"
+            else {
+                "FIRST_PORT": 22,
+                "LAST_PORT": 80,
+                "TICKS": window(0.25).ticks,
+                "CLOCK": window(0.25).clock,
+            }
+        ),
     }
     ticks = re.findall(r"^tick-\w+", text, flags=re.MULTILINE)
     assert set(ticks) == {"tick-250ms"}
@@ -314,7 +327,9 @@ def test_drop_counters_are_filled_in() -> None:
     """The kernel's drop counters are numbers of each program that says it needs them."""
     for file in FILES.values():
         numbers = inlines(render(file, window(1.0), numbers=COUNTERS))
-        assert (COUNTERS.items() <= numbers.items()) == file.needs_drop_counters
+        own = {name: COUNTERS[name] for name in COUNTERS if name in inlines(file.text)}
+        assert own.items() <= numbers.items()
+        assert ({"LISTENOVERFLOWS", "LISTENDROPS"} <= own.keys()) == file.needs_drop_counters
 
 
 def test_offsets() -> None:
@@ -330,9 +345,12 @@ def test_offsets() -> None:
 def test_by_hand_it_is_the_default(name: str) -> None:
     """As it lies there a program watches every port, with the timing of the default interval."""
     numbers = inlines(FILES[name].text)
-    assert (numbers["FIRST_PORT"], numbers["LAST_PORT"]) == (0, 65535)
     default = window(config.DTraceConfig().interval)
-    assert (numbers["TICKS"], numbers["CLOCK"]) == (default.ticks, default.clock)
+    if name == "linux":
+        assert (numbers["PORT"], numbers["TURN"]) == (0, default.turn)
+    else:
+        assert (numbers["FIRST_PORT"], numbers["LAST_PORT"]) == (0, 65535)
+        assert (numbers["TICKS"], numbers["CLOCK"]) == (default.ticks, default.clock)
 
 
 @each_file
@@ -345,7 +363,7 @@ def test_render_changes_nothing_else(name: str) -> None:
         if before != after
     ]
     assert changed
-    assert all(before.startswith(("inline int ", "tick-1s")) for before, _ in changed)
+    assert all(before.startswith(("inline int", "tick-1s")) for before, _ in changed)
 
 
 @each_file
@@ -362,7 +380,7 @@ def test_options_given_outside_are_not_inside(name: str) -> None:
 # What is printed
 
 
-@each_program
+@each_sun
 def test_rows_are_those_that_are_read(name: str) -> None:
     """Every line that a program prints is a row, and each set's rows come behind its heartbeat.
 
@@ -370,21 +388,35 @@ def test_rows_are_those_that_are_read(name: str) -> None:
     """
     first, *lines = printed(FILES[name].text)
     assert first == ""
-    records = [rows.parse(line) for line in lines]
-    kinds = {rows.Ready, rows.Tick, rows.Row, rows.Calm}
-    places = {rows.Place} if FILES[name].place_label == "zone" else set()
-    assert {type(record) for record in records} == kinds | places
-    assert {one.version for one in records if isinstance(one, rows.Ready)} == {rows.PROTOCOL}
-    assert {one.parity for one in records if isinstance(one, rows.Row)} == {0, 1}
-    sets = [record for record in records if not isinstance(record, rows.Calm)]
+    records = [sun_rows.parse(line) for line in lines]
+    kinds = {rows.Ready, sun_rows.Tick, sun_rows.Row, sun_rows.Calm, sun_rows.Place}
+    assert {type(record) for record in records} == kinds
+    assert {one.version for one in records if isinstance(one, rows.Ready)} == {sun_rows.PROTOCOL}
+    assert {one.parity for one in records if isinstance(one, sun_rows.Row)} == {0, 1}
+    sets = [record for record in records if not isinstance(record, sun_rows.Calm)]
     for before, record in pairwise(sets):
-        assert isinstance(before, rows.Tick) == isinstance(record, rows.Row)
+        assert isinstance(before, sun_rows.Tick) == isinstance(record, sun_rows.Row)
+
+
+@pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 0)])
+def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
+    """Every line that a program for Linux prints is a row, and counts come behind their set."""
+    text = printed(re.sub(r'" ?\n?\s*"', "", FILES[name].text))
+    first, ready, *lines = text
+    assert (first, ready.split()[:2]) == ("", ["ready", str(rows.PROTOCOL)])
+    began = itertools.count(1)
+    lines = [f"set {next(began)}" if line.startswith("set ") else line for line in lines]
+    reader = rows.Reader()
+    for line in (ready, *lines):
+        words = line.replace("name", "::1").replace("count 1 1 ", "count 1 10 ")
+        assert (reader.read(words) is None) == line.startswith("set ")
+    assert sum(line.startswith("set ") for line in lines) == sets
+    assert any(line.startswith("tick ") for line in lines)
 
 
 @pytest.mark.parametrize(
     ("name", "syn"),
     [
-        ("linux", "fbt::tcp_conn_request:return"),
         ("illumos", "fbt:ip:tcp_input_listener:entry"),
         ("solaris10", "fbt:ip:tcp_conn_request:entry"),
     ],
@@ -415,7 +447,7 @@ def test_traces_have_the_columns(name: str) -> None:
 # Leaving out
 
 
-@each_program
+@each_sun
 def test_markers_are_of_parts_that_there_are(name: str) -> None:
     """A part that a line is marked with, or that another one rests on, has text of its own."""
     text, parts = FILES[name].text, {*FILES[name].parts}
@@ -428,9 +460,9 @@ def test_markers_are_of_parts_that_there_are(name: str) -> None:
 
 def test_parts_have_words_for_people() -> None:
     """What each part of any program is for is known to the check command, and nothing else."""
-    parts = {part for name in NAMES for part in FILES[name].parts}
-    assert parts == FEATURES.keys()
-    assert all(FEATURES.values())
+    found = {part for name in NAMES for part in FILES[name].parts}
+    assert found == all_parts().keys()
+    assert all(part.what and part.without for part in all_parts().values())
 
 
 @pytest.mark.parametrize(("name", "without"), EVERY_SUBSET)
@@ -473,13 +505,15 @@ def test_with_dependents(name: str) -> None:
 
 def test_with_dependents_of_several() -> None:
     """A part may rest on several others, and a program's words need not be known here."""
-    own = Program("own.d", "/* a needs b, c */ x /* d needs c */\n/* nonsense needs */\n")
+    parts = "".join(f"/* begin {part} */\n/* end {part} */\n" for part in "ad")
+    needs = "/* a needs b, c */ x /* d needs c */\n/* nonsense needs */\n"
+    own = Program("own.d", needs + parts)
     assert own.with_dependents({"b"}) == {"a", "b"}
     assert own.with_dependents(["c", "e"]) == {"a", "c", "d", "e"}
     assert own.with_dependents({"a"}) == {"a"}
 
 
-@each_program
+@each_sun
 def test_every_probe_of_a_part_is_announced_where_all_events_meet(name: str) -> None:
     """Each clause for all events lists every probe that is one, with the marker of its part."""
     text = FILES[name].text
@@ -525,7 +559,7 @@ def what_is_probed(probe: str) -> str:
     return function if name in {"entry", "return"} else name
 
 
-@each_program
+@each_sun
 def test_blame_by_probe(name: str) -> None:
     """A probe that cannot be had is traced to an optional part that has it, unless the core does.
 
@@ -537,26 +571,45 @@ def test_blame_by_probe(name: str) -> None:
         full = re.sub(r"^(\w+)::(?=\w)", r"\1:vmlinux:", probe)
         for message in (NO_MATCH.format(probe), NOT_ENABLED.format(full), NO_MATCH.format(full)):
             for said in (message, f"dtrace(1) ended: exit status 1: {message} / dtrace: more"):
-                part = blame(said, text)
+                part = blame(said, text, families()[name])
                 assert part in parts if parts else part is None, probe
                 blamed.add(part)
     with_probes = {part for parts in culprits(name).values() for part in parts}
     assert {None, "established", "accepts", "open_close"} <= blamed <= with_probes | {None}
 
 
-@each_program
+@each_sun
 def test_blame_by_line(name: str) -> None:
     """An error that names a line of a part, or one marked as its own, is laid on that part."""
     text = rendered(name)
     for number, (line, owner) in enumerate(lines(text), 1):
         if owner:
-            assert blame(IN_SCRIPT.format(number, "x is not a member of struct y"), text) == owner
-            assert blame(IN_SCRIPT.format(number, f'syntax error near "{line}"'), text) == owner
+            assert (
+                blame(
+                    IN_SCRIPT.format(number, "x is not a member of struct y"),
+                    text,
+                    families()[name],
+                )
+                == owner
+            )
+            assert (
+                blame(
+                    IN_SCRIPT.format(number, f'syntax error near "{line}"'), text, families()[name]
+                )
+                == owner
+            )
         else:
-            assert blame(IN_SCRIPT.format(number, "x is not a member of struct y"), text) is None
+            assert (
+                blame(
+                    IN_SCRIPT.format(number, "x is not a member of struct y"),
+                    text,
+                    families()[name],
+                )
+                is None
+            )
 
 
-@each_program
+@each_sun
 def test_blame_by_line_and_probe(name: str) -> None:
     """Where the line is the core's, the probe that is named tells; a line of a part goes first."""
     text = rendered(name)
@@ -564,9 +617,9 @@ def test_blame_by_line_and_probe(name: str) -> None:
     own, part = next((n, owner) for n, (_, owner) in enumerate(lines(text), 1) if owner)
     for probe, parts in culprits(name).items():
         error = f"probe description {probe} does not match any probes"
-        found = blame(IN_SCRIPT.format(core, error), text)
+        found = blame(IN_SCRIPT.format(core, error), text, families()[name])
         assert found in parts if parts else found is None
-        assert blame(IN_SCRIPT.format(own, error), text) == part
+        assert blame(IN_SCRIPT.format(own, error), text, families()[name]) == part
 
 
 @pytest.mark.parametrize(
@@ -593,7 +646,7 @@ def test_blame_by_line_and_probe(name: str) -> None:
 @each_program
 def test_blame_nobody(name: str, message: str) -> None:
     """An error in the core, or one of no place at all, is not laid on an optional part."""
-    assert blame(message, rendered(name)) is None
+    assert blame(message, rendered(name), families()[name]) is None
 
 
 @each_program
@@ -605,7 +658,7 @@ def test_blame_nobody_for_a_line_of_another_file(name: str) -> None:
             f'dtrace: failed to compile script /dev/stdin: "/usr/lib64/dtrace/6.10/io.d",'
             f" line {line}: b_end_io is not a member of struct buffer_head"
         )
-        assert blame(message, text) is None
+        assert blame(message, text, families()[name]) is None
 
 
 fragments = st.sampled_from(
@@ -631,10 +684,10 @@ fragments = st.sampled_from(
 )
 def test_blame_takes_any_text(name: str, message: str) -> None:
     """Any text whatever is taken; it blames a part that exists, or nobody."""
-    assert blame(message, rendered(name)) in {None, *FILES[name].parts}
+    assert blame(message, rendered(name), families()[name]) in {None, *FILES[name].parts}
 
 
-@each_program
+@each_sun
 def test_blaming_comes_to_an_end(name: str) -> None:
     """Leaving out the part with a probe removes the probe: the same error cannot come again."""
     for message in (NOT_ENABLED, NO_MATCH):
@@ -642,13 +695,114 @@ def test_blaming_comes_to_an_end(name: str) -> None:
         for probe, parts in culprits(name).items():
             for _ in parts:
                 text = rendered(name, without)
-                part = blame(message.format(probe), text)
+                part = blame(message.format(probe), text, families()[name])
                 if part is None:
                     break
                 assert part not in without
                 without |= FILES[name].with_dependents({part})
             assert (probe in owners(rendered(name, without), announced=True)) == (not parts)
         assert without <= {*FILES[name].parts}
+
+
+# Linux: the facts say which probes are a part's
+
+
+LINUX_SUBSETS = [
+    pytest.param(subset, id="+".join(["linux", *subset]))
+    for size in range(len(LINUX.parts) + 1)
+    for subset in combinations(LINUX.parts, size)
+]
+
+
+def linux_probes(text: str) -> list[str]:
+    """Return each probe of a program's probe lists, as often as it is in one."""
+    comment_free = without_comments(text).partition("BEGIN")[2]
+    return re.findall(r"\bfbt::[\w*]+:(?:entry|return)\b", comment_free)
+
+
+def part_of(probe: str) -> str:
+    """Return the part that a probe of the program for Linux is of, or an empty string."""
+    function, end = probe.removeprefix("fbt::").split(":")
+    wanted = {function, f"{function}:{end}"}
+    found = [name for name, part in families()["linux"].parts.items() if wanted & {*part.probes}]
+    return found[0] if found else ""
+
+
+def alone(text: str) -> list[str]:
+    """Return of each line the part that has it for itself, by markers or by all of its probes."""
+    found: list[str] = []
+    marked = [owner for _, owner in lines(text)]
+    head: list[str] = []
+    inside, owner = False, ""
+    for number, line in enumerate(text.splitlines()):
+        if not inside and line.startswith("fbt::"):
+            inside = True
+            rest = "\n".join(text.splitlines()[number:])
+            head = re.findall(r"fbt::[\w*]+:\w+", re.split(r"\n/ |\{", rest)[0])
+            parts = {part_of(probe) for probe in head}
+            owner = parts.pop() if len(parts) == 1 else ""
+        found.append(marked[number] or (owner if inside else ""))
+        if line.endswith("}") and (line == "}" or "{" in line):
+            inside, owner = False, ""
+    return found
+
+
+@pytest.mark.parametrize("without", LINUX_SUBSETS)
+def test_every_subset_of_parts_of_linux(without: tuple[str, ...]) -> None:
+    """Whatever is left out, the rest is well formed and has no probe and no word of what is gone.
+
+    All that other parts, or the core, have is still there.
+    """
+    text = rendered("linux", without)
+    gone = gone_with("linux", without)
+    assert not {owner for _, owner in lines(text)} & gone
+    assert text.count("/*") == text.count("*/")
+    assert text.count("{") == text.count("}")
+    expected = [probe for probe in linux_probes(LINUX.text) if part_of(probe) not in gone]
+    assert linux_probes(text) == expected
+    assert not re.search(r",\s*[/{]", without_comments(text).partition("BEGIN")[2])
+    joined = re.sub(r",\n(?=fbt::)", ", ", text)
+    for clause in re.split(r"(?m)^(?=fbt::)", joined)[1:]:
+        assert re.match(r"fbt::[^{}]*?\n(/ [^{}]* /\n)?\{", clause), clause
+
+
+def test_blame_by_probe_on_linux() -> None:
+    """A probe that cannot be had is laid on the part that has it, or nobody where the core does."""
+    text = rendered("linux")
+    for probe in {*linux_probes(text)}:
+        full = probe.replace("fbt::", "fbt:vmlinux:")
+        for message in (NO_MATCH.format(probe), NOT_ENABLED.format(full), NO_MATCH.format(full)):
+            for said in (message, f"dtrace(1) ended: exit status 1: {message} / dtrace: more"):
+                assert (blame(said, text, families()["linux"]) or "") == part_of(probe), probe
+
+
+@pytest.mark.parametrize("version", ["4", "6"])
+def test_blame_by_one_probe_of_a_pattern(version: str) -> None:
+    """Where a pattern's probe is named as the kernel has it, it is of the pattern's part."""
+    text, linux = rendered("linux"), families()["linux"]
+    function = f"fbt:vmlinux:tcp_v{version}_syn_recv_sock"
+    assert blame(NOT_ENABLED.format(f"{function}:return"), text, linux) == "ack_drops"
+    assert blame(NOT_ENABLED.format(f"{function}:entry"), text, linux) is None
+
+
+def test_blame_by_line_on_linux() -> None:
+    """An error in a line is laid on the part that has the line for itself, or on nobody."""
+    text = rendered("linux")
+    owners_ = alone(text)
+    assert {"ack_drops", "accepts", "accept_wait", "half_open_end", ""} <= {*owners_}
+    for number, owner in enumerate(owners_, 1):
+        message = IN_SCRIPT.format(number, "x is not a member of struct y")
+        assert (blame(message, text, families()["linux"]) or "") == owner, number
+
+
+def test_blaming_comes_to_an_end_on_linux() -> None:
+    """Leaving out the part with a probe removes the probe: the same error cannot come again."""
+    for probe in {*linux_probes(LINUX.text)}:
+        text = rendered("linux")
+        part = blame(NO_MATCH.format(probe), text, families()["linux"])
+        if part is not None:
+            left = rendered("linux", LINUX.with_dependents({part}))
+            assert probe not in linux_probes(left)
 
 
 # What is exported

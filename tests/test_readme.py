@@ -11,9 +11,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from dtrace_exporter import check
+from dtrace_exporter import families
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, Queues, SessionId
+from dtrace_exporter.listeners import Exports, SessionId
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from host_tools import require
 from markdown_page import blocks, languages
@@ -31,7 +32,10 @@ def exported() -> dict[str, set[str]]:
     listener = state.table.listener(session, "", "127.0.0.1", 7200)
     listener.sockets[1] = Queues(0, 2, 7, 3)
     state.sessions[session] = SessionStatus(
-        up=True, last_record=1.0, features=dict.fromkeys(check.FEATURES, True)
+        up=True,
+        last_record=1.0,
+        features=dict.fromkeys(families.parts(), True),
+        unattributed={"drops": 1},
     )
     state.last_reload_success = 1.0
     return {

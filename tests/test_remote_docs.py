@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import check, config, program, session
+from dtrace_exporter import config, families, program, session
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "remote-hosts.md"
@@ -93,8 +93,8 @@ def test_check_output() -> None:
     """The output of check shows parts of the program in its words."""
     (output,) = blocks("console")
     shown = dict(re.findall(r"^(?:ok|no)      (\w+) +(.+)$", output, re.MULTILINE))
-    assert {*shown} <= {*check.FEATURES}
-    assert shown["established"] == check.FEATURES["established"]
+    assert {*shown} <= {*families.parts()}
+    assert shown["established"] == families.parts()["established"].what
     source = Path(session.__file__).read_text(encoding="utf-8")
     assert f'"{shown["syn_drops"]}"' in source
 

@@ -20,21 +20,18 @@ from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import ProgramError
 from dtrace_exporter.program import load as load_program
 from dtrace_exporter.service import Service
+from linux_rows import syns as rows_of_syns
 
 FakeDTrace = Callable[..., list[str]]
 Configure = Callable[..., Path]
 
 READY = {"ready": "1"}
 FOREVER = {"tick": True}
-ROWS = {
-    "print": [
-        "tick 0 1",
-        *(f"row 0 ffff{port:x} {1 << 32 | port << 16:x} 0 0 8 5 0 0" for port in (22, 80, 443)),
-    ]
-}
+ROWS = {"print": [row for port in (22, 80, 443) for row in rows_of_syns(port, 5)]}
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
 ALL = SessionId("", "all")
+CALLS = SessionId("", "calls")
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +108,7 @@ def test_a_session_for_each_port(configure: Configure) -> None:
 
     async def test() -> None:
         async with running(configure({22: "ssh", 80: "web"})) as one:
-            assert set(one.state.sessions) == {SSH, WEB}
+            assert set(one.state.sessions) == {SSH, WEB, CALLS}
             await until(lambda: syns(one) == {22: 5, 80: 5})
             assert (one.state.source.name, one.state.source.dtrace_version) == ("dtrace", "2.0.7")
             assert one.state.source.program == "linux"
@@ -130,8 +127,21 @@ def test_no_listeners_is_every_listener(configure: Configure) -> None:
 
     async def test() -> None:
         async with running(configure()) as one:
-            assert set(one.state.sessions) == {ALL}
+            assert set(one.state.sessions) == {ALL, CALLS}
             await until(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
+
+    asyncio.run(test())
+
+
+def test_a_second_session_watches_no_port(configure: Configure) -> None:
+    """What only processes do is in a session of its own, which runs another program and no port."""
+
+    async def test() -> None:
+        async with running(configure({22: "ssh"})) as one:
+            assert one.sessions[CALLS].plan.program == load_program("linux_calls")
+            assert one.state.table.ports(CALLS) == {}
+            assert one.state.sessions[CALLS].up
+            await until(lambda: syns(one) == {22: 5})
 
     asyncio.run(test())
 
@@ -145,7 +155,7 @@ def test_reload_adds_and_removes(configure: Configure) -> None:
             before = pids(one)
             configure({22: "ssh", 443: "tls"})
             await one.reload()
-            assert set(one.state.sessions) == {SSH, SessionId("", "port-443")}
+            assert set(one.state.sessions) == {SSH, SessionId("", "port-443"), CALLS}
             assert pids(one)[SSH] == before[SSH]
             assert 80 not in syns(one)
             await until(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
@@ -232,12 +242,12 @@ def test_per_port_to_shared_and_back(configure: Configure) -> None:
             await until(lambda: syns(one) == {22: 5, 80: 5})
             configure(ports, session="shared")
             await one.reload()
-            assert set(one.state.sessions) == {ALL}
+            assert set(one.state.sessions) == {ALL, CALLS}
             assert syns(one) in ({22: 5, 80: 5}, {22: 10, 80: 10})
             await until(lambda: syns(one) == {22: 10, 80: 10})
             configure(ports)
             await one.reload()
-            assert set(one.state.sessions) == {SSH, WEB}
+            assert set(one.state.sessions) == {SSH, WEB, CALLS}
             assert all(count >= 10 for count in syns(one).values())
             await until(lambda: syns(one) == {22: 15, 80: 15})
             assert one.state.table.name(listener(one, 80)) == "web"
@@ -293,8 +303,8 @@ def test_two_reloads_at_once(configure: Configure) -> None:
             first = asyncio.create_task(one.reload())
             configure({22: "ssh", 80: "web"}, interval="200ms")
             await asyncio.gather(first, one.reload(), one.reload())
-            assert set(one.state.sessions) == {SSH, WEB}
-            assert set(one.sessions) == {SSH, WEB}
+            assert set(one.state.sessions) == {SSH, WEB, CALLS}
+            assert set(one.sessions) == {SSH, WEB, CALLS}
             await until(lambda: one.state.ready)
 
     asyncio.run(test())
@@ -339,7 +349,7 @@ def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> Non
         command = fake_dtrace(READY, ROWS, FOREVER)
         async with running(configure({22: ""}, "auto", command=command)) as one:
             assert one.state.source.name == "dtrace"
-            assert set(one.state.sessions) == {SSH}
+            assert set(one.state.sessions) == {SSH, CALLS}
 
     asyncio.run(test())
 

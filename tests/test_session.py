@@ -20,10 +20,13 @@ import pytest
 from dtrace_exporter import program, session
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.lines import MAX_LINE
-from dtrace_exporter.listeners import Identity, Listener, Queues, SessionId
+from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import Window, load, window
 from dtrace_exporter.session import Plan, Session
+from dtrace_exporter.sock_diag import Sample
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import State
+from linux_rows import ESTABLISHED, counted, syns, told
 
 FakeDTrace = Callable[..., list[str]]
 
@@ -36,19 +39,12 @@ COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
 
 
-def row(
-    events: int,
-    *,
-    set_: int = 0,
-    place: int = 1,
-    what: int = 0,
-    port: int = 22,
-    q: int = 1,
-    q0max: int = 0,
+def zone_row(
+    events: int, *, place: int, what: int = 0, port: int = 22, q: int = 1, q0max: int = 0
 ) -> str:
-    """Return a row about the wildcard listener of a port, with Qmax 8."""
+    """Return a row of Solaris' about the wildcard listener of a port, with Qmax 8."""
     return (
-        f"row {set_} {place:x}fff{port:x} {place << 32 | port << 16 | what:x} 0 0"
+        f"row 0 {place:x}fff{port:x} {place << 32 | port << 16 | what:x} 0 0"
         f" {q0max << 32 | 8:x} {events} {events * q} {q}"
     )
 
@@ -63,6 +59,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything that a session waits for come soon."""
     monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(session, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(session, "_DRAIN_SECONDS", 0.5)
     monkeypatch.setattr(program, "window", patient(1.0))
 
 
@@ -135,14 +132,18 @@ def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     saved = tmp_path / "start.json"
 
     async def test() -> None:
-        steps = [{"save": str(saved)}, READY, {"print": ["tick 0 1", row(3), row(4, what=128)]}]
+        steps = [
+            {"save": str(saved)},
+            READY,
+            {"print": [*syns(22, 3), counted(22, 4, ESTABLISHED)]},
+        ]
         async with running(fake_dtrace(*steps, FOREVER), options={"aggsize": "4m"}) as one:
             await until(lambda: listener(one).established)
             assert one.settled.is_set()
             assert (one.status.up, one.status.reason) == (True, "")
             assert one.status.last_record is not None
             assert all(one.status.features.values())
-            assert {"syn_drops", *load("linux").parts} == set(one.status.features)
+            assert {"syn_drops", "exact", *load("linux").parts} == set(one.status.features)
             assert (listener(one).syns, listener(one).established) == (3, 4)
             assert listener(one).queues
             start = json.loads(saved.read_text(encoding="utf-8"))
@@ -159,7 +160,9 @@ def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
     """SIGTERM lets the program print what it counted since its last tick, and that is not lost."""
 
     async def test() -> None:
-        async with running(fake_dtrace({"rows": [row(7)]}, READY)) as one:
+        async with running(
+            fake_dtrace({"rows": [f"0 {row}" for row in syns(22, 7)[2:]]}, READY)
+        ) as one:
             await until(lambda: one.status.up)
             assert listener(one).syns == 0
         assert listener(one).syns == 7
@@ -171,9 +174,9 @@ def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
 def test_zones(fake_dtrace: FakeDTrace) -> None:
     """A program of zones has its listeners in zones by name, and Q0's limit with the queues."""
     lines = [
-        *("place 3 web", "tick 0 1", row(3, place=0, q=2, q0max=1032), row(4, place=3)),
-        *(row(9, place=5), row(1, place=3, what=133), row(2, place=3, what=135)),
-        *("tick 0 2", row(9, place=5), "place 5 db", "tick 0 3", row(10, place=5)),
+        *("place 3 web", "tick 0 1", zone_row(3, place=0, q=2, q0max=1032), zone_row(4, place=3)),
+        *(zone_row(9, place=5), zone_row(1, place=3, what=133), zone_row(2, place=3, what=135)),
+        *("tick 0 2", zone_row(9, place=5), "place 5 db", "tick 0 3", zone_row(10, place=5)),
     ]
 
     async def test() -> None:
@@ -209,6 +212,85 @@ def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFix
     asyncio.run(test())
 
 
+def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
+    """One that has no heartbeat any more is told to end first, and what it then prints counts."""
+
+    async def test() -> None:
+        steps = [{"rows": [f"0 {told(22)}", f"0 {counted(22, 7)}"]}, READY]
+        async with running(fake_dtrace(*steps)) as one:
+            await until(lambda: one.status.restarts)
+            assert listener(one).syns >= 7
+
+    asyncio.run(test())
+
+
+def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
+    """From the last row of one process to the first one of the next nobody counts: that is told."""
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, FOREVER)) as one:
+            await until(lambda: one.status.up)
+            assert one.status.uncounted == 0
+            assert one.status.pid is not None
+            os.kill(one.status.pid, signal.SIGKILL)
+            await until(lambda: one.status.restarts and one.status.up)
+            assert one.status.uncounted > 0
+
+    asyncio.run(test())
+
+
+def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the rows are of this place, the kernel's own word on its listeners is taken."""
+    monkeypatch.setattr(session, "_own_netns", lambda: "1")
+    sample = Sample("*", 22, 3, 8, None, 77)
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, FOREVER)) as one:
+            await until(lambda: one.status.up)
+            one.compare([sample], 5, {"drops": 0, "established": 0})
+            assert listener(one).queues == Queues(None, 3, None, 8)
+            # A session of one port cannot be held against the kernel's totals.
+            assert one.status.unattributed == {}
+
+    asyncio.run(test())
+
+
+def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel has counted and a session of all listeners has not is told, by kind."""
+    monkeypatch.setattr(session, "_own_netns", lambda: "1")
+    id_ = SessionId("", session.ALL)
+
+    async def test() -> None:
+        state = State()
+        state.table.watch(id_, None)
+        config = DTraceConfig(command=tuple(fake_dtrace(READY, FOREVER)), interval=0.1)
+        plan = Plan(config, load("linux"), (0, 65535), COUNTERS)
+        one = Session(id_, plan, state, asyncio.Semaphore(1))
+        try:
+            await until(lambda: one.status.up)
+            for drops in (50, 52):
+                for _ in range(6):
+                    one.compare([], 5, {"drops": drops, "established": 9})
+            assert one.status.unattributed == {"drops": 2, "established": 0}
+        finally:
+            await one.stop()
+
+    asyncio.run(test())
+
+
+def test_compare_another_place(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the exporter is elsewhere, its kernel speaks of other listeners."""
+    monkeypatch.setattr(session, "_own_netns", lambda: "2")
+
+    async def test() -> None:
+        async with running(fake_dtrace(READY, FOREVER)) as one:
+            await until(lambda: one.status.up)
+            one.compare([Sample("*", 22, 3, 8, None, 77)], 5, {"drops": 0, "established": 0})
+            assert listener(one).queues is None
+
+    asyncio.run(test())
+
+
 def test_rows_come_ever_later(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -219,9 +301,15 @@ def test_rows_come_ever_later(
     file = tmp_path / "go"
 
     async def test() -> None:
-        ticks = [f"tick 0 {9 * 10**17}", f"tick 0 {9 * 10**17 - 5 * 10**8}"]
-        late = f"tick 0 {9 * 10**17 - 2 * 10**9}"
-        steps = [READY, {"print": [*ticks, row(3)]}, {"wait": str(file)}, {"print": late}, FOREVER]
+        ticks = [f"tick {9 * 10**17}", f"tick {9 * 10**17 - 5 * 10**8}"]
+        late = f"tick {9 * 10**17 - 2 * 10**9}"
+        steps = [
+            READY,
+            {"print": [*ticks, *syns(22, 3)[1:]]},
+            {"wait": str(file)},
+            {"print": late},
+            FOREVER,
+        ]
         async with running(fake_dtrace(*steps)) as one:
             await until(lambda: listener(one).syns)
             assert one.status.up
@@ -257,7 +345,7 @@ def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) ->
     """A process that prints without an end, but never a heartbeat, is ended all the same."""
 
     async def test() -> None:
-        async with running(["sh", "-c", "echo ready 3 1; exec yes"]) as one:
+        async with running(["sh", "-c", "echo ready 5 1; exec yes"]) as one:
             await until(lambda: one.status.restarts)
             assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
@@ -269,7 +357,7 @@ def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
 
     async def test() -> None:
         state = State()
-        command = fake_dtrace(READY, {"print": ["tick 0 1", row(5)]}, FOREVER)
+        command = fake_dtrace(READY, {"print": syns(22, 5)}, FOREVER)
         async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
             ssh = state.table.listener(SSH, "", "*", 22)
             await until(lambda: ssh.syns == 5 and two.status.up)
@@ -308,8 +396,8 @@ def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize(
     ("probe", "gone"),
     [
-        ("fbt::tcp_v4_syn_recv_sock:return", {"ack_drops"}),
-        ("fbt::inet_csk_accept:return", {"accepts", "accept_wait"}),
+        ("fbt::tcp_v*_syn_recv_sock:return", {"ack_drops"}),
+        ("fbt::security_sock_graft:entry", {"accepts", "accept_wait", "mptcp"}),
     ],
 )
 def test_what_the_kernel_lacks(
@@ -410,7 +498,8 @@ def test_the_kernel_is_asked(
         async with running(fake_dtrace(*steps), id_, state, name=None) as one:
             assert listener(one).identity == Identity(host, "", "*", 22)
             await until(lambda: one.status.up)
-            assert [*one.status.features] == [*load(name).parts]
+            exact = ["exact"] if name == "linux" else []
+            assert [*one.status.features] == [*load(name).parts, *exact]
             exports = state.table.exports(listener(one))
             assert (exports.place_label, exports.home) == (place_label, home)
             assert listener(one).identity == Identity(host, home, "*", 22)
@@ -582,14 +671,14 @@ def test_rows_of_another_version(fake_dtrace: FakeDTrace, caplog: pytest.LogCapt
             assert not one.status.up
 
     asyncio.run(test())
-    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not 3"
+    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not of 5, 3"
 
 
 def test_output_closed_but_alive() -> None:
     """A process that has closed its output has nothing more to say, and is ended."""
 
     async def test() -> None:
-        script = "trap '' TERM; echo ready 3 1; exec >&-; exec sleep 60"
+        script = "trap '' TERM; echo ready 5 1; exec >&-; exec sleep 60"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
             pid = one.status.pid
@@ -610,7 +699,7 @@ def test_stderr_flood(
     flood = ["dtrace: nonsense " + "x" * 2000] * 2000
 
     async def test() -> None:
-        steps = [READY, {"stderr": flood}, {"print": ["tick 0 1", row(1)]}, FOREVER]
+        steps = [READY, {"stderr": flood}, {"print": syns(22, 1)}, FOREVER]
         async with running(fake_dtrace(*steps)) as one:
             await until(lambda: listener(one).syns == 1)
             assert one.status.up
@@ -631,7 +720,7 @@ def test_endless_line_and_binary(fake_dtrace: FakeDTrace, caplog: pytest.LogCapt
             {"stderr": ["\x1b[2J\udcff".encode("utf-8", "replace").decode(), "y" * 5 * MAX_LINE]},
             READY,
             *({"raw": data} for data in (binary, endless)),
-            {"print": ["", "tick 0 1", row(2)]},
+            {"print": ["", *syns(22, 2)]},
             FOREVER,
         ]
         async with running(fake_dtrace(*steps)) as one:
@@ -648,7 +737,7 @@ def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
     """Binary on the standard error output is logged as printable text, an endless line too."""
 
     async def test() -> None:
-        script = "head -c 300000 /dev/urandom >&2; echo ready 3 1; exec sleep 60"
+        script = "head -c 300000 /dev/urandom >&2; echo ready 5 1; exec sleep 60"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
 
@@ -658,17 +747,18 @@ def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """Each bad row is counted and the first one logged; the rows around them count."""
-    bad = ["row", "row 0 zz 1 22 0 0 8 0 0 1 0 0", "tick x 1", row(1, what=250), "\t\N{SNOWMAN}"]
+    early = counted(22, 9)
+    bad = ["row", "count zz 10 8 2 3", "tick x", counted(22, 1, 99), "\t\N{SNOWMAN}"]
 
     async def test() -> None:
-        steps = [READY, {"print": [row(9), "tick 0 1", row(2), *bad, row(3)]}, FOREVER]
+        steps = [READY, {"print": [early, *syns(22, 2), *bad, syns(22, 3)[-1]]}, FOREVER]
         async with running(fake_dtrace(*steps)) as one:
             await until(lambda: listener(one).syns == 3)
             assert one.status.bad_rows == len(bad) + 1
 
     asyncio.run(test())
     (event,) = logged(caplog, "bad row")
-    assert event["row"] == row(9)
+    assert event["row"] == early
 
 
 def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
@@ -717,7 +807,7 @@ def test_sigterm_ignored_in_a_flood() -> None:
     """So is one that goes on printing as fast as it can."""
 
     async def test() -> None:
-        script = "trap '' TERM; echo ready 3 1; exec yes"
+        script = "trap '' TERM; echo ready 5 1; exec yes"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
 
@@ -729,7 +819,7 @@ def test_a_process_behind_the_command(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
 
     async def test() -> None:
-        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 3 1; wait; wait; wait"
+        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 5 1; wait; wait; wait"
         async with running(["sh", "-c", script]) as one:
             await until(lambda: one.status.up)
         pid = int(pids.read_text(encoding="utf-8"))

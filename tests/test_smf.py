@@ -439,7 +439,7 @@ def configure(host: Host, command: list[str], *ports: int, at: int) -> Path:
 
 def write(path: Path, command: list[str], *ports: int) -> None:
     """Write a configuration."""
-    dtrace = {"command": command, "program": "linux", "interval": "100ms"}
+    dtrace = {"command": command, "program": "illumos", "interval": "100ms"}
     listeners = [{"port": each} for each in ports]
     config = {"source": "dtrace", "dtrace": dtrace, "listeners": listeners}
     path.write_text(json.dumps(config), encoding="utf-8")

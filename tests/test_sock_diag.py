@@ -19,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import rows, sock_diag
-from dtrace_exporter.listeners import ListenerTable, Queues, SessionId
+from dtrace_exporter import rows, sock_diag, sun_rows
+from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.sock_diag import EXPORTS, Sample, SockDiagSource, listeners
+from dtrace_exporter.sockets import Queues
+from linux_rows import told
 
 SESSION = SessionId("", "all")
 
@@ -170,10 +172,12 @@ def test_addresses(net: Net, bound: str, shown: str) -> None:
 )
 def test_addresses_as_in_rows(number: int) -> None:
     """An address reads the same here as in the rows of a D program."""
-    row = f"row 0 0 160000 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0"
-    parsed = rows.parse(row)
-    assert isinstance(parsed, rows.Row)
-    assert sock_diag._address(str(IPv6Address(number))) == parsed.address
+    address = str(IPv6Address(number))
+    solaris = sun_rows.parse(f"row 0 0 160000 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0")
+    linux = rows.Reader().read(told(22, bound=address))
+    assert isinstance(solaris, sun_rows.Row)
+    assert isinstance(linux, rows.Listening)
+    assert sock_diag._address(address) == solaris.address == linux.address
 
 
 @linux

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dtrace_exporter import server as web_server
 from dtrace_exporter import web
-from dtrace_exporter.listeners import Exports, Queues, SessionId
-from dtrace_exporter.rows import Outcome, What
+from dtrace_exporter.listeners import Exports, SessionId
 from dtrace_exporter.server import Server
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 
 HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
@@ -42,10 +42,11 @@ def one_port(name: str = "ssh") -> State:
     session = SessionId("", "port-22")
     state.table.watch(session, {22: name}, Exports(reasons=("q_full", "q0_full")))
     ssh = state.table.listener(session, "", "*", 22)
-    ssh.count(Outcome.TAKEN * 16, 4, 2, 0)
-    ssh.count(Outcome.Q_FULL * 16 + 10, 4, 1, 4)
-    ssh.count(What.ESTABLISHED, 4, 17, 0)
-    ssh.count(What.ACCEPT + 9, 4, 2, 3_000_000)
+    ssh.count_syns(0, 4, 2, 0)
+    ssh.count_syns(10, 4, 1, 4)
+    ssh.drop("q_full", 1)
+    ssh.established += 17
+    ssh.count_accepts(9, 2, 3_000_000)
     ssh.sockets[1] = Queues(7, 3, None, 4)
     state.sessions[session] = SessionStatus(up=True, reason="", pid=4242, restarts=5)
     return state

@@ -1,0 +1,63 @@
+"""Rows as linux.d prints them, for tests that need some."""
+
+from __future__ import annotations
+
+TAKEN, Q_FULL, Q0_FULL, OTHER = 10, 11, 12, 13
+ACK_Q_FULL, ACK_OTHER, ESTABLISHED, ACCEPTED = 21, 23, 30, 40
+
+_KERNEL = 0xFFFF << 48
+
+
+def number(port: int, place: int = 1, socket: int = 0, generation: int = 0) -> int:
+    """Return the number of one of a port's sockets, from its address and how often it listened."""
+    return ((place & 0xFFFFFF) << 24 | port << 8 | socket) << 16 | generation
+
+
+def address(port: int, place: int = 1, socket: int = 0) -> int:
+    """Return the address in the kernel of one of a port's sockets."""
+    return _KERNEL | number(port, place, socket) >> 16
+
+
+def told(
+    port: int,
+    *,
+    place: int = 1,
+    socket: int = 0,
+    generation: int = 0,
+    time: int = 1,
+    state: int = 10,
+    cookie: int = 1,
+    bound: str = "0.0.0.0",
+    q0: int = 0,
+    q: int = 1,
+    qmax: int = 8,
+) -> str:
+    """Return the row that says who a listener is."""
+    who = f"{number(port, place, socket, generation):x} {time} {state}"
+    return f"listener {who} {place} {cookie} {bound} {port} {q0} {q} {qmax}"
+
+
+def counted(
+    port: int,
+    events: int,
+    what: int = TAKEN,
+    *,
+    place: int = 1,
+    socket: int = 0,
+    generation: int = 0,
+    qmax: int = 0,
+    part: int = 0,
+    value: int = 0,
+) -> str:
+    """Return a row of counts; ``value`` is the sum of the values."""
+    who = f"{number(port, place, socket, generation):x}"
+    return f"count {who} {what} {qmax} {part} {10_000_000 * value + events}"
+
+
+def syns(port: int, events: int, *, place: int = 1, q: int = 1, qmax: int = 8) -> list[str]:
+    """Return lines that tell of SYNs at a listener that nobody has heard of before."""
+    part = min((10 * q + qmax - 1) // qmax, 11)
+    return [
+        *("tick 1", "set 1", told(port, place=place, q=q, qmax=qmax)),
+        counted(port, events, place=place, qmax=qmax, part=part, value=events * q),
+    ]

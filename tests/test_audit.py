@@ -1,0 +1,145 @@
+"""What the kernel has counted and the listeners' counters have not is told, once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter import audit
+from dtrace_exporter.audit import KINDS, Audit, Audits, totals
+
+SNMP = """Ip: Forwarding DefaultTTL
+Ip: 1 64
+Tcp: RtoAlgorithm MaxConn PassiveOpens CurrEstab
+Tcp: 1 -1 70 3
+"""
+NETSTAT = """TcpExt: SyncookiesSent ListenOverflows ListenDrops
+TcpExt: 0 4 9
+IpExt: InNoRoutes
+IpExt: 0
+"""
+
+
+def looks(one: Audit, *pairs: tuple[int, int]) -> list[int | None]:
+    """Return what looks at a kernel's total and at that of the counters tell."""
+    return [one.look(kernel, ours) for kernel, ours in pairs]
+
+
+def calm(one: Audit, kernel: int, ours: int) -> int | None:
+    """Look until nothing has changed for some time, and return what that tells in all."""
+    told = looks(one, *[(kernel, ours)] * 6)
+    found = [more for more in told if more is not None]
+    return sum(found) if found else None
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return the files with the kernel's totals, made up."""
+    made = tmp_path / "snmp", tmp_path / "netstat"
+    for file, text in zip(made, (SNMP, NETSTAT), strict=True):
+        file.write_text(text, encoding="ascii")
+    monkeypatch.setattr(audit, "_FILES", made)
+    return made
+
+
+@pytest.mark.usefixtures("files")
+def test_totals() -> None:
+    """Each kind is the kernel's counter of that name, wherever in its line it is."""
+    assert totals() == {"drops": 9, "established": 70}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
+def test_totals_of_this_kernel() -> None:
+    """A real kernel has all of them."""
+    found = totals()
+    assert found.keys() == KINDS.keys()
+    assert all(value >= 0 for value in found.values())
+
+
+def test_totals_that_there_are_not(files: tuple[Path, Path]) -> None:
+    """Where there are no totals that is an OSError."""
+    files[0].unlink()
+    with pytest.raises(OSError):  # noqa: PT011
+        totals()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Tcp: A B\n", "Tcp: A B\nTcp: 1\n", "Tcp: A\nTcp: x\n", "Tcp: A\nTcp: 1\n"]
+)
+def test_totals_that_are_none(files: tuple[Path, Path], text: str) -> None:
+    """Where they are written as no kernel that is known here does, that is an OSError too."""
+    files[0].write_text(text, encoding="ascii")
+    with pytest.raises(OSError):  # noqa: PT011
+        totals()
+
+
+def test_what_lies_before_is_not_missing() -> None:
+    """What the kernel had counted before the session is no loss, and nothing is told too soon."""
+    one = Audit()
+    assert looks(one, (100, 0), (100, 0)) == [None, None]
+    assert calm(one, 100, 0) == 0
+    assert calm(one, 105, 5) == 0
+
+
+def test_what_is_missing_is_told_once() -> None:
+    """What the counters lack is told when nothing has changed for some time, and not again."""
+    one = Audit()
+    assert calm(one, 100, 0) == 0
+    assert looks(one, (103, 1)) == [0]
+    assert calm(one, 103, 1) == 2
+    assert calm(one, 103, 1) == 0
+    assert calm(one, 110, 5) == 3
+
+
+def test_what_comes_late_is_not_missing() -> None:
+    """The counters may be behind while there is traffic: nobody is told of that."""
+    one = Audit()
+    assert calm(one, 100, 0) == 0
+    assert looks(one, *((100 + n, n - 3) for n in range(4, 60))) == [0] * 56
+    assert calm(one, 160, 60) == 0
+
+
+def test_never_calm() -> None:
+    """Where something changes at each look, nothing can be told."""
+    assert looks(Audit(), *((n, n) for n in range(50))) == [None] * 50
+
+
+def test_counters_that_are_ahead() -> None:
+    """Where the counters have more, as of other places, nothing is missing and nothing taken."""
+    one = Audit()
+    assert calm(one, 100, 0) == 0
+    assert calm(one, 100, 4) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30))
+def test_in_the_end_it_is_the_difference(steps: list[tuple[int, int]]) -> None:
+    """However it comes about, in the end all that is missing has been told, and never more."""
+    one = Audit()
+    assert calm(one, 1000, 7) == 0
+    kernel, ours, told, most = 1000, 7, 0, 0
+    for counted, lost in steps:
+        kernel, ours = kernel + counted + lost, ours + counted
+        most = most + lost
+        more = one.look(kernel, ours)
+        assert more is not None
+        told += more
+        assert 0 <= told <= most
+    told += calm(one, kernel, ours) or 0
+    assert told == most
+
+
+def test_each_kind_by_itself() -> None:
+    """Kinds are looked at apart: one that is never calm does not keep another from being told."""
+    both = Audits()
+    for n in range(6):
+        found = both.look({"drops": 5, "established": n}, {"drops": 0, "established": n})
+    assert found == {"drops": 0}
+    for n in range(6):
+        found = both.look({"drops": 7, "established": n}, {"drops": 0, "established": n})
+        if n == 3:
+            assert found == {"drops": 2}
+    assert found == {"drops": 0}

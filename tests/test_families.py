@@ -1,0 +1,129 @@
+"""A family is the files that have its name: all of them belong together, and nothing else knows."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dtrace_exporter import config, families
+from dtrace_exporter.families import Part, parts
+from dtrace_exporter.program import clauses, load
+
+PROGRAMS = Path(families.__file__).with_name("programs")
+FAMILIES = families.families()
+LONGEST = 250
+# Which have yet to be made anew, as Linux's was.
+LONG = {"illumos.d", "solaris10.d"}
+ROOT = Path(__file__).parent.parent
+
+each_family = pytest.mark.parametrize("name", sorted(FAMILIES))
+
+
+def test_every_file_is_of_a_family() -> None:
+    """Each program is a family's that has facts, and there is no other file."""
+    for file in PROGRAMS.iterdir():
+        family = file.stem.removesuffix("_trace").removesuffix("_calls")
+        assert file.suffix in {".d", ".toml"}, file
+        assert family in FAMILIES, file
+    assert {file.stem for file in PROGRAMS.glob("*.toml")} == FAMILIES.keys()
+
+
+@each_family
+def test_every_family_has_its_programs(name: str) -> None:
+    """Each family has a program that counts and one that prints, Linux alone has a third one."""
+    assert FAMILIES[name].name == name
+    for file in (f"{name}.d", f"{name}_trace.d"):
+        assert (PROGRAMS / file).is_file()
+    assert FAMILIES[name].calls == ("linux_calls" if name == "linux" else "")
+
+
+@pytest.mark.parametrize("file", sorted(PROGRAMS.glob("*.d")), ids=lambda path: path.name)
+def test_no_program_is_long(file: Path) -> None:
+    """A program can be read in one go."""
+    count = len(file.read_text(encoding="utf-8").splitlines())
+    assert count <= LONGEST or file.name in LONG
+
+
+def test_the_configuration_knows_every_family() -> None:
+    """The programs that can be configured are the families', and to let the kernel choose."""
+    assert {*config.PROGRAMS} == FAMILIES.keys() | {"auto"}
+
+
+@pytest.mark.parametrize("page", ["docs/configuration.md", "man/dtrace-exporter.8"])
+def test_the_manual_knows_every_family(page: str) -> None:
+    """Each family can be found in the manual, under its name."""
+    file = ROOT / page
+    if not file.exists():
+        pytest.skip(f"there is no {page}")
+    text = file.read_text(encoding="utf-8")
+    assert all(re.search(rf"\b{name}\b", text) for name in FAMILIES)
+
+
+@each_family
+def test_entrances(name: str) -> None:
+    """The probe that tells a host is a whole one, of a function that the program has, too."""
+    provider, module, function, end = FAMILIES[name].entrance.split(":")
+    assert (provider, end) == ("fbt", "entry")
+    assert module
+    assert f":{function}:" in load(name).text
+    assert [one.entrance for one in FAMILIES.values()].count(FAMILIES[name].entrance) == 1
+
+
+@each_family
+def test_places(name: str) -> None:
+    """Linux has network namespaces, of which the host's own has no name; the others have zones."""
+    found = FAMILIES[name].place, FAMILIES[name].home
+    assert found == (("netns", "") if name == "linux" else ("zone", "global"))
+
+
+@each_family
+def test_parts(name: str) -> None:
+    """Each part has words for people, rests on parts that there are, and is in the program."""
+    own = FAMILIES[name].parts
+    for part in own.values():
+        assert part.what
+        assert part.without
+        assert {*part.needs} <= own.keys()
+    assert {*load(name).parts} == own.keys()
+
+
+@each_family
+def test_probes_of_parts(name: str) -> None:
+    """Each probe that is said to be a part's is in the program, and is of no other part."""
+    probed = {probe for probes, _ in clauses(load(name).text) for probe in probes}
+    named = [probe for part in FAMILIES[name].parts.values() for probe in part.probes]
+    assert len(named) == len({*named})
+    functions = {probe.partition(":")[0] for probe in probed}
+    assert {probe for probe in named if ":" in probe} <= probed
+    assert {probe for probe in named if ":" not in probe} <= functions
+
+
+@each_family
+def test_drop_counters(name: str) -> None:
+    """What the kernel's types are asked for are counters of drops, and only Linux has such."""
+    counters = FAMILIES[name].drop_counters
+    assert bool(counters) == (name == "linux")
+    for inline, enumerator in counters.items():
+        assert enumerator == f"LINUX_MIB_{inline}"
+
+
+def test_parts_of_all() -> None:
+    """A part that several families have means the same in each of them."""
+    every = [(name, part) for one in FAMILIES.values() for name, part in one.parts.items()]
+    for name, part in every:
+        assert parts()[name].what == part.what
+        assert parts()[name].without == part.without
+    assert parts().keys() == {name for name, _ in every}
+
+
+def test_facts_are_read_as_they_are_written() -> None:
+    """What a file of facts says of a part is what is known of it, and no more."""
+    for name, family in FAMILIES.items():
+        facts = tomllib.loads((PROGRAMS / f"{name}.toml").read_text(encoding="utf-8"))
+        assert [*facts["parts"]] == [*family.parts]
+        for part, given in facts["parts"].items():
+            lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+            assert family.parts[part] == Part(**{**given, **lists})

@@ -1,0 +1,257 @@
+"""Of everything that is seen of a socket the newest counts, in whatever order it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import permutations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter.sockets import Queues, Sockets
+
+Action = tuple[str, int, int, int]
+
+
+@dataclass(eq=False)
+class Owner:
+    """A listener, as far as its sockets go."""
+
+    sockets: dict[int, Queues] = field(default_factory=dict)
+
+
+def one() -> tuple[Sockets, Owner]:
+    """Return sockets and a listener."""
+    return Sockets(), Owner()
+
+
+def test_a_listening_socket_has_gauges() -> None:
+    """A socket that listens has what was seen of it last, part by part; Q0 has no limit there."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    assert owner.sockets == {}
+    sockets.saw(1, 10, q0=1, q=2, qmax=8)
+    sockets.saw(1, 12, q=5)
+    sockets.saw(1, 11, q0=3, q=4)
+    assert owner.sockets == {1: Queues(3, 5, None, 8)}
+
+
+def test_of_two_at_once_the_later_told_counts() -> None:
+    """Of two observations of the same moment the one that is told later counts."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q=2)
+    sockets.saw(1, 10, q=3)
+    assert owner.sockets[1].q == 3
+
+
+def test_nobody_knows_whose_it_is() -> None:
+    """What is seen of a socket that nobody has told about is of nobody."""
+    sockets, owner = one()
+    sockets.saw(1, 10, q=2)
+    sockets.limit(1, 10, 5)
+    sockets.closed(1, 11)
+    assert owner.sockets == {}
+
+
+def test_closed() -> None:
+    """A socket that has closed has no gauges, whatever comes that was seen before."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q=2)
+    sockets.closed(1, 20)
+    assert owner.sockets == {}
+    sockets.saw(1, 15, q=2)
+    sockets.listening(1, 15, owner)
+    sockets.saw(1, 25, q=2)
+    sockets.limit(1, 25, 9)
+    assert owner.sockets == {}
+
+
+def test_closed_is_told_first() -> None:
+    """That a socket has closed may be told before who it was: it has no gauges all the same."""
+    sockets, owner = one()
+    sockets.closed(1, 20)
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q=2)
+    assert owner.sockets == {}
+
+
+def test_an_older_close_ends_nothing() -> None:
+    """A socket that has listened again since it closed goes on, though the close be told later."""
+    sockets, owner = one()
+    sockets.listening(1, 30, owner)
+    sockets.saw(1, 30, q=2)
+    sockets.closed(1, 20)
+    assert owner.sockets == {1: Queues(None, 2, None, None)}
+
+
+def test_listens_again() -> None:
+    """A socket that listens again shows what is seen from then on, nothing of its life before."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q0=1, q=2, qmax=8)
+    sockets.closed(1, 20)
+    sockets.listening(1, 30, owner)
+    assert owner.sockets == {}
+    sockets.saw(1, 30, q=0)
+    assert owner.sockets == {1: Queues(None, 0, None, None)}
+
+
+def test_memory_is_used_again() -> None:
+    """A socket's memory may be another listener's next: the first one has it no more."""
+    sockets, first = one()
+    second = Owner()
+    sockets.listening(1, 10, first)
+    sockets.saw(1, 10, q0=1, q=2, qmax=8)
+    sockets.listening(1, 30, second)
+    assert first.sockets == {}
+    sockets.saw(1, 30, q=0)
+    assert (first.sockets, second.sockets) == ({}, {1: Queues(None, 0, None, None)})
+
+
+def test_memory_is_used_again_and_an_old_row_comes() -> None:
+    """An old row of the listener that had a socket's memory before takes nothing from the next."""
+    sockets, first = one()
+    second = Owner()
+    sockets.listening(1, 10, first)
+    sockets.closed(1, 20)
+    sockets.listening(1, 30, second)
+    sockets.saw(1, 30, q=4)
+    sockets.listening(1, 12, first)
+    sockets.saw(1, 12, q=9)
+    assert (first.sockets, second.sockets) == ({}, {1: Queues(None, 4, None, None)})
+
+
+def test_memory_is_used_again_and_no_close_was_told() -> None:
+    """Nor does it where the row of the close has been lost."""
+    sockets, first = one()
+    second = Owner()
+    sockets.listening(1, 10, first)
+    sockets.listening(1, 30, second)
+    sockets.saw(1, 30, q=4)
+    sockets.listening(1, 12, first)
+    sockets.saw(1, 12, q=9)
+    assert (first.sockets, second.sockets) == ({}, {1: Queues(None, 4, None, None)})
+
+
+def test_limit() -> None:
+    """A new limit is of the sockets that are known, and is no news where it is old."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q=2, qmax=8)
+    sockets.limit(1, 12, 9)
+    sockets.limit(1, 11, 7)
+    sockets.limit(2, 12, 9)
+    assert owner.sockets == {1: Queues(None, 2, None, 9)}
+
+
+def test_what_has_closed_is_forgotten() -> None:
+    """However many sockets come and go, those that have gone do not pile up."""
+    sockets, owner = one()
+    for number in range(30_000):
+        sockets.listening(number, 2 * number, owner)
+        sockets.closed(number, 2 * number + 1)
+    assert len(sockets._sockets) <= 10_001
+    assert owner.sockets == {}
+
+
+def test_open_sockets_are_not_forgotten() -> None:
+    """Those that listen stay, however many others have closed."""
+    sockets, owner = one()
+    sockets.listening(1, 1, owner)
+    sockets.saw(1, 1, q=3)
+    for number in range(2, 12_000):
+        sockets.closed(number, number)
+    sockets.saw(1, 20_000, q=4)
+    assert owner.sockets == {1: Queues(None, 4, None, None)}
+
+
+def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
+    """Tell one thing; the last number is a queue's length, or whose the socket is."""
+    kind, socket, time, number = action
+    does: dict[str, Callable[[], None]] = {
+        "listening": lambda: sockets.listening(socket, time, owners[0]),
+        "closed": lambda: sockets.closed(socket, time),
+        "q0": lambda: sockets.saw(socket, time, q0=number),
+        "q": lambda: sockets.saw(socket, time, q=number),
+        "limit": lambda: sockets.limit(socket, time, number),
+    }
+    does[kind]()
+
+
+def end(actions: list[Action]) -> dict[int, Queues]:
+    """Return a listener's gauges after things have been told in some order."""
+    sockets, owner = one()
+    sockets.listening(1, 0, owner)
+    sockets.saw(1, 0, q0=0, q=0, qmax=0)
+    for action in actions:
+        do(sockets, [owner], action)
+    return owner.sockets
+
+
+def at_times(times: list[int]) -> st.SearchStrategy[list[Action]]:
+    """Return things that were seen of an open socket, each at a time of its own."""
+    return st.tuples(
+        *(
+            st.tuples(
+                st.sampled_from(["listening", "q0", "q", "limit"]),
+                st.just(1),
+                st.just(time),
+                st.integers(0, 9),
+            )
+            for time in times
+        )
+    ).map(list)
+
+
+times = st.lists(st.integers(1, 50), min_size=1, max_size=6, unique=True).flatmap(at_times)
+
+
+@given(times, st.randoms())
+def test_any_order_of_what_was_seen(actions: list[Action], random: object) -> None:
+    """Rows of an open socket may come in any order: the gauges are the same in the end."""
+    newest = end(sorted(actions, key=lambda action: action[2]))
+    random.shuffle(actions)  # type: ignore[attr-defined]
+    assert end(actions) == newest
+
+
+@given(times, st.integers(51, 60))
+def test_any_order_before_a_close(actions: list[Action], closed: int) -> None:
+    """Wherever among them the row comes that a socket has closed, after all it has no gauges."""
+    for at in range(len(actions) + 1):
+        assert end([*actions[:at], ("closed", 1, closed, 0), *actions[at:]]) == {}
+
+
+def test_any_order_of_a_close_and_a_listen() -> None:
+    """The rows of a close, and of a listen and a look after it, may come in any order but one.
+
+    A look is of nobody as long as nobody has told who listens.
+    """
+    actions: list[Action] = [("closed", 1, 5, 0), ("listening", 1, 7, 0), ("q", 1, 7, 3)]
+    for order in permutations(actions):
+        if order.index(actions[1]) < order.index(actions[2]):
+            assert end([*order])[1].q == 3
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["listening", "closed", "q0", "q", "limit"]),
+            st.integers(1, 3),
+            st.integers(0, 30),
+            st.integers(0, 9),
+        ),
+        max_size=40,
+    )
+)
+def test_closed_stays_closed(actions: list[Action]) -> None:
+    """A socket has gauges only where it was seen to listen after it was last seen to close."""
+    sockets, owner = one()
+    for action in actions:
+        do(sockets, [owner], action)
+    for socket in owner.sockets:
+        opened = max(time for kind, key, time, _ in actions if (kind, key) == ("listening", socket))
+        closed = [time for kind, key, time, _ in actions if (kind, key) == ("closed", socket)]
+        assert opened > max(closed, default=-1)

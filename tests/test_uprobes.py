@@ -1,0 +1,105 @@
+"""What dead dtrace(1) processes have left in the kernel goes, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrace_exporter import uprobes
+from dtrace_exporter.uprobes import remove_leftovers
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file in place of the kernel's list of uprobes."""
+    file = tmp_path / "uprobe_events"
+    file.write_text("", encoding="ascii")
+    monkeypatch.setattr(uprobes, "EVENTS", file)
+    return file
+
+
+@pytest.fixture
+def dead() -> int:
+    """Return the number of a process that is gone."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
+def uprobe(pid: int, name: str = "BEGIN", group: str = "dt") -> str:
+    """Return a line of the kernel's list."""
+    return f"p:{group}_{pid}_dtrace/{name} /usr/lib64/libdtrace.so.2:0x0000000000012345\n"
+
+
+def written(events: Path, listed: str) -> str:
+    """Return what is written into the list when it has these lines."""
+    events.write_text(listed, encoding="ascii")
+    remove_leftovers()
+    return events.read_text(encoding="ascii").removeprefix(listed)
+
+
+def test_leftovers_of_the_dead(events: Path, dead: int) -> None:
+    """Both uprobes of a process that is gone are removed, by their names."""
+    listed = uprobe(dead) + uprobe(dead, "END")
+    assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n-:dt_{dead}_dtrace/END\n"
+
+
+def test_uprobes_of_the_living(events: Path, dead: int) -> None:
+    """Those of a process that runs stay, beside those of one that is gone."""
+    listed = uprobe(os.getpid()) + uprobe(dead)
+    assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n"
+
+
+def test_others_uprobes(events: Path, dead: int) -> None:
+    """What is no dtrace(1)'s own stays, whoever may have left it."""
+    own = f"p:uprobes/p_bash_0x4245c0 /bin/bash:0x4245c0\nr{uprobe(dead)[1:]}"
+    other = f"p:dt_{dead}_sshd/BEGIN /bin/sshd:0x1\n{uprobe(dead, group='xdt')}"
+    assert written(events, own + other) == ""
+
+
+def test_a_kernel_without_uprobes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the list is not there, or may not be read, there is nothing to do."""
+    monkeypatch.setattr(uprobes, "EVENTS", tmp_path / "none")
+    remove_leftovers()
+    monkeypatch.setattr(uprobes, "EVENTS", tmp_path)
+    remove_leftovers()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_cannot_be_removed(
+    events: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is still in use is left, and the next one goes all the same."""
+    tried: list[bytes] = []
+    real = os.write
+
+    def refusing(descriptor: int, data: bytes) -> int:
+        tried.append(data)
+        if len(tried) == 1:
+            raise OSError(16, "Device or resource busy")
+        return real(descriptor, data)
+
+    events.write_text(uprobe(dead) + uprobe(dead, "END"), encoding="ascii")
+    monkeypatch.setattr(uprobes.os, "write", refusing)
+    remove_leftovers()
+    monkeypatch.undo()
+    assert events.read_text(encoding="ascii").endswith(f"-:dt_{dead}_dtrace/END\n")
+    assert len(tried) == 2
+
+
+@given(st.binary(max_size=300))
+def test_any_list(content: bytes) -> None:
+    """Whatever is in the list, reading it does no harm."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        class File:
+            def read_text(self, errors: str) -> str:
+                return content.decode(errors=errors)
+
+        patch.setattr(uprobes, "EVENTS", File())
+        remove_leftovers()
