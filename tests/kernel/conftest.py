@@ -8,9 +8,14 @@ import pytest
 collect_ignore = ["cases", "lab"]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Give the cases' figures, and say which guests had to be booted again."""
+    """Give the cases' figures, and say which guests had to be booted again, or were not at all."""
     for note in guest.notes:
         terminalreporter.write_line(note)
     for death in guest.deaths:
         terminalreporter.write_line(f"booted again after a death: {death}")
+    if guest.left_out:
+        terminalreporter.section("NOTHING WAS TESTED ON A KERNEL", sep="!", red=True, bold=True)
+        for reason in sorted({*guest.left_out}):
+            terminalreporter.write_line(reason, red=True)

@@ -63,7 +63,7 @@ EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
 
 BENCH = "bench"
-BENCH_PACKAGES = ("bpftrace", "bpfcc-tools")
+BENCH_PACKAGES = ("apache2-utils", "bpftrace", "bpfcc-tools", "nginx")
 """What ../../bench compares with, in a guest that has BENCH among its extras."""
 
 MODEL = "model"
@@ -92,6 +92,8 @@ HOST_PACKAGES = {
 
 deaths: list[str] = []
 """Guests that ended before their time, for the summary of a test run."""
+left_out: list[str] = []
+"""Why kernels were not booted at all, for the end of the same."""
 notes: list[str] = []
 """Figures that cases want to be seen, for the same."""
 
@@ -190,7 +192,9 @@ def require_host() -> None:
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         packages = sorted({word for command in missing for word in HOST_PACKAGES[command].split()})
         print(f"installing {' '.join(packages)}", file=sys.stderr)  # noqa: T201
-        apt = ["apt-get", "-q", "-y", "--no-install-recommends", "install", *packages]
+        # Another installation may be under way, on a new machine above all.
+        wait = ["-o", "DPkg::Lock::Timeout=600"]
+        apt = ["apt-get", *wait, "-q", "-y", "--no-install-recommends", "install", *packages]
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         if subprocess.run(apt, env=quiet, stdout=subprocess.DEVNULL).returncode:
             subprocess.run(["apt-get", "-q", "update"], stdout=subprocess.DEVNULL)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from lab.exporter import Exporter, Metrics, StartExporter
-from lab.traffic import HERE4, HERE6, Listen, Ports, send_syns, start_syns
+from lab.exporter import Exporter, Metrics
+from lab.traffic import HERE4, HERE6, Listen, Ports, send_syns
 from lab.witness import CountSyns, Netstat
 
 pytestmark = pytest.mark.usefixtures("foreign")
@@ -37,33 +37,6 @@ def test_one_session(
     assert metrics.value("dtrace_tcp_listen_syns_total", port=port) == SYNS
     assert sum(metrics.drops(port=port).values()) == netstat["ListenDrops"]
     assert losses(metrics) == []
-
-
-def test_ten_sessions(
-    exporter: StartExporter,
-    ports: Ports,
-    listen: Listen,
-    count_syns: CountSyns,
-) -> None:
-    """Ten sessions, each on its port, and ten generators at once: each counts its own exactly."""
-    watched = ports(10)
-    running = exporter({"source": "dtrace", "listeners": [{"port": port} for port in watched]})
-    assert len(running.pids()) == 10
-    syns = count_syns(*watched)
-    for port in watched:
-        listen(port, 128, HERE4)
-    generators = [start_syns(port, SYNS // 10) for port in watched]
-    for port, generator in zip(watched, generators, strict=True):
-        sent, _ = generator.communicate(timeout=200)
-        assert int(sent) == SYNS // 10
-        syns.wait(port, SYNS // 10)
-    metrics = running.settle()
-    # One that was ended, for it had no heartbeat, takes with it what it had not told.
-    assert not any(restarts for _, restarts in metrics.select("dtrace_session_restarts_total"))
-    counted = {port: metrics.value("dtrace_tcp_listen_syns_total", port=port) for port in watched}
-    assert counted == dict.fromkeys(watched, SYNS // 10)
-    assert losses(metrics) == []
-    assert len(metrics.select("dtrace_session_up")) == 10
 
 
 def test_port_scan(everything: Exporter, ports: Ports, listen: Listen) -> None:

@@ -20,7 +20,6 @@ def test_exact_across_generations(port: int, listen: Listen) -> None:
         errors = running.end()
     (listener,) = [one for one in running.table if one.identity.port == port]
     assert listener.syns == sum(listener.saturation) == sent
-    assert running.calm
     assert "drop" not in errors
 
 
@@ -46,5 +45,4 @@ def test_listeners_come_and_go(ports: Ports, listen: Listen, clients: Clients) -
         errors = running.end()
     counted = {one.identity.port: (one.syns, one.established, one.accepts) for one in running.table}
     assert {port: counted.get(port) for port in used} == dict.fromkeys(used, (1, 1, 1))
-    assert not any(one.sockets for one in running.table if one.identity.port in used)
     assert "drop" not in errors

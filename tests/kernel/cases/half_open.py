@@ -11,8 +11,6 @@ from lab.traffic import HERE4, HERE6, Clients, HoldBack, Listen, send_syns, sysc
 from lab.waiting import until
 from lab.witness import CountSyns, Netstat, half_open, listen_queues
 
-from dtrace_exporter.rows import What
-
 pytestmark = pytest.mark.usefixtures("foreign")
 SYNS = "dtrace_tcp_listen_syns_total"
 Q0 = "dtrace_tcp_listen_q0_length"
@@ -113,11 +111,6 @@ def test_never_half_open(
     assert sum(found.drops.values()) == netstat["ListenDrops"]
     answered = netstat["TCPReqQFullDoCookies"]
     assert (answered > 0, netstat["ListenDrops"] > 0) == (cookies > 0, cookies == 0)
-    half_open_once = 20_000 - answered - netstat["ListenDrops"]
-    assert (half_open_once > 0) == (cookies < 2)
-    # One more of that kind tells that it listens, and a heartbeat may make one.
-    others = running.count(What.OBSERVED, port) - half_open_once
-    assert 1 <= others <= 1 + running.ticks
     assert "drop" not in errors
 
 

@@ -33,16 +33,16 @@ def test_reload(
         clients.connect(2, port)
     before = running.settle()
     processes = set(running.pids())
-    assert len(processes) == 3
+    assert len(processes) == 4
 
     running.configure(config(**{f"p{kept}": "a", f"p{renamed}": "bb", f"p{added}": "d"}))
     assert running.reload() == 200
     running.wait(UP, 1, session=f"port-{added}", seconds=120)
-    until(lambda: len(running.pids()) == 3, "the removed session has ended")
+    until(lambda: len(running.pids()) == 4, "the removed session has ended")
     for port in (kept, renamed, added):
         clients.connect(1, port)
     after = running.settle()
-    assert len(processes & set(running.pids())) == 2
+    assert len(processes & set(running.pids())) == 3
     assert after.value(SYNS, port=kept, listener="a") == 3
     assert after.value(SYNS, port=renamed, listener="bb") == 3
     assert after.value(SYNS, port=added, listener="d") == 1

@@ -62,7 +62,7 @@ def wait_ready() -> None:
     """Wait until the sessions are up, and systemd knows."""
     try:
         until(lambda: get("/-/ready")[0] == 200, "/-/ready answers 200", READY_SECONDS, every=0.5)
-        until(lambda: "1 of 1 sessions up" in show("StatusText"), "the status says it")
+        until(lambda: "2 of 2 sessions up" in show("StatusText"), "the status says it")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{journal()}") from None
 

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from dtrace_exporter import program
+from dtrace_exporter import program, sun_tally, tally
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import Calm, Place, Ready, Row, Tick, parse
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.rows import PROTOCOL
+from dtrace_exporter.sun_rows import Calm, Row, Tick, parse
 
 ME = SessionId("", "all")
-WINDOW = program.Window(interval=1, ticks=10, clock=8, patience=60)
-"""Generations of 10 s, each set emptied 5 s after its last use."""
+WINDOW = program.Window(interval=1, turn=5_000_000_000, ticks=10, clock=8, patience=60)
+"""Each set is in use for 10 s, and is emptied 5 s after its last use."""
 MOST_TERMS = 3
 """What the short way has counted is thrown away in the generation after so many terms."""
 
@@ -43,14 +43,16 @@ class Consumer:
         )
         self.calm: dict[Calm, int] = {}
         """How many SYNs went the short way, by all else that their rows say."""
-        self._rows: dict[Row, int] = {}
-        self._tick = -1
+        self.sets: set[str] = set()
+        """When each set began in each of its uses."""
         self.table = ListenerTable()
         self.table.watch(ME, None)
         self.generation = 0
         self.rows_of_tick = -1
         self.ticks = 0
-        self._tally = Tally(self.table, ME)
+        new = f"ready {PROTOCOL} " in text
+        self._tally = (tally if new else sun_tally).Tally(self.table, ME)
+        self._old = not new
         self._process = subprocess.Popen(
             [*command, *options, "-s", "/dev/stdin"],
             stdin=subprocess.PIPE,
@@ -73,12 +75,6 @@ class Consumer:
             except queue.Empty:
                 pytest.fail(f"did not happen in {seconds} s: {what}")
             self._take(line)
-
-    def count(self, what: int, port: int) -> int:
-        """Return how many events of a kind the rows of a port tell; a SYN may be in no row."""
-        return sum(
-            events for row, events in self._rows.items() if (row.what, row.port) == (what, port)
-        )
 
     def end(self) -> str:
         """End it, take its last rows and return what it said beside them."""
@@ -109,25 +105,31 @@ class Consumer:
         assert line, "dtrace(1) ended"
         if not line.strip():
             return
-        match parse(line.strip()):
+        line = line.strip("\n")
+        self._tally.feed(line)
+        if self._old:
+            self._look(line)
+            return
+        if line.startswith("tick "):
+            self.rows_of_tick = 0
+            self.ticks += 1
+        elif line.startswith("set "):
+            self.sets.add(line)
+            self.generation = len(self.sets)
+        elif self.rows_of_tick >= 0:
+            self.rows_of_tick += 1
+
+    def _look(self, line: str) -> None:
+        match parse(line):
             case Tick() as tick:
-                self._tick = tick.generation
                 self.generation = max(self.generation, tick.generation)
                 self.rows_of_tick = 0
                 self.ticks += 1
-                self._tally.tick(tick)
-            case Row() as row:
+            case Row():
                 self.rows_of_tick += 1
-                self._rows[row._replace(events=self._tick, total=0, last=0)] = row.events
-                self._tally.row(row)
             case Calm() as calm:
                 key = calm._replace(events=0)
                 self.calm[key] = max(calm.events, self.calm.get(key, 0))
-                self._tally.calm(calm)
-            case Place() as place:
-                self._tally.place(place)
-            case Ready() as ready:
-                self._tally.ready(ready)
 
 
 @contextmanager

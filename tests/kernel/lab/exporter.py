@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lab.waiting import until
 
-READY_SECONDS = 200
+READY_SECONDS = 400
 LEFT_SECONDS = 15
 """A consumer notices within a second that nobody reads it; an emulated kernel takes 2 to 4 seconds
 more, for each of them, to detach its probes."""

@@ -14,7 +14,7 @@ import pytest
 PORT = Path("/dev/ttyS1")
 SOAK_SECONDS = int(Path("/opt/dtrace-exporter/soak").read_text())
 """How long the soak lasts."""
-CASE_SECONDS = 300 + SOAK_SECONDS
+CASE_SECONDS = 480 + SOAK_SECONDS
 
 _left: Counter[str] = Counter()
 _outcome: dict[str, dict[str, Any]] = {}

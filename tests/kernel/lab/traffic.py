@@ -42,6 +42,7 @@ class Listener:
         reuseport: share the port with others that say so.
         v6only: take IPv6 only.
         netns: a named network namespace to be in, None for the initial one.
+        fast_open: take TCP Fast Open.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Listener:
         reuseport: bool = False,
         v6only: bool = False,
         netns: str | None = None,
+        fast_open: bool = False,
     ) -> None:
         self.port = port
         self.accepted: list[socket.socket] = []
@@ -63,6 +65,8 @@ class Listener:
         if self.socket.family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
         self.socket.bind((address, port))
+        if fast_open:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
         self.socket.listen(backlog)
         self.socket.settimeout(10)
 

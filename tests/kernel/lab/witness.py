@@ -57,6 +57,14 @@ class Netstat:
         return dict(zip(names, map(int, values), strict=True))
 
 
+def passive_opens(netns: str | None = None) -> int:
+    """Return how many connections a network namespace has made out of a SYN of somebody else."""
+    text = _in(netns, "cat", "/proc/net/snmp")
+    lines = [line for line in text.splitlines() if line.startswith("Tcp:")]
+    names, values = (line.split() for line in lines)
+    return int(dict(zip(names, values, strict=True))["PassiveOpens"])
+
+
 class SynCounter:
     """Counts the SYNs that arrive for some ports, with a rule of the packet filter.
 

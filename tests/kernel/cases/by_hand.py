@@ -1,0 +1,81 @@
+"""The programs as an administrator runs them: by hand, as they lie in the package."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+from lab.traffic import Clients, Listen
+from lab.waiting import until
+from lab.witness import Netstat
+
+import dtrace_exporter
+
+PROGRAMS = Path(dtrace_exporter.__file__).parent / "programs"
+LINES = 20
+
+
+def blocks(lines: list[str]) -> list[list[str]]:
+    """Return rows without what differs from one time to another, by heartbeats, each in order.
+
+    Ticks in which nothing had happened yet are left out.
+    """
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith("tick"):
+            found.append([])
+        row = re.sub(r"^(\w+) [0-9a-f]{16}\b", r"\1 ID", line.strip())
+        row = re.sub(r"^(listener \w+) \d+", r"\1 TIME", row)
+        row = re.sub(r"^(tick|set) \d+", r"\1 TIME", row)
+        row = re.sub(r"^(count ID 40 0) \d+ \d+$", r"\1 POWER US+EVENTS", row)
+        row = re.sub(r"^(q.*) \d+(\d{7})$", r"\1 NS\2", row)
+        found[0 if row.startswith("listener") else -1].append(row)
+    told = [block for block in found[1:] if any("ID" in row for row in block)]
+    return [sorted({*block}) for block in (found[0], *told)]
+
+
+def test_linux(listen: Listen, clients: Clients) -> None:
+    """The rows in linux.d's head are the first that it prints, but for times and addresses."""
+    text = (PROGRAMS / "linux.d").read_text()
+    head = re.findall(r"^ \*   (\S.*)$", text, re.MULTILINE)
+    assert len(head) == LINES
+    netstat = Netstat()
+    process = subprocess.Popen(
+        ["dtrace", "-s", PROGRAMS / "linux.d"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    found: list[str] = []
+    while not any(line.startswith("ready") for line in found):
+        found = [line for line in [process.stdout.readline().strip()] if line]
+    # As the head says.
+    listener = listen(7001, 3)
+    clients.fill(4, 7001)
+    with socket.socket() as late:
+        late.setblocking(False)
+        late.connect_ex(("127.0.0.1", 7001))
+        until(lambda: netstat["ListenDrops"] == 1, "the fifth one is dropped")
+    listener.accept(2)
+    while not any(line.startswith("count") and line.split()[2] == "40" for line in found):
+        # What came before the last of it in the same tick or the one before is told again.
+        found = [line for line in found if not line.startswith(("count", "q"))]
+        found += until_tick(process)
+    found += until_tick(process)
+    process.terminate()
+    process.communicate()
+    expected, told = blocks(head), blocks(found)
+    assert told[0] == expected[0]
+    assert told[1] == expected[1]
+    # The head breaks off in the second block.
+    assert {*expected[2]} <= {*told[2]}
+
+
+def until_tick(process: subprocess.Popen[str]) -> list[str]:
+    """Return what a program prints up to the last row of its next heartbeat."""
+    assert process.stdout is not None
+    found: list[str] = []
+    while sum(line.startswith("set") for line in found) < 2:
+        if line := process.stdout.readline().strip():
+            found.append(line)
+    return found

@@ -1,0 +1,59 @@
+"""A consumer that does not get to run, and one that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from lab.exporter import UP, StartExporter
+from lab.traffic import HERE4, Listen, send_syns
+from lab.waiting import until
+from lab.witness import CountSyns, Netstat
+
+SYNS = "dtrace_tcp_listen_syns_total"
+RESTARTS = "dtrace_session_restarts_total"
+UNCOUNTED = "dtrace_session_uncounted_seconds_total"
+STOPPED_SECONDS = 20
+
+
+@pytest.mark.usefixtures("foreign")
+def test_stopped(exporter: StartExporter, port: int, listen: Listen, count_syns: CountSyns) -> None:
+    """A dtrace(1) that is stopped for 20 s under a flood has lost nothing, and is not restarted."""
+    running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
+    netstat, syns = Netstat(), count_syns(port)
+    listen(port, 64, HERE4)
+    running.settle()
+    pids = running.pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + STOPPED_SECONDS
+    sent = 0
+    while time.monotonic() < end:
+        sent += send_syns(port, 500)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: (running.value(SYNS, port=port, address=HERE4) or 0) >= sent, "all are told")
+    metrics = running.settle()
+    assert metrics.value(SYNS, port=port) == syns[port] == sent
+    assert sum(metrics.drops(port=port).values()) == netstat["ListenDrops"]
+    assert [count for _, count in metrics.select(RESTARTS)] == [0, 0]
+    assert [seconds for _, seconds in metrics.select(UNCOUNTED)] == [0, 0]
+
+
+def test_killed(exporter: StartExporter, port: int) -> None:
+    """A dtrace(1) that is killed leaves no uprobe behind, and how long nobody counted is told."""
+    running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
+    session = f"port-{port}"
+    before = time.monotonic()
+    victim = running.pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    running.wait(UP, 0, session=session)
+    running.wait(UP, 1, session=session, seconds=120)
+    told = running.value(UNCOUNTED, session=session)
+    assert told is not None
+    assert 0 < told < time.monotonic() - before + 2
+    events = Path("/sys/kernel/tracing/uprobe_events")
+    until(lambda: f"dt_{victim}_dtrace" not in events.read_text(), "its uprobes are removed")
