@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""dtrace(1) of a host with many listeners: prints the rows of their set at each tick.
+"""dtrace(1) of a host with many listeners: prints the rows of both sets at each tick.
 
     dtrace.py LISTENERS busy|idle [dtrace(1)'s own arguments]
 
@@ -19,11 +19,26 @@ from dtrace_exporter.rows import PROTOCOL
 
 FIRST_PORT = 10_000
 # Ticks; much shorter than in truth, so that both sets are in use before anything is measured.
-_GENERATION = 4
+_TURN = 4
 _HOME = "/proc/self/ns/net"
-# What, of how many a tick, the sum of their values for each: SYNs at three lengths of Q and one
-# dropped, completions, accepts after three lengths of time, one that was not timed.
+_CALLS = "limit %x"
+_QMAX = 128
+_PAIR = 10_000_000
+# Of each kind WHAT and PART, how many a tick, the value of each: SYNs at three lengths of Q and one
+# dropped, completions, accepts after three lengths of time (us) and one whose time is not known.
 _EVENTS = (
+    (10, 0, 900, 0),
+    (10, 1, 60, 2),
+    (10, 2, 30, 20),
+    (11, 11, 10, 129),
+    (30, 0, 990, 0),
+    (40, 0, 500, 1),
+    (40, 3, 400, 50),
+    (40, 6, 80, 3_000),
+    (40, 14, 1, 0),
+)
+# Of the same, what the rows of Solaris' programs call each: WHAT, and times in ns.
+_SUN_EVENTS = (
     (0, 900, 0),
     (1, 60, 2),
     (2, 30, 20),
@@ -36,36 +51,66 @@ _EVENTS = (
 )
 
 
-def rows(listeners: int, generation: int, tick: int, place: int) -> Iterator[str]:
-    """Yield the rows of a generation's set after so many ticks of it; see dtrace_exporter.rows."""
+def rows(listeners: int, tick: int, place: int) -> Iterator[str]:
+    """Yield the rows of a set after so many ticks of it; see dtrace_exporter.rows.
+
+    Args:
+        listeners: how many there are.
+        tick: how many ticks.
+        place: where they are; 0 where nobody is told who they are.
+    """
+    for number in range(listeners):
+        listener = f"{(0x888000000000 + 0x1000 * number) << 16 | 1:x}"
+        if place:
+            port = FIRST_PORT + number
+            yield f"listener {listener} {tick} 10 {place} 1 0.0.0.0 {port} 0 0 {_QMAX}"
+        for what, part, count, value in _EVENTS:
+            qmax = _QMAX if what < 20 else 0
+            yield f"count {listener} {what} {qmax} {part} {count * tick * (_PAIR * value + 1)}"
+        yield f"q {listener} {_QMAX} {_PAIR * tick * 1_000_000_000 + (tick + number) % 5}"
+        yield f"q0 {listener} {_PAIR * tick * 1_000_000_000 + number % 7}"
+
+
+def sun_rows(listeners: int, tick: int, place: int) -> Iterator[str]:
+    """Yield the rows of an even set with the same meaning; see dtrace_exporter.sun_rows."""
     for number in range(listeners):
         socket = 0xFFFF888000000000 + 0x1000 * number
         port = FIRST_PORT + number
-        for what, count, value in _EVENTS:
+        for what, count, value in _SUN_EVENTS:
             events = count * tick
             last = tick << 34 | (number % 7) << 17 | (tick + number) % 5
             yield (
-                f"row {generation & 1} {socket:x} {place << 32 | port << 16 | what:x} "
-                "0 ffff00000000 80 "
-                f"{events} {events * value} {last}\n"
+                f"row 0 {socket:x} {place << 32 | port << 16 | what:x} "
+                f"0 ffff00000000 {_QMAX:x} {events} {events * value} {last}"
             )
 
 
 def main(listeners: int, busy: bool) -> None:
     """Print until the reader is gone."""
     program = sys.stdin.read()
+    counts = _CALLS not in program
     match = re.search(r"\btick-(\d+)ms", program)
     interval = int(match[1]) / 1000 if match else 1.0
     place = os.stat(_HOME).st_ino  # noqa: PTH116
     sys.stdout.write(f"\nready {PROTOCOL} {place}\n")
+    sets: list[list[str]] = [[], []]
+    began = [time.monotonic_ns(), time.monotonic_ns() + 1]
     ticks = 0
     due = time.monotonic()
     while True:
-        generation, tick = divmod(ticks, _GENERATION)
+        sys.stdout.write(f"tick {time.monotonic_ns()}\n")
+        turn, tick = divmod(ticks, _TURN)
         ticks += 1
-        sys.stdout.write(f"tick {generation} {time.monotonic_ns()}\n")
-        if busy or ticks == 1:
-            sys.stdout.writelines(rows(listeners, generation, tick + 1, place))
+        if counts:
+            if turn > 1 and tick == 0:
+                began[turn & 1] = time.monotonic_ns()
+                sets[turn & 1] = []
+            if busy or ticks == 1:
+                sets[turn & 1] = list(rows(listeners, tick + 1, place))
+            for began_at, lines in zip(began, sets, strict=True):
+                # Who a listener is is told when it is seen, and not with what was counted.
+                told = [line for line in lines if tick == 0 or not line.startswith("listener")]
+                sys.stdout.write("\n".join([f"set {began_at}", *told, ""]))
         sys.stdout.flush()
         due += interval
         time.sleep(max(0.0, due - time.monotonic()))

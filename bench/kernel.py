@@ -1,8 +1,8 @@
-"""The half of the measurements that needs a kernel: what a SYN costs, what is lost, what it takes.
+"""The parts of the measurements that need a kernel: what a SYN costs, what is lost, what it takes.
 
-Two guests are booted, one after the other: one with the models of Solaris' TCP, where a burst of
-calls is timed by the kernel itself, and one whose own TCP is flooded. What runs in them is in
-guest/.
+Each part boots a guest of its own: one whose clock is the number of its instructions, one whose TCP
+is flooded, and one with the models of Solaris' TCP, where a burst of calls is timed by the kernel
+itself. What runs in them is in guest/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +27,76 @@ KERNEL = guest.MODEL_KERNEL
 BOOT_SECONDS = 240
 SILENT_SECONDS = 600
 MB = 1_000_000
+MOST = 1_000_000
+"""SYNs of the largest burst."""
 UNSTEADY = 0.25
 """What is between the quartiles, of the median, where a figure is not to be relied on."""
 OURS = ("illumos.d", "linux.d", "solaris10.d")
 NO_SYNS = "tells no SYNs"
-PROGRAMS = "Time in the tool's own BPF programs, Linux, as the kernel tells, ns"
+ICOUNT = ("-icount", "shift=0,sleep=off")
+"""QEMU's clock goes by instructions, one each ns, and by nothing else."""
 SYSTEMS = {"illumos": "model of illumos", "solaris10": "model of Solaris 10", "Linux": "Linux"}
 
 UNTRACED, BAREST, KEYED = "untraced", "barest clause", "bpftrace, keyed count"
 BESIDE = (UNTRACED, BAREST, KEYED)
 OURS_ILLUMOS = ("illumos.d, shared", "illumos.d, per-port")
+SHARED, PER_PORT = "linux.d, shared", "linux.d, per-port"
+FALSE = "clause whose predicate is false"
+FALSE_PORT = "clause whose predicate reads the port"
+ACCEPTS, BACKLOGS = "tcpaccept.bt", "tcpsynbl.bt"
+# As guest/instructions.py names what happens, and the pieces of a program.
+SYNS = ("taken", "taken, 50 listeners in turn", "answered by a cookie", "dropped, Q full")
+UNWATCHED, CONNECTION = "of an unwatched port", "a whole connection"
+NOTHING, NOTHING_LEFT = "a probe at entry whose clause does nothing", "a probe at return"
+BEFORE = {
+    "taken": 6_312.0,
+    "answered by a cookie": 6_962.0,
+    "dropped, Q full": 6_318.0,
+    CONNECTION: 24_294.0,
+}
+"""Instructions of the linux.d before this one, on its long way, which worst cases went."""
+CALLS = (
+    "linux_calls.d has a dtrace(1) of its own, one for each host: what it looks at is called with "
+    "softirqs on, and in linux.d's process it would make that miss packets."
+)
+BEFORE_NAME = "linux.d before this version, the long way"
+PROGRAMS = "In the tool's own BPF programs, Linux, instructions"
+WHOLE = "In all, with the way into the programs, Linux, instructions"
 
 Messages = list[dict[str, Any]]
 Figures = list[dict[str, Any]]
 Lines = dict[str, list[tuple[float, float]]]
 
 
-def measure() -> dict[str, Any]:
-    """Measure everything, in two guests one after the other; takes about half an hour.
+def instructions() -> dict[str, Any]:
+    """Count on Linux what SYNs, connections and nginx cost; takes about ten minutes.
 
     Returns:
-        As report.py takes it.
+        As report.py takes it, and so of the other parts.
 
     Raises:
         guest.UnavailableError: this machine cannot build or run the guests.
     """
-    model = boot("model", [guest.BENCH, guest.MODEL])
-    linux = boot("linux", [guest.BENCH])
-    return summary(model, linux)
+    return summary_of_instructions(boot("instructions", [guest.BENCH], ICOUNT))
 
 
-def boot(module: str, extras: Sequence[str]) -> Messages:
+def linux() -> dict[str, Any]:
+    """Measure on Linux what is lost, memory and starts; takes about ten minutes."""
+    return summary_of_linux(boot("linux", [guest.BENCH]))
+
+
+def models() -> dict[str, Any]:
+    """Measure on the models of Solaris' TCP; takes about ten minutes."""
+    return summary_of_models(boot("model", [guest.BENCH, guest.MODEL]))
+
+
+def boot(module: str, extras: Sequence[str], options: Sequence[str] = ()) -> Messages:
     """Run a module of guest/ in a guest; return what it told.
 
     Args:
         module: its name.
         extras: what the guest shall have besides the base, as guest.build takes it.
+        options: more of QEMU's.
     """
     made = guest.build(KERNEL, extras)
     with tempfile.TemporaryDirectory(prefix="guest-", ignore_cleanup_errors=True) as scratch:
@@ -70,7 +104,7 @@ def boot(module: str, extras: Sequence[str]) -> Messages:
         console = Path(scratch) / "console"
         guest.initrd(made, [module], initrd)
         ports = ("-serial", f"file:{console}", "-serial", f"file:{told}")
-        command = [*guest.qemu(made, initrd, "bench"), *ports]
+        command = [*guest.qemu(made, initrd, "bench"), *options, *ports]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             _wait(process, told)
@@ -96,32 +130,269 @@ def read(text: str) -> Messages:
     return found
 
 
-def summary(model: Messages, linux: Messages) -> dict[str, Any]:
-    """Return what both guests told as report.py takes it."""
-    both = [*model, *linux]
-    software = {message["name"]: message["version"] for message in of(linux, "version")}
-    for tool, values in costs(both, "cost", "illumos").items():
+def summary_of_instructions(messages: Messages) -> dict[str, Any]:
+    """Return what the guest told whose clock is its instructions."""
+    programs = by_tool_and_event(messages, "programs")
+    whole = by_tool_and_event(messages, "whole")
+    over = {message["tool"]: message["over"] for message in of(messages, "over")}
+    figures: Figures = []
+    for (tool, what), values in programs.items():
+        if tool not in over:
+            figures.append(_figure(PROGRAMS, tool, what, values))
+    if figures:
+        figures += [_figure(PROGRAMS, BEFORE_NAME, what, [ns]) for what, ns in BEFORE.items()]
+    for (tool, what), values in by_tool_and_event(messages, "programs", "runs").items():
+        if tool not in over and what == CONNECTION:
+            figures.append(_figure(PROGRAMS, tool, f"programs run for {what}", values))
+    for (tool, what), values in whole.items():
+        if tool in over or (UNTRACED, what) not in whole:
+            continue
+        base = statistics.median(whole[UNTRACED, what])
+        shown = values if tool == UNTRACED else [value - base for value in values]
+        named = f"{tool}: all that the kernel does" if tool == UNTRACED else f"{tool}: added"
+        figures.append(_figure(WHOLE, named, what, shown))
+    table = "What a D program is made of, in its BPF programs, Linux, instructions"
+    for tool, without in over.items():
+        values, others = (programs.get((name, SYNS[0]), []) for name in (tool, without))
+        if values and (others or not without):
+            base = statistics.median(others or [0.0])
+            figures.append(_figure(table, tool, "takes", [value - base for value in values]))
+    for tool, rates in nginx_rates(messages).items():
+        table = "nginx, a connection for each request, 1,000,000,000 instructions to a second"
+        figures.append(_figure(table, tool, "requests a second", rates))
+    return {
+        "software": _software(messages),
+        "figures": figures,
+        "reach": reach_in_instructions(messages),
+        "plots": [],
+        "not_measured": _not_measured(messages),
+    }
+
+
+def reach_in_instructions(messages: Messages) -> list[dict[str, Any]]:
+    """Return the figures to reach of what is counted in instructions, the worst case first."""
+    found = medians(by_tool_and_event(messages, "programs"))
+    worst = [found.get((tool, what)) for tool in (SHARED, PER_PORT) for what in SYNS]
+    barest, false = found.get((BAREST, SYNS[0])), found.get((FALSE, UNWATCHED))
+    both = [found.get((tool, CONNECTION)) for tool in (ACCEPTS, BACKLOGS)]
+    ours = [found.get((tool, CONNECTION)) for tool in (SHARED, PER_PORT)]
+    rates = {tool: statistics.median(values) for tool, values in nginx_rates(messages).items()}
+    top: dict[str, Any] = {"headline": True, "unit": "times"}
+    return [
+        top
+        | {
+            "figure": "the worst SYN (any listener, taken, dropped or answered by a cookie), "
+            "linux.d over the barest clause",
+            "at_most": 3.5,
+            "value": _ratio(_most(worst), barest),
+            "reason": _worst_syn(messages),
+        },
+        top
+        | {
+            "figure": "a whole connection, linux.d over tcpaccept.bt and tcpsynbl.bt together",
+            "at_most": 4.0,
+            "value": _ratio(_most(ours), sum(filter(None, both)) if all(both) else None),
+            "reason": _whole_connection(messages),
+        },
+        top
+        | {
+            "figure": "a SYN of an unwatched port, linux.d over a clause with a false predicate",
+            "at_most": 1.5,
+            "value": _ratio(found.get((PER_PORT, UNWATCHED)), false),
+            "reason": _unwatched(messages),
+        },
+        top
+        | {
+            "figure": "nginx, short connections, requests a second, with over without",
+            "at_least": 0.85,
+            "value": _ratio(rates.get("dtrace-exporter"), rates.get(UNTRACED)),
+        },
+    ]
+
+
+def pieces(messages: Messages) -> dict[str, float]:
+    """Return what each piece of a D program takes beyond the program without it."""
+    found = medians(by_tool_and_event(messages, "programs"))
+    return {
+        message["tool"]: found[message["tool"], SYNS[0]] - found.get((message["over"], SYNS[0]), 0)
+        for message in of(messages, "over")
+        if (message["tool"], SYNS[0]) in found
+        and (not message["over"] or (message["over"], SYNS[0]) in found)
+    }
+
+
+def _worst_syn(messages: Messages) -> str:
+    """Say which SYN is the worst, and what it is made of."""
+    found = medians(by_tool_and_event(messages, "programs"))
+    made = {
+        (tool, what): found[tool, what]
+        for tool in (SHARED, PER_PORT)
+        for what in SYNS
+        if (tool, what) in found
+    }
+    parts, barest = pieces(messages), found.get((BAREST, SYNS[0]))
+    wanted = [NOTHING, f"{NOTHING_LEFT} whose clause does nothing", "@[four words] = sum()"]
+    if not made or barest is None or not parts.keys() >= {*wanted}:
+        return ""
+    tool, what = max(made, key=lambda key: made[key])
+    others = "; ".join(
+        f"{one} ({tool}) {ns / barest:.2f} times" for (tool, one), ns in made.items()
+    )
+    return (
+        f"It is {made[tool, what]:,.0f} instructions, {tool}, {what}; the limit is "
+        f"{3.5 * barest:,.0f}. One by one: {others}. Two probes whose clauses do nothing and one "
+        f"sum() by four words take {sum(parts[name] for name in wanted):,.0f} together."
+    )
+
+
+def _whole_connection(messages: Messages) -> str:
+    """Say what no program that tells as much of a connection can spare."""
+    found = medians(by_tool_and_event(messages, "programs"))
+    runs = medians(by_tool_and_event(messages, "programs", "runs"))
+    both = [found.get((tool, CONNECTION)) for tool in (ACCEPTS, BACKLOGS)]
+    ours = {
+        tool: found[tool, CONNECTION] for tool in (SHARED, PER_PORT) if (tool, CONNECTION) in found
+    }
+    parts, times = pieces(messages), runs.get((SHARED, CONNECTION))
+    names = (NOTHING, "@[four words] = sum()", "@[two words] = max()")
+    if not all(both) or not ours or not parts.keys() >= {*names}:
+        return ""
+    nothing, sums, most = (parts[name] for name in names)
+    each = ", ".join(f"{tool} {ns:,.0f}" for tool, ns in ours.items())
+    probes = (
+        f" For a connection {times:.0f} of its programs run: {times * nothing:,.0f} if they did "
+        "nothing."
+        if times
+        else ""
+    )
+    return (
+        f"The limit is {4 * sum(filter(None, both)):,.0f} instructions: {each}.{probes} Three "
+        f"counts by four words (the SYN, into Q, out of Q) take {3 * sums:,.0f}, and three lengths "
+        f"of queues by max() {3 * most:,.0f}."
+    )
+
+
+def _unwatched(messages: Messages) -> str:
+    """Say what two probes take that do no more than look at the port."""
+    found = medians(by_tool_and_event(messages, "programs"))
+    parts, left = pieces(messages), f"{NOTHING_LEFT} whose clause does nothing"
+    false, reads = (found.get((tool, UNWATCHED)) for tool in (FALSE, FALSE_PORT))
+    ours = found.get((PER_PORT, UNWATCHED))
+    if ours is None or false is None or reads is None or left not in parts:
+        return ""
+    return (
+        f"It is {ours:,.0f} instructions; the limit is {1.5 * false:,.0f}. A predicate that reads "
+        f"the port takes {reads:,.0f}. What became of a SYN is known at the return, and a probe "
+        f"there takes {parts[left]:,.0f} if it does nothing: together "
+        f"{(reads + parts[left]) / false:.2f} times."
+    )
+
+
+def summary_of_linux(messages: Messages) -> dict[str, Any]:
+    """Return what the guest told whose TCP was flooded."""
+    bursts = [
+        message["made"] - message["seen"]
+        for message in of(messages, "loss")
+        if message["tool"].startswith(OURS)
+    ]
+    interrupted = [
+        message["made"] - message["seen"]
+        for message in of(messages, "interrupted")
+        if message["tool"].startswith(OURS)
+    ]
+    table = "SYNs told of those of a flood that interrupts the tool at its work, share, Linux"
+    most = max((message["syns"] for message in of(messages, "loss")), default=MOST)
+    return {
+        "software": _software(messages),
+        "figures": [
+            *_loss_figures(messages),
+            *(
+                _figure(table, one["tool"], column, [value])
+                for one in of(messages, "interrupted")
+                for column, value in (("SYNs", one["made"]), ("share", one["seen"] / one["made"]))
+            ),
+            *_memory_figures(messages),
+        ],
+        "reach": [
+            {
+                "figure": f"SYNs lost of a burst of up to {most:,}, Linux",
+                "headline": True,
+                "unit": "SYNs",
+                "at_most": 0,
+                "value": max(map(abs, bursts)) if bursts else None,
+            },
+            {
+                "figure": "SYNs lost under interrupts, Linux",
+                "headline": True,
+                "unit": "SYNs",
+                "at_most": 0,
+                "value": max(map(abs, interrupted)) if interrupted else None,
+            },
+            *_memory_to_reach(messages),
+        ],
+        "plots": plots(messages, "Linux", lower_quartile),
+        "not_measured": _not_measured(messages),
+    }
+
+
+def _memory_to_reach(messages: Messages) -> list[dict[str, Any]]:
+    most = max(of(messages, "memory"), key=lambda message: message["listeners"], default=None)
+    exporter = most["exporter"] / MB if most else None
+    dtrace = sum(most["dtrace"]) / MB if most else None
+    return [
+        {
+            "figure": "dtrace(1) processes of 1,000 listeners, shared",
+            "unit": "processes",
+            "at_most": 1,
+            "value": len(most["dtrace"]) if most else None,
+            "reason": CALLS,
+        },
+        {
+            "figure": "memory of the exporter, 1,000 listeners, shared",
+            "unit": "MB",
+            "at_most": 80,
+            "value": exporter,
+        },
+        {
+            "figure": "the same with its dtrace(1)",
+            "unit": "MB",
+            "at_most": 180,
+            "value": exporter + dtrace if exporter is not None and dtrace is not None else None,
+            "reason": CALLS,
+        },
+    ]
+
+
+def summary_of_models(messages: Messages) -> dict[str, Any]:
+    """Return what the guest told that had the models of Solaris' TCP."""
+    for tool, values in costs(messages, "cost", "illumos").items():
         low, middle, high = quartiles(values)
         if tool in (*BESIDE, *OURS_ILLUMOS) and high - low > UNSTEADY * middle:
             _say(
                 f"{tool}: {low:,.0f} to {high:,.0f} ns: this machine had more to do than the bench"
             )
-    for message in of(both, "failed"):
-        _say(f"not measured: {message['what']}: {_in_a_line(message['why'])}")
     return {
-        "software": software,
+        "software": _software(messages),
         "figures": [
-            *_cost_figures(both),
-            *_loss_figures(both),
-            *_memory_figures(linux),
-            *_user_figures(model),
+            *_cost_figures(messages),
+            *_loss_figures(messages),
+            *_user_figures(messages),
         ],
-        "reach": reach(both),
-        "plots": plots(both),
-        "not_measured": {
-            message["what"]: _in_a_line(message["why"]) for message in of(both, "failed")
-        },
+        "reach": reach_on_models(messages),
+        "plots": plots(messages, "illumos", statistics.median),
+        "not_measured": _not_measured(messages),
     }
+
+
+def _software(messages: Messages) -> dict[str, str]:
+    return {message["name"]: message["version"] for message in of(messages, "version")}
+
+
+def _not_measured(messages: Messages) -> dict[str, str]:
+    failed = {message["what"]: _in_a_line(message["why"]) for message in of(messages, "failed")}
+    for what, why in failed.items():
+        _say(f"not measured: {what}: {why}")
+    return failed
 
 
 def _cost_figures(messages: Messages) -> Figures:
@@ -141,32 +412,6 @@ def _cost_figures(messages: Messages) -> Figures:
             made = {tool: (shown | parts)[tool] for tool in order if tool in shown | parts}
             if parts:
                 figures += _added_figures(table, made)
-    for event, title in (
-        ("flood", "A SYN that its listener keeps, Linux, floods of 1,000, ns"),
-        ("cookies", "A SYN that a SYN cookie answers, Linux, floods of 1,000, ns"),
-        ("connection", "A connection, from SYN to accept(), Linux, ns"),
-    ):
-        figures += _low_figures(title, costs(messages, event))
-    programs = of(messages, "programs")
-    for what in dict.fromkeys(message["what"] for message in programs):
-        found = costs([message for message in programs if message["what"] == what], "programs")
-        for tool, values in found.items():
-            figures.append(_figure(PROGRAMS, tool, what, values))
-    return figures
-
-
-def _low_figures(table: str, found: Mapping[str, Sequence[float]]) -> Figures:
-    """Return the time with each tool, and what it adds, both from the lower quartiles.
-
-    A flood takes longer than others for all that the machine does beside it, and never less.
-    """
-    figures = []
-    base = lower_quartile(found.get(UNTRACED, [0.0]))
-    for tool, values in found.items():
-        figures.append(_figure(table, tool, "with it", values))
-        if tool != UNTRACED:
-            more = lower_quartile(values) - base
-            figures.append(_figure(table, tool, "added, of the lower quartiles", [more]))
     return figures
 
 
@@ -238,8 +483,8 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def reach(messages: Messages) -> list[dict[str, Any]]:
-    """Return the figures to reach, and those reached."""
+def reach_on_models(messages: Messages) -> list[dict[str, Any]]:
+    """Return the figures to reach on the models, and those reached."""
     cost = added(costs(messages, "cost", "illumos"))
     mine = max((cost[tool] for tool in OURS_ILLUMOS if tool in cost), default=None)
     barest, keyed = cost.get(BAREST), cost.get(KEYED)
@@ -249,9 +494,6 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
         if message["tool"].startswith(OURS)
     ]
     cpu = {message["tool"]: message["cpu"] / message["made"] for message in of(messages, "user")}
-    most = max(of(messages, "memory"), key=lambda message: message["listeners"], default=None)
-    exporter = most["exporter"] / MB if most else None
-    dtrace = sum(most["dtrace"]) / MB if most else None
     return [
         {
             "figure": "SYN in the kernel, illumos.d over the barest clause",
@@ -268,7 +510,7 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
             "reason": floor(messages, "1.5 times bpftrace's count", 1.5, keyed),
         },
         {
-            "figure": "SYNs lost of a burst of up to 1,000,000",
+            "figure": "SYNs lost of a burst of up to 1,000,000, models",
             "unit": "SYNs",
             "at_most": 0,
             "value": max(map(abs, losses)) if losses else None,
@@ -278,24 +520,6 @@ def reach(messages: Messages) -> list[dict[str, Any]]:
             "unit": "times",
             "at_most": 0.01,
             "value": _ratio(cpu.get("exporter and dtrace(1)"), cpu.get("printf and wc -l")),
-        },
-        {
-            "figure": "dtrace(1) processes of 1,000 listeners, shared",
-            "unit": "processes",
-            "at_most": 1,
-            "value": len(most["dtrace"]) if most else None,
-        },
-        {
-            "figure": "memory of the exporter, 1,000 listeners, shared",
-            "unit": "MB",
-            "at_most": 80,
-            "value": exporter,
-        },
-        {
-            "figure": "the same with its dtrace(1)",
-            "unit": "MB",
-            "at_most": 180,
-            "value": exporter + dtrace if exporter is not None and dtrace is not None else None,
         },
     ]
 
@@ -326,44 +550,47 @@ def floor(messages: Messages, what: str, times: float, under: float | None) -> s
     )
 
 
-def plots(messages: Messages) -> list[dict[str, Any]]:
-    """Return plots against the rate of SYNs: of a processor's time, and of what is lost."""
-    found = []
-    for where, typical in (("illumos", statistics.median), ("Linux", lower_quartile)):
-        bursts = of(messages, "loss", where)
-        most = max((message["syns"] for message in bursts), default=0)
-        # At rates, and as fast as can be.
-        points = of(messages, "rate", where) + [
-            message | {"asked": most, "rate": 1e9 / message["ns"][0]}
-            for message in bursts
-            if message["syns"] == most and message["ns"]
-        ]
-        points.sort(key=lambda point: float(point["rate"]))
-        base = {
-            point["asked"]: typical(point["ns"]) for point in points if point["tool"] == UNTRACED
+def plots(
+    messages: Messages, where: str, typical: Callable[[Sequence[float]], float]
+) -> list[dict[str, Any]]:
+    """Return plots against the rate of SYNs: of a processor's time, and of what is lost.
+
+    Args:
+        messages: what the guest told.
+        where: of SYSTEMS the one whose SYNs they were.
+        typical: takes the times of a SYN and returns the one to show.
+    """
+    bursts = of(messages, "loss", where)
+    most = max((message["syns"] for message in bursts), default=0)
+    # At rates, and as fast as can be.
+    points = of(messages, "rate", where) + [
+        message | {"asked": most, "rate": 1e9 / message["ns"][0]}
+        for message in bursts
+        if message["syns"] == most and message["ns"]
+    ]
+    points.sort(key=lambda point: float(point["rate"]))
+    base = {point["asked"]: typical(point["ns"]) for point in points if point["tool"] == UNTRACED}
+    tools = [tool for tool in dict.fromkeys(m["tool"] for m in bursts) if tool != UNTRACED]
+    cost: Lines = {tool: [] for tool in tools}
+    lost: Lines = {tool: [] for tool in tools}
+    for point in points:
+        tool, asked, rate = point["tool"], point["asked"], round(point["rate"])
+        if math.isclose(rate, asked, rel_tol=0.02):
+            rate = asked
+        # What is less than what differs from one burst to the next has no place on a scale.
+        if tool in cost and asked in base and (more := typical(point["ns"]) - base[asked]) > 0:
+            cost[tool].append((rate, round(rate * more / 1e7, 4)))
+        if tool in lost and point["seen"] is not None:
+            lost[tool].append((rate, round(100 * (1 - point["seen"] / point["made"]), 3)))
+    return [
+        {
+            "title": f"{title}, {SYSTEMS[where]}",
+            "x": "SYNs a second",
+            "y": "%",
+            "lines": {tool: line for tool, line in lines.items() if line},
         }
-        tools = [tool for tool in dict.fromkeys(m["tool"] for m in bursts) if tool != UNTRACED]
-        cost: Lines = {tool: [] for tool in tools}
-        lost: Lines = {tool: [] for tool in tools}
-        for point in points:
-            tool, asked, rate = point["tool"], point["asked"], round(point["rate"])
-            if math.isclose(rate, asked, rel_tol=0.02):
-                rate = asked
-            # What is less than what differs from one burst to the next has no place on a scale.
-            if tool in cost and asked in base and (more := typical(point["ns"]) - base[asked]) > 0:
-                cost[tool].append((rate, round(rate * more / 1e7, 4)))
-            if tool in lost and point["seen"] is not None:
-                lost[tool].append((rate, round(100 * (1 - point["seen"] / point["made"]), 3)))
-        for title, lines in (("CPU in the kernel", cost), ("SYNs not told", lost)):
-            found.append(
-                {
-                    "title": f"{title}, {SYSTEMS[where]}",
-                    "x": "SYNs a second",
-                    "y": "%",
-                    "lines": {tool: line for tool, line in lines.items() if line},
-                }
-            )
-    return found
+        for title, lines in (("CPU in the kernel", cost), ("SYNs not told", lost))
+    ]
 
 
 def of(messages: Messages, event: str, where: str | None = None) -> Messages:
@@ -380,6 +607,33 @@ def costs(messages: Messages, event: str, where: str | None = None) -> dict[str,
     found: dict[str, list[float]] = {}
     for message in of(messages, event, where):
         found.setdefault(message["tool"], []).extend(message["ns"])
+    return found
+
+
+def by_tool_and_event(
+    messages: Messages, event: str, field: str = "ns"
+) -> dict[tuple[str, str], list[float]]:
+    """Return a field of all repetitions by tool and what happened."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for message in of(messages, event):
+        if field in message:
+            found.setdefault((message["tool"], message["what"]), []).extend(message[field])
+    return found
+
+
+def medians(found: Mapping[tuple[str, str], Sequence[float]]) -> dict[tuple[str, str], float]:
+    """Return the medians of what ``by_tool_and_event`` returns.
+
+    A program of the tool's own that runs now and then, or an interrupt, makes one dearer.
+    """
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def nginx_rates(messages: Messages) -> dict[str, list[float]]:
+    """Return the requests a second of all turns, by what ran beside nginx."""
+    found: dict[str, list[float]] = {}
+    for message in of(messages, "nginx"):
+        found.setdefault(message["tool"], []).append(message["rate"])
     return found
 
 
@@ -402,6 +656,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def lower_quartile(values: Sequence[float]) -> float:
     """Return what a quarter of values do not exceed."""
     return quartiles(values)[0]
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    """Return the greatest of values, None where one of them was not measured."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _ratio(over: float | None, under: float | None) -> float | None:

@@ -1,6 +1,6 @@
 """What is written of the measurements: a table of the page, and the plots beside it.
 
-Each half of the measurements is a dictionary of
+Each part of the measurements is a dictionary of
 
 ``software``
     Name to version of what it measured.
@@ -10,7 +10,8 @@ Each half of the measurements is a dictionary of
     shown instead of values, where there are none to show.
 ``reach``
     Of ``figure``, its ``unit``, ``at_most`` or ``at_least``, the ``value`` reached, None where it
-    was not measured, and the ``reason`` where it was not reached.
+    was not measured, and the ``reason`` where it was not reached. Those that have ``headline`` come
+    first.
 ``plots``
     Of ``title``, the titles ``x`` and ``y`` of the axes, and ``lines``: name to points of x and y.
 ``not_measured``
@@ -25,7 +26,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-HALVES = {"kernel": "In the kernel", "user": "In user space"}
+PARTS = {
+    "instructions": "On Linux, in instructions",
+    "linux": "On Linux, losses, memory and starts",
+    "models": "On the models of illumos and Solaris 10",
+    "user": "In user space",
+}
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -40,40 +46,40 @@ def tables(results: dict[str, Any]) -> str:
     """Return all tables, in Markdown.
 
     Args:
-        results: half of the measurements by its name, one of HALVES, and by ``machine`` and
-            ``date`` what was measured on, and when, for each half.
+        results: each part of the measurements by its name, one of PARTS, and by ``machine`` and
+            ``date`` what was measured on, and when, for each part.
     """
-    parts = []
-    halves = [(name, results[name]) for name in HALVES if name in results]
-    if targets := [target for _, half in halves for target in half["reach"]]:
-        parts += ["## To reach, and reached\n", _reach(targets)]
+    text = []
+    parts = [(name, results[name]) for name in PARTS if name in results]
+    if targets := [target for _, part in parts for target in part["reach"]]:
+        text += ["## To reach, and reached\n", _reach(targets)]
     if plots(results):
-        parts.append("![Each tool by the rate of SYNs](performance.svg)\n")
-    for name, half in halves:
-        parts += [f"## {HALVES[name]}\n", _machine(half)]
-        for title in dict.fromkeys(figure["table"] for figure in half["figures"]):
-            figures = [figure for figure in half["figures"] if figure["table"] == title]
-            parts += [f"### {title}\n", _table(figures)]
-        if missing := half.get("not_measured"):
-            parts.append("Not measured:\n")
-            parts.append("".join(f"- {what}: {why}\n" for what, why in missing.items()))
-    return "\n" + "\n".join(parts) + "\n"
+        text.append("![Each tool by the rate of SYNs](performance.svg)\n")
+    for name, part in parts:
+        text += [f"## {PARTS[name]}\n", _machine(part)]
+        for title in dict.fromkeys(figure["table"] for figure in part["figures"]):
+            figures = [figure for figure in part["figures"] if figure["table"] == title]
+            text += [f"### {title}\n", _table(figures)]
+        if missing := part.get("not_measured"):
+            text.append("Not measured:\n")
+            text.append("".join(f"- {what}: {why}\n" for what, why in missing.items()))
+    return "\n" + "\n".join(text) + "\n"
 
 
 def plots(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plots of all halves that have a point."""
-    found = [plot for name in HALVES if name in results for plot in results[name]["plots"]]
+    """Return the plots of all parts that have a point."""
+    found = [plot for name in PARTS if name in results for plot in results[name]["plots"]]
     return [plot for plot in found if any(plot["lines"].values())]
 
 
-def _machine(half: dict[str, Any]) -> str:
-    software = ", ".join(f"{name} {version}" for name, version in half["software"].items())
-    return f"Measured on {half['date']}: {half['machine']}. {software}.\n"
+def _machine(part: dict[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in part["software"].items())
+    return f"Measured on {part['date']}: {part['machine']}. {software}.\n"
 
 
 def _reach(targets: Iterable[dict[str, Any]]) -> str:
     rows = []
-    for target in targets:
+    for target in sorted(targets, key=lambda target: not target.get("headline")):
         at_most = target.get("at_most")
         word, limit = (
             ("at most", at_most) if at_most is not None else ("at least", target["at_least"])

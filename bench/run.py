@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
 """Measure what watching listen queues costs, and write it down in docs/performance.*.
 
-    python bench/run.py [kernel] [user]
+    python bench/run.py [instructions] [linux] [models] [user]
 
-Without an argument both halves are measured, and otherwise the other one is left as it was. The
-kernel's is measured in virtual machines, and takes long.
+Without an argument all parts are measured, and otherwise the others are left as they were. All but
+the last are measured in virtual machines, and take long.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import os
 import platform
@@ -30,30 +29,36 @@ from bench import report  # noqa: E402
 DOCS = ROOT / "docs"
 
 
-def main(halves: list[str], docs: Path = DOCS) -> int:
+MEASURES = {
+    "instructions": ("bench.kernel", "instructions"),
+    "linux": ("bench.kernel", "linux"),
+    "models": ("bench.kernel", "models"),
+    "user": ("bench.user", "measure"),
+}
+"""Part to the function that measures it."""
+
+
+def main(parts: list[str], docs: Path = DOCS) -> int:
     """Measure, write and print.
 
     Args:
-        halves: of report.HALVES those to measure.
+        parts: of report.PARTS those to measure.
         docs: where performance.md is, and the two files beside it.
     """
     raw = docs / "performance.json"
     results = json.loads(raw.read_text(encoding="utf-8")) if raw.exists() else {}
     failed = False
-    for half in halves:
-        if importlib.util.find_spec(f"bench.{half}") is None:
-            print(f"bench/{half}.py is not there: that half is left as it was", file=sys.stderr)
-            failed = True
-            continue
+    for part in parts:
+        module, function = MEASURES[part]
         try:
-            measured = importlib.import_module(f"bench.{half}").measure()
+            measured = getattr(importlib.import_module(module), function)()
         except Exception:
-            # What the other half takes so long to measure is not lost by it.
+            # What the other parts take so long to measure is not lost by it.
             traceback.print_exc()
-            print(f"bench/{half}.py failed: that half is left as it was", file=sys.stderr)
+            print(f"{part} failed: that part is left as it was", file=sys.stderr)
             failed = True
             continue
-        results[half] = describe() | measured
+        results[part] = describe() | measured
         write(results, docs)
     write(results, docs)
     print(report.tables(results))
@@ -61,7 +66,7 @@ def main(halves: list[str], docs: Path = DOCS) -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Say what machine this is, and when; a half that measured on another one says so itself."""
+    """Say what machine this is, and when; a part that measured on another one says so itself."""
     return {"machine": _machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
@@ -86,8 +91,8 @@ def _machine() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("half", nargs="*", help=" or ".join(report.HALVES))
-    wanted = parser.parse_args().half or list(report.HALVES)
-    if odd := set(wanted) - set(report.HALVES):
-        parser.error(f"no such half: {', '.join(odd)}")
+    parser.add_argument("part", nargs="*", help=", ".join(report.PARTS))
+    wanted = parser.parse_args().part or list(report.PARTS)
+    if odd := set(wanted) - set(report.PARTS):
+        parser.error(f"no such part: {', '.join(odd)}")
     sys.exit(main(wanted))

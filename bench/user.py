@@ -1,4 +1,4 @@
-"""The half of the measurements that needs no kernel: scrapes, ticks and memory of the exporter.
+"""The part of the measurements that needs no kernel: scrapes, ticks and memory of the exporter.
 
 The exporter runs as it would, on a dtrace(1) that prints the rows of so many listeners.
 """
@@ -30,12 +30,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from bench import bare, client
-from bench.dtrace import FIRST_PORT
-from dtrace_exporter import web
+from bench.dtrace import FIRST_PORT, rows, sun_rows
+from dtrace_exporter import sun_tally, tally, web
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.exposition import Texts
-from dtrace_exporter.listeners import Exports, Queues, SessionId
-from dtrace_exporter.rows import What
+from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
 from dtrace_exporter.server import bind
 from dtrace_exporter.state import SessionStatus, State
 
@@ -77,6 +76,8 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         _rendering(figures, size, repetitions)
         _scrapes(figures, size, repetitions, versions)
         _ticks(figures, size, repetitions)
+    _say("rows")
+    _parsing(figures, sizes[-1], repetitions)
     _say("one session for each port")
     for size in sizes:
         if size <= 100:
@@ -120,6 +121,8 @@ RATE = "Samples rendered in a second of CPU, thousands, by listeners"
 RATIO = "Rendering: dtrace-exporter over bare prometheus_client, times, by listeners"
 TICK = "CPU of a tick in the exporter, every listener busy, ms, by listeners"
 MEMORY = "Resident memory of the exporter, MB, by listeners"
+PARSING = "CPU of reading a row into the listener table, the most listeners, us"
+PARSING_RATIO = "Reading a row: linux.d's over those of before, times"
 HEARTBEAT = "The event loop while scrapes of the most listeners are rendered, ms"
 
 
@@ -145,6 +148,14 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
         }
 
     return [
+        {
+            "figure": "reading a row, over one of before that means the same",
+            "headline": True,
+            "at_most": 0.4,
+            "unit": "times",
+            "value": figures.median(PARSING_RATIO, "a row", _CHANGED),
+            "reason": _parsing_reason(figures),
+        },
         {
             "figure": f"resident memory for {most} listeners, exporter alone",
             "at_most": 80.0,
@@ -204,9 +215,12 @@ def _state(size: int) -> State:
 def _change(state: State, seed: int) -> None:
     for number, listener in enumerate(list(state.table)):
         mine = state.table.listener(_SESSION, "", "*", listener.identity.port)
-        for what, count, value in ((0, 900, 0), (1, 60, 2), (27, 10, 129), (147, 400, 50_000)):
-            mine.count(what, 128, count + number, count * value)
-        mine.count(What.ESTABLISHED, 128, 990, 0)
+        mine.count_syns(0, 128, 900 + number, 0)
+        mine.count_syns(1, 128, 60 + number, 120)
+        mine.count_syns(11, 128, 10 + number, 1_290)
+        mine.drop("q_full", 10 + number)
+        mine.established += 990
+        mine.count_accepts(3, 400 + number, 20_000_000)
         mine.sockets[1] = Queues(seed % 7, (number + seed) % 5, 1024, 128)
 
 
@@ -384,6 +398,67 @@ def _node_exporter() -> str | None:
     return None
 
 
+# Rows
+
+_OF_LINUX, _OF_BEFORE = "linux.d", "before: as Solaris' programs print them"
+_CHANGED, _UNCHANGED = "changed since the tick before", "not changed"
+
+
+def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
+    """Feed rows of the same events by turns to what reads linux.d's and to what read those before.
+
+    The latter are what Solaris' programs still print. Each is fed twice, the second time unchanged.
+    """
+    readers: dict[str, tally.Tally | sun_tally.Tally] = {
+        _OF_LINUX: tally.Tally(_table(), _SESSION),
+        _OF_BEFORE: sun_tally.Tally(_table(), _SESSION),
+    }
+    took: dict[tuple[str, str], list[float]] = {}
+    for repetition in range(-1, repetitions):
+        tick = repetition + 2
+        told = {
+            _OF_LINUX: ["set 1", *rows(size, tick, 1 if repetition < 0 else 0)],
+            _OF_BEFORE: [f"tick 0 {tick}", *sun_rows(size, tick, 1)],
+        }
+        for name, reader in readers.items():
+            for what in (_CHANGED, _UNCHANGED):
+                began = time.thread_time()
+                for line in told[name]:
+                    reader.feed(line)
+                used = time.thread_time() - began
+                # The first one tells who the listeners are.
+                if repetition >= 0:
+                    took.setdefault((name, what), []).append(1e6 * used / len(told[name]))
+    for (name, what), values in took.items():
+        figures.add(PARSING, name, what, values)
+    for what in (_CHANGED, _UNCHANGED):
+        pairs = zip(took[_OF_LINUX, what], took[_OF_BEFORE, what], strict=True)
+        figures.add(PARSING_RATIO, "a row", what, [ours / before for ours, before in pairs])
+
+
+def _table() -> ListenerTable:
+    table = ListenerTable()
+    table.watch(_SESSION, None)
+    return table
+
+
+def _parsing_reason(figures: _Figures) -> str:
+    ours, before, same = (
+        figures.median(PARSING, name, what)
+        for name, what in (
+            (_OF_LINUX, _CHANGED),
+            (_OF_BEFORE, _CHANGED),
+            (_OF_LINUX, _UNCHANGED),
+        )
+    )
+    if ours is None or before is None or same is None:
+        return ""
+    return (
+        f"A row that has changed takes {ours:.2f} us, and took {before:.2f} us; one that has "
+        f"not, like all of the set at rest, {same:.2f} us."
+    )
+
+
 # Ticks and memory
 
 
@@ -484,8 +559,8 @@ async def _beats_during(
         for seed in range(1 << 30):
             await asyncio.sleep(0.2)
             for listener in list(state.table):
-                listener.count(What.ESTABLISHED, 128, seed + 1, 0)
-                listener.count(What.ACCEPT + 3, 128, 1, 50_000)
+                listener.established += seed + 1
+                listener.count_accepts(3, 1, 50_000)
 
     tasks = [asyncio.create_task(job()) for job in (listen, watch, change)]
     took: list[float] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -60,7 +61,15 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "performance.json").read_text(encoding="utf-8"))
     assert page.startswith("Before\n")
     assert page.endswith("After\n")
-    for table in (user.TIME, user.CPU, user.RATE, user.TICK, user.MEMORY, user.HEARTBEAT):
+    for table in (
+        user.TIME,
+        user.CPU,
+        user.RATE,
+        user.TICK,
+        user.PARSING,
+        user.MEMORY,
+        user.HEARTBEAT,
+    ):
         values = [f["values"] for f in results["user"]["figures"] if f["table"] == table]
         assert values
         assert all(value > 0 for each in values for value in each if table != user.HEARTBEAT)
@@ -90,7 +99,7 @@ def test_links() -> None:
 
 def test_reach_table() -> None:
     """A figure that was not reached says so, and why; one not measured says that."""
-    lines = report.tables({"kernel": KERNEL}).splitlines()
+    lines = report.tables({"linux": KERNEL}).splitlines()
     assert "![Each tool by the rate of SYNs](performance.svg)" in lines
     assert "| good | at most 2 times | 1.5 times |" in lines
     assert "| bad | at most 2 times | **2.5 times: not reached.** A floor. |" in lines
@@ -100,7 +109,7 @@ def test_reach_table() -> None:
 
 def test_figures_table() -> None:
     """A cell is the median and the quartiles; one without a figure is empty."""
-    lines = report.tables({"kernel": KERNEL}).splitlines()
+    lines = report.tables({"linux": KERNEL}).splitlines()
     assert lines[lines.index("### Cost, us") :][2:6] == [
         "|  | model | Linux |",
         "| --- | --- | --- |",
@@ -118,8 +127,8 @@ def test_text_in_a_cell() -> None:
         "values": [],
         "text": "tells none",
     }
-    half = KERNEL | {"figures": [*KERNEL["figures"], figure]}
-    lines = report.tables({"kernel": half}).splitlines()
+    part = KERNEL | {"figures": [*KERNEL["figures"], figure]}
+    lines = report.tables({"linux": part}).splitlines()
     assert "| other | tells none |" in lines
 
 
@@ -169,38 +178,55 @@ def test_many_lines() -> None:
 def test_what_was_not_measured() -> None:
     """What could not be measured is listed with the reason, and a plot without points is none."""
     empty = {"title": "Nothing", "x": "x", "y": "y", "lines": {"ours": []}}
-    half = KERNEL | {"plots": [empty], "not_measured": {"tcpsynbl": "bcc is not in the guest"}}
-    assert "- tcpsynbl: bcc is not in the guest" in report.tables({"kernel": half}).splitlines()
-    assert report.plots({"kernel": half}) == []
+    part = KERNEL | {"plots": [empty], "not_measured": {"tcpsynbl": "bcc is not in the guest"}}
+    assert "- tcpsynbl: bcc is not in the guest" in report.tables({"linux": part}).splitlines()
+    assert report.plots({"linux": part}) == []
 
 
-def test_failed_half(
+def test_failed_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A half that fails does not take along what the other one has measured."""
+    """A part that fails does not take along what the others have measured."""
 
     def fail() -> None:
         raise OSError("no guest")
 
-    modules = {"bench.kernel": SimpleNamespace(measure=fail)}
+    modules = {"bench.kernel": SimpleNamespace(linux=fail)}
     modules["bench.user"] = SimpleNamespace(measure=lambda: KERNEL)
-    monkeypatch.setattr(run.importlib.util, "find_spec", modules.get)
     monkeypatch.setattr(run.importlib, "import_module", modules.__getitem__)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
-    assert run.main(["kernel", "user"], tmp_path) == 1
+    assert run.main(["linux", "user"], tmp_path) == 1
     assert "no guest" in capsys.readouterr().err
     assert set(json.loads((tmp_path / "performance.json").read_text())) == {"user"}
     assert (tmp_path / "performance.svg").exists()
 
 
-def test_missing_half(
+def test_other_parts_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A half that is not there is said, and what was measured of it before stays."""
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda _name: None)
+    """What was measured before of the other parts stays as it is, in the order of the parts."""
+    module = SimpleNamespace(instructions=lambda: KERNEL)
+    monkeypatch.setattr(run.importlib, "import_module", lambda _name: module)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
-    (tmp_path / "performance.json").write_text(json.dumps({"kernel": KERNEL}))
-    assert run.main(["kernel"], tmp_path) == 1
-    assert "bench/kernel.py is not there" in capsys.readouterr().err
-    assert json.loads((tmp_path / "performance.json").read_text()) == {"kernel": KERNEL}
-    assert "| good |" in (tmp_path / "performance.md").read_text()
+    (tmp_path / "performance.json").write_text(json.dumps({"linux": KERNEL}))
+    assert run.main(["instructions"], tmp_path) == 0
+    results = json.loads((tmp_path / "performance.json").read_text())
+    assert results["linux"] == KERNEL
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line.removeprefix("## ") for line in lines if line.startswith("## On ")]
+    assert headings == [report.PARTS["instructions"], report.PARTS["linux"]]
+
+
+def test_every_part_is_measured() -> None:
+    """Each part of the page has what measures it."""
+    assert run.MEASURES.keys() == report.PARTS.keys()
+    for module, function in run.MEASURES.values():
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_headline() -> None:
+    """The figures that matter most come first, from whichever part they are."""
+    top = {"figure": "worst", "at_most": 2.0, "unit": "times", "value": 1.0, "headline": True}
+    results = {"linux": KERNEL, "user": KERNEL | {"reach": [top]}}
+    lines = report.tables(results).splitlines()
+    assert lines[lines.index("## To reach, and reached") :][4].startswith("| worst |")

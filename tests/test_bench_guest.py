@@ -13,8 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench/guest"))
 
 import flood
+import instructions
 import rounds
 import tools
+
+from dtrace_exporter import sun_tally, tally
 
 
 def words(data: bytes) -> int:
@@ -55,8 +58,42 @@ def test_what_tools_tell() -> None:
     assert tools.counted("ready\n") == 0
     text = "Attached 2 probes\n@[-9]: 1\n@[7]: 5\n\n@[-9]: 3\n@[7]: 5\n"
     assert tools.sum_of_keys(text) == 8
-    ours = "ready 3 0\ntick 0 1\nrow 0 ab 500000 0 0 80 {} 0 5\ntick 0 2\nrow 0 ab"
-    assert tools.rows_seen(ours.format(41)) == 41
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        pytest.param(
+            tally.Tally,
+            "ready 5 9\nlistener 8880000000000001 1 10 9 1 0.0.0.0 80 0 0 8\ntick 2\nset 1\n"
+            "count 8880000000000001 10 8 0 40\ncount 8880000000000001 10 8 0 41\ncount 88 10",
+            id="linux",
+        ),
+        pytest.param(
+            sun_tally.Tally,
+            "ready 3 0\ntick 0 1\nrow 0 ab 500000 0 0 80 41 0 5\ntick 0 2\nrow 0 ab",
+            id="sun",
+        ),
+    ],
+)
+def test_what_rows_tell(kind: type[tools.Tally], output: str) -> None:
+    """Rows tell each SYN once, and one that is cut short nothing."""
+    assert tools.rows_seen(output, kind) == 41
+
+
+def test_of_one_port() -> None:
+    """A program knows whether it tells the SYNs of one port only."""
+    assert tools.ours("dtrace", "linux", (80, 80)).port_only
+    shared = tools.ours("dtrace", "linux", (0, 65535))
+    assert not shared.port_only
+    assert "inline int PORT = 0;" in (shared.text or "")
+
+
+def test_pieces() -> None:
+    """Each piece of a program is compared with one that is measured too, and differs from it."""
+    texts = {name: text for name, text, _ in instructions.pieces()}
+    assert len(set(texts.values())) == len(texts)
+    assert {over for _, _, over in instructions.pieces()} <= {"", *texts}
 
 
 def test_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,19 +60,13 @@ MODEL = [
 ON_LINUX = {"where": "Linux"}
 LINUX = [
     {"event": "version", "name": "Linux", "version": "6.12.1"},
-    {"event": "flood", "tool": "untraced", "ns": [30_000.0]} | ON_LINUX,
-    {"event": "flood", "tool": "linux.d, shared", "ns": [38_000.0]} | ON_LINUX,
-    *(
-        {"event": "programs", "tool": "linux.d, shared", "what": what, "ns": [ns]} | ON_LINUX
-        for what, ns in (("a SYN", 5_000.0), ("a connection", 9_000.0), ("a SYN", 6_000.0))
-    ),
-    {"event": "cookies", "tool": "linux.d, shared", "ns": [28_000.0]} | ON_LINUX,
-    {"event": "connection", "tool": "linux.d, shared", "ns": [90_000.0]} | ON_LINUX,
     {"event": "loss", "tool": "linux.d, shared", "syns": 1000, "made": 1000, "seen": 1000}
     | {"ns": [38_000.0]}
     | ON_LINUX,
     {"event": "loss", "tool": "tcpaccept.bt", "syns": 1000, "made": 0, "seen": None, "ns": []}
     | ON_LINUX,
+    {"event": "interrupted", "tool": "linux.d, shared", "made": 500, "seen": 500},
+    {"event": "interrupted", "tool": "printf per SYN", "made": 500, "seen": 50},
     {"event": "failed", "what": "bcc tcpsynbl", "why": "no headers"},
     {"event": "memory", "listeners": 1, "seen": 1, "exporter": MB, "dtrace": [MB], "seconds": 7.0},
     {
@@ -79,11 +74,52 @@ LINUX = [
         "listeners": 1000,
         "seen": 1000,
         "exporter": 60 * MB,
-        "dtrace": [90 * MB],
+        "dtrace": [90 * MB, 80 * MB],
         "seconds": 8.0,
     },
     {"event": "start", "sessions": 1, "seconds": 7.0, "exporter": MB, "dtrace": [MB]},
     {"event": "start", "sessions": 4, "seconds": 9.0, "exporter": MB, "dtrace": [MB] * 4},
+]
+SHARED, PER_PORT, CONNECTION = "linux.d, shared", "linux.d, per-port", "a whole connection"
+NOTHING, LEFT = (f"a probe at {end} whose clause does nothing" for end in ("entry", "return"))
+COSTS = [
+    ("barest clause", "taken", [650.0, 600.0, 9000.0]),
+    ("clause whose predicate is false", "of an unwatched port", [400.0]),
+    ("clause whose predicate reads the port", "of an unwatched port", [450.0]),
+    ("tcpaccept.bt", CONNECTION, [1700.0]),
+    ("tcpsynbl.bt", CONNECTION, [500.0]),
+    *((SHARED, what, [2000.0]) for what in kernel.SYNS[:-1]),
+    *((PER_PORT, what, [1950.0]) for what in kernel.SYNS),
+    (SHARED, "dropped, Q full", [2600.0]),
+    (SHARED, CONNECTION, [9900.0]),
+    (PER_PORT, CONNECTION, [9000.0]),
+    (PER_PORT, "of an unwatched port", [1000.0]),
+    (NOTHING, "taken", [300.0]),
+    (LEFT, "taken", [550.0]),
+    ("@[four words] = sum()", "taken", [900.0]),
+    ("@[two words] = max()", "taken", [800.0]),
+]
+INSTRUCTIONS = [
+    *(
+        {"event": "programs", "tool": tool, "what": what, "ns": ns, "runs": [9.0]}
+        for tool, what, ns in COSTS
+    ),
+    {"event": "whole", "tool": "untraced", "what": "taken", "ns": [12_000.0, 12_010.0]},
+    {"event": "whole", "tool": SHARED, "what": "taken", "ns": [14_205.0]},
+    {"event": "over", "tool": NOTHING, "over": ""},
+    *(
+        {"event": "over", "tool": tool, "over": NOTHING}
+        for tool in (LEFT, "@[four words] = sum()", "@[two words] = max()")
+    ),
+    *(
+        {"event": "nginx", "tool": tool, "rate": rate}
+        for tool, rate in (("untraced", 1000.0), ("dtrace-exporter", 900.0), ("untraced", 1010.0))
+    ),
+]
+SUMMARIES = [
+    kernel.summary_of_models(MODEL),
+    kernel.summary_of_linux(LINUX),
+    kernel.summary_of_instructions(INSTRUCTIONS),
 ]
 
 
@@ -91,21 +127,30 @@ def cells(title: str) -> dict[tuple[str, str], list[float] | str]:
     """Return the values, or the text, of a table's cells by row and column."""
     return {
         (one["row"], one["column"]): one.get("text") or one["values"]
-        for one in kernel.summary(MODEL, LINUX)["figures"]
+        for summary in SUMMARIES
+        for one in summary["figures"]
         if one["table"].startswith(title)
     }
 
 
+def reached(summary: dict[str, Any]) -> list[float | None]:
+    """Return the values of the figures to reach."""
+    return [one["value"] for one in summary["reach"]]
+
+
 def test_figures_to_reach() -> None:
     """Each figure to reach is worked out from medians, less what the kernel takes by itself."""
-    reached = [one["value"] for one in kernel.summary(MODEL, LINUX)["reach"]]
+    models, linux, instructions = map(reached, SUMMARIES)
     # Of the two ways to run illumos.d the one that costs more.
-    assert reached == pytest.approx([1010 / 600, 1010 / 500, 0, 0.005, 1, 60, 150])
+    assert models == pytest.approx([1010 / 600, 1010 / 500, 0, 0.005])
+    assert linux == pytest.approx([0, 0, 2, 60, 230])
+    # The worst of all that can happen to a SYN, and the dearer way to run linux.d.
+    assert instructions == pytest.approx([2600 / 650, 9900 / 2200, 1000 / 400, 900 / 1005])
 
 
 def test_reason() -> None:
     """Why a figure is not reached is told in nanoseconds that were measured."""
-    reasons = [one["reason"] for one in kernel.summary(MODEL, LINUX)["reach"][:2]]
+    reasons = [one["reason"] for one in SUMMARIES[0]["reach"][:2]]
     assert "Twice the barest clause is 1,200 ns." in reasons[0]
     assert "1.5 times bpftrace's count is 750 ns." in reasons[1]
     for reason in reasons:
@@ -113,45 +158,86 @@ def test_reason() -> None:
         assert "counts nothing, 710 ns" in reason
         assert "one word 800 ns" in reason
     without = [message for message in MODEL if message["event"] != "piece"]
-    assert kernel.summary(without, LINUX)["reach"][0]["reason"] == ""
+    assert kernel.summary_of_models(without)["reach"][0]["reason"] == ""
+
+
+def test_reason_in_instructions() -> None:
+    """Why a figure is not reached is told by pieces, each less the program without it."""
+    syn, connection, unwatched = (one["reason"] for one in SUMMARIES[2]["reach"][:3])
+    assert "2,600 instructions, linux.d, shared, dropped, Q full; the limit is 2,275" in syn
+    assert f"take {300 + 250 + 600:,} together" in syn
+    assert "The limit is 8,800 instructions: linux.d, shared 9,900" in connection
+    assert "9 of its programs run: 2,700 if they did nothing" in connection
+    assert "take 1,800, and three lengths of queues by max() 1,500" in connection
+    assert "1,000 instructions; the limit is 600." in unwatched
+    assert "reads the port takes 450." in unwatched
+    assert "takes 250 if it does nothing: together 1.75 times" in unwatched
+    without = [message for message in INSTRUCTIONS if message["event"] != "over"]
+    summary = kernel.summary_of_instructions(without)
+    assert {one.get("reason", "") for one in summary["reach"]} == {""}
+    assert reached(summary) == reached(SUMMARIES[2])
+
+
+def test_instructions() -> None:
+    """Programs and all that the kernel does have tables of their own, and so have the pieces."""
+    programs = cells("In the tool's own BPF programs")
+    assert programs["barest clause", "taken"] == [650, 600, 9000]
+    assert programs[kernel.BEFORE_NAME, CONNECTION] == [24_294]
+    assert (NOTHING, "taken") not in programs
+    assert programs[SHARED, f"programs run for {CONNECTION}"] == [9]
+    assert cells("In all, with the way")["linux.d, shared: added", "taken"] == [2200]
+    assert cells("What a D program is made of")[LEFT, "takes"] == [250]
+    assert cells("nginx")["untraced", "requests a second"] == [1000, 1010]
+
+
+def test_not_all_measured() -> None:
+    """Where one of the worst cases was not measured there is no worst case."""
+    without = [message for message in INSTRUCTIONS if message.get("what") != "dropped, Q full"]
+    assert reached(kernel.summary_of_instructions(without))[0] is None
 
 
 def test_unsteady(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever runs it is told when what a ratio rests on differed much from time to time."""
     steady = {"event": "cost", "tool": "barest clause", "ns": [700.0, 710.0, 720.0]} | ILLUMOS
-    kernel.summary([steady], [])
+    kernel.summary_of_models([steady])
     assert capsys.readouterr().err == ""
-    kernel.summary([steady | {"ns": [700.0, 1500.0, 1900.0]}], [])
+    kernel.summary_of_models([steady | {"ns": [700.0, 1500.0, 1900.0]}])
     assert "barest clause: 1,100 to 1,700 ns" in capsys.readouterr().err
 
 
-def test_loss_of_any_program_counts() -> None:
+@pytest.mark.parametrize("event", ["loss", "interrupted"])
+def test_loss_of_any_program_counts(event: str) -> None:
     """One SYN that one of our programs lost anywhere, or told twice, is a figure not reached."""
     for seen in (999, 1001):
-        more = {"event": "loss", "tool": "linux.d, per-port", "syns": 1000, "made": 1000}
+        more = {"event": event, "tool": "linux.d, per-port", "syns": 1000, "made": 1000}
         more |= {"where": "Linux", "seen": seen, "ns": [1.0]}
-        assert kernel.summary(MODEL, [*LINUX, more])["reach"][2]["value"] == 1
+        found = reached(kernel.summary_of_linux([*LINUX, more]))
+        assert found[:2] == ([1, 0] if event == "loss" else [0, 1])
 
 
 def test_nothing_measured() -> None:
     """Where a guest told nothing every figure is one that was not measured."""
-    summary = kernel.summary([], [])
-    assert {one["value"] for one in summary["reach"]} == {None}
-    assert summary["figures"] == []
-    assert [plot["lines"] for plot in summary["plots"]] == [{}] * 4
+    for make in (
+        kernel.summary_of_models,
+        kernel.summary_of_linux,
+        kernel.summary_of_instructions,
+    ):
+        summary = make([])
+        assert set(reached(summary)) == {None}
+        assert summary["figures"] == []
+        assert not any(plot["lines"] for plot in summary["plots"])
 
 
 def test_tables() -> None:
     """Every measurement is in a table, each cell once; what could not be measured is named."""
-    summary = kernel.summary(MODEL, LINUX)
-    cells = [(one["table"], one["row"], one["column"]) for one in summary["figures"]]
-    assert len(cells) == len(set(cells))
-    rows = {row for _, row, _ in cells}
-    told = {message["tool"] for message in (*MODEL, *LINUX) if "tool" in message}
-    assert told <= rows
-    assert summary["software"] == {"Linux": "6.12.1"}
-    assert summary["not_measured"] == {"bcc tcpsynbl": "no headers"}
-    json.dumps(summary)
+    for summary, messages in zip(SUMMARIES, (MODEL, LINUX, INSTRUCTIONS), strict=True):
+        cells = [(one["table"], one["row"], one["column"]) for one in summary["figures"]]
+        assert len(cells) == len(set(cells))
+        rows = " ".join(row for _, row, _ in cells)
+        assert [one["tool"] for one in messages if one.get("tool", "") not in rows] == []
+        json.dumps(summary)
+    assert SUMMARIES[1]["software"] == {"Linux": "6.12.1"}
+    assert SUMMARIES[1]["not_measured"] == {"bcc tcpsynbl": "no headers"}
 
 
 def test_rounds_are_pooled() -> None:
@@ -180,16 +266,6 @@ def test_pieces() -> None:
     ]
 
 
-def test_linux() -> None:
-    """What a flood takes longer is between lower quartiles; programs have a column of their own."""
-    table = cells("A SYN that its listener keeps")
-    assert table["linux.d, shared", "added, of the lower quartiles"] == [8000]
-    assert cells("Time in the tool's own BPF programs") == {
-        ("linux.d, shared", "a SYN"): [5000, 6000],
-        ("linux.d, shared", "a connection"): [9000],
-    }
-
-
 def test_losses() -> None:
     """What each system's tools told is in a table of its own; one that tells no SYNs says so."""
     assert cells("SYNs told of those in one burst, share, model of illumos") == {
@@ -201,6 +277,13 @@ def test_losses() -> None:
         ("linux.d, shared", "1,000"): [1],
         ("tcpaccept.bt", "1,000"): "tells no SYNs",
     }
+
+
+def test_interrupts() -> None:
+    """What was told of a flood that interrupts a tool is a share of it."""
+    table = cells("SYNs told of those of a flood that interrupts")
+    assert table["printf per SYN", "share"] == [0.1]
+    assert table["linux.d, shared", "SYNs"] == [500]
 
 
 def test_one_of_a_kind() -> None:
@@ -216,7 +299,7 @@ def test_one_of_a_kind() -> None:
 
 def test_plots() -> None:
     """Plots have what each rate cost beyond no tool and what was lost, up to as fast as can be."""
-    cost, lost, on_linux, _ = kernel.summary(MODEL, LINUX)["plots"]
+    cost, lost = SUMMARIES[0]["plots"]
     assert cost["title"] == "CPU in the kernel, model of illumos"
     assert cost["lines"] == {
         "printf per SYN": [(1000, 0.6), (200_000, 98)],
@@ -226,7 +309,7 @@ def test_plots() -> None:
     # It cost no more than no tool did, as far as that can be told.
     assert lost["lines"]["bpftrace, keyed count"] == [(1000, 0), (10_101_010, 0)]
     assert "untraced" not in lost["lines"]
-    assert on_linux["title"].endswith("Linux")
+    assert SUMMARIES[1]["plots"][0]["title"].endswith("Linux")
 
 
 def test_what_a_guest_told() -> None:

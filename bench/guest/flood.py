@@ -1,4 +1,4 @@
-"""SYNs to a listener of this machine, as fast as its kernel takes them in.
+"""SYNs to listeners of this machine, as fast as its kernel takes them in.
 
 The packets are made beforehand and handed over by sendmmsg(2), a thousand to a call; the loopback
 interface delivers each while it is being sent, on the same CPU, so that a burst is over when the
@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -53,19 +54,21 @@ class Flood:
     """SYNs of many clients, whose SYN-ACKs nobody answers.
 
     Args:
-        address: of the listener, IPv4.
-        port: of the listener.
+        address: of the listeners, IPv4.
+        ports: of the listeners, which have a SYN each in turn.
     """
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, ports: Sequence[int]) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         self._socket.connect((address, 0))
         self._sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
-        self._syns = _Packets(address, port, _SYN)
-        self._resets = _Packets(address, port, _RST)
+        self._syns = _Packets(address, ports, _SYN)
+        self._resets = _Packets(address, ports, _RST)
         self._made = 0
         self.keeps = True
         """Whether the listener keeps a SYN; each burst is then taken back after it."""
+        self.dropped = False
+        """Whether it drops each."""
 
     def burst(self, syns: int) -> float:
         """Send SYNs, no more than PACKETS if they are kept; return the time of one, nanoseconds.
@@ -73,6 +76,12 @@ class Flood:
         Raises:
             RuntimeError: the kernel's own counters tell something else.
         """
+        took = self.arrive(syns)
+        self.take_back(syns)
+        return took
+
+    def arrive(self, syns: int) -> float:
+        """Do what ``burst`` does, but let those stay that are kept, until ``take_back``."""
         if self.keeps and syns > PACKETS:
             raise ValueError(f"{syns} SYNs at once")
         before = counters()
@@ -82,12 +91,19 @@ class Flood:
         after = counters()
         taken = after["InSegs"] - before["InSegs"]
         dropped = after["ListenDrops"] - before["ListenDrops"]
-        if taken != syns or dropped:
+        if taken != syns or dropped != (syns if self.dropped else 0):
             raise RuntimeError(f"sent {syns}, taken in {taken}, dropped {dropped}")
         self._made += syns
+        return took / syns
+
+    def take_back(self, syns: int) -> None:
+        """Send a reset for each of so many SYNs that are kept."""
         if self.keeps:
             self._send(self._resets, syns)
-        return took / syns
+
+    def send(self, syns: int) -> None:
+        """Send SYNs of which nothing is to be known here."""
+        self._send(self._syns, syns)
 
     def made(self) -> int:
         """Return how many SYNs the kernel has taken in so far."""
@@ -113,9 +129,11 @@ class Flood:
 class _Packets:
     """The packets of PACKETS clients, ready to be sent."""
 
-    def __init__(self, address: str, port: int, flags: int) -> None:
+    def __init__(self, address: str, ports: Sequence[int], flags: int) -> None:
         self._data = [
-            ctypes.create_string_buffer(packet(number, address, port, flags), 40)
+            ctypes.create_string_buffer(
+                packet(number, address, ports[number % len(ports)], flags), 40
+            )
             for number in range(PACKETS)
         ]
         self._parts = (_Part * PACKETS)()

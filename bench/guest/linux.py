@@ -1,20 +1,20 @@
-"""On Linux: what a SYN costs, what is lost, memory by listeners and by sessions, starts."""
+"""On Linux: what of SYNs is lost, memory by listeners and by sessions, starts."""
 
 from __future__ import annotations
 
-import re
+import os
 import socket
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from pathlib import Path
 
-from flood import Flood
+from flood import Flood, counters
 from lab.exporter import UP, Exporter
 from lab.traffic import HERE4, Listener, nowhere, sysctl
 from lab.waiting import until
-from rounds import Account, by_turns, costs, losses, rates, settle
+from rounds import Account, by_turns, losses, rates, settle
 from tools import (
     UNTRACED,
     Tool,
@@ -24,7 +24,7 @@ from tools import (
     ours,
     printf_per_syn,
 )
-from tracing import Tracer, bpf_nanoseconds, bpf_statistics, complain, resident, tell
+from tracing import Tracer, complain, resident, tell, tell_versions
 
 from dtrace_exporter import program
 
@@ -32,11 +32,11 @@ WHERE = "Linux"
 DTRACE = "dtrace"
 PORT = 7001
 BACKLOG = 60_000
-SYNS = 1_000
-ROUNDS = 2
-REPEATS = 20
 RATES = (1_000, 10_000)
-CONNECTIONS = 100
+INTERRUPTED = ("barest clause", "linux.d, shared", "linux.d, per-port")
+INTERRUPTING = 200_000
+BURST = 2_000
+PATIENCE = 4.0
 LISTENERS = (1, 10, 100, 1_000)
 # Each has two programs at the entry and the return of one function, which takes 38 of them; see
 # BPF_MAX_TRAMP_LINKS in the kernel's linux/bpf.h.
@@ -78,58 +78,98 @@ def tools() -> list[Tool]:
 
 
 def measure(flood: Flood) -> None:
-    """Measure all tools: costs in every round, losses in the first, by rate in the next."""
+    """Tell of each tool what it told of bursts, of SYNs at rates, and of a flood of interrupts."""
 
-    def one(tool: Tool, tracer: Tracer | None, number: int) -> None:
+    def one(tool: Tool, tracer: Tracer | None, _number: int) -> None:
         account = Account(flood, tool, tracer, flood.made())
-        told = partial(tell, where=WHERE, tool=tool.name)
-        with kept(flood, True):
-            settle(flood, tool, tracer)
-            told(event="flood", ns=costs(flood, tracer, SYNS, REPEATS))
-        with kept(flood, False):
-            told(event="cookies", ns=costs(flood, tracer, SYNS, REPEATS))
-            if tracer is not None:
-                told(event="programs", what="a SYN", ns=programs(lambda: flood.burst(SYNS), SYNS))
-            if number == 0:
-                losses(WHERE, flood, tool, account)
-            if number == 1:
-                rates(WHERE, flood, tool, tracer, account, RATES)
-        told(event="connection", ns=[connections(CONNECTIONS) for _ in range(REPEATS)])
-        if tracer is not None:
-            ns = programs(lambda: connections(CONNECTIONS), CONNECTIONS)
-            told(event="programs", what="a connection", ns=ns)
+        settle(flood, tool, tracer)
+        losses(WHERE, flood, tool, account)
+        rates(WHERE, flood, tool, tracer, account, RATES)
+        if tracer is not None and tool.name in INTERRUPTED:
+            interrupted(flood, tool, tracer)
 
-    by_turns(tools(), ROUNDS, one)
+    flood.keeps = False
+    with sysctl("net.ipv4.tcp_syncookies", 2):
+        by_turns(tools(), 1, one)
 
 
-def programs(make: Callable[[], object], count: int) -> list[float]:
-    """Return how long a tool's own programs run for each of what is made, in nanoseconds."""
-    found = []
-    with bpf_statistics():
-        for _ in range(REPEATS // 2):
-            before = bpf_nanoseconds()
-            make()
-            found.append((bpf_nanoseconds() - before) / count)
-    return found
+def interrupted(flood: Flood, tool: Tool, tracer: Tracer) -> None:
+    """Tell what a tool told of SYNs that come by interrupts on the CPU where its consumer works.
+
+    CPU 1 makes the SYNs and CPU 0 takes them in, where a process makes and accepts connections. A
+    SYN cookie answers each, theirs as well.
+    """
+    seen = tool.seen
+    assert seen is not None
+    told, cookies = seen(tracer.text()), cookies_sent()
+    busy = Busy()
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(tracer.process.pid, {0})
+    with steered():
+        busy.start()
+        os.sched_setaffinity(0, {1})
+        try:
+            for sent in range(0, INTERRUPTING, BURST):
+                # CPU 0 shall have something to do, and not be so late that clients try again.
+                while cookies_sent() - cookies < sent - BURST:
+                    tracer.read(0.002)
+                flood.send(BURST)
+        finally:
+            os.sched_setaffinity(0, own)
+            busy.end()
+        settled(cookies_sent, tracer)
+    made = INTERRUPTING if tool.port_only else cookies_sent() - cookies
+    told = settled(lambda: seen(tracer.text()), tracer) - told
+    tell(event="interrupted", tool=tool.name, made=made, seen=told)
+
+
+def cookies_sent() -> int:
+    """Return how many SYNs the kernel has answered by a cookie."""
+    return counters()["SyncookiesSent"]
+
+
+class Busy(threading.Thread):
+    """Connections on CPU 0, of listeners that come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Make and accept them until it is to end."""
+        os.sched_setaffinity(threading.get_native_id(), {0})
+        while not self._ended.is_set():
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                for _ in range(500):
+                    client = socket.create_connection(server.getsockname())
+                    server.accept()[0].close()
+                    client.close()
+
+    def end(self) -> None:
+        """Let it come to its end."""
+        self._ended.set()
+        self.join()
 
 
 @contextmanager
-def kept(flood: Flood, keeps: bool) -> Iterator[None]:
-    """Have SYNs kept by their listener, or answered by a SYN cookie, each of them."""
-    flood.keeps = keeps
-    with sysctl("net.ipv4.tcp_syncookies", 0 if keeps else 2):
+def steered() -> Iterator[None]:
+    """Have CPU 0 take in what comes over the loopback interface, whichever CPU has sent it."""
+    switch = Path("/sys/class/net/lo/queues/rx-0/rps_cpus")
+    switch.write_text("1")
+    try:
         yield
+    finally:
+        switch.write_text("0")
 
 
-def connections(count: int) -> float:
-    """Make connections and accept them; return the time of one, in nanoseconds."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        began = time.monotonic_ns()
-        for _ in range(count):
-            client = socket.create_connection(server.getsockname())
-            server.accept()[0].close()
-            client.close()
-        return (time.monotonic_ns() - began) / count
+def settled(read: Callable[[], int], tracer: Tracer) -> int:
+    """Return a number once it has been the same for some seconds."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < PATIENCE:
+        tracer.wait(0.5)
+        if (now := read()) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def memory(listeners: int) -> None:
@@ -186,25 +226,16 @@ def start(sessions: int) -> None:
         exporter.stop()
 
 
-def version(*command: str) -> str:
-    """Return the version that a program tells."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    match = re.search(r"\d+\.[\w.]+", done.stdout + done.stderr)
-    return match[0] if match else ""
-
-
 def main() -> None:
     """Measure everything on Linux."""
-    tell(event="version", name="DTrace", version=version(DTRACE, "-V"))
-    tell(event="version", name="bpftrace", version=version("bpftrace", "--version"))
-    tell(event="version", name="Linux", version=version("uname", "-r"))
+    tell_versions(DTRACE)
     with (
         nowhere(),
         sysctl("net.core.somaxconn", BACKLOG),
         sysctl("net.ipv4.tcp_max_syn_backlog", 2 * BACKLOG),
     ):
         listener = Listener(PORT, BACKLOG, HERE4)
-        flood = Flood(HERE4, PORT)
+        flood = Flood(HERE4, [PORT])
         try:
             measure(flood)
         finally:

@@ -22,7 +22,7 @@ from tools import (
     printf_per_syn,
     with_program,
 )
-from tracing import Tracer, complain, cpu_seconds, running, tell
+from tracing import Tracer, complain, cpu_seconds, running, tell, tell_versions
 
 PORT = 80
 CALLS = 20_000
@@ -233,6 +233,7 @@ def user_space(model: Model) -> None:
 
 def main() -> None:
     """Measure everything on the models."""
+    tell_versions("dtrace")
     with Model("illumos") as model:
         listeners(model)
         measure(model, illumos_tools(), pieces(queues_behind(model)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from dtrace_exporter import program
+from dtrace_exporter import program, sun_tally, tally
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import Calm, Place, Ready, Row, RowError, Tick, parse
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.rows import RowError
+
+Tally = tally.Tally | sun_tally.Tally
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Tool:
         ready: an expression that its output has once every probe is enabled.
         seen: how many SYNs it told in an output, None where it tells none.
         settle: seconds that it takes from then until it does as it always does.
+        port_only: whether it tells SYNs of one port only.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Tool:
     ready: str
     seen: Callable[[str], int] | None = None
     settle: float = 1.0
+    port_only: bool = False
 
 
 UNTRACED = Tool("untraced", (), None, "")
@@ -38,13 +42,17 @@ UNTRACED = Tool("untraced", (), None, "")
 
 def barest(dtrace: str, probe: str) -> Tool:
     """Return the least that a clause can do; what it counted is printed once a second."""
-    text = (
+    return Tool("barest clause", with_program(dtrace), counting(probe), "ready", counted)
+
+
+def counting(probe: str) -> str:
+    """Return a program that counts what comes by a probe, which may have a predicate."""
+    return (
         "#pragma D option quiet\n"
         'BEGIN { printf("ready\\n"); }\n'
         f"{probe} {{ @ = count(); }}\n"
         'tick-1s, END { printa("count %@d\\n", @); }\n'
     )
-    return Tool("barest clause", with_program(dtrace), text, "ready", counted)
 
 
 def ours(
@@ -59,14 +67,23 @@ def ours(
         numbers: those of the kernel, as program.render takes them.
     """
     text = program.render(program.load(name), program.window(1), ports=ports, numbers=numbers)
-    which = "per-port" if ports[0] == ports[1] else "shared"
-    return Tool(f"{name}.d, {which}", with_program(dtrace), text, "tick", rows_seen, 4.0)
+    port_only = ports[0] == ports[1]
+    which = "per-port" if port_only else "shared"
+    kind = tally.Tally if name == "linux" else sun_tally.Tally
+    seen = partial(rows_seen, kind=kind)
+    command = with_program(dtrace)
+    return Tool(f"{name}.d, {which}", command, text, "tick", seen, 4.0, port_only)
 
 
 def printf_per_syn(dtrace: str, text: str) -> Tool:
     """Return a D program that prints a line for each SYN."""
     return Tool(
-        "printf per SYN", with_program(dtrace), text, "TS,", lambda output: output.count(",syn,")
+        "printf per SYN",
+        with_program(dtrace),
+        text,
+        "TS,",
+        lambda output: output.count(",syn,"),
+        port_only=True,
     )
 
 
@@ -93,25 +110,20 @@ def with_program(dtrace: str) -> list[str]:
     return [dtrace, "-q", "-x", "aggsize=8m", "-s", "/dev/stdin"]
 
 
-def rows_seen(output: str) -> int:
-    """Return how many SYNs the rows of one of our programs tell."""
+def rows_seen(output: str, kind: type[Tally] = tally.Tally) -> int:
+    """Return how many SYNs the rows of one of our programs tell.
+
+    Args:
+        output: all that it printed.
+        kind: what reads its rows.
+    """
     session = SessionId("", "all")
     table = ListenerTable()
     table.watch(session, None)
-    tally = Tally(table, session)
+    reader = kind(table, session)
     for line in output.splitlines():
         try:
-            match parse(line):
-                case Row() as row:
-                    tally.row(row)
-                case Calm() as calm:
-                    tally.calm(calm)
-                case Tick() as tick:
-                    tally.tick(tick)
-                case Ready() as ready:
-                    tally.ready(ready)
-                case Place() as place:
-                    tally.place(place)
+            reader.feed(line)
         except RowError:
             continue
     return sum(listener.syns for listener in table)

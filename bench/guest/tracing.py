@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 READY_SECONDS = 120
 
@@ -24,6 +24,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def tell(**message: Any) -> None:
     """Send a message to whoever booted this guest."""
     print(json.dumps(message), flush=True)
+
+
+def tell_versions(dtrace: str) -> None:
+    """Tell what is compared, and under which kernel.
+
+    Args:
+        dtrace: the command.
+    """
+    for name, command in (
+        ("DTrace", [dtrace, "-V"]),
+        ("bpftrace", ["bpftrace", "--version"]),
+        ("Linux", ["uname", "-r"]),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        match = re.search(r"\d+\.[\w.]+", done.stdout + done.stderr)
+        tell(event="version", name=name, version=match[0] if match else "")
 
 
 class Tracer:
@@ -117,18 +133,25 @@ def bpf_statistics() -> Iterator[None]:
         switch.write_text("0")
 
 
-def bpf_nanoseconds() -> int:
-    """Return how long all BPF programs of this machine have run, while that was kept.
+class Totals(NamedTuple):
+    """How long all BPF programs of this machine have run, and how often, while that was kept."""
+
+    ns: int
+    runs: int
+
+
+def bpf_totals() -> Totals:
+    """Return what the kernel has kept of its BPF programs.
 
     Raises:
         OSError: bpf(2) cannot tell; see linux/bpf.h.
     """
-    total, number = 0, 0
+    ns, runs, number = 0, 0, 0
     while True:
         # BPF_PROG_GET_NEXT_ID: start_id, next_id, open_flags.
         attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
         if _bpf(11, attributes) < 0:
-            return total
+            return Totals(ns, runs)
         number = attributes[1]
         # BPF_PROG_GET_FD_BY_ID: prog_id.
         descriptor = _bpf(13, (ctypes.c_uint32 * 3)(number, 0, 0))
@@ -138,8 +161,9 @@ def bpf_nanoseconds() -> int:
             text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
         finally:
             os.close(descriptor)
-        match = re.search(r"^run_time_ns:\s+(\d+)$", text, re.MULTILINE)
-        total += int(match[1]) if match else 0
+        kept = dict(re.findall(r"^run_(time_ns|cnt):\s+(\d+)$", text, re.MULTILINE))
+        ns += int(kept.get("time_ns", 0))
+        runs += int(kept.get("cnt", 0))
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_uint32]) -> int:
