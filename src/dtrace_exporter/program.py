@@ -123,7 +123,7 @@ class Window:
 def window(interval: float) -> Window:
     """Choose the timing for a tick of ``interval`` seconds."""
     turn = max(30.0, 15 * interval)
-    ticks = math.ceil(4 * turn / 2 / interval)
+    ticks = math.ceil(2 * turn / interval)
     # LAST has 29 bits for the time. A busy machine skips ticks, which makes a generation longer,
     # and observations beyond the clock's end have no order: four times as much as it should take.
     clock = math.ceil(math.log2(ticks * interval * 4e9 / (1 << 29)))

@@ -26,7 +26,6 @@ from dtrace_exporter import (
 )
 from dtrace_exporter.audit import Audits
 from dtrace_exporter.config import DTraceConfig
-from dtrace_exporter.families import families
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
@@ -162,12 +161,9 @@ class Session:
         """Ask the host which program it needs, and use it from now on."""
         async with self._starting:
             name = await self._finding(tuple(self.plan.dtrace.command))
-        name = families()[name].calls if self.id.name == CALLS else name
-        if not name:
-            raise dtrace.DTraceError("this kernel needs no second consumer")
         chosen = program.load(name)
         self._use(chosen)
-        if not self.id.host and self.id.name != CALLS:
+        if not self.id.host:
             self._state.source = replace(self._state.source, program=name)
         return chosen
 
