@@ -35,7 +35,8 @@ class Family:
     """A kernel family.
 
     ``entrance`` is the probe that only its hosts have, ``place`` the label of a listener's place
-    and ``home`` its value for the host's own. ``drop_counters`` are names of inlines by which its
+    and ``home`` its value for the host's own. ``spare`` are the parts that are left out first where
+    the kernel does not take the program's size. ``drop_counters`` are names of inlines by which its
     programs find the kernel's counters of drops, and the enumerators that number these.
     """
 
@@ -44,6 +45,7 @@ class Family:
     place: str
     home: str
     parts: Mapping[str, Part]
+    spare: tuple[str, ...] = ()
     drop_counters: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -65,7 +67,8 @@ def families() -> dict[str, Family]:
             name = path.name.removesuffix(".toml")
             facts = tomllib.loads(path.read_text(encoding="utf-8"))
             parts = {part: _part(given) for part, given in facts.pop("parts").items()}
-            found[name] = Family(name, parts=parts, **facts)
+            spare = tuple(facts.pop("spare", ()))
+            found[name] = Family(name, parts=parts, spare=spare, **facts)
     return found
 
 

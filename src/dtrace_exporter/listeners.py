@@ -15,6 +15,11 @@ WAIT_BUCKETS = 14
 """Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
 
 
+def syn_bucket(q: int, qmax: int) -> int:
+    """Return in which bucket Q/Qmax is."""
+    return min(-(-10 * q // max(qmax, 1)), SYN_BUCKETS - 1)
+
+
 class SessionId(NamedTuple):
     """A session's name, unique on its host; ``host`` is empty for the local one."""
 
@@ -36,13 +41,16 @@ class Exports:
     """Which series the source of a listener's numbers can fill; the others are not exported.
 
     ``place_label`` is the label of a listener's place, and ``home`` its value for the host's own.
+    ``opened`` and ``departures`` are whether what enters Q0, and what leaves it and Q, is counted.
     """
 
     place_label: str = "netns"
     home: str = ""
     syns: bool = True
     reasons: tuple[str, ...] = ()
+    opened: bool = True
     established: bool = True
+    departures: bool = True
     accepts: bool = True
     accept_wait: bool = True
 
@@ -201,6 +209,10 @@ class ListenerTable:
         for listener in self._listeners.values():
             if listener.session == session:
                 listener.sockets.clear()
+
+    def session_exports(self, session: SessionId) -> Exports:
+        """Return which series a session can fill."""
+        return self._watches[session].exports
 
     def exports(self, listener: Listener) -> Exports:
         """Return which series the listener's session can fill."""

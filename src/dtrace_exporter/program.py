@@ -8,7 +8,6 @@ kernel can do: probes that the family's facts give to a part, lines from ``/* be
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,10 +25,18 @@ _BEGIN = re.compile(r"/\* begin (\w+) \*/")
 _END = re.compile(r"/\* end (\w+) \*/")
 _PLACE = re.compile(r"/\* place (netns|zone) \*/")
 _ONLY = re.compile(r"/\* only (\w+) \*/")
+# Lines that only a session of one port needs: a test costs every SYN of all others some time.
+_ONE_PORT = "one_port"
 _OPTION = re.compile(r"#pragma D option (\w+)")
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d+)\b')
+# What Sun's DTrace says, of no line, where a program needs more than there is: the kernel's
+# dtrace_dof_maxsize, the registers of its virtual machine or those of the compiler.
+_TOO_LARGE = re.compile(
+    r"DIF program exceeds maximum program size|DIF program content is invalid"
+    r"|[Ii]nsufficient (?:tuple )?registers"
+)
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
 _PROBE = re.compile(r"\w*:\w*:(?:([\w.*]+):(?:entry|return)\b|[\w.]*:(\w+))")
 # A probe of a function where the facts give it to a part.
@@ -76,7 +83,7 @@ class Program:
             for name, part in self.family.parts.items()
         }
         order = [name for name, has in facts.items() if has or name in marked]
-        return (*order, *dict.fromkeys(name for name in marked if name not in order))
+        return (*order, *dict.fromkeys(name for name in marked if name not in (*order, _ONE_PORT)))
 
     def with_dependents(self, parts: Collection[str]) -> set[str]:
         """Return optional parts and those that rest on them, by the facts or the text itself."""
@@ -109,25 +116,19 @@ class Window:
     later than the rest that is left then; so one that is silent for ``patience`` seconds, less than
     that, has to be ended.
 
-    ``turn`` is in nanoseconds, for programs that go by the clock: a set is in use for two turns and
-    emptied one turn before its next use. ``ticks`` and ``clock`` are for those that count ticks.
+    ``turn`` is in nanoseconds: a set is in use for two turns and emptied one turn before its next
+    use. The programs for Sun's engine have no sets, and lose nothing by being late.
     """
 
     interval: float
     turn: int
-    ticks: int
-    clock: int
     patience: float
 
 
 def window(interval: float) -> Window:
     """Choose the timing for a tick of ``interval`` seconds."""
     turn = max(30.0, 15 * interval)
-    ticks = math.ceil(2 * turn / interval)
-    # LAST has 29 bits for the time. A busy machine skips ticks, which makes a generation longer,
-    # and observations beyond the clock's end have no order: four times as much as it should take.
-    clock = math.ceil(math.log2(ticks * interval * 4e9 / (1 << 29)))
-    return Window(interval, round(turn * 1e9), ticks, clock, turn * 5 / 6)
+    return Window(interval, round(turn * 1e9), turn * 5 / 6)
 
 
 def runs_here(command: Sequence[str]) -> bool:
@@ -203,7 +204,7 @@ def load_trace(name: str) -> Program:
 def render(
     program: Program,
     window: Window,
-    ports: tuple[int, int] = (0, 65535),
+    port: int = 0,
     numbers: Mapping[str, int] | None = None,
     without: Collection[str] = (),
     options: Collection[str] = (),
@@ -213,19 +214,17 @@ def render(
     Args:
         program: the program.
         window: its timing.
-        ports: the first and the last port to watch, 0 and 65535 for all, else one.
+        port: the one to watch, 0 for all.
         numbers: those of the kernel, by inline's name, that are other than in the file.
         without: optional parts to leave out, and with them those that rest on them.
         options: names of D options that are set on the command line and so not in the program.
     """
     without = program.with_dependents(without)
+    if not port:
+        without.add(_ONE_PORT)
     filled = {
-        "FIRST_PORT": ports[0],
-        "LAST_PORT": ports[1],
-        "PORT": ports[0],
+        "PORT": port,
         "TURN": window.turn,
-        "TICKS": window.ticks,
-        "CLOCK": window.clock,
         **(numbers or {}),
     }
     text = _without_probes(program, without)
@@ -302,6 +301,9 @@ def blame(message: str, text: str, family: Family) -> str | None:
     owners = _owners(text, family)
     # A shell, or ssh, has lines too.
     message = message[message.find("dtrace: ") :] if "dtrace: " in message else ""
+    if _TOO_LARGE.search(message):
+        left = {*_BEGIN.findall(text), *_ONLY.findall(text)}
+        return next((part for part in family.spare if part in left), None)
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]
@@ -366,7 +368,9 @@ def exports(program: Program, features: Mapping[str, bool]) -> Exports:
         place_label=program.place_label,
         home=program.family.home,
         reasons=tuple(dict.fromkeys(reasons)),
+        opened=features.get("half_open", False),
         established=features.get("established", False),
+        departures=features.get("departures", False),
         accepts=features.get("accepts", False),
         accept_wait=features.get("accept_wait", False),
     )

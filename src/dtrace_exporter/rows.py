@@ -1,13 +1,14 @@
 """The rows that a D program prints, and how they become records.
 
 The programs' heads say what each row means. No other module knows how it is written; what comes out
-is the same for all kernels: what has happened since the last time, and what was seen when. A row of
-counts tells all since its set of aggregations was last emptied, so one that is lost or garbled is
-made up for by the next.
+is the same for all kernels: what has happened since the last time, and what was seen when. On Linux
+a row of counts tells all since its set of aggregations was last emptied, so one that is lost or
+garbled is made up for by the next. On Sun's engine each count is printed once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from ipaddress import ip_address
@@ -20,6 +21,8 @@ PROTOCOL = 5
 
 _U64 = (1 << 64) - 1
 _PAIR = 10_000_000
+# zonecfg(8): letters, digits, and _ - . of at most 63; empty where the program cannot tell it.
+_PLACE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 _LISTEN = 10
 _SETS = 2
 
@@ -41,7 +44,9 @@ class Listening(NamedTuple):
     """Who a listener is, and its queues at a time.
 
     ``id`` is how other records name it, ``socket`` the kernel's address. ``cookie`` tells the uses
-    of a place's number apart. ``open`` is whether it still listens.
+    of a place's number apart. ``open`` is whether it still listens. ``place`` is empty where the
+    program could not tell it. ``told`` is whether its queues are from now on told by what comes and
+    goes, not by further observations.
     """
 
     id: int
@@ -55,6 +60,8 @@ class Listening(NamedTuple):
     q0: int
     q: int
     qmax: int
+    q0max: int | None = None
+    told: bool = False
 
 
 class Syns(NamedTuple):
@@ -71,18 +78,41 @@ class Syns(NamedTuple):
     total: int
 
 
+class Found(NamedTuple):
+    """SYNs that found so many connections in Q."""
+
+    id: int
+    q: int
+    events: int
+
+
 class Drops(NamedTuple):
-    """Drops that were no SYNs."""
+    """Drops, the SYNs among which have been counted as such."""
 
     id: int
     reason: str
     events: int
 
 
-class Established(NamedTuple):
-    """Connections put into Q."""
+class Opened(NamedTuple):
+    """Connections put into Q0."""
 
     id: int
+    events: int
+
+
+class Established(NamedTuple):
+    """Connections put into Q, on Sun's kernels out of Q0."""
+
+    id: int
+    events: int
+
+
+class Left(NamedTuple):
+    """Connections that left Q, or Q0, but not by an accept."""
+
+    id: int
+    half_open: bool
     events: int
 
 
@@ -123,7 +153,8 @@ class Closed(NamedTuple):
     time: int
 
 
-Record = Ready | Tick | Listening | Syns | Drops | Established | Accepts | Queue | Limit | Closed
+Counts = Syns | Found | Drops | Opened | Established | Accepts | Left
+Record = Ready | Tick | Listening | Queue | Limit | Closed | Counts
 
 
 class RowError(ValueError):
@@ -132,6 +163,7 @@ class RowError(ValueError):
 
 _SYNS = {10: None, 11: "q_full", 12: "q0_full", 13: "other"}
 _ACKS = {21: "q_full_ack", 23: "other"}
+_DROPS = {1: "q_full", 2: "q0_full", 3: "q0_evicted"}
 _ESTABLISHED = 30
 _ACCEPTED = 40
 _NOT_LOOKED_AT = WAIT_BUCKETS
@@ -268,13 +300,76 @@ def _listening(words: list[str], value: str) -> Listening:
     numbers = [_number(word) for word in (*words[2:6], *words[7:], value)]
     time, state, place, cookie, port, q0, q, qmax = numbers
     identity = _number(words[1], base=16)
-    # All addresses in the kernel begin with the same sixteen bits.
-    socket = 0xFFFF << 48 | identity >> 16
     address = _address(words[6])
     listening = state == _LISTEN
     return Listening(
-        identity, socket, time, listening, str(place), cookie, address, port, q0, q, qmax
+        identity, _socket(identity), time, listening, str(place), cookie, address, port, q0, q, qmax
     )
+
+
+def _told(words: list[str], value: str) -> Listening:
+    time, *numbers = [_number(word) for word in (words[2], *words[5:], value)]
+    identity = _number(words[1], base=16)
+    if not _PLACE.fullmatch(words[3]):
+        raise RowError(f"not a zone: {words[3][:64]!r}")
+    address = _address(words[4])
+    port, q0, q, qmax, *q0max = numbers
+    return Listening(
+        identity,
+        _socket(identity),
+        time,
+        True,
+        words[3],
+        0,
+        address,
+        port,
+        q0,
+        q,
+        qmax,
+        q0max[0] if q0max else None,
+        told=True,
+    )
+
+
+def _socket(identity: int) -> int:
+    """Return the address in an ID, whose sixteen highest bits are all as the next one is."""
+    address = identity >> 16
+    return address | 0xFFFF << 48 if address >> 47 else address
+
+
+def _found(words: list[str], value: str) -> Found:
+    return Found(_number(words[1], base=16), _number(words[2]), _number(value))
+
+
+def _dropped(words: list[str], value: str) -> Drops:
+    reason = _DROPS.get(_number(words[2]))
+    if reason is None:
+        raise RowError(f"unknown reason {words[2]}")
+    return Drops(_number(words[1], base=16), reason, _number(value))
+
+
+def _opened(words: list[str], value: str) -> Opened:
+    return Opened(_number(words[1], base=16), _number(value))
+
+
+def _put(words: list[str], value: str) -> Established:
+    return Established(_number(words[1], base=16), _number(value))
+
+
+def _taken(words: list[str], value: str) -> Accepts:
+    part = _number(words[2])
+    if part > _NOT_LOOKED_AT:
+        raise RowError(f"unknown part {part}")
+    microseconds, events = divmod(_number(value), _PAIR)
+    bucket = part if part < _NOT_LOOKED_AT else None
+    return Accepts(_number(words[1], base=16), bucket, events, microseconds * 1000)
+
+
+def _left(words: list[str], value: str) -> Left:
+    queue = _number(words[2])
+    if queue > 1:
+        raise RowError(f"unknown queue {queue}")
+    return Left(_number(words[1], base=16), queue == 0, _number(value))
 
 
 def _limit(words: list[str], value: str) -> Limit:
@@ -289,8 +384,16 @@ _ROWS: dict[tuple[str, int], Callable[[list[str], str], Record]] = {
     ("ready", 2): _ready,
     ("tick", 1): _tick,
     ("listener", 10): _listening,
+    ("listener", 8): _told,
+    ("listener", 9): _told,
     ("limit", 3): _limit,
     ("closed", 2): _closed,
+    ("syn", 3): _found,
+    ("drop", 3): _dropped,
+    ("opened", 2): _opened,
+    ("established", 2): _put,
+    ("accept", 3): _taken,
+    ("left", 3): _left,
 }
 """By name and number of words before the last: what reads a row that tells something but once."""
 

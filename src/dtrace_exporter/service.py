@@ -156,9 +156,7 @@ class Service:
         main = next((one for one in self.sessions.values() if one.id.host == host), None)
         if families()[family].calls and name not in self.sessions and main is not None:
             self.state.table.watch(name, {})
-            plan = replace(
-                main.plan, program=program.load(families()[family].calls), ports=(0, 65535)
-            )
+            plan = replace(main.plan, program=program.load(families()[family].calls), port=0)
             self._start(name, plan)
         return family
 
@@ -167,12 +165,12 @@ class Service:
         plans: dict[SessionId, tuple[Plan, Ports]] = {}
         for host in (config.local, *config.hosts):
             chosen = _program(host)
-            for name, ports, watched in _split(host):
-                plan = Plan(host.dtrace, chosen, ports, {} if host.name else counters)
+            for name, port, watched in _split(host):
+                plan = Plan(host.dtrace, chosen, port, {} if host.name else counters)
                 plans[SessionId(host.name, name)] = plan, watched
             calls = chosen.calls if chosen is not None else ""
             if calls:
-                plan = Plan(host.dtrace, program.load(calls), (0, 65535), {})
+                plan = Plan(host.dtrace, program.load(calls), 0, {})
                 plans[SessionId(host.name, CALLS)] = plan, {}
         return plans
 
@@ -242,9 +240,9 @@ def _program(host: HostConfig) -> program.Program | None:
     return program.load(name) if name else None
 
 
-def _split(host: HostConfig) -> list[tuple[str, tuple[int, int], Ports]]:
-    """Divide a host's listeners among sessions: name, port range in the kernel, ports and names."""
+def _split(host: HostConfig) -> list[tuple[str, int, Ports]]:
+    """Divide a host's listeners among sessions: name, the port or 0 for all, ports and names."""
     watched = {listener.port: listener.name for listener in host.listeners}
     if not watched or host.dtrace.session == "shared":
-        return [(ALL, (0, 65535), watched or None)]
-    return [(f"port-{port}", (port, port), {port: name}) for port, name in watched.items()]
+        return [(ALL, 0, watched or None)]
+    return [(f"port-{port}", port, {port: name}) for port, name in watched.items()]

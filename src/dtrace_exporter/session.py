@@ -20,9 +20,6 @@ from dtrace_exporter import (
     exactness,
     program,
     rows,
-    sun_rows,
-    sun_tally,
-    tally,
 )
 from dtrace_exporter.audit import Audits
 from dtrace_exporter.config import DTraceConfig
@@ -34,6 +31,7 @@ from dtrace_exporter.program import Program
 from dtrace_exporter.rows import Ready, RowError, Tick
 from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.state import SessionStatus, State
+from dtrace_exporter.tally import Tally
 from dtrace_exporter.uprobes import remove_leftovers
 
 _log = logging.getLogger(__name__)
@@ -51,14 +49,6 @@ _LONGEST_DELAY = 60.0
 _GOOD_RUN_SECONDS = 60.0
 _KEPT_MESSAGES = 8
 
-Tally = tally.Tally | sun_tally.Tally
-_TALLIES: dict[int, type[tally.Tally | sun_tally.Tally]] = {
-    rows.PROTOCOL: tally.Tally,
-    sun_rows.PROTOCOL: sun_tally.Tally,
-}
-"""By the version of the rows, who reads them."""
-
-
 ALL = "all"
 """The name of the session of all listeners."""
 EXACT = "exact"
@@ -71,13 +61,13 @@ CALLS = "calls"
 class Plan:
     """All that a session's process depends on. Two plans alike need no new process.
 
-    ``program`` is None where the host's kernel has to be asked which one it needs; ``counters`` are
-    as program.drop_counters() gives them.
+    ``program`` is None where the host's kernel has to be asked which one it needs; ``port`` is 0
+    for all; ``counters`` are as program.drop_counters() gives them.
     """
 
     dtrace: DTraceConfig
     program: Program | None
-    ports: tuple[int, int]
+    port: int
     counters: Mapping[str, int]
 
     @property
@@ -97,9 +87,8 @@ class Plan:
         window = program.window(self.dtrace.interval)
         counters = self.counters or program.no_drop_counters()
         numbers = {**counters, **program.offsets(self.dtrace.offsets)}
-        return program.render(
-            chosen, window, self.ports, numbers, without, list(self.dtrace.options)
-        )
+        options = list(self.dtrace.options)
+        return program.render(chosen, window, self.port, numbers, without, options)
 
 
 class Session:
@@ -324,28 +313,30 @@ class Session:
                 else:
                     record = self._tally.feed(line)
             except RowError as error:
-                self.status.bad_rows += 1
-                if not self._logged:
-                    self._logged = True
-                    why = str(error)
-                    _log.warning("bad row", extra=self._fields(row=line[:200], why=why))
+                self._bad(line, str(error))
                 continue
+            while self._tally and self._tally.wrong:
+                self._bad(line, self._tally.wrong.pop())
             if record is not None:
                 found.append(record)
                 self.status.last_record = time.time()
                 self._last_row = time.monotonic()
         return found
 
+    def _bad(self, line: str, why: str) -> None:
+        self.status.bad_rows += 1
+        if not self._logged:
+            self._logged = True
+            _log.warning("bad row", extra=self._fields(row=line[:200], why=why))
+
     def _greeted(self, line: str) -> Ready:
         """Read the first row, which says how the others are written."""
         words = line.split()
         if len(words) != 3 or words[0] != "ready":
             raise RowError("not a row")
-        kind = _TALLIES.get(int(words[1]) if words[1].isdecimal() and len(words[1]) < 9 else -1)
-        if kind is None:
-            known = ", ".join(map(str, _TALLIES))
-            raise RowError(f"rows of version {words[1][:9]}, not of {known}")
-        reader = kind(self._state.table, self.id)
+        if words[1] != str(rows.PROTOCOL):
+            raise RowError(f"rows of version {words[1][:9]}, not of {rows.PROTOCOL}")
+        reader = Tally(self._state.table, self.id)
         ready = reader.feed(line)
         assert isinstance(ready, Ready)
         self._tally = reader
@@ -374,13 +365,13 @@ class Session:
         """Take the kernel's own word on this host's listeners, if it speaks of the same place.
 
         Args:
-            samples: as for tally.Tally.know().
+            samples: as for Tally.know().
             at: likewise.
             totals: as audit.totals() gives them; only a session of all listeners can be held
                 against these.
         """
         reader = self._tally
-        if not (self.status.up and isinstance(reader, tally.Tally) and reader.home == _own_netns()):
+        if reader is None or not self.status.up or reader.home != _own_netns():
             return
         reader.know(samples, at)
         if self.id.name != ALL or self._state.table.ports(self.id) is not None:
@@ -402,6 +393,8 @@ class Session:
                 diagnostic = diagnostics.classify(line)
                 if diagnostic.kind == "lost":
                     self.status.lost[diagnostic.lost] += diagnostic.count
+                    if self._tally is not None:
+                        self._tally.lose()
                 elif diagnostic.kind == "fault":
                     self.status.probe_errors += diagnostic.count
                 else:

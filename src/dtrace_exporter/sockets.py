@@ -42,6 +42,7 @@ class _Socket:
     q0: int | None = None
     q: int | None = None
     qmax: int | None = None
+    q0max: int | None = None
 
 
 class Sockets:
@@ -62,7 +63,7 @@ class Sockets:
             known.listener is not listener or known.opened <= known.closed
         ):
             self._take_away(socket, known)
-            known.q0 = known.q = known.qmax = None
+            known.q0 = known.q = known.qmax = known.q0max = None
         known.listener = listener
         known.opened = max(known.opened, time)
 
@@ -73,6 +74,7 @@ class Sockets:
         q0: int | None = None,
         q: int | None = None,
         qmax: int | None = None,
+        q0max: int | None = None,
     ) -> None:
         """Take what was seen of a socket's queues at a time, as far as nothing newer is known.
 
@@ -88,8 +90,15 @@ class Sockets:
         if q is not None and time >= known.q_at:
             known.q, known.q_at = q, time
         if qmax is not None and time >= known.qmax_at:
-            known.qmax, known.qmax_at = qmax, time
-        known.listener.sockets[socket] = Queues(known.q0, known.q, None, known.qmax)
+            known.qmax, known.q0max, known.qmax_at = qmax, q0max, time
+        known.listener.sockets[socket] = Queues(known.q0, known.q, known.q0max, known.qmax)
+
+    def unsee(self, socket: int) -> None:
+        """Note that the lengths of a socket's queues are not known, until they are seen again."""
+        known = self._sockets.get(socket)
+        if known is not None and known.listener and socket in known.listener.sockets:
+            known.q0 = known.q = None
+            known.listener.sockets[socket] = Queues(None, None, known.q0max, known.qmax)
 
     def limit(self, socket: int, time: int, qmax: int) -> None:
         """Take a new limit of a socket, if somebody knows it."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
+from collections import deque
+from typing import NamedTuple
+
+from dtrace_exporter.accounts import Accounts
+from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
 from dtrace_exporter.rows import (
     Accepts,
     Closed,
+    Counts,
     Drops,
     Established,
+    Found,
+    Left,
     Limit,
     Listening,
+    Opened,
     Queue,
     Reader,
     Ready,
@@ -20,6 +28,17 @@ from dtrace_exporter.rows import (
 from dtrace_exporter.sock_diag import Sample
 
 _MOST_WAITING = 10_000
+_FORGET_TICKS = 30
+"""So many ticks after a listener was told under another ID, no row has the old one any more."""
+
+
+class _Who(NamedTuple):
+    """Whose an ID is; no listener where nobody asked for its port."""
+
+    socket: int
+    listener: Listener | None
+    qmax: int
+    told: bool
 
 
 class Tally:
@@ -37,9 +56,15 @@ class Tally:
         self._session = session
         self._sockets = table.sockets(session.host)
         self._reader = Reader()
+        self._accounts = Accounts(self._sockets)
         self.home = ""
-        self._listeners: dict[int, tuple[int, Listener | None]] = {}
-        self._waiting: dict[int, list[Syns | Drops | Established | Accepts]] = {}
+        self._listeners: dict[int, _Who] = {}
+        self._waiting: dict[int, list[Counts]] = {}
+        self._newest: dict[int, int] = {}
+        self._old: deque[tuple[int, int]] = deque()
+        self._ticks = 0
+        self.wrong: list[str] = []
+        """What accounts have come to that cannot be, until somebody takes it away."""
 
     def feed(self, line: str) -> Ready | Tick | None:
         """Take a line; return it if the session has to know.
@@ -53,20 +78,28 @@ class Tally:
                 self.home = record.home
                 return record
             case Tick():
+                self._tick(record)
                 return record
             case Listening():
                 self._listening(record)
             case Queue():
                 if record.id in self._listeners:
-                    socket, _ = self._listeners[record.id]
+                    socket = self._listeners[record.id].socket
                     self._sockets.saw(socket, record.time, record.q0, record.q, record.qmax)
             case Limit():
                 self._sockets.limit(record.socket, record.time, record.qmax)
             case Closed():
+                self._accounts.close(record.socket, record.time)
                 self._sockets.closed(record.socket, record.time)
-            case Syns() | Drops() | Established() | Accepts():
+            case None:
+                return None
+            case _:
                 self._count(record)
         return None
+
+    def lose(self) -> None:
+        """Note that the kernel has lost rows or counts of this run."""
+        self._accounts.lose()
 
     def know(self, samples: list[Sample], time: int) -> None:
         """Take what the kernel tells, at a time, of the listeners of the host's own place.
@@ -99,40 +132,70 @@ class Tally:
                 for socket in [*listener.sockets]:
                     self._sockets.closed(socket, time)
 
+    def _tick(self, tick: Tick) -> None:
+        self._ticks += 1
+        while self._old and self._old[0][0] < self._ticks - _FORGET_TICKS:
+            del self._listeners[self._old.popleft()[1]]
+        counted = self._table.session_exports(self._session)
+        q = counted.established and counted.departures
+        self.wrong += self._accounts.settle(tick.time, q and counted.opened, q)
+
     def _listening(self, record: Listening) -> None:
+        if record.told and self._newest.get(record.socket) in self._listeners:
+            self._old.append((self._ticks, self._newest[record.socket]))
+        self._newest[record.socket] = record.id
         if not self._table.watches(self._session, record.port):
-            self._listeners[record.id] = record.socket, None
+            self._listeners[record.id] = _Who(record.socket, None, record.qmax, record.told)
             self._waiting.pop(record.id, None)
             return
-        home = record.place == self.home
+        home = record.place in (self.home, "")
         place = self._table.home(self._session) if home else record.place
         self._table.live(self._session.host, place, record.cookie)
         listener = self._table.listener(self._session, place, record.address, record.port)
-        self._listeners[record.id] = record.socket, listener
+        self._listeners[record.id] = _Who(record.socket, listener, record.qmax, record.told)
+        if record.told:
+            self._sockets.listening(record.socket, record.time, listener)
+            self._accounts.tell(record, listener)
         for each in self._waiting.pop(record.id, ()):
             self._count(each)
-        if record.open:
+        if record.open and not record.told:
             for number in [number for number in listener.sockets if number < 0]:
                 self._sockets.closed(number, record.time)
             self._sockets.listening(record.socket, record.time, listener)
             self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
 
-    def _count(self, record: Syns | Drops | Established | Accepts) -> None:
-        if record.id not in self._listeners:
+    def _count(self, record: Counts) -> None:
+        # Sun's programs count under 0 what is of no listener that they watch.
+        if record.id == 0:
+            return
+        who = self._listeners.get(record.id)
+        if who is None:
             if len(self._waiting) >= _MOST_WAITING and record.id not in self._waiting:
                 raise RowError(f"no row has told who {_MOST_WAITING} listeners are")
             self._waiting.setdefault(record.id, []).append(record)
             return
-        _, listener = self._listeners[record.id]
+        listener = who.listener
         if listener is None:
             return
         match record:
             case Syns():
                 listener.count_syns(record.bucket, record.qmax, record.events, record.total)
                 listener.drop(record.reason, record.events)
+            case Found():
+                bucket = syn_bucket(record.q, who.qmax)
+                listener.count_syns(bucket, who.qmax, record.events, record.q * record.events)
             case Drops():
                 listener.drop(record.reason, record.events)
+            case Opened():
+                self._accounts.move(who.socket, record.id, record.events, 0)
             case Established():
                 listener.established += record.events
+                if who.told:
+                    self._accounts.move(who.socket, record.id, -record.events, record.events)
             case Accepts():
                 listener.count_accepts(record.bucket, record.events, record.nanoseconds)
+                if who.told:
+                    self._accounts.move(who.socket, record.id, 0, -record.events)
+            case Left():
+                q0, q = (record.events, 0) if record.half_open else (0, record.events)
+                self._accounts.move(who.socket, record.id, -q0, -q)

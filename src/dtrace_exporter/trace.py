@@ -40,7 +40,7 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
     if name == "auto":
         name = program.local(config.command) or await dtrace.find_program(config.command)
     chosen = program.load_trace(name)
-    plan = Plan(config, chosen, (port, port), program.drop_counters(config.command))
+    plan = Plan(config, chosen, port, program.drop_counters(config.command))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

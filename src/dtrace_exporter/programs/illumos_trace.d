@@ -1,203 +1,143 @@
 #!/usr/sbin/dtrace -s
 /*
- * A line for each SYN that reaches a TCP listener of an illumos or Solaris 11 host, and for what
- * became of it.
+ * illumos_trace.d - a line for each SYN that reaches a TCP listener, and for what became of it.
+ *
+ * USAGE: dtrace -s illumos_trace.d	# in the global zone, every listener; Ctrl-C ends it
  *
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
- * Action is syn, drop:REASON, established or accept. Source IP is HIGH:LOW, the halves of an IPv6
- * address in hexadecimal, which dtrace-exporter turns into text. A line for each event is for
- * looking on: in a burst lines get lost, and dtrace(1) says how many.
+ * Action is syn, drop:REASON, established or accept. Q0, Q and Qmax of a SYN are those that it found,
+ * of an established connection those with it in Q, of an accept those before it. A drop:q0_evicted
+ * is of another connection, and has the source of the SYN for which it was thrown out. A line for
+ * each event is for looking on: in a burst lines get lost, and dtrace(1) says how many.
+ *
+ * What can fault stands behind what says so: a fault ends one clause, and the next ones of the same
+ * event go on with what is there. A line is printed where the pointer to it has been set.
+ * TESTED: docs/install-solaris.md tells on what.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
-#pragma D option bufsize=4m
+#pragma D option bufsize=1m
+#pragma D option strsize=64
 
-inline int FIRST_PORT = 0;
-inline int LAST_PORT = 65535;
+inline int PORT = 0;		/* the only one to watch; 0: all */
+inline int TH_SYN = 2;
+inline int O_T_CONN_RES = 1;
+inline int T_CONN_RES = 28;
 
-/* As in illumos.d: what a thread is doing, by the address of the thread. */
-uint64_t listening[uint64_t];
-uint64_t packet[uint64_t];
-uint64_t header[uint64_t];
-
-this conn_t *conn;
+self conn_t *listener;
+self tcp_t *eager;
+self uchar_t *ip;
+self uint16_t *ports;
+this tcp_t *eager, *tcp, **eagers;
 this conn_t *peer;
-this tcp_t *tcp;
-this tcp_t *eager;
 this mblk_t *mp;
-this unsigned char *ip;
-this uint16_t *ports;
-this uint32_t *words;
-this uint32_t *address;
-this uint64_t me;
-this uint64_t high;
-this uint64_t low;
-this int length;
-this int port;
-this int v4;
 
-BEGIN
-{
-	printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n");
-}
+BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
-/* A segment that reached a listener: tcp_input_listener(connp, mp, squeue, ira). */
+/* A SYN: tcp_input_listener(listener, packet, squeue, attributes). */
+fbt:ip:tcp_input_listener:entry { self->listener = NULL; }
 fbt:ip:tcp_input_listener:entry
+/ (PORT == 0 || ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport) == PORT) &&
+    *(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & TH_SYN /
 {
-	this->me = (uint64_t)curthread;
-	this->conn = (conn_t *)arg0;
-	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
-	this->mp = (mblk_t *)arg1;
-	this->length = ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length;
-	this->conn = *(uint8_t *)(this->mp->b_rptr + this->length + 13) & 2 &&
-	    this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->conn : NULL;
-	listening[this->me] = (uint64_t)this->conn;
-	packet[this->me] = this->conn != NULL ? (uint64_t)this->mp->b_rptr : 0;
-	header[this->me] = this->conn != NULL ? this->length : 0;
+	self->ip = ((mblk_t *)arg1)->b_rptr;
+	self->ports = (uint16_t *)(self->ip + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length);
+	self->listener = (conn_t *)arg0;
 }
-
-fbt:ip:tcp_input_listener:entry,
-mib:::tcpListenDrop,
-mib:::tcpListenDropQ0,
-mib:::tcpHalfOpenDrop
-{
-	this->me = (uint64_t)curthread;
-	this->conn = (conn_t *)listening[this->me];
-	this->ip = (unsigned char *)packet[this->me];
-	this->length = header[this->me];
-}
-
-/* The source address of IPv4 lies at byte 12, of IPv6 at byte 8, as words in network order. */
-fbt:ip:tcp_input_listener:entry,
-mib:::tcpListenDrop,
-mib:::tcpListenDropQ0,
-mib:::tcpHalfOpenDrop
-/ this->conn != NULL /
-{
-	this->tcp = this->conn->conn_proto_priv.cp_tcp;
-	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
-	this->ports = (uint16_t *)(this->ip + this->length);
-	this->words = (uint32_t *)this->ip;
-	this->v4 = *(uint8_t *)this->ip >> 4 == 4;
-	this->high = this->v4 ? 0 : (uint64_t)ntohl(this->words[2]) << 32 | ntohl(this->words[3]);
-	this->low = this->v4 ? 0xffff00000000 | ntohl(this->words[3]) :
-	    (uint64_t)ntohl(this->words[4]) << 32 | ntohl(this->words[5]);
-}
-
+/* It, and the drops in the same function. The version of IP is the high half of the first byte. */
+mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
 fbt:ip:tcp_input_listener:entry
-/ this->conn != NULL /
+/ self->listener != NULL /
 {
-	printf("%d,%Y,syn,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high, this->low,
-	    ntohs(this->ports[0]), this->port, this->tcp->tcp_conn_req_cnt_q0,
+	this->tcp = self->listener->conn_proto_priv.cp_tcp;
+	printf("%d,%Y,%s,%s,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
+	    probename == "entry" ? "syn" : probename == "tcpListenDrop" ? "drop:q_full" :
+	    probename == "tcpListenDropQ0" ? "drop:q0_full" : "drop:q0_evicted",
+	    *self->ip >> 4 == 4 ? inet_ntoa((ipaddr_t *)(self->ip + 12)) :
+	    inet_ntoa6((in6_addr_t *)(self->ip + 8)), ntohs(*self->ports),
+	    ntohs(self->listener->u_port.connu_ports.connu_lport), this->tcp->tcp_conn_req_cnt_q0,
 	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
 }
-
-mib:::tcpListenDrop
-/ this->conn != NULL /
-{
-	printf("%d,%Y,drop:q_full,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, ntohs(this->ports[0]), this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
-mib:::tcpListenDropQ0
-/ this->conn != NULL /
-{
-	printf("%d,%Y,drop:q0_full,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, ntohs(this->ports[0]), this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
-/* The source is that of the SYN for which another connection is thrown out. */
-mib:::tcpHalfOpenDrop
-/ this->conn != NULL /
-{
-	printf("%d,%Y,drop:q0_evicted,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, ntohs(this->ports[0]), this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
 fbt:ip:tcp_input_listener:return
 {
-	this->me = (uint64_t)curthread;
-	listening[this->me] = 0;
-	packet[this->me] = 0;
-	header[this->me] = 0;
+	self->listener = NULL;
+	self->ip = NULL;
+	self->ports = NULL;
 }
 
-/* Into Q: tcp_newconn_notify(eager, ira), or tcp_send_conn_ind(listener, T_CONN_IND, squeue). */
-fbt:ip:tcp_newconn_notify:entry
-{
-	this->eager = (tcp_t *)arg0;
-}
-
+/* begin established */
+/* Into Q: tcp_newconn_notify(connection, attributes), */
+fbt:ip:tcp_newconn_notify:entry { self->eager = (tcp_t *)arg0; }
+/* end established */
+/* begin streams */
+/* tcp_send_conn_ind(listener, T_CONN_IND, squeue) unless Q is full, */
 fbt:ip:tcp_send_conn_ind:entry
 {
+	self->eager = NULL;
 	this->mp = (mblk_t *)arg1;
-	this->eager = *(tcp_t **)(this->mp->b_rptr +
-	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	self->eager = *this->eagers;
+}
+/* and then tcp_get_def_conn_ind(listener), when an accept has room; it becomes the last of Q. */
+fbt:ip:tcp_get_def_conn_ind:entry { self->eager = (tcp_t *)arg0; }
+fbt:ip:tcp_get_def_conn_ind:return { self->eager = self->eager->tcp_eager_last_q; }
+/* end streams */
+fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
+fbt:ip:tcp_newconn_notify:return					/* only established */
+{
+	this->eager = NULL;
+	this->tcp = self->eager;
+	self->eager = NULL;
+	this->eager = this->tcp->tcp_eager_next_q0 == NULL ? this->tcp : NULL;
 }
 
-/* Out of Q: tcp_accept(listener, eager, ...), tcp_tpi_accept(queue, T_CONN_RES), tcp_accept_swap. */
+/* begin accepts */
+/* Out of Q: tcp_accept(listener, connection, ...), */
 fbt:ip:tcp_accept:entry
 {
+	this->eager = NULL;
 	this->eager = ((conn_t *)arg1)->conn_proto_priv.cp_tcp;
 }
-
+/* end accepts */
+/* begin tli_accepts */
+/* tcp_accept_swap(listener, acceptor, connection), */
+fbt:ip:tcp_accept_swap:entry { this->eager = (tcp_t *)arg2; }
+/* end tli_accepts */
+/* begin streams_accepts */
+/* tcp_tpi_accept(queue, T_CONN_RES). */
+fbt:ip:tcp_tpi_accept:entry { this->eager = NULL; }
 fbt:ip:tcp_tpi_accept:entry
+/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
+    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
 {
 	this->mp = (mblk_t *)arg1;
-	this->eager = *(tcp_t **)(this->mp->b_rptr +
-	    ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	this->eager = *this->eagers;
 }
+/* end streams_accepts */
 
-fbt:ip:tcp_accept_swap:entry
+fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
+fbt:ip:tcp_newconn_notify:return,					/* only established */
+fbt:ip:tcp_accept:entry,						/* only accepts */
+fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
+fbt:ip:tcp_tpi_accept:entry						/* only streams_accepts */
+/ this->eager != NULL && this->eager->tcp_listener != NULL && (PORT == 0 ||
+    ntohs(this->eager->tcp_connp->u_port.connu_ports.connu_lport) == PORT) /
 {
-	this->eager = (tcp_t *)arg2;
-}
-
-fbt:ip:tcp_newconn_notify:entry,
-fbt:ip:tcp_send_conn_ind:entry,
-fbt:ip:tcp_accept:entry,
-fbt:ip:tcp_tpi_accept:entry,
-fbt:ip:tcp_accept_swap:entry
-{
-	this->tcp = this->eager->tcp_listener;
-	this->conn = this->tcp->tcp_connp;
 	this->peer = this->eager->tcp_connp;
-	this->port = ntohs(this->conn->u_port.connu_ports.connu_lport);
-	this->address = (uint32_t *)&this->peer->connua_v6addr.connua_faddr;
-	this->high = (uint64_t)ntohl(this->address[0]) << 32 | ntohl(this->address[1]);
-	this->low = (uint64_t)ntohl(this->address[2]) << 32 | ntohl(this->address[3]);
+	this->tcp = this->eager->tcp_listener;
+	printf("%d,%Y,%s,%s,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
+	    probename == "return" ? "established" : "accept",
+	    inet_ntoa6(&this->peer->connua_v6addr.connua_faddr),
+	    ntohs(this->peer->u_port.connu_ports.connu_fport),
+	    ntohs(this->peer->u_port.connu_ports.connu_lport), this->tcp->tcp_conn_req_cnt_q0,
+	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
 }
 
-fbt:ip:tcp_newconn_notify:entry,
-fbt:ip:tcp_send_conn_ind:entry
-/ this->port >= FIRST_PORT && this->port <= LAST_PORT /
-{
-	printf("%d,%Y,established,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, ntohs(this->peer->u_port.connu_ports.connu_fport), this->port,
-	    this->tcp->tcp_conn_req_cnt_q0, this->tcp->tcp_conn_req_cnt_q,
-	    this->tcp->tcp_conn_req_max);
-}
-
-fbt:ip:tcp_accept:entry,
-fbt:ip:tcp_tpi_accept:entry,
-fbt:ip:tcp_accept_swap:entry
-/ this->port >= FIRST_PORT && this->port <= LAST_PORT /
-{
-	printf("%d,%Y,accept,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, ntohs(this->peer->u_port.connu_ports.connu_fport), this->port,
-	    this->tcp->tcp_conn_req_cnt_q0, this->tcp->tcp_conn_req_cnt_q,
-	    this->tcp->tcp_conn_req_max);
-}
-
-/*
- * Only who prints learns that nobody reads any more: without this a dtrace(1) at the far end of an
- * ssh that has ended would stay until the next event. The exporter leaves the empty line out.
- */
-tick-5s
-{
-	printf("\n");
-}
+/* Only who prints learns that nobody reads any more, at the other end of an ssh. */
+tick-5s { printf("\n"); }

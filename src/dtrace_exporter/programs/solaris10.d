@@ -1,654 +1,244 @@
 #!/usr/sbin/dtrace -s
 /*
- * What happens at the TCP listen queues of a Solaris 10 host, counted in the kernel.
+ * solaris10.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
- * Runs by hand as it is in the global zone, for every listener of every zone; dtrace-exporter fills
- * in the numbers below and leaves out, from "begin X" to "end X" and lines marked "only X", the
- * optional parts that a kernel cannot do. Written for what DTrace could do in Solaris 10: neither
- * ntohs() nor inet_ntoa() nor a tcp provider.
+ * USAGE: dtrace -s solaris10.d	# in the global zone; Ctrl-C ends it
+ * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX Q0MAX: who ID is, and its queues at TIME, ns since
+ *	boot. Once a second the next event tells it anew, before it is counted, with another number
+ *	at ID's end; listen() does so too, and whoever uses the listener's memory after it.
+ * syn ID Q EVENTS: SYNs that found so many connections in Q
+ * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
+ *	connections thrown out for a SYN (3)
+ * opened ID EVENTS: connections put into Q0
+ * established ID EVENTS: out of Q0 into Q
+ * accept ID PART US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for PART 0 to 12,
+ *	13 more, 14 not known. US+EVENTS is 10,000,000 times their microseconds, plus their number.
+ * left ID QUEUE EVENTS: out of Q (1) or Q0 (0) in another way
+ * closed SOCKET TIME: the tcp_t whose address this is listens no more
+ * tick TIME: the heartbeat, when all that was counted has been printed
  *
- * One row a tick for each listening socket and kind of event since the set was last emptied:
- *
- *   row SET SOCKET WHO ADDRESS-HIGH ADDRESS-LOW LIMITS COUNT SUM LAST
- *
- * WHO is 32 bits of zone, 16 of port, 16 of WHAT; LIMITS 32 of Q0max, 32 of Qmax. For DTrace 2 on
- * Linux makes all keys as long as the longest, and takes its time for each word of them.
- *
- *   WHAT      COUNT                                              SUM
- *   0-11      SYNs: tenths of Q/Qmax, rounded up; 11 for more than Qmax   of Q at each
- *   128       handshakes completed, connection put into Q
- *   131       observations of other kinds: listen() was called, a connection left Q0 or Q by itself
- *   132       sockets that stopped listening
- *   133, 134  SYNs of those above that were dropped: Q full, Q0 full
- *   135       half-open connections thrown out for a SYN
- *   144-157   accepts: by time in Q, up to 4^5, 4^6, ... 4^17 ns, more   of ns in Q
- *   158       accepts of a connection whose time in Q is not known
- *   256-8447  observations once a second of the listener whose SYNs may go the short way: 256 + TERM
- *
- * LAST is the newest observation of the queues: when, then 17 bits of Q0, then 17 bits of Q, all ones
- * where the number does not fit or the socket no longer listens.
- *
- * The short way: the SYNs of one listener at a time, whose queues are far from full, are counted by
- * no more than is needed, one row for each Q that they found:
- *
- *   calm HOW COUNT
- *
- * HOW is the term, whose row of 256 + TERM tells which listener that is and its Qmax, then 9 bits of
- * Q. A term ends when the listener loses the short way, or may have got another Qmax.
- *
- * Two sets of aggregations take turns; only the set at rest is emptied, half a generation after it
- * was last used. That of the short way is at rest in a generation after many terms.
+ * Q0 and Q are what was told, and what has come since, less what went. Each count is printed once:
+ * dtrace(1) adds the kernel's counts to its own copy and empties the kernel's; trunc() is for the
+ * copy. So nothing is lost between them, if they stand in one clause. What is printed per event
+ * would be: where the buffer for it is full, nothing is counted either.
+ * Written for the first DTrace, which has no ntohs() and no inet_ntoa(): bytes are put together.
+ * TESTED: docs/install-solaris.md tells on what.
  */
 #pragma D option quiet
-#pragma D option switchrate=10hz
-#pragma D option aggrate=10hz
-#pragma D option aggsize=8m
-#pragma D option dynvarsize=8m
+#pragma D option switchrate=2hz
+#pragma D option aggrate=1hz
+#pragma D option aggsize=512k
+#pragma D option bufsize=256k
+#pragma D option dynvarsize=2m
 #pragma D option strsize=64
 
-/* Which ports; how many ticks a set is in use, and the clock of LAST, 2^CLOCK ns, to fit in that. */
-inline int FIRST_PORT = 0;
-inline int LAST_PORT = 65535;
-inline int TICKS = 60;
-inline int CLOCK = 9;
-
-/* After how many terms what they counted is thrown away. */
-inline int MOST_TERMS = 32;
-
-/*
- * Where a conn_t has its tcp_t and its local port, which its addresses lie before. As of update 9;
- * in updates older than large segment offload it is 0x20 and 0x102.
- */
+inline int PORT = 0;		/* the only one to watch; 0: all */
+/* Where a conn_t has its tcp_t, and its port, 34 bytes behind its address. 0x20, 0x102 before U9. */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
+inline int TCPS_LISTEN = -3;
+inline int O_T_CONN_RES = 1;
+inline int T_CONN_RES = 28;
 
-/* -3 in inet/tcp.h, as 32 bits: DTrace 2.0.7 on Linux does not find an int of -3 equal to -3. */
-inline int64_t TCPS_LISTEN = 0xfffffffd;
-
-/*
- * What a thread is doing, by the address of the thread: kernel threads come and go, but their
- * memory is used again, so these arrays do not grow as thread-local variables would.
- */
-uint64_t listening[uint64_t];
-uint64_t moving[uint64_t];
-uint64_t moved[uint64_t];
-uint64_t taking[uint64_t];
-uint64_t opening[uint64_t];
-uint64_t evicting[uint64_t];
-
-/* By its tcp_t: when a connection was put into Q, and that it waits in Q0 for room in Q. */
-uint64_t start[uint64_t];
-uint64_t deferred[uint64_t];
-
-/* In which generation the name of a zone was told last. */
-uint64_t named[int];
-
-/*
- * The listener whose SYNs go the short way, all of it in one word, for it changes while others read
- * it: the address of its conn_t, but for the 16 bits that a kernel's addresses have in common and the
- * 6 that are zero; 13 bits of its term; in how many bits Q and Q0 have to fit, 3 and 5 bits, for there
- * to be no doubt that a SYN is taken. Q0 and Q are read together, queues bytes behind the tcp_t; the
- * bit between those two says that this is a little-endian machine, where Q is in the high half.
- *
- * One that had the short way until now, one that may be the next; how many listeners have gone; how
- * many terms since what they counted was last thrown away, and that it is at rest for that.
- */
-uint64_t calm;
-uint64_t left;
-uint64_t next;
-uint64_t used;
-uint64_t closes;
-uint64_t queues;
-uint64_t term;
-uint64_t terms;
-uint64_t rests;
-
-/* Every event has to set tcp, what, sum, and by how much more its queues hold than is read. */
-this tcp_t *tcp;
-this tcp_t *eager;
+uint64_t second, tellings;
+uint64_t life[tcp_t *];		/* in which second a listener was told, << 16, and its number then */
+uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
+uint64_t start[tcp_t *];	/* when a connection came into Q; 1: it waits in Q0 for room */
+self tcp_t *opening, *closing, *eager, *accepting, *taken;
+this tcp_t *listener, *eager, **eagers, *up;
 this mblk_t *mp;
-this zone_t *zone;
-this uint8_t *lport;
-this uint64_t *address;
-this uint64_t me;
-this int waits;
-this int port;
-this int zoneid;
-this uint64_t what;
-this uint64_t sum;
-this int64_t more0;
-this int64_t more;
-this int64_t q0;
-this int64_t q;
-this int64_t qmax;
-this int64_t q0max;
-this int64_t tenths;
-this uint64_t calm;
-this uint64_t room;
-this uint64_t room0;
-this uint64_t both;
-this uint64_t fits;
-this uint64_t gone;
-this int brief;
-this int odd;
-this uint64_t since;
-this uint64_t high;
-this uint64_t low;
-this uint64_t who;
-this uint64_t limits;
-this uint64_t last;
-this int64_t when;
+this uint8_t *at;
+this uint64_t life, told, who, ns;
+this int taken;
 
-BEGIN
-{
-	generation = 0;
-	ticks = 0;
-	start0 = timestamp;
-	start1 = timestamp;
-	/* hz is 100 or 1000: its first byte is 0 on SPARC. */
-	little = *(uint8_t *)&`hz != 0;
-	printf("\nready 3 0\n");	/* place zone */
-}
+BEGIN { second = timestamp / 1000000000; printf("\nready 5 global\n"); }
 
-/* A generation begins. Every tick looks at the queues of the listener of the short way. */
-tick-1s
-/ ticks == TICKS /
-{
-	start0 = generation & 1 ? timestamp : start0;
-	start1 = generation & 1 ? start1 : timestamp;
-	generation++;
-	ticks = 0;
-	rests = terms >= MOST_TERMS;
-	terms = rests ? 0 : terms;
-}
-
-tick-1s
-{
-	ticks++;
-	this->when = timestamp;	/* this event's, before its state is read: a close is newer */
-	this->gone = closes;
-	this->calm = calm;
-	this->me = this->calm ? (uint64_t)((int64_t)this->calm >> 22 << 6) : left ? left : next;
-	this->tcp = this->me ? *(tcp_t **)((char *)this->me + CONN_TCP) : NULL;
-	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	this->what = 131;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-}
-
-/*
- * A SYN that reached a listener, IPv4 or IPv6: tcp_conn_request(connp, mp, squeue). IP hands on no
- * other segments. The short way.
- */
+/* A SYN: tcp_conn_request(listener, packet, squeue). */
 fbt:ip:tcp_conn_request:entry
-/ (this->brief = ((this->calm = calm) ^ (this->me = arg0) << 16) >> 22 == 0 &&
-    ((this->both = *(uint64_t *)(*(uint64_t *)(this->me + CONN_TCP) + queues)) >>
-    (~this->calm & 32) & 0xffffffff) >> (this->calm & 31) == 0 &&
-    (this->q = this->both >> (this->calm & 32) & 0xffffffff) >> (this->calm >> 6 & 7) == 0) /
 {
-	used = 1;
-	@calm[this->calm & 0x3ffe00 | this->q] = count();
+	this->at = (uint8_t *)(arg0 + CONN_LPORT);
+	this->listener = PORT == 0 || 256 * this->at[0] + this->at[1] == PORT ?
+	    *(tcp_t **)(arg0 + CONN_TCP) : (tcp_t *)(syn[curthread] = 0);
 }
-
-/*
- * All others; one that is late finds a listener that is no more. A SYN will be taken if there is room,
- * and then Q0 is one more when this function returns; where that is not certain a drop has to know
- * the listener.
- */
-fbt:ip:tcp_conn_request:entry
-/ (this->tcp = this->brief ? NULL : *(tcp_t **)((char *)arg0 + CONN_TCP)) != NULL &&
-    (this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL) != NULL /
-{
-	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
-	this->q = this->tcp->tcp_conn_req_cnt_q;
-	this->qmax = this->tcp->tcp_conn_req_max;
-	this->q0max = 0;
-	/* begin q0_limit */
-	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
-	/* end q0_limit */
-	this->sum = this->q;
-	this->tenths = (10 * this->q + this->qmax - 1) / (this->qmax ? this->qmax : 1);
-	this->what = this->tenths < 11 ? this->tenths : 11;
-	this->more0 = this->q < this->qmax && (this->q0max == 0 || this->q0 < this->q0max) ? 1 : 0;
-	this->more = 0;
-	/* begin syn_drops */
-	this->me = (2 * this->q + 64 >= this->qmax || 2 * this->q0 + 64 >= this->q0max) ?
-	    (listening[(uint64_t)curthread] = (uint64_t)this->tcp) : 0;
-	/* end syn_drops */
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	next = this->port >= FIRST_PORT && this->port <= LAST_PORT ? arg0 : next;	/* only open_close */
-}
-
-/* begin syn_drops */
-/*
- * Probes between the entry and the return of the same function: Q full, Q0 full, and Q0 full but one
- * of it thrown out.
- */
-mib:::tcpListenDrop
-{
-	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->what = 133;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-}
-
-mib:::tcpListenDropQ0
-{
-	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->what = 134;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-}
-
-mib:::tcpHalfOpenDrop
-{
-	this->tcp = (tcp_t *)listening[(uint64_t)curthread];
-	this->what = 135;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-	evicting[(uint64_t)curthread] = this->tcp != NULL;	/* only accepts */
-}
-/* end syn_drops */
 
 /* begin established */
-/*
- * A connection goes from Q0 into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), which names the
- * eager. While Q is full the eager stays in Q0, the last of it.
- */
+/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). A fault ends one clause, not the others. */
 fbt:ip:tcp_send_conn_ind:entry
 {
+	this->listener = NULL;
 	this->mp = (mblk_t *)arg1;
-	this->me = *(uint64_t *)(this->mp->b_rptr +
-	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
-	start[this->me] = timestamp;	/* only accept_wait */
-	moved[(uint64_t)curthread] = this->me;
-	moving[(uint64_t)curthread] = *(uint64_t *)((char *)arg0 + CONN_TCP);
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	self->eager = NULL;
+	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	self->eager = *this->eagers;
+	this->listener = self->eager->tcp_listener;
 }
-
+/* If Q is full it stays in Q0, until an accept has room for it. */
 fbt:ip:tcp_send_conn_ind:return
 {
-	this->me = (uint64_t)curthread;
-	this->eager = (tcp_t *)moved[this->me];
-	this->tcp = (tcp_t *)moving[this->me];
-	this->waits = this->eager != NULL && this->eager->tcp_eager_next_q0 != NULL;
-	deferred[(uint64_t)this->eager] = this->waits;
-	this->tcp = this->waits ? NULL : this->tcp;
-	moved[this->me] = 0;
-	moving[this->me] = 0;
-	this->what = 128;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-}
-
-/*
- * An accept makes room for such a one. For a socket it is sent to the listener with
- * tcp_send_pending(listener, T_CONN_IND, squeue); TLI's tcp_accept(listener, T_CONN_RES) sends it
- * up itself, when it is the last of Q.
- */
-fbt:ip:tcp_send_pending:entry
-{
-	this->mp = (mblk_t *)arg1;
-	this->me = *(uint64_t *)(this->mp->b_rptr +
-	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
-	start[this->me] = timestamp;	/* only accept_wait */
-	deferred[this->me] = 0;
-	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
-	this->what = 128;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
-}
-
-fbt:ip:tcp_accept:entry
-{
-	moving[(uint64_t)curthread] = arg0;
-}
-
-fbt:ip:tcp_accept:return
-{
-	this->me = (uint64_t)curthread;
-	this->tcp = (tcp_t *)moving[this->me];
-	moving[this->me] = 0;
-	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_eager_last_q : 0;
-	this->tcp = deferred[this->me] ? this->tcp : NULL;
-	start[this->me] = deferred[this->me] ? timestamp : start[this->me];	/* only accept_wait */
-	deferred[this->me] = 0;
-	this->what = 128;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
+	this->listener = NULL;
+	this->eager = self->eager;
+	self->eager = NULL;
+	this->up = this->eager->tcp_eager_next_q0 == NULL ? this->eager : NULL;
+	start[this->eager] = this->up == NULL;
+	this->listener = this->eager->tcp_listener;
+	this->life = life[this->listener];
 }
 /* end established */
 
 /* begin accepts */
-/*
- * A connection leaves Q0 or Q, with the listener's lock held: tcp_eager_unlink(eager). It does so for
- * an accept if one has named it before: tcp_wput_accept(queue, T_CONN_RES) for a socket,
- * tcp_accept_swap(listener, acceptor, eager) for TLI.
- */
+/* accept() says which it will take: tcp_wput_accept(queue, T_CONN_RES), */
 fbt:ip:tcp_wput_accept:entry
+/ (this->mp = (mblk_t *)arg1) != NULL &&
+    (((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == T_CONN_RES ||
+    ((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == O_T_CONN_RES) /
 {
-	this->mp = (mblk_t *)arg1;
-	taking[(uint64_t)curthread] = *(uint64_t *)(this->mp->b_rptr +
-	    ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);
-}
-
-fbt:ip:tcp_accept_swap:entry
-{
-	taking[(uint64_t)curthread] = arg2;
-}
-
-fbt:ip:tcp_eager_unlink:entry
-{
-	this->eager = (tcp_t *)arg0;
-	this->me = (uint64_t)curthread;
-	this->what = taking[this->me] == arg0 ? 158 : 131;
-	taking[this->me] = this->what == 158 ? 0 : taking[this->me];
-	deferred[arg0] = 0;	/* only established */
-	this->tcp = this->eager->tcp_listener;
-	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	this->sum = 0;
-	this->more0 = this->eager->tcp_eager_next_q0 != NULL ? -1 : 0;
-	this->more = -1 - this->more0;
-	/* One thrown out leaves at once, and the one it is thrown out for follows. */
-	this->more0 += evicting[this->me];	/* only syn_drops */
-	evicting[this->me] = 0;	/* only syn_drops */
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	self->taken = *this->eagers;
 }
 /* end accepts */
-
-/* begin accept_wait */
-/* accept_wait needs established, accepts */
+/* begin tli_accepts */
+/* TLI's tcp_accept_swap(listener, acceptor, connection), in tcp_accept(listener, T_CONN_RES). */
+fbt:ip:tcp_accept_swap:entry { self->taken = (tcp_t *)arg2; }
+fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
+fbt:ip:tcp_accept:return
+{
+	this->listener = NULL;
+	this->up = self->accepting->tcp_eager_last_q;
+	this->up = start[this->up] == 1 ? this->up : NULL;
+	this->listener = self->accepting;
+	this->life = life[this->listener];
+	self->accepting = NULL;
+}
+/* end tli_accepts */
+/* begin departures */
+/* Out of Q or Q0, why ever: tcp_eager_unlink(connection). Its accept may have let the last one in. */
 fbt:ip:tcp_eager_unlink:entry
 {
-	this->since = start[arg0];
-	start[arg0] = 0;
+	this->listener = this->up = NULL;
+	this->eager = (tcp_t *)arg0;
+	this->taken = 0;
+	this->taken = self->taken == this->eager;	/* only accepts */
+	this->up = this->taken ? this->eager->tcp_listener->tcp_eager_last_q : NULL;
+	this->up = this->up != NULL && start[this->up] == 1 ? this->up : NULL;
+	this->listener = this->eager->tcp_listener;
 }
-
-fbt:ip:tcp_eager_unlink:entry
-/ this->what == 158 && this->since != 0 /
-{
-	this->sum = timestamp - this->since;
-	this->what = 144 + (
-	    this->sum <= 0x400 ? 0 : this->sum <= 0x1000 ? 1 : this->sum <= 0x4000 ? 2 :
-	    this->sum <= 0x10000 ? 3 : this->sum <= 0x40000 ? 4 : this->sum <= 0x100000 ? 5 :
-	    this->sum <= 0x400000 ? 6 : this->sum <= 0x1000000 ? 7 : this->sum <= 0x4000000 ? 8 :
-	    this->sum <= 0x10000000 ? 9 : this->sum <= 0x40000000 ? 10 :
-	    this->sum <= 0x100000000 ? 11 : this->sum <= 0x400000000 ? 12 : 13);
-}
-/* end accept_wait */
+/* end departures */
 
 /* begin open_close */
-/* tcp_bind(tcp, T_BIND_REQ), tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ). */
-fbt:ip:tcp_bind:entry
-{
-	opening[(uint64_t)curthread] = arg0;
-}
-
+/* listen(), perhaps once more: tcp_bind(listener, T_BIND_REQ). */
+fbt:ip:tcp_bind:entry { self->opening = (tcp_t *)arg0; }
 fbt:ip:tcp_bind:return
 {
-	this->me = (uint64_t)curthread;
-	this->tcp = (tcp_t *)opening[this->me];
-	this->tcp = this->tcp != NULL && (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	opening[this->me] = 0;
-	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp : 0;
-	left = (calm ^ this->me << 16) >> 22 ? left : this->me;
-	calm = (calm ^ this->me << 16) >> 22 ? calm : 0;	/* Qmax may be another */
-	this->what = 131;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
+	this->listener = self->opening;
+	self->opening = NULL;
+	life[this->listener] &= 0xffff;
 }
-
-fbt:ip:tcp_closei_local:entry,
-fbt:ip:tcp_unbind:entry
+/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came while they ran may have told it anew. */
+fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry { this->listener = (tcp_t *)arg0; }
+fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 {
-	this->tcp = (tcp_t *)arg0;
-	this->tcp = (this->tcp->tcp_state & 0xffffffff) == TCPS_LISTEN ? this->tcp : NULL;
-	closes += this->tcp != NULL;
-	this->me = this->tcp != NULL ? (uint64_t)this->tcp->tcp_connp << 16 : 0;
-	calm = (calm ^ this->me) >> 22 ? calm : 0;
-	next = next << 16 == this->me ? 0 : next;
-	this->what = 132;
-	this->sum = 0;
-	this->more0 = 0;
-	this->more = 0;
+	this->listener = self->closing;
+	self->closing = NULL;
+}
+fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry,
+fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
+/ this->listener != NULL && life[this->listener] /
+{
+	printf("closed %x %d\n", (uint64_t)this->listener, timestamp);
+	life[this->listener] = 0;
+	self->closing = probename == "entry" ? this->listener : NULL;
 }
 /* end open_close */
 
-/* Every event that found its listener: who that is, and its queues now. */
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-tick-1s,
+/* Who it is, and its queues, before what happens now is counted. */
+fbt:ip:tcp_send_conn_ind:entry,				/* only established */
+fbt:ip:tcp_eager_unlink:entry,				/* only departures */
+fbt:ip:tcp_bind:return,					/* only open_close */
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL /
+/ this->listener != NULL && (this->life = life[this->listener]) >> 16 != second &&
+    this->listener->tcp_state == TCPS_LISTEN &&
+    (this->at = (uint8_t *)this->listener->tcp_connp + CONN_LPORT - 34) != NULL &&
+    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT) /
 {
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	this->address = (uint64_t *)(this->lport - 0x22);
-	this->high = this->address[0];
-	this->low = this->address[1];
-	this->zoneid = 0;
-	/* begin zones */
-	this->zone = this->tcp->tcp_cred->cr_zone;
-	this->zoneid = this->zone->zone_id;
-	/* end zones */
-	this->q0 = this->tcp->tcp_conn_req_cnt_q0;
-	this->q = this->tcp->tcp_conn_req_cnt_q;
-	this->qmax = this->tcp->tcp_conn_req_max;
-	this->q0max = 0;
+	this->told = second << 16 | ++tellings % 65535 + 1;
+	printf("listener %x %d ", (uint64_t)this->listener << 16 | this->told & 0xffff, timestamp);
+	printf("%s", stringof(this->listener->tcp_cred->cr_zone->zone_name));	/* only zones */
+	printf(" %x:%x:%x:%x:%x:%x:%x:%x %d %d %d %d",
+	    256 * this->at[0] + this->at[1], 256 * this->at[2] + this->at[3],
+	    256 * this->at[4] + this->at[5], 256 * this->at[6] + this->at[7],
+	    256 * this->at[8] + this->at[9], 256 * this->at[10] + this->at[11],
+	    256 * this->at[12] + this->at[13], 256 * this->at[14] + this->at[15],
+	    256 * this->at[34] + this->at[35], this->listener->tcp_conn_req_cnt_q0,
+	    this->listener->tcp_conn_req_cnt_q, this->listener->tcp_conn_req_max);
 	/* begin q0_limit */
-	this->q0max = this->qmax + ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;
+	printf(" %d", this->listener->tcp_conn_req_max +
+	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val);
 	/* end q0_limit */
-	this->who = (uint64_t)this->zoneid << 32 | (uint64_t)this->port << 16 | this->what;
-	this->limits = this->q0max << 32 | this->qmax;
-	this->odd = generation & 1;
-	this->last = this->what == 132 ? 0x3ffffffff :
-	    (uint64_t)(this->q0 + this->more0 < 0x1ffff ? this->q0 + this->more0 : 0x1ffff) << 17 |
-	    (uint64_t)(this->q + this->more < 0x1ffff ? this->q + this->more : 0x1ffff);
-	this->tcp = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->tcp : NULL;
+	printf("\n");
+	life[this->listener] = this->life = this->told;
 }
 
-/* Addresses are kept in network order. */
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-tick-1s,
+/* A SYN; the probes behind it in the same function know by the thread whose it is. */
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && little /
+/ this->listener != NULL /
 {
-	this->high = (this->high & 0x00ff00ff00ff00ff) << 8 | this->high >> 8 & 0x00ff00ff00ff00ff;
-	this->high = (this->high & 0x0000ffff0000ffff) << 16 | this->high >> 16 & 0x0000ffff0000ffff;
-	this->high = this->high << 32 | this->high >> 32;
-	this->low = (this->low & 0x00ff00ff00ff00ff) << 8 | this->low >> 8 & 0x00ff00ff00ff00ff;
-	this->low = (this->low & 0x0000ffff0000ffff) << 16 | this->low >> 16 & 0x0000ffff0000ffff;
-	this->low = this->low << 32 | this->low >> 32;
+	this->who = syn[curthread] =
+	    this->life ? (uint64_t)this->listener << 16 | this->life & 0xffff : 0;
+	@syn[this->who, this->listener->tcp_conn_req_cnt_q] = count();
 }
+mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
+mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
+mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
+mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
 
-/*
- * Which listener goes the short way for the next second: the one that did, if it had SYNs, or else the
- * next. One that does so no more is looked at once again, as a SYN may have been on its way.
- */
-tick-1s
-/ this->tcp != NULL /
+fbt:ip:tcp_eager_unlink:entry,						/* only departures */
+fbt:ip:tcp_accept:return,						/* only tli_accepts */
+fbt:ip:tcp_send_conn_ind:return						/* only established */
+/ this->listener != NULL && this->life && this->up != NULL /
 {
-	queues = (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 - (uint64_t)this->tcp;
-	this->me = (uint64_t)this->tcp->tcp_connp << 16;
-	this->room = (this->qmax - 64) / 2;
-	this->room = this->qmax < 66 ? 8 : this->room < 2 ? 0 : this->room < 4 ? 1 : this->room < 8 ? 2 :
-	    this->room < 16 ? 3 : this->room < 32 ? 4 : this->room < 64 ? 5 : this->room < 128 ? 6 : 7;
-	this->room0 = (this->q0max - 64) / 2;
-	this->room0 = this->q0max < 66 + 2 * 64 ? 32 : this->room0 < 128 ? 6 : this->room0 < 256 ? 7 :
-	    this->room0 < 512 ? 8 : this->room0 < 1024 ? 9 : this->room0 < 2048 ? 10 :
-	    this->room0 < 4096 ? 11 : this->room0 < 8192 ? 12 : this->room0 < 16384 ? 13 :
-	    this->room0 < 32768 ? 14 : this->room0 < 65536 ? 15 : 16;
-	this->fits = (this->calm ? used : left == 0 && terms < MOST_TERMS) && !rests &&
-	    this->room < 8 && this->room0 < 32 && closes == this->gone &&
-	    ((int64_t)this->me >> 22 << 6) == (int64_t)this->tcp->tcp_connp &&
-	    (uint64_t)&this->tcp->tcp_conn_req_cnt_q - (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 == 4 &&
-	    (little || ((uint64_t)&this->tcp->tcp_conn_req_cnt_q0 & 7) == 0);
-	terms += this->fits && this->calm == 0;
-	term = this->fits && this->calm == 0 ? term + 1 & 0x1fff : term;
-	this->who = this->fits ? this->who - 131 + 256 + term : this->who;
-	left = this->calm && !this->fits ? (uint64_t)this->tcp->tcp_connp : 0;
-	calm = this->fits ? this->me | term << 9 | this->room << 6 | little << 5 | this->room0 : 0;
-	next = 0;
-	used = 0;
+	start[this->up] = timestamp;
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
-
-tick-1s
-/ this->tcp == NULL /
+/* begin accepts */
+fbt:ip:tcp_eager_unlink:entry
+/ this->listener != NULL && this->life && this->taken /
 {
-	calm = 0;
-	left = 0;
-	next = 0;
+	this->ns = 0;
+	this->ns = (this->ns = start[this->eager]) > 1 ? timestamp - this->ns : 0;	/* only accept_wait */
+	@accept[(uint64_t)this->listener << 16 | this->life & 0xffff, this->ns == 0 ? 14 :
+	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 :
+	    this->ns <= 1 << 16 ? 3 : this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :
+	    this->ns <= 1 << 22 ? 6 : this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 :
+	    this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 :
+	    this->ns <= 1L << 34 ? 12 : 13] = sum(10000000 * (this->ns / 1000) + 1);
+	self->taken = NULL;
 }
-
-/* begin zones */
-/* The name of a zone other than the global one, once in a generation. */
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-tick-1s,
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && this->zoneid != 0 && named[this->zoneid] != generation + 1 /
+/* An accept that took nothing. */
+fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
+fbt:ip:tcp_wput_accept:return { self->taken = NULL; }
+/* end accepts */
+/* begin departures */
+fbt:ip:tcp_eager_unlink:entry
+/ this->listener != NULL && this->life && !this->taken /
 {
-	named[this->zoneid] = generation + 1;
-	printf("place %d %s\n", this->zoneid, stringof(this->zone->zone_name));
+	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
+	    this->eager->tcp_eager_next_q0 == NULL] = count();
 }
-/* end zones */
+fbt:ip:tcp_eager_unlink:entry { start[(tcp_t *)arg0] = 0; }
+/* end departures */
 
-/* The set in use, the even one and the odd one. */
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-tick-1s,
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && !this->odd /
+tick-1s, END
 {
-	this->when = (int64_t)(timestamp - start0) >> CLOCK;
-	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = count();
-	@sums0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = sum(this->sum);
-	@last0[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] =
-	    max(this->when << 34 | this->last);
-}
-
-mib:::tcpListenDrop,                            /* only syn_drops */
-mib:::tcpListenDropQ0,                          /* only syn_drops */
-mib:::tcpHalfOpenDrop,                          /* only syn_drops */
-fbt:ip:tcp_send_conn_ind:return,                /* only established */
-fbt:ip:tcp_send_pending:entry,                  /* only established */
-fbt:ip:tcp_accept:return,                       /* only established */
-fbt:ip:tcp_eager_unlink:entry,                  /* only accepts */
-fbt:ip:tcp_bind:return,                         /* only open_close */
-fbt:ip:tcp_closei_local:entry,                  /* only open_close */
-fbt:ip:tcp_unbind:entry,                        /* only open_close */
-tick-1s,
-fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL && this->odd /
-{
-	this->when = (int64_t)(timestamp - start1) >> CLOCK;
-	this->when = this->when < 0 ? 0 : this->when < 0x1fffffff ? this->when : 0x1fffffff;
-	@events1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = count();
-	@sums1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] = sum(this->sum);
-	@last1[(uint64_t)this->tcp, this->who, this->high, this->low, this->limits] =
-	    max(this->when << 34 | this->last);
-}
-
-/*
- * The set in use and the other, when it has come to rest, each behind its generation. What is printed
- * may be a tenth of a second old, so the set at rest comes twice.
- */
-tick-1s
-/ !(generation & 1) || ticks <= 3 /
-{
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
-}
-
-tick-1s
-/ generation & 1 || ticks <= 3 && generation > 0 /
-{
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
-}
-
-tick-1s
-{
-	printa("calm %x %@d\n", @calm);
-}
-
-tick-1s
-/ ticks == TICKS / 2 && rests /
-{
-	trunc(@calm);
-}
-
-tick-1s
-/ ticks == TICKS / 2 && generation & 1 /
-{
-	trunc(@events0);
-	trunc(@sums0);
-	trunc(@last0);
-}
-
-tick-1s
-/ ticks == TICKS / 2 && !(generation & 1) /
-{
-	trunc(@events1);
-	trunc(@sums1);
-	trunc(@last1);
-}
-
-END
-{
-	printf("tick %d %d\n", generation & 1 ? generation - 1 : generation, timestamp);
-	printa("row 0 %x %x %x %x %x %@d %@d %@d\n", @events0, @sums0, @last0);
-}
-
-END
-/ generation > 0 /
-{
-	printf("tick %d %d\n", generation & 1 ? generation : generation - 1, timestamp);
-	printa("row 1 %x %x %x %x %x %@d %@d %@d\n", @events1, @sums1, @last1);
-}
-
-END
-{
-	printa("calm %x %@d\n", @calm);
+	second = timestamp / 1000000000;
+	printa("syn %x %d %@d\n", @syn); trunc(@syn);
+	printa("drop %x %d %@d\n", @drop); trunc(@drop);		/* only syn_drops */
+	printa("opened %x %@d\n", @opened); trunc(@opened);		/* only half_open */
+	printa("established %x %@d\n", @established); trunc(@established);	/* only established */
+	printa("accept %x %d %@d\n", @accept); trunc(@accept);		/* only accepts */
+	printa("left %x %d %@d\n", @left); trunc(@left);		/* only departures */
+	printf("tick %d\n", timestamp);
 }

@@ -1,210 +1,178 @@
 #!/usr/sbin/dtrace -s
 /*
- * A line for each SYN that reaches a TCP listener of a Solaris 10 host, and for what became of it.
+ * solaris10_trace.d - a line for each SYN that reaches a TCP listener, and for what became of it.
+ *
+ * USAGE: dtrace -s solaris10_trace.d	# in the global zone, every listener; Ctrl-C ends it
  *
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
- * Action is syn, drop:REASON, established or accept. Source IP is HIGH:LOW, the halves of an IPv6
- * address in hexadecimal, which dtrace-exporter turns into text. A line for each event is for
- * looking on: in a burst lines get lost, and dtrace(1) says how many.
+ * Action is syn, drop:REASON, established or accept. Source IP is an IPv6 address, IPv4's a.b.c.d as
+ * 0:0:0:0:0:ffff:XXXX:XXXX; dtrace-exporter writes it as usual. Q0, Q and Qmax of a SYN are those that
+ * it found, of an established connection those with it in Q, of an accept those before it. A
+ * drop:q0_evicted is of another connection, and has the source of the SYN for which it was thrown
+ * out. A line for each event is for looking on: in a burst lines get lost, and dtrace(1) says how many.
  *
- * A struct ip compiled from netinet/ip.h would give the destination for the source: D's compiler
- * rounds each of its bit-fields up to a byte. So the packet is read by bytes, which fits either byte
- * order as well.
+ * A struct ip that is compiled from netinet/ip.h gives the destination for the source: D's compiler
+ * rounds each of its bit-fields up to a byte. So packets are read by bytes, at most four a statement,
+ * each of which costs the first DTrace a register. A fault ends one clause, and the next ones of the
+ * same event go on with what is there: a line is printed where the pointer to it has been set.
+ * TESTED: docs/install-solaris.md tells on what.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
-#pragma D option bufsize=4m
+#pragma D option bufsize=1m
+#pragma D option strsize=64
 
-inline int FIRST_PORT = 0;
-inline int LAST_PORT = 65535;
-
-/* As in solaris10.d. */
+inline int PORT = 0;		/* the only one to watch; 0: all */
+/* Where a conn_t has its tcp_t, and its port, 18 bytes behind its peer's address. See solaris10.d. */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
+inline int O_T_CONN_RES = 1;
+inline int T_CONN_RES = 28;
 
-/* What a thread is doing, by the address of the thread. */
-uint64_t listening[uint64_t];
-uint64_t packet[uint64_t];
-
-this tcp_t *tcp;
-this tcp_t *eager;
+self tcp_t *listener, *eager, *accepting;
+self uint8_t *ip, *ports;
+self int port;
+uint64_t deferred[tcp_t *];	/* whether a connection waits in Q0 for room in Q */
+this tcp_t *eager, *tcp, **eagers;
+this uint8_t *from, *at;
 this mblk_t *mp;
-this uint8_t *lport;
-this uint8_t *ip;
-this uint8_t *from;
-this uint8_t *source;
-this uint64_t me;
-this uint64_t high;
-this uint64_t low;
-this int length;
 this int port;
-this int sport;
-this int v4;
 
-BEGIN
-{
-	printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n");
-}
+BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
-/* A SYN that reached a listener: tcp_conn_request(connp, mp, squeue). */
+/* A SYN: tcp_conn_request(listener, packet, squeue). */
 fbt:ip:tcp_conn_request:entry
 {
-	this->me = (uint64_t)curthread;
-	this->tcp = *(tcp_t **)((char *)arg0 + CONN_TCP);
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	this->tcp = this->port >= FIRST_PORT && this->port <= LAST_PORT ? this->tcp : NULL;
-	listening[this->me] = (uint64_t)this->tcp;
-	packet[this->me] = this->tcp != NULL ? (uint64_t)((mblk_t *)arg1)->b_rptr : 0;
+	self->listener = NULL;
+	this->at = (uint8_t *)(arg0 + CONN_LPORT);
+	self->port = 256 * this->at[0] + this->at[1];
+	self->ip = (uint8_t *)((mblk_t *)arg1)->b_rptr;
+	self->ports = self->ip[0] >> 4 == 4 ? self->ip + 4 * (self->ip[0] & 15) : self->ip + 40;
+	self->listener = PORT == 0 || self->port == PORT ? *(tcp_t **)(arg0 + CONN_TCP) : NULL;
 }
-
-/*
- * IPv4: the header has as many words as its low nibble says, the source address at byte 12. IPv6:
- * the header has 40 bytes, the source address at byte 8; behind extension headers the port is not
- * looked for and given as 0. Neither: the packet came by IPsec, and its headers are elsewhere.
- */
-fbt:ip:tcp_conn_request:entry,
-mib:::tcpListenDrop,
-mib:::tcpListenDropQ0,
-mib:::tcpHalfOpenDrop
-{
-	this->me = (uint64_t)curthread;
-	this->tcp = (tcp_t *)listening[this->me];
-	this->ip = (uint8_t *)packet[this->me];
-}
-
-fbt:ip:tcp_conn_request:entry,
-mib:::tcpListenDrop,
-mib:::tcpListenDropQ0,
-mib:::tcpHalfOpenDrop
-/ this->tcp != NULL /
-{
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	this->v4 = this->ip[0] >> 4 == 4;
-	this->length = this->v4 ? (this->ip[0] & 15) << 2 :
-	    this->ip[0] >> 4 == 6 && this->ip[6] == 6 ? 40 : 0;
-	this->source = this->ip + this->length;
-	this->from = this->ip + (this->v4 ? 12 : 8);
-	this->high = this->v4 ? 0xffff00000000 : (uint64_t)this->from[0] << 56 |
-	    (uint64_t)this->from[1] << 48 | (uint64_t)this->from[2] << 40 |
-	    (uint64_t)this->from[3] << 32 | (uint64_t)this->from[4] << 24 |
-	    (uint64_t)this->from[5] << 16 | (uint64_t)this->from[6] << 8 | this->from[7];
-	this->from += this->v4 ? 0 : 8;
-	this->low = (uint64_t)this->from[0] << 24 | (uint64_t)this->from[1] << 16 |
-	    (uint64_t)this->from[2] << 8 | this->from[3];
-	this->low = this->v4 ? this->high | this->low : this->low << 32 |
-	    (uint64_t)this->from[4] << 24 | (uint64_t)this->from[5] << 16 |
-	    (uint64_t)this->from[6] << 8 | this->from[7];
-	this->high = this->v4 ? 0 : this->high;
-	this->sport = this->length ? this->source[0] << 8 | this->source[1] : 0;
-}
-
+/* It, and the drops in the same function, of IPv4, */
+mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
 fbt:ip:tcp_conn_request:entry
-/ this->tcp != NULL /
+/ self->listener != NULL && self->ip[0] >> 4 == 4 /
 {
-	printf("%d,%Y,syn,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high, this->low,
-	    this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
+	printf("%d,%Y,%s,0:0:0:0:0:ffff:%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
+	    probename == "entry" ? "syn" : probename == "tcpListenDrop" ? "drop:q_full" :
+	    probename == "tcpListenDropQ0" ? "drop:q0_full" : "drop:q0_evicted",
+	    256 * self->ip[12] + self->ip[13], 256 * self->ip[14] + self->ip[15],
+	    256 * self->ports[0] + self->ports[1], self->port, self->listener->tcp_conn_req_cnt_q0,
+	    self->listener->tcp_conn_req_cnt_q, self->listener->tcp_conn_req_max);
 }
-
-mib:::tcpListenDrop
-/ this->tcp != NULL /
+/* and of IPv6, whose port behind extension headers is not looked for: 0. */
+mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
+fbt:ip:tcp_conn_request:entry
+/ self->listener != NULL && self->ip[0] >> 4 == 6 /
 {
-	printf("%d,%Y,drop:q_full,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
+	this->from = self->ip + 8;
+	printf("%d,%Y,%s,%x:%x:%x:%x:%x:%x:%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
+	    probename == "entry" ? "syn" : probename == "tcpListenDrop" ? "drop:q_full" :
+	    probename == "tcpListenDropQ0" ? "drop:q0_full" : "drop:q0_evicted",
+	    256 * this->from[0] + this->from[1], 256 * this->from[2] + this->from[3],
+	    256 * this->from[4] + this->from[5], 256 * this->from[6] + this->from[7],
+	    256 * this->from[8] + this->from[9], 256 * this->from[10] + this->from[11],
+	    256 * this->from[12] + this->from[13], 256 * this->from[14] + this->from[15],
+	    self->ip[6] == 6 ? 256 * self->ports[0] + self->ports[1] : 0,
+	    self->port, self->listener->tcp_conn_req_cnt_q0, self->listener->tcp_conn_req_cnt_q,
+	    self->listener->tcp_conn_req_max);
 }
-
-mib:::tcpListenDropQ0
-/ this->tcp != NULL /
-{
-	printf("%d,%Y,drop:q0_full,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
-/* The source is that of the SYN for which another connection is thrown out. */
-mib:::tcpHalfOpenDrop
-/ this->tcp != NULL /
-{
-	printf("%d,%Y,drop:q0_evicted,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
 fbt:ip:tcp_conn_request:return
 {
-	listening[(uint64_t)curthread] = 0;
-	packet[(uint64_t)curthread] = 0;
+	self->listener = NULL;
+	self->ip = NULL;
+	self->ports = NULL;
+	self->port = 0;
 }
 
-/*
- * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). Out of Q: tcp_wput_accept(queue,
- * T_CONN_RES), tcp_accept_swap(listener, acceptor, eager).
- */
+/* begin established */
+/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), unless Q is full. */
 fbt:ip:tcp_send_conn_ind:entry
 {
+	self->eager = NULL;
 	this->mp = (mblk_t *)arg1;
-	this->eager = *(tcp_t **)(this->mp->b_rptr +
-	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	self->eager = *this->eagers;
 }
-
+fbt:ip:tcp_send_conn_ind:return
+{
+	this->eager = NULL;
+	this->tcp = self->eager;
+	self->eager = NULL;
+	this->eager = this->tcp->tcp_eager_next_q0 == NULL ? this->tcp : NULL;
+	deferred[this->tcp] = this->eager == NULL;
+}
+/* Then an accept lets it in: tcp_send_pending(listener, T_CONN_IND, squeue), */
+fbt:ip:tcp_send_pending:entry
+{
+	this->eager = NULL;
+	this->mp = (mblk_t *)arg1;
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	this->tcp = *this->eagers;
+	deferred[this->tcp] = 0;
+	this->eager = this->tcp;
+}
+/* end established */
+/* begin tli_accepts */
+/* or in TLI's tcp_accept(listener, T_CONN_RES), which makes it the last of Q. */
+fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
+fbt:ip:tcp_accept:return
+{
+	this->eager = NULL;
+	this->tcp = self->accepting->tcp_eager_last_q;
+	self->accepting = NULL;
+	this->eager = deferred[this->tcp] ? this->tcp : NULL;
+	deferred[this->tcp] = 0;
+}
+/* Out of Q: tcp_accept_swap(listener, acceptor, connection), */
+fbt:ip:tcp_accept_swap:entry { this->eager = (tcp_t *)arg2; }
+/* end tli_accepts */
+/* begin accepts */
+/* tcp_wput_accept(queue, T_CONN_RES). */
+fbt:ip:tcp_wput_accept:entry { this->eager = NULL; }
 fbt:ip:tcp_wput_accept:entry
+/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
+    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
 {
 	this->mp = (mblk_t *)arg1;
-	this->eager = *(tcp_t **)(this->mp->b_rptr +
-	    ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);
+	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
+	bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers, sizeof (tcp_t *));
+	this->eager = *this->eagers;
 }
+/* end accepts */
 
-fbt:ip:tcp_accept_swap:entry
+fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
+fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
+fbt:ip:tcp_wput_accept:entry						/* only accepts */
 {
-	this->eager = (tcp_t *)arg2;
+	this->from = NULL;
+	this->tcp = this->eager != NULL ? this->eager->tcp_listener : NULL;
+	this->at = this->tcp != NULL ? (uint8_t *)this->eager->tcp_connp + CONN_LPORT - 18 : NULL;
+	this->port = this->at != NULL ? 256 * this->at[18] + this->at[19] : 0;
+	this->from = this->at;
 }
-
-/* The peer's address and port lie before the local port. */
-fbt:ip:tcp_send_conn_ind:entry,
-fbt:ip:tcp_wput_accept:entry,
-fbt:ip:tcp_accept_swap:entry
+fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
+fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
+fbt:ip:tcp_wput_accept:entry						/* only accepts */
+/ this->from != NULL && (PORT == 0 || this->port == PORT) /
 {
-	this->tcp = this->eager->tcp_listener;
-	this->lport = (uint8_t *)this->tcp->tcp_connp + CONN_LPORT;
-	this->port = this->lport[0] << 8 | this->lport[1];
-	this->from = (uint8_t *)this->eager->tcp_connp + CONN_LPORT - 0x12;
-	this->high = (uint64_t)this->from[0] << 56 | (uint64_t)this->from[1] << 48 |
-	    (uint64_t)this->from[2] << 40 | (uint64_t)this->from[3] << 32 |
-	    (uint64_t)this->from[4] << 24 | (uint64_t)this->from[5] << 16 |
-	    (uint64_t)this->from[6] << 8 | this->from[7];
-	this->low = (uint64_t)this->from[8] << 56 | (uint64_t)this->from[9] << 48 |
-	    (uint64_t)this->from[10] << 40 | (uint64_t)this->from[11] << 32 |
-	    (uint64_t)this->from[12] << 24 | (uint64_t)this->from[13] << 16 |
-	    (uint64_t)this->from[14] << 8 | this->from[15];
-	this->sport = this->from[16] << 8 | this->from[17];
-}
-
-fbt:ip:tcp_send_conn_ind:entry
-/ this->port >= FIRST_PORT && this->port <= LAST_PORT /
-{
-	printf("%d,%Y,established,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
+	printf("%d,%Y,%s,%x:%x:%x:%x:%x:%x:%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
+	    probefunc == "tcp_wput_accept" || probefunc == "tcp_accept_swap" ? "accept" : "established",
+	    256 * this->from[0] + this->from[1], 256 * this->from[2] + this->from[3],
+	    256 * this->from[4] + this->from[5], 256 * this->from[6] + this->from[7],
+	    256 * this->from[8] + this->from[9], 256 * this->from[10] + this->from[11],
+	    256 * this->from[12] + this->from[13], 256 * this->from[14] + this->from[15],
+	    256 * this->from[16] + this->from[17], this->port, this->tcp->tcp_conn_req_cnt_q0,
 	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
 }
 
-fbt:ip:tcp_wput_accept:entry,
-fbt:ip:tcp_accept_swap:entry
-/ this->port >= FIRST_PORT && this->port <= LAST_PORT /
-{
-	printf("%d,%Y,accept,%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp, this->high,
-	    this->low, this->sport, this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
-}
-
-/*
- * Only who prints learns that nobody reads any more: without this a dtrace(1) at the far end of an
- * ssh that has ended would stay until the next event. The exporter leaves the empty line out.
- */
-tick-5s
-{
-	printf("\n");
-}
+/* Only who prints learns that nobody reads any more, at the other end of an ssh. */
+tick-5s { printf("\n"); }

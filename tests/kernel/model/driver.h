@@ -23,7 +23,6 @@ void bury_evicted(struct listener *listener);
 void send_undeferred(struct listener *listener);
 struct eager *claim_q0(struct listener *listener, bool deferred);
 struct eager *claim_q(struct listener *listener, bool living);
-void release(struct listener *listener, struct eager *eager);
 u64 count_q0(struct listener *listener, bool deferred);
 u64 count_q(struct listener *listener, bool living);
 void kill_eagers(struct listener *listener);
@@ -49,10 +48,15 @@ bool is_mapped(const in6_addr_t *address);
 
 /* words.c: words of a line, in which the command, its arguments, then names with their values */
 #define WORDS_MOST 32
+struct command;
 struct words {
 	char *word[WORDS_MOST];
 	int count;
 	int next;
+	const struct command *command;
+	/* Held until the line is done. */
+	struct listener *listener;
+	bool in_call;
 };
 int split(char *line, struct words *words);
 char *next_word(struct words *words);
@@ -62,7 +66,45 @@ int take_number(struct words *words, const char *name, u64 most, u64 *number);
 int read_address(const char *text, in6_addr_t *address, bool *v4);
 
 /* script.c */
+struct command {
+	const char *name;
+	int (*run)(struct words *words);
+	/* It changes which zones and listeners there are. */
+	bool alone;
+	/* It is a call of the listener's application, or for the listener's squeue. */
+	bool call;
+	bool squeue;
+};
 int run_line(char *line);
 void close_listener(struct listener *listener);
+void let_go(struct listener *listener, int references);
+
+/* model.c */
+struct seq_file;
+int start_model(void);
+void stop_model(void);
+int totals_show(struct seq_file *seq, void *data);
+
+/*
+ * In a process one line can be inside another or between another's steps, so each may have to wait
+ * or cannot be: see tests/sun/native/lines.c. In the kernel model_lock is enough.
+ */
+#ifdef __KERNEL__
+static inline bool begin_line(struct words *words)
+{
+	return true;
+}
+static inline void end_line(struct words *words)
+{
+}
+static inline bool wait_for_claims(struct listener *listener)
+{
+	return false;
+}
+#else
+bool begin_line(struct words *words);
+void end_line(struct words *words);
+bool wait_for_claims(struct listener *listener);
+#endif
 
 #endif

@@ -74,6 +74,8 @@ struct record {
 	char address[48];
 	in_port_t port;
 	enum kind kind;
+	/* So is the listener's memory. */
+	bool freed;
 	struct totals totals;
 };
 
@@ -91,6 +93,10 @@ struct listener {
 	/* Work for squeues that the running function is not in; under tcp_eager_lock. */
 	struct list_head evicted;
 	mblk_t *undeferred;
+	squeue_t squeue;
+	/* The application's calls that are going on, -1 for one that wants to be alone. */
+	int calls;
+	bool closing;
 };
 
 struct eager {
@@ -109,7 +115,7 @@ struct eager {
 	struct {
 		struct T_conn_ind head;
 		uint8_t rest[sizeof(sin6_t) + sizeof(tcp_t *)];
-	} tpi;
+	} tpi __aligned(8);
 };
 
 static inline struct listener *listener_of(tcp_t *tcp)
@@ -125,9 +131,10 @@ static inline struct eager *eager_of(tcp_t *tcp)
 #define COUNT(listener, total) atomic64_inc(&listener_of(listener)->record->totals.total)
 #define UNCOUNT(listener, total) atomic64_dec(&listener_of(listener)->record->totals.total)
 
-/* model.c: what the rest of Solaris does for TCP */
+/* services.c: what the rest of Solaris does for TCP */
 struct eager *tcp_get_conn(void);
 bool so_newconn(tcp_t *listener, tcp_t *eager);
+void release(struct listener *listener, struct eager *eager);
 static inline void freemsg(mblk_t *mp)
 {
 }

@@ -34,6 +34,27 @@ static struct listener *find_listener(const char *name)
 	return NULL;
 }
 
+/* The listener that the next word names; it stays until the line is done. */
+static struct listener *take_listener(struct words *words)
+{
+	struct listener *listener = find_listener(next_word(words));
+
+	if (!listener)
+		return NULL;
+	atomic_inc((atomic_t *)&listener->conn.conn_ref);
+	words->listener = listener;
+	return begin_line(words) ? listener : NULL;
+}
+
+/* Drop references to a listener, which is freed with the last one. */
+void let_go(struct listener *listener, int references)
+{
+	if (!atomic_sub_and_test(references, (atomic_t *)&listener->conn.conn_ref))
+		return;
+	listener->record->freed = true;
+	kfree(listener);
+}
+
 /* zone ID NAME [exclusive] */
 static int run_zone(struct words *words)
 {
@@ -182,7 +203,7 @@ fail:
 /* backlog L B: listen(3) again, with another backlog */
 static int run_backlog(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	char *value = next_word(words);
 	int backlog;
 
@@ -194,7 +215,7 @@ static int run_backlog(struct words *words)
 /* unlisten L: the endpoint stays, without its name; connections not accepted go */
 static int run_unlisten(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	int error;
 
 	if (!listener || next_word(words) || listener->tcp.tcp_state != TCPS_LISTEN)
@@ -209,20 +230,23 @@ void close_listener(struct listener *listener)
 {
 	bool started = listener->tcp.tcp_eager_next_q0;
 
+	listener->closing = true;
 	while (atomic64_dec_if_positive(&listener->open) >= 0)
 		forget_connection(&listener->tcp);
 	/* The eagers go in their own squeues, when the listener's has come to its end. */
+	squeue_enter(&listener->squeue);
 	tcp_closei_local(&listener->tcp);
+	squeue_exit(&listener->squeue);
+	listener->record->listener = NULL;
 	if (started)
 		kill_eagers(listener);
-	listener->record->listener = NULL;
-	kfree(listener);
+	let_go(listener, 2);
 }
 
 /* close L: its memory is freed */
 static int run_close(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 
 	if (!listener || next_word(words))
 		return -EINVAL;
@@ -238,7 +262,7 @@ static int run_forget(struct words *words)
 	if (next_word(words))
 		return -EINVAL;
 	list_for_each_entry_safe(record, next, &records, link) {
-		if (record->listener)
+		if (!record->freed)
 			continue;
 		list_del(&record->link);
 		kfree(record);
@@ -326,18 +350,21 @@ static void arrive(struct listener *listener, struct segments *segments)
 {
 	struct totals *totals = &listener->record->totals;
 	struct packet *packet = segments->packet;
-	u64 changes = atomic64_read(&totals->q_changes);
+	u64 changes;
 
 	if (!can_receive(segments->flags)) {
 		COUNT(&listener->tcp, segments);
 		return;
 	}
+	squeue_enter(&listener->squeue);
+	changes = atomic64_read(&totals->q_changes);
 	if (segments->flags & TH_SYN && listener->tcp.tcp_state == TCPS_LISTEN)
 		observe(listener);
 	receive(listener, &packet->mb, packet->ip_header, packet->v4, packet->options);
 	/* Another CPU was at work. */
 	if (atomic64_read(&totals->q_changes) != changes)
 		atomic64_inc(&totals->unsure);
+	squeue_exit(&listener->squeue);
 	bury_evicted(listener);
 }
 
@@ -363,7 +390,7 @@ static int send_segments(struct listener *listener, struct segments *segments)
 /* syn L [count N] [from A] [port P] [to A] [options BYTES] [extension BYTES] */
 static int run_syn(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	struct segments segments = { .flags = TH_SYN };
 	int error;
 
@@ -380,7 +407,7 @@ static int run_syn(struct words *words)
 /* segment L FLAGS ...: flags by their first letters, as `a` or `sa` or `pau`; then as `syn` */
 static int run_segment(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	static const char letters[] = "fsrpau";
 	char *flags = next_word(words);
 	struct segments segments = {};
@@ -406,7 +433,7 @@ static int run_segment(struct words *words)
 /* burst L N: one SYN N times over, as fast as can be; see `nanoseconds` */
 static int run_burst(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	struct segments segments = { .flags = TH_SYN };
 	char *value = next_word(words);
 	u64 began;
@@ -441,7 +468,7 @@ static int read_count(struct words *words, u64 *count)
 static int run_ack(struct words *words)
 {
 	bool refused = take_flag(words, "refused");
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	struct eager *eager;
 	u64 count;
 
@@ -467,7 +494,7 @@ static void accept_one(struct listener *listener, struct eager *eager)
 	struct {
 		struct T_conn_res head;
 		uint8_t option[sizeof(tcp_t *)];
-	} message = {
+	} message __aligned(8) = {
 		.head = {
 			.PRIM_type = T_CONN_RES,
 			.OPT_length = sizeof(tcp_t *),
@@ -508,7 +535,7 @@ static void accept_one(struct listener *listener, struct eager *eager)
 /* accept L [count N]: the oldest of Q */
 static int run_accept(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	struct totals *totals;
 	struct eager *eager;
 	u64 count;
@@ -535,7 +562,7 @@ static int run_accept(struct words *words)
 /* finish L [count N]: accepted connections end; they count for the listener's limit until then */
 static int run_finish(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	u64 count;
 
 	if (!listener || read_count(words, &count) || atomic64_read(&listener->open) < count)
@@ -550,7 +577,7 @@ static int run_finish(struct words *words)
 /* abort L q0|deferred|q [count N]: their clients reset the oldest */
 static int run_abort(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	char *where = next_word(words);
 	struct totals *totals;
 	u64 count, there;
@@ -592,7 +619,7 @@ static int run_abort(struct words *words)
 /* timeout L [count N]: SYN-ACKs are sent again, of so many half-open ones or of all */
 static int run_timeout(struct words *words)
 {
-	struct listener *listener = find_listener(next_word(words));
+	struct listener *listener = take_listener(words);
 	tcp_t *head, *tcp;
 	u64 count = U64_MAX;
 
@@ -613,29 +640,24 @@ static int run_timeout(struct words *words)
 	return 0;
 }
 
-static const struct command {
-	const char *name;
-	int (*run)(struct words *words);
-	/* It changes which zones and listeners there are. */
-	bool alone;
-} commands[] = {
-	{ "zone", run_zone, true },
-	{ "q0max", run_q0max, true },
-	{ "reclaim", run_reclaim, true },
-	{ "alloc_fail", run_alloc_fail, true },
-	{ "listen", run_listen, true },
-	{ "backlog", run_backlog, true },
-	{ "unlisten", run_unlisten, true },
-	{ "close", run_close, true },
-	{ "forget", run_forget, true },
-	{ "syn", run_syn, false },
-	{ "segment", run_segment, false },
-	{ "burst", run_burst, false },
-	{ "ack", run_ack, false },
-	{ "accept", run_accept, false },
-	{ "finish", run_finish, false },
-	{ "abort", run_abort, false },
-	{ "timeout", run_timeout, false },
+static const struct command commands[] = {
+	{ "zone", run_zone, .alone = true },
+	{ "q0max", run_q0max, .alone = true },
+	{ "reclaim", run_reclaim, .alone = true },
+	{ "alloc_fail", run_alloc_fail, .alone = true },
+	{ "listen", run_listen, .alone = true },
+	{ "backlog", run_backlog, .alone = true, .call = true, .squeue = true },
+	{ "unlisten", run_unlisten, .alone = true, .call = true, .squeue = true },
+	{ "close", run_close, .alone = true, .call = true, .squeue = true },
+	{ "forget", run_forget, .alone = true },
+	{ "syn", run_syn, .squeue = true },
+	{ "segment", run_segment, .squeue = true },
+	{ "burst", run_burst, .squeue = true },
+	{ "ack", run_ack },
+	{ "accept", run_accept, .call = true },
+	{ "finish", run_finish, .call = true },
+	{ "abort", run_abort },
+	{ "timeout", run_timeout },
 };
 
 int run_line(char *line)
@@ -654,11 +676,16 @@ int run_line(char *line)
 
 		if (strcmp(command->name, name))
 			continue;
+		words.command = command;
 		if (command->alone)
 			down_write(&model_lock);
 		else
 			down_read(&model_lock);
 		error = command->run(&words);
+		if (words.listener) {
+			end_line(&words);
+			let_go(words.listener, 1);
+		}
 		if (command->alone)
 			up_write(&model_lock);
 		else

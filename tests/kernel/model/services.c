@@ -97,7 +97,9 @@ void send_undeferred(struct listener *listener)
 		mblk_t *next = mp->b_next;
 
 		mp->b_next = NULL;
-		tcp_send_pending(&listener->conn, mp, NULL IRA_NONE);
+		squeue_enter(&listener->squeue);
+		tcp_send_pending(&listener->conn, mp, &listener->squeue IRA_NONE);
+		squeue_exit(&listener->squeue);
 		release(listener, container_of(mp, struct eager, conn_ind));
 		mp = next;
 	}
@@ -186,12 +188,14 @@ void kill_eagers(struct listener *listener)
 {
 	struct eager *eager;
 
-	while ((eager = claim_q(listener, false)) || (eager = claim_q0(listener, false)) ||
-	       (eager = claim_q0(listener, true))) {
-		tcp_eager_kill(&eager->conn, NULL, NULL IRA_NONE);
-		release(listener, eager);
-		cond_resched();
-	}
+	do {
+		while ((eager = claim_q(listener, false)) || (eager = claim_q0(listener, false)) ||
+		       (eager = claim_q0(listener, true))) {
+			tcp_eager_kill(&eager->conn, NULL, NULL IRA_NONE);
+			release(listener, eager);
+			cond_resched();
+		}
+	} while (wait_for_claims(listener));
 	/* Deferred ones whose client has reset them are left. */
 	while (listener->tcp.tcp_eager_prev_q0 != &listener->tcp) {
 		eager = eager_of(listener->tcp.tcp_eager_prev_q0);

@@ -15,7 +15,9 @@
 #include <linux/types.h>
 
 /* A function that DTrace shall find, whole and under its own name. */
+#ifndef TRACED
 #define TRACED noinline __noclone __used
+#endif
 
 #define AT(type, member, offset) static_assert(offsetof(type, member) == (offset))
 
@@ -54,6 +56,30 @@ static inline void kmutex_exit(kmutex_t *mutex)
 {
 	spin_unlock(&mutex->lock);
 }
+
+/* sys/thread.h */
+typedef struct _kthread kthread_t;
+
+/* sys/squeue_impl.h: the first members; sq_run is the thread that is in it */
+typedef struct squeue_s {
+	kmutex_t sq_lock;
+	uint32_t sq_state;
+	int sq_count;
+	struct msgb *sq_first;
+	struct msgb *sq_last;
+	kthread_t *sq_run;
+} squeue_t;
+AT(squeue_t, sq_run, 32);
+
+#ifdef __KERNEL__
+/* The module's threads go into squeues together. In a process (see tests/sun) they are real. */
+static inline void squeue_enter(squeue_t *squeue)
+{
+}
+static inline void squeue_exit(squeue_t *squeue)
+{
+}
+#endif
 
 /* netinet/in.h, sys/socket.h, sys/socket_proto.h */
 typedef uint16_t in_port_t;
@@ -289,7 +315,8 @@ AT(cred_t, cr_zone, 88);
  * Solaris' mib probes, the one place that names them. Linux has no mib provider, so each is a
  * function with the probe's arguments; the script `dtrace` beside this file puts it in its place.
  */
-#define MIB_PROBES(X) X(tcpListenDrop) X(tcpListenDropQ0) X(tcpHalfOpenDrop)
+#define MIB_PROBES(X) \
+	X(tcpListenDrop) X(tcpListenDropQ0) X(tcpHalfOpenDrop) X(tcpPassiveOpens)
 
 #define MIB_COUNTER(name) atomic_t name;
 typedef struct mib2_tcp {

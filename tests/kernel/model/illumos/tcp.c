@@ -121,9 +121,13 @@ TRACED void tcp_input_listener(void *arg, mblk_t *mp, void *arg2, ip_recv_attr_t
 	make_conn_ind(listener, &eager->tcp, v6_socket);
 	eager->tcp.tcp_saved_listener = listener;
 	eager->tcp.tcp_listen_cnt = tlc;
-	eager->tcp.tcp_state = TCPS_SYN_RCVD;
 	link_to_q0(listener, &eager->tcp);
+	/* Nobody answers it before its SYN-ACK. */
+	eager->claims++;
 	kmutex_exit(&listener->tcp_eager_lock);
+	BUMP_MIB(&tcps->mib, tcpPassiveOpens);
+	eager->tcp.tcp_state = TCPS_SYN_RCVD;
+	release(listener_of(listener), eager);
 drop:
 	freemsg(mp);
 }
@@ -318,7 +322,12 @@ int listen_on(struct listener *listener, int backlog)
 {
 	tcp_t *tcp = &listener->tcp;
 
-	if (tcp_do_listen(&listener->conn, NULL, 0, backlog, listener->conn.conn_cred, B_FALSE))
+	int error;
+
+	squeue_enter(&listener->squeue);
+	error = tcp_do_listen(&listener->conn, NULL, 0, backlog, listener->conn.conn_cred, B_FALSE);
+	squeue_exit(&listener->squeue);
+	if (error)
 		return -EINVAL;
 	listener->so_backlog = tcp->tcp_conn_req_max + q0_limit(tcp->tcp_tcps);
 	return 0;
@@ -326,7 +335,12 @@ int listen_on(struct listener *listener, int backlog)
 
 int unlisten(struct listener *listener)
 {
-	return tcp_do_unbind(&listener->conn) ? -EINVAL : 0;
+	int error;
+
+	squeue_enter(&listener->squeue);
+	error = tcp_do_unbind(&listener->conn);
+	squeue_exit(&listener->squeue);
+	return error ? -EINVAL : 0;
 }
 
 bool can_receive(uint8_t flags)
@@ -337,6 +351,7 @@ bool can_receive(uint8_t flags)
 void receive(struct listener *listener, mblk_t *mp, uint16_t ip_header, bool v4, bool options)
 {
 	ip_recv_attr_t ira = {
+		.ira_sqp = &listener->squeue,
 		.ira_flags = v4 ? IRAF_IS_IPV4 | (options ? IRAF_IPV4_OPTIONS : 0) : 0,
 		.ira_zoneid = listener->conn.conn_zoneid,
 		.ira_pktlen = mp->b_wptr - mp->b_rptr,
@@ -344,7 +359,7 @@ void receive(struct listener *listener, mblk_t *mp, uint16_t ip_header, bool v4,
 		.ira_protocol = SOLARIS_IPPROTO_TCP,
 	};
 
-	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, NULL, &ira);
+	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, &listener->squeue, &ira);
 }
 
 /* An eager's third segment, in its own squeue. */
@@ -364,7 +379,9 @@ void handshake_done(struct listener *listener, struct eager *eager)
 		return;
 	}
 	tcp->tcp_tconnind_started = 1;
-	tcp_send_conn_ind(&listener->conn, conn_ind, NULL);
+	squeue_enter(&listener->squeue);
+	tcp_send_conn_ind(&listener->conn, conn_ind, &listener->squeue);
+	squeue_exit(&listener->squeue);
 }
 
 /* An eager's end, by a reset from its client or because its time is up. */
@@ -399,7 +416,9 @@ int accept_eager(struct listener *listener, struct eager *eager, queue_t *q, mbl
 		tcp_tpi_accept(q, mp);
 		break;
 	case TLI:
+		squeue_enter(&listener->squeue);
 		tcp_tli_accept(&listener->tcp, mp);
+		squeue_exit(&listener->squeue);
 		break;
 	}
 	return eager->tcp.tcp_state < TCPS_ESTABLISHED ? ECONNABORTED : 0;

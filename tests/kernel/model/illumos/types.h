@@ -235,9 +235,9 @@ typedef uint64_t iaflags_t;
 typedef struct ip_recv_attr_s {
 	iaflags_t ira_flags;
 	uint32_t ira_free_flags;
-	void *ira_sqp;
+	squeue_t *ira_sqp;
 	void *ira_ring;
-	void *ira_target_sqp;
+	squeue_t *ira_target_sqp;
 	mblk_t *ira_target_sqp_mp;
 	uint32_t ira_xmit_hint;
 	zoneid_t ira_zoneid;

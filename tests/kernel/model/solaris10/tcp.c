@@ -128,9 +128,13 @@ TRACED void tcp_conn_request(void *arg, mblk_t *mp, void *arg2)
 
 	kmutex_enter(&tcp->tcp_eager_lock);
 	make_conn_ind(tcp, &eager->tcp, v6_socket);
-	eager->tcp.tcp_state = TCPS_SYN_RCVD;
 	link_to_q0(tcp, &eager->tcp);
+	/* Nobody answers it before its SYN-ACK. */
+	eager->claims++;
 	kmutex_exit(&tcp->tcp_eager_lock);
+	BUMP_MIB(&tcp_mib, tcpPassiveOpens);
+	eager->tcp.tcp_state = TCPS_SYN_RCVD;
+	release(listener_of(tcp), eager);
 drop:
 	freemsg(mp);
 }
@@ -260,9 +264,11 @@ void bind_to(conn_t *connp, tcp_t *tcp, const in6_addr_t *address, in_port_t por
 
 int listen_on(struct listener *listener, int backlog)
 {
+	squeue_enter(&listener->squeue);
 	if (listener->tcp.tcp_state == TCPS_IDLE)
 		request_bind(&listener->tcp, 0);
 	request_bind(&listener->tcp, backlog);
+	squeue_exit(&listener->squeue);
 	return 0;
 }
 
@@ -270,7 +276,9 @@ int unlisten(struct listener *listener)
 {
 	mblk_t mp = {};
 
+	squeue_enter(&listener->squeue);
 	tcp_unbind(&listener->tcp, &mp);
+	squeue_exit(&listener->squeue);
 	return 0;
 }
 
@@ -282,7 +290,7 @@ bool can_receive(uint8_t flags)
 
 void receive(struct listener *listener, mblk_t *mp, uint16_t ip_header, bool v4, bool options)
 {
-	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, NULL);
+	READ_ONCE(listener->conn.conn_recv)(&listener->conn, mp, &listener->squeue);
 }
 
 /* An eager's third segment, in its own squeue. */
@@ -293,7 +301,9 @@ void handshake_done(struct listener *listener, struct eager *eager)
 
 	tcp->tcp_conn.tcp_eager_conn_ind = NULL;
 	tcp->tcp_state = TCPS_ESTABLISHED;
-	tcp_send_conn_ind(&listener->conn, conn_ind, NULL);
+	squeue_enter(&listener->squeue);
+	tcp_send_conn_ind(&listener->conn, conn_ind, &listener->squeue);
+	squeue_exit(&listener->squeue);
 }
 
 /* An eager's end, by a reset from its client or because its time is up. */
@@ -315,9 +325,12 @@ void time_out(tcp_t *listener, tcp_t *eager)
 
 int accept_eager(struct listener *listener, struct eager *eager, queue_t *q, mblk_t *mp)
 {
-	if (listener->kind == TLI)
+	if (listener->kind == TLI) {
+		squeue_enter(&listener->squeue);
 		tcp_accept(&listener->tcp, mp);
-	else
+		squeue_exit(&listener->squeue);
+	} else {
 		tcp_wput_accept(q, mp);
+	}
 	return eager->tcp.tcp_state < TCPS_ESTABLISHED ? ECONNABORTED : 0;
 }

@@ -123,7 +123,7 @@ typedef struct conn_s {
 	unsigned int conn_lso_ok : 1;
 	tcp_t *conn_tcp;
 	void *conn_udp;
-	void *conn_sqp;
+	squeue_t *conn_sqp;
 	edesc_rpf conn_recv;
 	uint8_t other1[48];
 	queue_t *conn_rq;

@@ -1,0 +1,171 @@
+"""Queues by account: what a listener's were when it was told, and what has come and gone since.
+
+Programs for Sun's engine tell a listener once in every second in which something happens to it,
+each time under a new ID, and count what enters and leaves its queues by these IDs. So its queues
+are known at any time, and each telling but the first says whether that is right. A telling may
+itself be one off, when another CPU is between a change and its count; so it counts for more than
+the account only if the next one says the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from dtrace_exporter.listeners import Listener
+from dtrace_exporter.rows import Listening
+from dtrace_exporter.sockets import Sockets
+
+_SETTLED = 3
+"""After so many ticks all rows of an ID that is no longer used have come, but for the odd one."""
+_KEPT = 32
+"""So many of an account's IDs are known after that."""
+_FORGET_TICKS = 30
+"""So many ticks after a socket has closed, no row tells what it was before."""
+_PATIENCE = 3
+"""For so many ticks in a row an account may be below zero, as CPUs are read one after the other."""
+
+
+@dataclass(slots=True)
+class _Telling:
+    """What a row told of a listener, and what has come since, under its ID, of Q0 and of Q."""
+
+    record: Listening
+    tick: int
+    moves: list[int] = field(default_factory=lambda: [0, 0])
+
+
+@dataclass(slots=True)
+class _Account:
+    """A listening socket: ``base`` are its queues when the first of its tellings was made."""
+
+    listener: Listener
+    tellings: list[_Telling]
+    base: list[int]
+    folded: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    off: list[int] | None = None
+    below: int = 0
+    known: bool = True
+
+
+class Accounts:
+    """The accounts of one run of a session.
+
+    Args:
+        sockets: where the queues go, of each at the times of heartbeats.
+    """
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._accounts: dict[int, _Account] = {}
+        self._closed: dict[int, tuple[int, int]] = {}
+        self._touched: set[int] = set()
+        self._tick = 0
+
+    def tell(self, record: Listening, listener: Listener) -> None:
+        """Take what a row told of a listener's queues; rows come in any order."""
+        closed, _ = self._closed.get(record.socket, (-1, 0))
+        if record.time <= closed:
+            return
+        telling = _Telling(record, self._tick)
+        account = self._accounts.get(record.socket)
+        self._touched.add(record.socket)
+        if account is None or account.listener is not listener or not account.known:
+            if account is None or record.time > account.tellings[-1].record.time:
+                base = [record.q0, record.q]
+                self._accounts[record.socket] = _Account(listener, [telling], base)
+            return
+        account.tellings.append(telling)
+        account.tellings.sort(key=lambda one: one.record.time)
+        if account.tellings[0] is telling:
+            account.base = [record.q0, record.q]
+
+    def move(self, socket: int, id: int, q0: int, q: int) -> None:  # noqa: A002
+        """Take by how much the queues of a socket have grown, or shrunk, under an ID."""
+        account = self._accounts.get(socket)
+        if account is None:
+            return
+        self._touched.add(socket)
+        for telling in account.tellings:
+            if telling.record.id == id:
+                telling.moves[0] += q0
+                telling.moves[1] += q
+                return
+        if id in account.folded:
+            account.base = [account.base[0] + q0, account.base[1] + q]
+
+    def close(self, socket: int, time: int) -> None:
+        """Note that a socket had stopped listening at a time."""
+        self._closed[socket] = max(time, self._closed.get(socket, (-1, 0))[0]), self._tick
+        account = self._accounts.get(socket)
+        if account is None:
+            return
+        account.tellings = [one for one in account.tellings if one.record.time > time]
+        if not account.tellings:
+            del self._accounts[socket]
+            return
+        first = account.tellings[0].record
+        account.base, account.off = [first.q0, first.q], None
+        account.folded.clear()
+
+    def lose(self) -> None:
+        """Note that rows or counts were lost: no account is known until its listener is told."""
+        for socket, account in self._accounts.items():
+            account.known = False
+            self._sockets.unsee(socket)
+
+    def settle(self, time: int, q0_counted: bool, q_counted: bool) -> Iterator[str]:
+        """Give all queues that may have changed, as they were at a heartbeat.
+
+        Args:
+            time: the heartbeat's.
+            q0_counted: whether all that enters and leaves Q0 is counted; else it is as told.
+            q_counted: likewise for Q.
+
+        Yields:
+            What is wrong with an account that is known no more, until its listener is told anew.
+        """
+        self._tick += 1
+        touched, self._touched = self._touched, set()
+        for socket in [
+            socket
+            for socket, (_, tick) in self._closed.items()
+            if tick + _FORGET_TICKS < self._tick
+        ]:
+            del self._closed[socket]
+        for socket in touched:
+            account = self._accounts.get(socket)
+            if account is None or not account.known:
+                continue
+            self._fold(account)
+            if len(account.tellings) > 1:
+                self._touched.add(socket)
+            newest = account.tellings[-1].record
+            q0 = newest.q0
+            if q0_counted:
+                q0 = account.base[0] + sum(telling.moves[0] for telling in account.tellings)
+            q = newest.q
+            if q_counted:
+                q = account.base[1] + sum(telling.moves[1] for telling in account.tellings)
+            account.below = account.below + 1 if min(q0, q) < 0 else 0
+            if account.below == 0:
+                self._sockets.saw(socket, time, q0, q, newest.qmax, newest.q0max)
+            elif account.below < _PATIENCE:
+                self._touched.add(socket)
+            else:
+                account.known = False
+                self._sockets.unsee(socket)
+                yield f"the queues of {newest.address} port {newest.port} come to {q0} and {q}"
+
+    def _fold(self, account: _Account) -> None:
+        """Close the books on tellings of which all rows have come."""
+        while len(account.tellings) > 1 and account.tellings[1].tick + _SETTLED < self._tick:
+            first, second = account.tellings[:2]
+            end = [base + moves for base, moves in zip(account.base, first.moves, strict=True)]
+            told = [second.record.q0, second.record.q]
+            off = [one - other for one, other in zip(told, end, strict=True)]
+            account.base = told if off == account.off else end
+            account.off = off if any(off) and off != account.off else None
+            account.folded.append(first.record.id)
+            del account.tellings[0]

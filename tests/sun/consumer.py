@@ -1,0 +1,174 @@
+"""What dtrace(1) does with what the kernel hands it: its copy of aggregations, its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sun.compiler import Aggregation, Compiled, Statement
+from sun.evaluate import BAD_ADDRESS, BAD_ALIGNMENT, Fault, Probe
+from sun.expressions import MASK, signed
+from sun.output import Value
+from sun.rules import Rules
+
+Keys = tuple[tuple[int, Value], ...]
+_PREFIX = "dtrace: "
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a clause recorded; ``number`` says the order of all records."""
+
+    clause: Compiled
+    values: tuple[Value, ...]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """A fault; ``action`` is 0 in a predicate, ``number`` says the order of all records."""
+
+    epid: int
+    probe: Probe
+    fault: Fault
+    action: int
+    number: int
+
+
+class Copy:
+    """dtrace(1)'s own copy of all aggregations.
+
+    Args:
+        rules: of the engine.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._values: dict[str, dict[Keys, list[int]]] = {}
+
+    def add(self, aggregation: Aggregation, keys: Keys, value: Sequence[int]) -> None:
+        """Merge what one CPU has counted since it was last asked."""
+        table = self._values.setdefault(aggregation.name, {})
+        old = table.get(keys)
+        if old is None:
+            table[keys] = list(value)
+        elif aggregation.function in {"min", "max"}:
+            choose = min if aggregation.function == "min" else max
+            old[0] = choose(old[0], value[0], key=signed)
+        else:
+            old[:] = [one + other & MASK for one, other in zip(old, value, strict=True)]
+
+    def rows(self, aggregations: Sequence[Aggregation]) -> list[tuple[Keys, list[int]]]:
+        """Return keys and values of aggregations with the same keys, as they are printed."""
+        tables = [self._values.get(aggregation.name, {}) for aggregation in aggregations]
+        rows = [
+            (
+                keys,
+                [
+                    _result(aggregation, table[keys]) if keys in table else 0
+                    for aggregation, table in zip(aggregations, tables, strict=True)
+                ],
+            )
+            for keys in sorted(dict.fromkeys(keys for table in tables for keys in table))
+        ]
+        if self._rules.sorted_by_value:
+            rows.sort(key=lambda row: [signed(value) for value in row[1]])
+        return rows
+
+    def truncate(self, aggregation: Aggregation, keep: int) -> None:
+        """Forget all but the ``keep`` largest values, or smallest if that is negative."""
+        table = self._values.get(aggregation.name, {})
+        rows = self.rows([aggregation])
+        rows.sort(key=lambda row: signed(row[1][0]), reverse=keep >= 0)
+        for keys, _ in rows[abs(keep) :]:
+            del table[keys]
+
+    def clear(self, aggregation: Aggregation) -> None:
+        """Set all values to 0, and keep their keys."""
+        for value in self._values.get(aggregation.name, {}).values():
+            value[:] = [0] * len(value)
+
+
+class Consumer:
+    """Prints records.
+
+    Args:
+        copy: of the aggregations.
+        on_exit: called when exit() is met.
+        on_empty: called with an aggregation that trunc() or clear() empties.
+        rules: of the engine.
+    """
+
+    def __init__(
+        self,
+        copy: Copy,
+        on_exit: Callable[[], object],
+        on_empty: Callable[[Aggregation], object],
+        rules: Rules,
+    ) -> None:
+        self._copy = copy
+        self._on_exit = on_exit
+        self._on_empty = on_empty
+        self._rules = rules
+        self._told: set[int] = set()
+        self.pieces: list[str] = []
+        self.errors: list[str] = []
+
+    def consume(self, records: Sequence[Record | ErrorRecord]) -> None:
+        """Do what the records say, in order."""
+        for record in records:
+            if isinstance(record, ErrorRecord):
+                self._error(record)
+                continue
+            for statement in record.clause.statements:
+                first = statement.first
+                self._act(statement, record.values[first : first + statement.count])
+
+    def drops(self, count: int, kind: str = "", cpu: int | None = None) -> None:
+        """Tell on stderr how much was lost, if anything was."""
+        if count:
+            where = "" if cpu is None else f" on CPU {cpu}"
+            self.errors.append(f"{_PREFIX}{count} {kind}drop{'s' * (count > 1)}{where}")
+
+    def _act(self, statement: Statement, values: tuple[Any, ...]) -> None:
+        if statement.kind == "exit":
+            self._on_exit()
+        elif statement.kind == "printf":
+            assert statement.format
+            self.pieces.append(statement.format.fill(values))
+        elif statement.kind == "printa":
+            assert statement.format
+            for keys, results in self._copy.rows(statement.aggregations):
+                self.pieces.append(statement.format.fill([key for _, key in keys], results))
+        else:
+            aggregation = statement.aggregations[0]
+            if statement.kind == "trunc":
+                self._copy.truncate(aggregation, signed(values[1]))
+            else:
+                self._copy.clear(aggregation)
+            if not self._rules.trunc_on_copy:
+                self._on_empty(aggregation)
+
+    def _error(self, record: ErrorRecord) -> None:
+        if record.epid in self._told and not self._rules.faults_told_each_time:
+            return
+        self._told.add(record.epid)
+        fault, probe = record.fault, record.probe
+        where = f"action #{record.action}" if record.action else "predicate"
+        if fault.offset is not None:
+            where += f" at DIF offset {fault.offset}"
+        address = f" ({fault.address:#x})" if fault.what in {BAD_ADDRESS, BAD_ALIGNMENT} else ""
+        name = ":".join(probe[1:])
+        self.errors.append(
+            f"{_PREFIX}error on enabled probe ID {record.epid} (ID {probe.id}: {name}): "
+            f"{fault.what}{address} in {where}"
+        )
+
+
+def _result(aggregation: Aggregation, value: list[int]) -> int:
+    if aggregation.function != "avg":
+        return value[0]
+    count, sum_ = value[0], signed(value[1])
+    average = abs(sum_) // count if count else 0
+    return (average if sum_ >= 0 else -average) & MASK

@@ -1,0 +1,335 @@
+"""Sun's DTrace for tests: sessions of D programs, fed with events by hand.
+
+    engine = Engine(Types(btf), symbols)
+    session = engine.start(text)
+    engine.fire("fbt:ip:tcp_accept:entry", (listener, eager), cpu=1, thread=0x1000)
+    engine.advance(1_000_000_000)
+    session.stop()
+    print(session.output, session.errors)
+
+Time stands still until advance() moves it, with the ticks and the rounds of dtrace(1) that are due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from sun.c_types import Types
+from sun.compiler import Compiled, Compiler, Program, invalid
+from sun.consumer import Consumer, Copy
+from sun.evaluate import Memory, Probe
+from sun.expressions import MASK, Checker, Variable
+from sun.kernel import Cpu, Kernel, fields, matches
+from sun.limits import Options, dof_size, memory_per_cpu, period
+from sun.rules import SYSTEMS, Rules
+from sun.syntax import ProgramError
+
+_NEVER = 1 << 62
+_OWN_PROBES = ("BEGIN", "END")
+
+
+class Refused(Exception):  # noqa: N818 - dtrace(1) refuses a program
+    """A program that dtrace(1) does not start; the text is what it says."""
+
+
+class Engine:
+    """A host with Sun's DTrace.
+
+    Args:
+        types: the kernel's.
+        symbols: addresses of the kernel's variables, whose types are in ``types``.
+        cpus: how many there are.
+        rules: of the engine.
+        system: illumos or solaris10.
+        load: returns memory by address and size, or raises Fault or OSError; this process' own
+            unless told.
+        dof_maxsize: the largest program that the kernel takes; the system's own unless told.
+        probes: descriptions of all probes that there are; any unless told.
+
+    Attributes:
+        time: now, in nanoseconds.
+        wall_time: by how much the time of day is ahead of that.
+        between: called between two expressions of an event, to let another CPU go on; None for no.
+        sessions: those that run.
+    """
+
+    def __init__(
+        self,
+        types: Types,
+        symbols: Mapping[str, int] | None = None,
+        cpus: int = 2,
+        rules: Rules = Rules(),  # noqa: B008 - it cannot change
+        system: str = "illumos",
+        load: Callable[[int, int], bytes] | None = None,
+        dof_maxsize: int | None = None,
+        probes: Collection[str] | None = None,
+    ) -> None:
+        self.types = types
+        self.symbols = dict(symbols or {})
+        self.cpus = cpus
+        self.rules = rules
+        self.system = SYSTEMS[system]
+        self.load = load or Memory()
+        self.dof_maxsize = self.system.dof_maxsize if dof_maxsize is None else dof_maxsize
+        self.probes = None if probes is None else [fields(probe) for probe in probes]
+        self.time = 1_000_000_000_000
+        self.wall_time = 1_700_000_000_000_000_000 - self.time
+        self.between: Callable[[], object] | None = None
+        self.sessions: list[Session] = []
+        self._numbers: dict[str, Probe] = {}
+
+    def start(
+        self, text: str, options: Mapping[str, str] | None = None, name: str = "/dev/stdin"
+    ) -> Session:
+        """Start dtrace(1) on a program.
+
+        Args:
+            text: the program.
+            options: those of the command line.
+            name: of the program's file, for messages.
+
+        Raises:
+            Refused: it does not start.
+        """
+        session = Session(self, text, options or {}, name)
+        self.sessions.append(session)
+        session.begin()
+        return session
+
+    def fire(
+        self,
+        description: str,
+        args: Sequence[int] = (),
+        cpu: int = 0,
+        thread: int = 0x1000,
+        pid: int = 0,
+        execname: str = "sched",
+        sessions: Sequence[Session] = (),
+    ) -> None:
+        """Let a probe fire.
+
+        Args:
+            description: of the probe, in full.
+            args: arg0 and so on, 64 bits each; of a return probe arg1 is the value.
+            cpu: where it is.
+            thread: the address of the thread.
+            pid: of its process.
+            execname: of its process.
+            sessions: for which; all unless told.
+        """
+        probe = self._numbers.get(description) or self._probe(description)
+        wanting = [session for session in sessions or self.sessions if session.kernel.wants(probe)]
+        if not wanting:
+            return
+        seen = {
+            "args": (*[arg & MASK for arg in args], *[0] * (10 - len(args))),
+            "thread": thread,
+            "pid": pid,
+            "execname": execname.encode(),
+            "time": self.time,
+            "wall_time": self.time + self.wall_time,
+        }
+        for session in wanting:
+            session.kernel.fire(probe, cpu, seen)
+
+    def advance(self, nanoseconds: int) -> None:
+        """Let time pass, with all that is due in it."""
+        end = self.time + nanoseconds
+        while due := [(when, s) for s in self.sessions if (when := s.due()) <= end]:
+            when, session = min(due, key=lambda one: one[0])
+            self.time = max(self.time, when)
+            session.work()
+        self.time = end
+
+    def _probe(self, description: str) -> Probe:
+        """Return a probe, which gets its number when it is first met."""
+        probe = Probe(len(self._numbers) + 1, *fields(description))
+        self._numbers[description] = probe
+        return probe
+
+
+class Session:
+    """A running dtrace(1); see Engine.start().
+
+    Attributes:
+        kernel: what it has there.
+        errors: the lines of stderr so far.
+        dof_size: of its program.
+        options: what holds for it.
+        is_running: whether it has not ended.
+    """
+
+    def __init__(self, engine: Engine, text: str, options: Mapping[str, str], name: str) -> None:
+        self._engine = engine
+        rules = engine.rules
+        try:
+            program = self._compiled(text, options)
+            self.options = Options.of(program.options, options)
+        except ProgramError as error:
+            line = f"line {error.line}: " if error.line else ""
+            message = f"dtrace: failed to compile script {name}: {line}{error}"
+            raise Refused(message) from None
+        counted = {id(clause.source): clause for clause in program.clauses}
+        each = program.clauses if rules.clause_per_probe else counted.values()
+        self.dof_size = dof_size(each)
+        if rules.program_limited and self.dof_size >= engine.dof_maxsize:
+            reason = "DIF program exceeds maximum program size"
+            raise Refused(f"dtrace: could not enable tracing: {reason}")
+        if rules.registers_limited and invalid(program):
+            raise Refused("dtrace: could not enable tracing: DIF program content is invalid")
+        self.kernel = Kernel(
+            *(program, self.options, engine.cpus, engine.system.header),
+            *(engine.load, lambda: engine.between, rules),
+        )
+        self._copy = Copy(rules)
+        self._consumer = Consumer(self._copy, self._exit, self._empty, rules)
+        self.errors = self._consumer.errors
+        self.is_running = True
+        self._is_exiting = False
+        self._is_stalled = False
+        self._periods = {
+            "status": self.options.statusrate,
+            "aggregations": self.options.aggrate,
+            "records": self.options.switchrate,
+        }
+        self._last = dict.fromkeys(self._periods, engine.time)
+        ticks = {clause.probe: _tick(clause.probe) for clause in program.clauses}
+        self._ticks = {probe: engine.time + every for probe, every in ticks.items() if every}
+
+    def _compiled(self, text: str, options: Mapping[str, str]) -> Program:
+        engine = self._engine
+        known = engine.types.variables
+        symbols = {
+            symbol: Variable(symbol, "symbol", known.get(symbol), slot=address)
+            for symbol, address in engine.symbols.items()
+        }
+        checker = Checker(engine.types, symbols, engine.rules, engine.system)
+        compiler = Compiler(checker, engine.rules, engine.system)
+        program = compiler.compile(text, lambda own: Options.of(own, options).strsize)
+        for clause in program.clauses:
+            self._find(clause)
+        return program
+
+    def _find(self, clause: Compiled) -> None:
+        """Check that a clause's probe is one that there is."""
+        pattern = fields(clause.probe)
+        own = pattern[3] in _OWN_PROBES or _tick(clause.probe)
+        probes = self._engine.probes
+        if not own and probes is not None and not any(matches(pattern, one) for one in probes):
+            message = f"probe description {':'.join(pattern)} does not match any probes"
+            raise ProgramError(message, clause.line)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return "".join(self._consumer.pieces)
+
+    @property
+    def memory_per_cpu(self) -> int:
+        """Kernel memory that it has for each CPU, in bytes."""
+        return memory_per_cpu(self.options, self._engine.cpus)
+
+    def begin(self) -> None:
+        """Let BEGIN fire, and dtrace(1) do its first round."""
+        self._fire("dtrace:::BEGIN")
+        self._take(self.kernel.cpus, aggregations=True, records=True)
+        if self._is_exiting:
+            self.stop()
+
+    def due(self) -> int:
+        """Return when a tick or the next round of dtrace(1) is due."""
+        rounds = [last + self._periods[what] for what, last in self._last.items()]
+        return min([*self._ticks.values(), *([] if self._is_stalled else rounds)], default=_NEVER)
+
+    def work(self) -> None:
+        """Do what is due now."""
+        now = self._engine.time
+        for probe, when in self._ticks.items():
+            if when <= now:
+                self._ticks[probe] = when + _tick(probe)
+                self._fire(f"profile:::{fields(probe)[3]}")
+        if not self._is_stalled:
+            self._round(now)
+
+    def stall(self) -> None:
+        """Let dtrace(1) do nothing for a while, as on a busy host."""
+        self._is_stalled = True
+
+    def go(self) -> None:
+        """Let dtrace(1) go on; what was due is done at once."""
+        self._is_stalled = False
+        self._round(self._engine.time)
+
+    def stop(self) -> None:
+        """End it as a signal does: END fires, and all that is left is printed."""
+        if not self.is_running:
+            return
+        self.is_running = False
+        self.kernel.is_active = True
+        self._fire("dtrace:::END")
+        self.kernel.is_active = False
+        self._engine.sessions.remove(self)
+        self._status()
+        # The CPU of END comes last.
+        self._take([*self.kernel.cpus[1:], self.kernel.cpus[0]], aggregations=True, records=True)
+
+    def _round(self, now: int) -> None:
+        """Do one round of dtrace(1)'s loop, whose steps each have their own rate."""
+        due = {what for what, last in self._last.items() if now - last >= self._periods[what]}
+        for what in due:
+            self._last[what] += self._periods[what]
+        if "status" in due:
+            self._status()
+        self._take(self.kernel.cpus, "aggregations" in due, "records" in due)
+        if self._is_exiting:
+            self.stop()
+
+    def _status(self) -> None:
+        self._consumer.drops(self.kernel.dynamic.drops, "dynamic variable ")
+        self.kernel.dynamic.drops = 0
+
+    def _take(self, cpus: list[Cpu], aggregations: bool, records: bool) -> None:
+        """Take from the kernel what it has, aggregations before the records that print them."""
+        rules = self._engine.rules
+        if aggregations and rules.snapshot_first:
+            self._snapshot()
+        if records and rules.rows_by_cpu:
+            for cpu in cpus:
+                self._consumer.consume(cpu.switch())
+                self._lost(cpu)
+        elif records:
+            rows = [record for cpu in cpus for record in cpu.switch()]
+            self._consumer.consume(sorted(rows, key=lambda record: record.number))
+            for cpu in cpus:
+                self._lost(cpu)
+        if aggregations and not rules.snapshot_first:
+            self._snapshot()
+
+    def _lost(self, cpu: Cpu) -> None:
+        self._consumer.drops(cpu.drops, cpu=cpu.context.cpu)
+        cpu.drops = 0
+
+    def _snapshot(self) -> None:
+        for cpu in self.kernel.cpus:
+            self._consumer.drops(cpu.counts_drops, "aggregation ", cpu.context.cpu)
+            cpu.counts_drops = 0
+            for (action, keys), value in cpu.snapshot().items():
+                assert action.aggregation
+                self._copy.add(action.aggregation, keys, value)
+
+    def _fire(self, description: str) -> None:
+        """Let a probe of its own fire."""
+        self._engine.fire(description, execname="dtrace", sessions=[self])
+
+    def _exit(self) -> None:
+        self._is_exiting = True
+
+    def _empty(self, aggregation: Any) -> None:
+        self.kernel.forget(aggregation)
+
+
+def _tick(description: str) -> int:
+    """Return the period of a tick's probe; 0 if it is another probe."""
+    name = fields(description)[3]
+    return period(name.removeprefix("tick-")) if name.startswith("tick-") else 0

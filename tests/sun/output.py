@@ -1,0 +1,138 @@
+"""How printf() and printa() read their formats, and what they print."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sun.c_types import Type
+from sun.expressions import is_integer, is_pointer, is_signed, is_string
+from sun.syntax import ProgramError
+
+Value = int | bytes
+_CONVERSION = re.compile(r"%([-+ 0#]*)(\d*)(?:\.(\d+))?(@?)((?:hh|h|ll|l)?)(.)", re.DOTALL)
+_INTEGERS = "char, short, int, long, or long long"
+_PROTOTYPES = {
+    **dict.fromkeys("diouxX", _INTEGERS),
+    "c": "char, short, or int",
+    "p": "pointer or integer",
+    "s": "char [] or string (or use stringof)",
+    "Y": "int64_t",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    letter: str
+    flags: str
+    width: str
+    is_value: bool
+    size: int = 0
+    signed: bool = False
+
+
+class Format:
+    """A format string, fit to the types of what it prints.
+
+    Args:
+        text: the format.
+        function: printf or printa, for messages.
+        types: of the arguments, or the keys.
+        value: of an aggregation's value, which ``%@d`` prints; for printf None.
+        line: of the program.
+
+    Raises:
+        ProgramError: they do not fit.
+    """
+
+    def __init__(
+        self, text: str, function: str, types: Sequence[Type], value: Type | None, line: int
+    ) -> None:
+        if not text:
+            raise ProgramError(f"{function}( ) format string is empty", line)
+        self.text = text
+        self._pieces: list[str | _Conversion] = []
+        at = number = 0
+        rest = list(types)
+        for found in _CONVERSION.finditer(text):
+            self._pieces.append(text[at : found.start()])
+            at = found.end()
+            flags, width, _, aggregate, _, letter = found.groups()
+            number += 1
+            if letter == "%":
+                self._pieces.append("%")
+                continue
+            if letter not in _PROTOTYPES:
+                raise ProgramError(f"{function}( ) format: %{letter} is not simulated", line)
+            if aggregate and value is None:
+                message = (
+                    f"%@ conversion requires an aggregation and is not for use with {function}( )"
+                )
+                raise ProgramError(message, line)
+            if not aggregate and not rest:
+                message = (
+                    f"{function}( ) prototype mismatch: conversion #{number} (%{letter}) is missing"
+                )
+                raise ProgramError(f"{message} a corresponding value argument", line)
+            type_ = value if aggregate and value else rest.pop(0)
+            if not _fits(letter, type_):
+                what = (
+                    "aggregating action" if aggregate else f"argument #{len(types) - len(rest) + 1}"
+                )
+                message = (
+                    f"{function}( ) {what} is incompatible with conversion #{number} prototype:"
+                )
+                message += f"\n\tconversion: %{letter}\n\t prototype: {_PROTOTYPES[letter]}"
+                raise ProgramError(f"{message}\n\t  argument: {type_}", line)
+            self._pieces.append(
+                _Conversion(
+                    letter, flags, width, bool(aggregate), type_.byte_size(), is_signed(type_)
+                )
+            )
+        self._pieces.append(text[at:])
+        if value is None and rest:
+            message = f"{function}( ) prototype mismatch: only {len(types) - len(rest)} arguments"
+            raise ProgramError(f"{message} required by this format string", line)
+
+    def fill(self, values: Sequence[Value], results: Sequence[int] = ()) -> str:
+        """Return what it prints.
+
+        Args:
+            values: of the arguments, or the keys, as they were recorded.
+            results: of the aggregations.
+        """
+        rest, of = iter(values), iter(results)
+        return "".join(
+            piece if isinstance(piece, str) else _text(piece, next(of if piece.is_value else rest))
+            for piece in self._pieces
+        )
+
+
+def _fits(letter: str, type_: Type) -> bool:
+    if letter == "s":
+        return is_string(type_) or (
+            type_.base.kind == "array" and type_.base.target.base.name == "char"
+        )
+    if letter == "Y":
+        return is_integer(type_) and type_.byte_size() == 8
+    if letter == "c":
+        return is_integer(type_) and type_.byte_size() <= 4
+    return is_integer(type_) or (letter == "p" and is_pointer(type_))
+
+
+def _text(piece: _Conversion, value: Value) -> str:
+    flags, width, letter = piece.flags, piece.width, piece.letter
+    if isinstance(value, bytes):
+        return f"%{flags}{width}s" % value.decode("utf-8", "replace")
+    if letter == "Y":
+        # In UTC, for a test to be the same everywhere.
+        return time.strftime("%Y %b %e %H:%M:%S", time.gmtime(value // 1_000_000_000))
+    if letter == "c":
+        return f"%{flags}{width}s" % chr(value & 0xFF)
+    if letter == "i" or (letter == "d" and piece.signed):
+        bits = 8 * piece.size or 64
+        value -= (value >> (bits - 1) & 1) << bits
+    letter = {"i": "d", "u": "d", "p": "x"}.get(letter, letter)
+    return f"%{flags}{width}{letter}" % value

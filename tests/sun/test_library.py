@@ -1,0 +1,353 @@
+"""The library of the model behaves as the module does, and its hooks see what happens."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from cases import model_itself
+from events import Script, scripts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from library import GENERATIONS, Library, why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+NOT_HERE = ("test_kernel_log",)
+"""Of the module's own cases the ones that ask the kernel."""
+FIRST = {"illumos": "tcp_input_listener", "solaris10": "tcp_conn_request"}
+
+
+def _cases() -> Iterator[tuple[str, str, str]]:
+    """Yield name, generation and kind of each of the module's cases."""
+    for name, case in inspect.getmembers(model_itself, inspect.isfunction):
+        if not name.startswith("test_") or name in NOT_HERE:
+            continue
+        parameters = inspect.signature(case).parameters
+        if "model" in parameters:
+            yield from ((name, generation, "") for generation in GENERATIONS)
+        elif "illumos" in parameters:
+            yield name, "illumos", ""
+        elif "deferring" in parameters:
+            yield from ((name, *pair) for pair in model_itself.DEFERRING)
+        else:
+            pairs = [("illumos", ""), *model_itself.DEFERRING]
+            yield from ((name, *pair) for pair in pairs)
+
+
+@pytest.mark.parametrize(("name", "generation", "kind"), list(_cases()))
+def test_as_the_module(
+    name: str, generation: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every case that holds for the module in a kernel holds for the library."""
+    monkeypatch.setattr(model_itself, "Model", Library)
+    case = getattr(model_itself, name)
+    parameters = inspect.signature(case).parameters
+    if "kind" in parameters:
+        case(generation, kind)
+        return
+    with model_itself.loaded(generation) as model:
+        case((model, kind) if "deferring" in parameters else model)
+
+
+@pytest.fixture(params=GENERATIONS)
+def library(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """Return the library of each generation, with a listener L."""
+    with Library(request.param) as made:
+        made.run("listen L zone 0 address * port 80 backlog 2")
+        yield made
+
+
+class Seen:
+    """What the hooks of a library see.
+
+    Args:
+        library: whose.
+        probes: of which; all unless told.
+    """
+
+    def __init__(self, library: Library, *probes: str) -> None:
+        self.names = probes or library.probes
+        self.events: list[tuple[str, list[int]]] = []
+        library.hook(self.names, self.add)
+
+    def add(self, number: int, arguments: list[int]) -> None:
+        self.events.append((self.names[number].replace("fbt:ip:", ""), arguments))
+
+    def take(self) -> list[str]:
+        """Return the names of what has been seen since."""
+        names = [name for name, _ in self.events]
+        self.events.clear()
+        return names
+
+    def arguments(self, name: str) -> list[int]:
+        """Return the arguments of the last event of a name."""
+        return [arguments for have, arguments in self.events if have == name][-1]
+
+
+def test_probes(library: Library) -> None:
+    """A connection's whole life is seen, in the order of Solaris' own functions."""
+    seen = Seen(library)
+    library.run("syn L")
+    first = FIRST[library.generation]
+    assert seen.take() == [
+        *(f"{first}_unbound:entry", f"{first}:entry", "mib:::tcpPassiveOpens"),
+        *(f"{first}:return", f"{first}_unbound:return"),
+    ]
+    library.run("ack L", "accept L")
+    into, out = {
+        "illumos": ("tcp_newconn_notify", "tcp_accept"),
+        "solaris10": ("tcp_send_conn_ind", "tcp_wput_accept"),
+    }[library.generation]
+    assert seen.take() == [
+        *(f"{into}:entry", f"{into}:return", f"{out}:entry"),
+        *("tcp_eager_unlink:entry", "tcp_eager_unlink:return", f"{out}:return"),
+    ]
+    library.run("syn L", "close L")
+    assert seen.take()[3:] == [
+        *("tcp_closei_local:entry", "tcp_closei_local:return", "tcp_eager_kill:entry"),
+        *("tcp_eager_unlink:entry", "tcp_eager_unlink:return"),
+        *("tcp_closei_local:entry", "tcp_closei_local:return", "tcp_eager_kill:return"),
+    ]
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_probe(generation: str) -> None:
+    """There is no probe that a script cannot meet."""
+    with Library(generation) as library:
+        seen = Seen(library)
+        library.run("q0max 0 1")
+        for kind in ("", "streams", "tli"):
+            library.run(f"listen L zone 0 address * port 80 backlog 2 {kind}")
+            library.run("syn L count 3", "ack L count 3", "syn L", "accept L count 3")
+            library.run("syn L count 4", "timeout L", "syn L", "unlisten L", "close L")
+        met = {name.replace(":", ":ip:", 1) if name[:3] == "fbt" else name for name in seen.take()}
+        missing = {probe.replace("fbt:ip:", "") for probe in library.probes} - met
+        assert not missing
+
+
+def test_arguments(library: Library) -> None:
+    """A function's arguments come as it got them, a counter's as increment and address."""
+    first = FIRST[library.generation]
+    looked: list[bytes] = []
+
+    def look(_: int, arguments: list[int]) -> None:
+        # All of it is there only as long as the function runs.
+        (start,) = struct.unpack("<Q", library.read(arguments[1] + 24, 8))
+        looked.append(library.read(start, 22))
+        if library.generation == "illumos":
+            looked.append(library.read(arguments[3] + 60, 2))
+
+    library.hook([f"fbt:ip:{first}:entry"], look)
+    library.run("syn L from 192.0.2.7 port 1234 options 4")
+    assert looked[0][:1] == b"\x46"
+    assert looked[0][12:16] == bytes([192, 0, 2, 7])
+    if library.generation == "illumos":
+        assert looked[1] == (24).to_bytes(2, "little")
+    seen = Seen(library)
+    library.run("syn L")
+    listener = seen.arguments(f"{first}:entry")[0]
+    increment, counter = seen.arguments("mib:::tcpPassiveOpens")[:2]
+    assert increment & 0xFFFF_FFFF == 1
+    assert library.read(counter, 4) == (2).to_bytes(4, "little")
+    library.run("ack L", "accept L", "close L")
+    if library.generation == "illumos":
+        assert seen.arguments("tcp_accept:entry")[0] == listener
+        assert seen.arguments("tcp_newconn_notify:return")[1] & 0xFFFF_FFFF == 1
+
+
+def test_returns(library: Library) -> None:
+    """A return comes with its value, after all that happened in the function, without its entry."""
+    if library.generation == "illumos":
+        seen = Seen(library, "fbt:ip:tcp_accept:return", "fbt:ip:tcp_eager_unlink:entry")
+        library.run("syn L count 2", "ack L count 2", "abort L q", "accept L count 2")
+        values = [arguments[1] for name, arguments in seen.events if name.endswith("return")]
+        assert values == [errno.ECONNABORTED, 0]
+        assert seen.take() == ["tcp_eager_unlink:entry", "tcp_accept:return"] * 2
+    else:
+        seen = Seen(library, "fbt:ip:tcp_wput_accept:return", "fbt:ip:tcp_eager_unlink:return")
+        library.run("syn L count 2", "ack L count 2", "accept L count 2")
+        assert seen.take() == ["tcp_eager_unlink:return", "tcp_wput_accept:return"] * 2
+
+
+def test_nested(library: Library) -> None:
+    """An event can happen inside another's hook, and both are seen whole."""
+    library.run("listen M zone 0 address * port 81 backlog 2")
+    passive = "mib:::tcpPassiveOpens"
+    seen: list[str] = []
+    depth = 0
+
+    def met(number: int, _: list[int]) -> None:
+        nonlocal depth
+        seen.append(probes[number].rpartition(":")[2])
+        if probes[number] == passive and depth < 2:
+            depth += 1
+            library.run("syn M" if depth == 1 else "syn N")
+            seen.append("inner done")
+
+    library.run("listen N zone 0 address * port 82 backlog 2")
+    first = FIRST[library.generation]
+    probes = [f"fbt:ip:{first}:entry", passive, f"fbt:ip:{first}:return"]
+    library.hook(probes, met)
+    library.run("syn L")
+    inner = ["entry", "tcpPassiveOpens", "return", "inner done"]
+    assert seen == [
+        *("entry", "tcpPassiveOpens", "entry", "tcpPassiveOpens", *inner),
+        *("return", "inner done", "return"),
+    ]
+    assert [totals["q0"] for totals in library.all_totals()] == [1, 1, 1]
+
+
+def test_nested_that_cannot_be(library: Library) -> None:
+    """Inside an event a line that would have to wait for it is refused, and changes nothing."""
+    library.run("syn L count 2", "ack L")
+    tried: list[tuple[str, bool]] = []
+
+    def inside(*lines: str) -> Callable[[int, list[int]], None]:
+        return lambda _number, _: tried.extend((line, library.refuses(line)) for line in lines)
+
+    library.hook([f"fbt:ip:{FIRST[library.generation]}:entry"], inside("syn L", "close L", "ack L"))
+    library.run("syn L")
+    # A plain socket's completion is in its own squeue, a STREAMS listener's in the listener's.
+    waits = library.generation == "solaris10"
+    assert tried == [("syn L", True), ("close L", True), ("ack L", waits)]
+    tried.clear()
+    library.hook(["fbt:ip:tcp_eager_unlink:entry"], inside("syn L", "abort L q0", "accept L"))
+    library.run("accept L")
+    assert [refused for _, refused in tried] == [True] * 3
+
+
+def test_error_in_a_hook(library: Library) -> None:
+    """What a hook raises comes out of run(), and the event is done nevertheless."""
+
+    def broken(number: int, arguments: list[int]) -> None:
+        raise LookupError(f"{number}")
+
+    library.hook(["mib:::tcpPassiveOpens"], broken)
+    with pytest.raises(LookupError):
+        library.run("syn L count 2")
+    assert library.totals("L")["created"] == 2
+    with pytest.raises(LookupError):
+        library.concurrently(["syn L"], ["ack L"], ["syn L"])
+    library.hook([], None)
+    library.run("syn L")
+
+
+def test_memory_is_used_again(library: Library) -> None:
+    """A listener gets the memory of the one that closed last, or of a connection, at once."""
+    first = FIRST[library.generation]
+    seen = Seen(library, f"fbt:ip:{first}:entry", "fbt:ip:tcp_eager_unlink:entry")
+    library.run("syn L")
+    address = seen.arguments(f"{first}:entry")[0]
+    library.run("close L", "listen M zone 0 address * port 81 backlog 2", "syn M")
+    assert seen.arguments(f"{first}:entry")[0] == address
+    library.run("ack M", "accept M")
+    eager = seen.arguments("tcp_eager_unlink:entry")[0]
+    library.run("listen N zone 0 address * port 82 backlog 2", "syn N")
+    listener = seen.arguments(f"{first}:entry")[0]
+    assert 0 < eager - listener < 1024
+
+
+def test_read(library: Library) -> None:
+    """Memory that is not there is an error of its own."""
+    for address in (0, 8, 1 << 63, (1 << 64) - 8):
+        with pytest.raises(OSError, match="nothing at"):
+            library.read(address, 8)
+
+
+def test_symbols() -> None:
+    """Solaris 10's tunables are found by name, with their type's number."""
+    with Library("solaris10") as library:
+        found = library.symbols["tcp_param_arr"]
+        assert found.type
+        assert struct.unpack_from("<I", library.read(found.address + 2 * 24 + 8, 4)) == (1024,)
+        assert library.read(library.symbols["hz"].address, 4) == (100).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_types(generation: str) -> None:
+    """All types that a D program names are there."""
+    names = (
+        *("conn_t", "tcp_t", "mblk_t", "queue_t", "squeue_t", "kthread_t", "in6_addr_t", "ipha_t"),
+        *("ip6_t", "tcph_t", "tcpha_t", "cred_t", "zone_t", "T_conn_ind", "T_conn_res"),
+        *(["ip_recv_attr_t", "mod_prop_info_t"] if generation == "illumos" else ["tcpparam_t"]),
+    )
+    with Library(generation) as library:
+        strings = library.types.split(b"\0")
+        assert [name for name in names if name.encode() not in strings] == []
+
+
+def test_time(library: Library) -> None:
+    """Time is what it is set to, so a wait is known to the nanosecond."""
+    library.run("syn L", "ack L")
+    library.now += 12_345
+    library.run("accept L")
+    assert library.totals("L")["wait_ns"] == 12_345
+
+
+def test_fresh() -> None:
+    """Of several libraries each has state of its own."""
+    with Library("illumos") as one, Library("illumos") as other, Library("solaris10") as third:
+        for number, library in enumerate((one, other, third), 1):
+            library.run(f"listen L zone 0 address * port 80 backlog {number}")
+        assert [library.totals("L")["qmax"] for library in (one, other, third)] == [1, 2, 3]
+        with pytest.raises(ValueError, match="no such probe"):
+            third.hook(["fbt:ip:tcp_input_listener:entry"], None)
+
+
+def consistent(library: Library) -> None:
+    """Check that a model's queues are what its totals say, and its own counts too."""
+    left = 0
+    for totals in library.all_totals():
+        assert min(totals["saturation"] + [totals[name] for name in ("q", "q0", "waiting")]) >= 0
+        gone = totals["aborts_q0"] + totals["q0_evicted"]
+        if library.generation == "solaris10":
+            gone += totals["aborts_deferred"]
+        ended = totals["accepts"] + totals["refused"]
+        there = totals["q0"] + totals["q"]
+        assert totals["created"] == gone + ended + totals["killed"] + there, totals
+        assert totals["syns"] == sum(totals["saturation"]), totals
+        drops = ("reclaim", "q_full", "q0_full", "limit", "alloc")
+        assert totals["syns"] == totals["created"] + sum(totals[drop] for drop in drops), totals
+        if not totals["closed"]:
+            assert (totals["tcp_q0"], totals["tcp_q"]) == (totals["q0"], totals["q"])
+            left += there
+        else:
+            assert not there
+    assert library.eagers() == left
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_script(generation: str, threads: int) -> None:
+    """Whatever happens, in others' midst or beside them, totals and queues stay consistent."""
+    met: Counter[str] = Counter()
+
+    @settings(max_examples=100, derandomize=True)
+    @given(scripts(generation, threads=threads))
+    def run(script: Script) -> None:
+        with Library(generation) as library:
+            library.hook(library.probes, lambda _number, _arguments: None)
+            script.play(library)
+            consistent(library)
+            for totals in library.all_totals():
+                met.update(name for name, value in totals.items() if value)
+                if not totals["closed"]:
+                    library.run(f"close {totals['name']}")
+            consistent(library)
+            assert not library.eagers()
+
+    run()
+    assert {*EVERYTHING, *(ILLUMOS if generation == "illumos" else ())} <= set(met)
+
+
+EVERYTHING = (
+    *("q_full", "q0_full", "q0_evicted", "alloc", "deferred", "not_listening", "established"),
+    *("accepts_dead", "aborts_q0", "aborts_q", "aborts_deferred", "killed"),
+)
+ILLUMOS = ("reclaim", "limit", "refused")
+"""What happens there only."""
