@@ -46,7 +46,8 @@ class Listening(NamedTuple):
     ``id`` is how other records name it, ``socket`` the kernel's address. ``cookie`` tells the uses
     of a place's number apart. ``open`` is whether it still listens. ``place`` is empty where the
     program could not tell it. ``told`` is whether its queues are from now on told by what comes and
-    goes, not by further observations.
+    goes, not by further observations; ``syn`` is whether it was told for a SYN that no other record
+    has.
     """
 
     id: int
@@ -62,6 +63,7 @@ class Listening(NamedTuple):
     qmax: int
     q0max: int | None = None
     told: bool = False
+    syn: bool = False
 
 
 class Syns(NamedTuple):
@@ -167,6 +169,7 @@ _DROPS = {1: "q_full", 2: "q0_full", 3: "q0_evicted"}
 _ESTABLISHED = 30
 _ACCEPTED = 40
 _NOT_LOOKED_AT = WAIT_BUCKETS
+_LEFT_Q0 = WAIT_BUCKETS + 2
 
 
 class _Told(NamedTuple):
@@ -297,6 +300,9 @@ def _tick(_: list[str], value: str) -> Tick:
 
 
 def _listening(words: list[str], value: str) -> Listening:
+    # Only an address has dots or colons: Linux has more numbers before it.
+    if "." in words[4] or ":" in words[4]:
+        return _told(words, value)
     numbers = [_number(word) for word in (*words[2:6], *words[7:], value)]
     time, state, place, cookie, port, q0, q, qmax = numbers
     identity = _number(words[1], base=16)
@@ -313,7 +319,7 @@ def _told(words: list[str], value: str) -> Listening:
     if not _PLACE.fullmatch(words[3]):
         raise RowError(f"not a zone: {words[3][:64]!r}")
     address = _address(words[4])
-    port, q0, q, qmax, *q0max = numbers
+    port, q0, q, qmax, syn, *q0max = numbers
     return Listening(
         identity,
         _socket(identity),
@@ -328,6 +334,7 @@ def _told(words: list[str], value: str) -> Listening:
         qmax,
         q0max[0] if q0max else None,
         told=True,
+        syn=bool(syn),
     )
 
 
@@ -337,39 +344,44 @@ def _socket(identity: int) -> int:
     return address | 0xFFFF << 48 if address >> 47 else address
 
 
-def _found(words: list[str], value: str) -> Found:
-    return Found(_number(words[1], base=16), _number(words[2]), _number(value))
+def _found(words: list[str], value: str) -> Found | None:
+    listener, q, events = _number(words[1], base=16), _number(words[2]), _number(value)
+    return Found(listener, q, events) if _is_told(listener) else None
 
 
-def _dropped(words: list[str], value: str) -> Drops:
-    reason = _DROPS.get(_number(words[2]))
-    if reason is None:
-        raise RowError(f"unknown reason {words[2]}")
-    return Drops(_number(words[1], base=16), reason, _number(value))
+def _dropped(words: list[str], value: str) -> Drops | None:
+    listener, reason, events = _number(words[1], base=16), _number(words[2]), _number(value)
+    if reason not in _DROPS:
+        raise RowError(f"unknown reason {reason}")
+    return Drops(listener, _DROPS[reason], events) if _is_told(listener) else None
 
 
-def _opened(words: list[str], value: str) -> Opened:
-    return Opened(_number(words[1], base=16), _number(value))
+def _opened(words: list[str], value: str) -> Opened | None:
+    listener, events = _number(words[1], base=16), _number(value)
+    return Opened(listener, events) if _is_told(listener) else None
+
+
+def _is_told(listener: int) -> bool:
+    """Tell whether it is a listener that a program of Sun's engine has told.
+
+    Number 0 is none of its port, one that listens no more, or a SYN that the next telling counts.
+    """
+    return listener & 0xFFFF != 0
 
 
 def _put(words: list[str], value: str) -> Established:
     return Established(_number(words[1], base=16), _number(value))
 
 
-def _taken(words: list[str], value: str) -> Accepts:
-    part = _number(words[2])
-    if part > _NOT_LOOKED_AT:
-        raise RowError(f"unknown part {part}")
+def _left(words: list[str], value: str) -> Accepts | Left:
+    listener, how = _number(words[1], base=16), _number(words[2])
     microseconds, events = divmod(_number(value), _PAIR)
-    bucket = part if part < _NOT_LOOKED_AT else None
-    return Accepts(_number(words[1], base=16), bucket, events, microseconds * 1000)
-
-
-def _left(words: list[str], value: str) -> Left:
-    queue = _number(words[2])
-    if queue > 1:
-        raise RowError(f"unknown queue {queue}")
-    return Left(_number(words[1], base=16), queue == 0, _number(value))
+    if how > _LEFT_Q0:
+        raise RowError(f"unknown way {how}")
+    if how > _NOT_LOOKED_AT:
+        return Left(listener, how == _LEFT_Q0, events)
+    bucket = how if how < _NOT_LOOKED_AT else None
+    return Accepts(listener, bucket, events, microseconds * 1000)
 
 
 def _limit(words: list[str], value: str) -> Limit:
@@ -380,11 +392,10 @@ def _closed(words: list[str], value: str) -> Closed:
     return Closed(_number(words[1], base=16), _number(value))
 
 
-_ROWS: dict[tuple[str, int], Callable[[list[str], str], Record]] = {
+_ROWS: dict[tuple[str, int], Callable[[list[str], str], Record | None]] = {
     ("ready", 2): _ready,
     ("tick", 1): _tick,
     ("listener", 10): _listening,
-    ("listener", 8): _told,
     ("listener", 9): _told,
     ("limit", 3): _limit,
     ("closed", 2): _closed,
@@ -392,7 +403,6 @@ _ROWS: dict[tuple[str, int], Callable[[list[str], str], Record]] = {
     ("drop", 3): _dropped,
     ("opened", 2): _opened,
     ("established", 2): _put,
-    ("accept", 3): _taken,
     ("left", 3): _left,
 }
 """By name and number of words before the last: what reads a row that tells something but once."""

@@ -156,6 +156,8 @@ class Tally:
         if record.told:
             self._sockets.listening(record.socket, record.time, listener)
             self._accounts.tell(record, listener)
+            if record.syn:
+                self._count(Found(record.id, record.q, 1))
         for each in self._waiting.pop(record.id, ()):
             self._count(each)
         if record.open and not record.told:
@@ -165,9 +167,6 @@ class Tally:
             self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
 
     def _count(self, record: Counts) -> None:
-        # Sun's programs count under 0 what is of no listener that they watch.
-        if record.id == 0:
-            return
         who = self._listeners.get(record.id)
         if who is None:
             if len(self._waiting) >= _MOST_WAITING and record.id not in self._waiting:

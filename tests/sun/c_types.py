@@ -301,7 +301,7 @@ def section(elf: bytes, name: str) -> bytes:
         *struct.unpack_from("<HHH", elf, 58),
     )
     headers = [struct.unpack_from("<IIQQQQ", elf, table + entry * i) for i in range(count)]
-    strings = headers[names][4]
+    strings = headers[names][4] if headers else 0
     for at, _, _, _, offset, size in headers:
         start = strings + at
         if elf[start : elf.index(b"\0", start)].decode() == name:

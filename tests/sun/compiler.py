@@ -184,7 +184,9 @@ class Compiler:
         checker = self._checker
         type_ = checker.named(part.type, part.line)
         value = checker.check(part.value)
-        checker.match(f"inline {part.name}", "argument", [type_], [value], part.line)
+        if not checker.fits(type_, value):
+            message = f"inline {part.name} definition uses incompatible types"
+            raise ProgramError(f'{message}: "{type_}" = "{value.type}"', part.line)
         if part.name in checker.scopes["global"]:
             raise ProgramError(f"identifier redefined: {part.name}", part.line)
         checker.scopes["global"][part.name] = Variable(part.name, "inline", type_, value=value)

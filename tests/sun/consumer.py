@@ -144,7 +144,10 @@ class Consumer:
         else:
             aggregation = statement.aggregations[0]
             if statement.kind == "trunc":
-                self._copy.truncate(aggregation, signed(values[1]))
+                # Recorded in 32 bits, or in 64; no aggregation has as many keys as a sign takes.
+                keep = values[1]
+                bits = 64 if keep >> 32 else 32
+                self._copy.truncate(aggregation, keep - ((keep >> (bits - 1)) << bits))
             else:
                 self._copy.clear(aggregation)
             if not self._rules.trunc_on_copy:

@@ -50,6 +50,8 @@ class Engine:
     Attributes:
         time: now, in nanoseconds.
         wall_time: by how much the time of day is ahead of that.
+        tick_cpu: where ticks fire.
+        own_cpu: where dtrace(1) is, and so BEGIN and END.
         between: called between two expressions of an event, to let another CPU go on; None for no.
         sessions: those that run.
     """
@@ -75,6 +77,8 @@ class Engine:
         self.probes = None if probes is None else [fields(probe) for probe in probes]
         self.time = 1_000_000_000_000
         self.wall_time = 1_700_000_000_000_000_000 - self.time
+        self.tick_cpu = 0
+        self.own_cpu = 0
         self.between: Callable[[], object] | None = None
         self.sessions: list[Session] = []
         self._numbers: dict[str, Probe] = {}
@@ -232,7 +236,7 @@ class Session:
 
     def begin(self) -> None:
         """Let BEGIN fire, and dtrace(1) do its first round."""
-        self._fire("dtrace:::BEGIN")
+        self._fire("dtrace:::BEGIN", self._engine.own_cpu)
         self._take(self.kernel.cpus, aggregations=True, records=True)
         if self._is_exiting:
             self.stop()
@@ -248,7 +252,7 @@ class Session:
         for probe, when in self._ticks.items():
             if when <= now:
                 self._ticks[probe] = when + _tick(probe)
-                self._fire(f"profile:::{fields(probe)[3]}")
+                self._fire(f"profile:::{fields(probe)[3]}", self._engine.tick_cpu)
         if not self._is_stalled:
             self._round(now)
 
@@ -267,12 +271,14 @@ class Session:
             return
         self.is_running = False
         self.kernel.is_active = True
-        self._fire("dtrace:::END")
+        own = self._engine.own_cpu
+        self._fire("dtrace:::END", own)
         self.kernel.is_active = False
         self._engine.sessions.remove(self)
         self._status()
         # The CPU of END comes last.
-        self._take([*self.kernel.cpus[1:], self.kernel.cpus[0]], aggregations=True, records=True)
+        cpus = self.kernel.cpus
+        self._take([*cpus[:own], *cpus[own + 1 :], cpus[own]], aggregations=True, records=True)
 
     def _round(self, now: int) -> None:
         """Do one round of dtrace(1)'s loop, whose steps each have their own rate."""
@@ -318,9 +324,9 @@ class Session:
                 assert action.aggregation
                 self._copy.add(action.aggregation, keys, value)
 
-    def _fire(self, description: str) -> None:
+    def _fire(self, description: str, cpu: int) -> None:
         """Let a probe of its own fire."""
-        self._engine.fire(description, execname="dtrace", sessions=[self])
+        self._engine.fire(description, cpu=cpu, execname="dtrace", sessions=[self])
 
     def _exit(self) -> None:
         self._is_exiting = True

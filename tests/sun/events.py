@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hypothesis import strategies as st
-from library import Library, Line, Nested
+
+from sun.library import Library, Line, Nested
 
 ZONES = ("zone 1 www", "zone 2 db exclusive", "zone 3 mail exclusive")
 PLACES = {"A": (0, 80), "B": (1, 80), "C": (2, 80), "D": (0, 81), "E": (3, 443)}
@@ -36,12 +37,10 @@ class Script(NamedTuple):
 
     def play(self, library: Library) -> None:
         """Let it happen; without hooks threads take turns between lines only."""
-        for line in self.setup:
+        alone = self.threads[0] if len(self.threads) == 1 else ()
+        for line in (*self.setup, *alone):
             library.play(line)
-        if len(self.threads) == 1:
-            for line in self.threads[0]:
-                library.play(line)
-        else:
+        if not alone:
             library.concurrently(*self.threads, seed=self.seed, migrate=self.migrate)
 
 

@@ -138,6 +138,12 @@ def is_signed(type_: Type) -> bool:
     return type_.base.kind == "int" and type_.base.signed
 
 
+def _unassigned(variable: Variable, line: int) -> UndefinedError:
+    scope = f"{variable.scope}->" if variable.scope in {"self", "this"} else ""
+    message = f"{scope}{variable.name} has not yet been declared or assigned"
+    return UndefinedError(message, line)
+
+
 def signed(value: int) -> int:
     """Return a register's value as a signed number."""
     return value - ((value & 1 << 63) << 1)
@@ -304,8 +310,7 @@ class Checker:
     def _member(self, tree: Tree, reads: bool) -> Node:
         if variable := self._scoped(tree):
             if reads and variable.type is None:
-                message = f"{variable.scope}->{tree.text} has not yet been declared or assigned"
-                raise UndefinedError(message, tree.line)
+                raise _unassigned(variable, tree.line)
             return self._use(variable, tree.line)
         left = self.check(tree.kids[0])
         whole = left.type.base
@@ -314,6 +319,9 @@ class Checker:
                 raise ProgramError("operator -> must be applied to a pointer", tree.line)
             whole = whole.target.base
         whole = self.types.whole(whole).base
+        if whole.kind == "forward":
+            message = f"operator {tree.op} cannot be applied to a forward declaration"
+            raise ProgramError(f"{message}: no {whole} definition is available", tree.line)
         if whole.kind not in {"struct", "union"}:
             to = "pointer to type" if tree.op == "->" else "type"
             must = "a struct or union pointer" if tree.op == "->" else "a struct or union"
@@ -336,7 +344,7 @@ class Checker:
     def _index(self, tree: Tree) -> Node:
         array, *keys = tree.kids
         variable = self._scoped(array)
-        if array.op == "name":
+        if array.op == "name" and "`" not in array.text:
             variable = self.scopes["global"].get(array.text) or self._new(
                 array.text, "global", None, []
             )
@@ -374,7 +382,7 @@ class Checker:
             message = f"{name} prototype mismatch: {count} passed, {len(types)} expected"
             raise ProgramError(message, line)
         for number, (type_, node) in enumerate(zip(types, nodes, strict=True), 1):
-            if not self._assignable(type_, node):
+            if not self.fits(type_, node):
                 message = f"{name} {what} #{number} is incompatible with prototype:\n\tprototype: "
                 raise ProgramError(f"{message}{type_}\n\t{what:>9}: {node.type}", line)
 
@@ -389,7 +397,6 @@ class Checker:
         arguments = [self.check(kid) for kid in tree.kids]
         types = [self.prototype(name) for name in function.arguments]
         self.match(f"{tree.text}( )", "argument", types, arguments, tree.line)
-        # The old compiler's own types have no pointer to ipaddr_t of the kernel's, nor need one.
         return Node("call", tree.line, self.prototype(function.returns), arguments, text=tree.text)
 
     # Operators.
@@ -649,7 +656,7 @@ class Checker:
         if not is_string(left.type) and left.type.base.kind in {"array", "function"}:
             message = f'operator = may not be applied to operand of type "{left.type}"'
             raise ProgramError(message, tree.line)
-        if not self._assignable(left.type, right):
+        if not self.fits(left.type, right):
             raise self._incompatible(tree, left, right)
         if left.type.by_reference and not is_string(left.type):
             raise ProgramError(f"copies of a {left.type} are not simulated", tree.line)
@@ -661,8 +668,7 @@ class Checker:
         if op in {"/", "%"} and right.is_constant and right.value == 0:
             raise ProgramError("expression contains division by zero", tree.line)
         if left.variable and left.variable.type is None:
-            message = f"{left.variable.name} has not yet been declared or assigned"
-            raise UndefinedError(message, tree.line)
+            raise _unassigned(left.variable, tree.line)
         if not is_integer(left.type) or not is_integer(right.type):
             if op not in {"+", "-"}:
                 message = f"operator {tree.op} requires operands of integral type"
@@ -673,7 +679,8 @@ class Checker:
 
     # What fits.
 
-    def _assignable(self, type_: Type, node: Node) -> bool:
+    def fits(self, type_: Type, node: Node) -> bool:
+        """Tell whether a value can be assigned to what has a type."""
         if is_integer(type_) and is_integer(node.type):
             return True
         if is_text(type_) and is_text(node.type):

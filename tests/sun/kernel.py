@@ -1,7 +1,7 @@
 """What a session has in the kernel: enabled clauses, variables, and each CPU's two buffers.
 
-A principal buffer takes records and an aggregation buffer counts, till dtrace(1) asks for them. What
-finds no room is lost, and how much that was is counted.
+A principal buffer takes records and an aggregation buffer counts, till dtrace(1) asks for them.
+What finds no room is lost, and how much that was is counted.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ WAITS_MOST = 100_000
 Callback = Callable[[int, "list[int]"], object]
 _HOOK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64))
 _YIELD = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-_NO_YIELD = ctypes.cast(None, _YIELD)
+_NO_YIELD = _YIELD()
 
 
 class Nested(NamedTuple):
@@ -476,7 +476,7 @@ class _Threads:
         self._waits += 1
         if not others or self._waits > WAITS_MOST:
             # There is no way out of the C code that waits.
-            print(f"every thread waits, one for {reason.decode()}", file=sys.stderr, flush=True)
+            os.write(2, b"every thread waits, one for " + reason + b"\n")
             os.abort()
         self._switch(others)
 
@@ -536,9 +536,11 @@ def _elf(path: Path) -> _Elf:
 # By kind, the 32-bit words that follow the three of struct btf_type: once, and for each member.
 _BTF_VAR = 14
 _BTF_KINDS = {
-    **{1: (1, 0), 2: (0, 0), 3: (3, 0), 4: (0, 3), 5: (0, 3), 6: (0, 2), 7: (0, 0), 8: (0, 0)},
-    **{9: (0, 0), 10: (0, 0), 11: (0, 0), 12: (0, 0), 13: (0, 2), _BTF_VAR: (1, 0), 15: (0, 3)},
-    **{16: (0, 0), 17: (1, 0), 18: (0, 0), 19: (0, 3)},
+    **dict.fromkeys((2, 7, 8, 9, 10, 11, 12, 16, 18), (0, 0)),
+    **dict.fromkeys((1, _BTF_VAR, 17), (1, 0)),
+    **dict.fromkeys((6, 13), (0, 2)),
+    **dict.fromkeys((4, 5, 15, 19), (0, 3)),
+    3: (3, 0),
 }
 
 
@@ -554,7 +556,7 @@ def _variables(types: bytes) -> dict[str, int]:
         once, each = _BTF_KINDS[kind]
         if kind == _BTF_VAR:
             found[_string(strings, name)] = target
-        at += 12 + 4 * (once + (each * (info & 0xFFFF)))
+        at += 12 + 4 * (once + each * (info & 0xFFFF))
     return found
 
 

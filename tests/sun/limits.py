@@ -69,7 +69,9 @@ class Options:
             elif name in cls.__slots__:
                 known[name] = _size(name, value)
             elif name not in {"quiet", "cleanrate", "defaultargs", "zdefs", "bufpolicy"}:
-                raise ProgramError(f"failed to set option {name} to {value}: Invalid option name")
+                raise ProgramError(
+                    f"failed to set option '{name}' to '{value}': Invalid option name"
+                )
         return cls(**known)
 
 
@@ -78,7 +80,7 @@ def _size(name: str, text: str) -> int:
     unit = text[len(digits) :].lower()
     if not digits.isdigit() or len(unit) > 1:
         raise ProgramError(
-            f"failed to set option {name} to {text}: Invalid value for specified option"
+            f"failed to set option '{name}' to '{text}': Invalid value for specified option"
         )
     return int(digits) << _UNITS.get(unit, 0)
 

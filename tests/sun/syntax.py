@@ -174,8 +174,9 @@ class _Parser:
 
     def _skip(self) -> None:
         while True:
-            at_line_start = self._at == 0 or self._text[self._at - 1] == "\n"
-            if at_line_start and (found := _CONTROL.match(self._text, self._at)):
+            line_start = self._text.rfind("\n", 0, self._at) + 1
+            is_first = not self._text[line_start : self._at].strip()
+            if is_first and (found := _CONTROL.match(self._text, self._at)):
                 self._control(found[0])
             elif not (found := _SPACE.match(self._text, self._at)):
                 if not self._text.startswith("/*", self._at):

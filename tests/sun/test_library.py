@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cases import model_itself
-from events import Script, scripts
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from library import GENERATIONS, Library, why_not
+
+from sun.events import Script, scripts
+from sun.library import GENERATIONS, Library, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -224,7 +224,7 @@ def test_nested_that_cannot_be(library: Library) -> None:
 def test_error_in_a_hook(library: Library) -> None:
     """What a hook raises comes out of run(), and the event is done nevertheless."""
 
-    def broken(number: int, arguments: list[int]) -> None:
+    def broken(number: int, _: list[int]) -> None:
         raise LookupError(f"{number}")
 
     library.hook(["mib:::tcpPassiveOpens"], broken)

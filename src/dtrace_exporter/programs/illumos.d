@@ -3,17 +3,18 @@
  * illumos.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
  * USAGE: dtrace -s illumos.d	# in the global zone; Ctrl-C ends it
- * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next event tells it anew, before it is counted, with another number
- *	at ID's end; listen() does so too, and whoever uses the listener's memory after it.
- * syn ID Q EVENTS: SYNs that found so many connections in Q
+ * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
+ *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
+ *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
+ *	of the rows below, has told it.
+ * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
  * opened ID EVENTS: connections put into Q0
  * established ID EVENTS: out of Q0 into Q
- * accept ID PART US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for PART 0 to 12,
- *	13 more, 14 not known. US+EVENTS is 10,000,000 times their microseconds, plus their number.
- * left ID QUEUE EVENTS: out of Q (1) or Q0 (0) in another way
+ * left ID HOW US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for HOW 0 to 12, 13
+ *	more, 14 not known; out of Q (15) or Q0 (16) in another way. US+EVENTS is 10,000,000 times
+ *	the microseconds that they were in Q, plus their number.
  * closed SOCKET TIME: the conn_t whose address this is listens no more
  * tick TIME: the heartbeat, when all that was counted has been printed
  *
@@ -37,8 +38,9 @@ inline int STATE_LISTEN = -3;
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
-uint64_t second, tellings;
-uint64_t life[conn_t *];	/* in which second a listener was told, << 16, and its number then */
+uint64_t second;		/* since boot, << 16 */
+uint64_t tellings;
+uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
 uint64_t start[tcp_t *];	/* when a connection came into Q */
 self conn_t *opening, *closing;
@@ -49,7 +51,7 @@ this mblk_t *mp;
 this uint64_t life, told, who, ns;
 this int taken, syn;
 
-BEGIN { second = timestamp / 1000000000; printf("\nready 5 global\n"); }
+BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
 /*
  * A SYN: tcp_input_listener(listener, packet, squeue, attributes). By the thread, the probes behind it
@@ -58,11 +60,11 @@ BEGIN { second = timestamp / 1000000000; printf("\nready 5 global\n"); }
 fbt:ip:tcp_input_listener:entry
 / this->listener = (conn_t *)arg0,
     (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT ||	/* only one_port */
-    (syn[curthread] = 0, this->life = second << 16, 0)) &&				/* only one_port */
-    *(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & SYN_FLAG /
+    (syn[curthread] = 0, this->life = second, 0)) &&				/* only one_port */
+    ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG /
 {
-	this->who = syn[curthread] = arg0 << 16 | (this->life = life[(conn_t *)arg0]) & 0xffff;
-	@syn[this->who, ((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
+	@syn[syn[curthread] = arg0 << 16 | (this->life = life[(conn_t *)arg0]) & 0xffff,
+	    ((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
 }
 mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
@@ -73,7 +75,7 @@ mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open *
 /* Into Q: tcp_newconn_notify(connection, attributes). A fault ends one clause, not the others. */
 fbt:ip:tcp_newconn_notify:entry
 {
-	this->listener = NULL, this->eager = (tcp_t *)arg0,
+	this->listener = NULL, this->life = 0, this->eager = (tcp_t *)arg0,
 	    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener];
 }
 /* end established */
@@ -81,31 +83,22 @@ fbt:ip:tcp_newconn_notify:entry
 /* STREAMS' tcp_send_conn_ind(listener, T_CONN_IND, squeue) leaves it in Q0 while Q is full, */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = (conn_t *)arg0, this->life = life[this->listener];
-	this->mp = (mblk_t *)arg1;
-	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
-	self->eager = NULL;
-	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers, sizeof (tcp_t *));
-	self->eager = *this->eagers;
+	this->listener = (conn_t *)arg0, this->life = life[this->listener], self->eager = NULL,
+	    this->mp = (mblk_t *)arg1, self->eager = *(tcp_t **)
+	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
 }
 fbt:ip:tcp_send_conn_ind:return
 {
-	this->listener = NULL;
-	this->eager = self->eager;
-	self->eager = NULL;
-	this->listener = this->eager->tcp_eager_next_q0 == NULL ?
-	    this->eager->tcp_listener->tcp_connp : NULL;
-	this->life = life[this->listener];
+	this->life = 0, this->eager = self->eager, self->eager = NULL;
+	this->life = this->eager != NULL && this->eager->tcp_eager_next_q0 == NULL ?
+	    life[this->listener = this->eager->tcp_listener->tcp_connp] : 0;
 }
 /* until an accept has room: tcp_get_def_conn_ind(listener) puts it behind all others in Q. */
 fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return
 {
-	this->listener = NULL;
-	this->eager = self->deferring->tcp_eager_last_q;
-	this->listener = self->deferring->tcp_connp;
-	this->life = life[this->listener];
+	this->life = 0, this->eager = self->deferring->tcp_eager_last_q,
+	    this->listener = self->deferring->tcp_connp, this->life = life[this->listener];
 	self->deferring = NULL;
 }
 /* end streams */
@@ -117,22 +110,24 @@ fbt:ip:tcp_accept_swap:entry { self->taken = (tcp_t *)arg2; }	/* only tli_accept
 /* begin streams_accepts */
 /* and STREAMS' tcp_tpi_accept(queue, T_CONN_RES). */
 fbt:ip:tcp_tpi_accept:entry
-/ (this->mp = (mblk_t *)arg1) != NULL &&
-    (((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == T_CONN_RES ||
-    ((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == O_T_CONN_RES) /
+/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
+    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
 {
-	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
-	bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers, sizeof (tcp_t *));
-	self->taken = *this->eagers;
+	/* An address is aligned there by four bytes only. */
+	this->mp = (mblk_t *)arg1,
+	    bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers = (tcp_t **)alloca(sizeof (tcp_t *)), sizeof (tcp_t *)),
+	    self->taken = *this->eagers;
 }
 /* end streams_accepts */
 /* begin departures */
 /* Out of Q or Q0, why ever: tcp_eager_unlink(connection). */
 fbt:ip:tcp_eager_unlink:entry
 {
-	this->listener = NULL, this->eager = (tcp_t *)arg0, this->taken = 0,
-	    this->taken = self->taken == this->eager,	/* only accepts */
+	this->listener = NULL, this->life = this->ns = this->taken = 0, this->eager = (tcp_t *)arg0,
+	    this->ns = start[this->eager], start[this->eager] = 0,		/* only accept_wait */
+	    this->taken = self->taken == this->eager,				/* only accepts */
+	    this->ns = this->ns ? timestamp - this->ns : 0,			/* only accept_wait */
 	    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener];
 }
 /* end departures */
@@ -174,15 +169,15 @@ fbt:ip:tcp_send_conn_ind:entry,					/* only streams */
 fbt:ip:tcp_eager_unlink:entry,					/* only departures */
 fbt:ip:tcp_do_listen:return,					/* only open_close */
 fbt:ip:tcp_input_listener:entry
-/ this->life >> 16 != second && this->listener != NULL &&
+/ this->life < second && (this->listener != NULL &&
     this->listener->conn_proto_priv.cp_tcp->tcp_state == STATE_LISTEN &&
-    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT) /
+    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) /
 {
 	this->tcp = this->listener->conn_proto_priv.cp_tcp;
-	this->told = second << 16 | ++tellings % 65535 + 1;
+	this->told = second | ++tellings % 65535 + 1;
 	this->who = (uint64_t)this->listener << 16 | this->told & 0xffff;
-	this->syn = this->life == 0 && probefunc == "tcp_input_listener" && *(((mblk_t *)arg1)->b_rptr +
-	    ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & SYN_FLAG;
+	this->syn = this->life == 0 && probefunc == "tcp_input_listener" && ((mblk_t *)arg1)->
+	    b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG;
 	printf("listener %x %d ", this->who, timestamp);
 	printf("%s", stringof(this->listener->conn_cred->cr_zone->zone_name));	/* only zones */
 	printf(" %s %d %d %d %d %d", inet_ntoa6(&this->listener->connua_v6addr.connua_laddr),
@@ -200,48 +195,37 @@ fbt:ip:tcp_input_listener:entry
 
 fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
 fbt:ip:tcp_newconn_notify:entry						/* only established */
-/ this->listener != NULL && this->life /
+/ this->life /
 {
 	start[this->eager] = timestamp;					/* only accept_wait */
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
-/* begin accepts */
-fbt:ip:tcp_eager_unlink:entry
-/ this->listener != NULL && this->life && this->taken /
-{
-	this->ns = 0;
-	this->ns = (this->ns = start[this->eager]) ? timestamp - this->ns : 0;	/* only accept_wait */
-	@accept[(uint64_t)this->listener << 16 | this->life & 0xffff, this->ns == 0 ? 14 :
-	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 :
-	    this->ns <= 1 << 16 ? 3 : this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :
-	    this->ns <= 1 << 22 ? 6 : this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 :
-	    this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 :
-	    this->ns <= 1L << 34 ? 12 : 13] = sum(10000000 * (this->ns / 1000) + 1);
-	self->taken = NULL;
-}
-/* An accept that took nothing. */
-fbt:ip:tcp_tpi_accept:return,						/* only streams_accepts */
-fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
-fbt:ip:tcp_accept:return { self->taken = NULL; }
-/* end accepts */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
-/ this->listener != NULL && this->life && !this->taken /
+/ this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    this->eager->tcp_eager_next_q0 == NULL] = count();
+	    !this->taken ? this->eager->tcp_eager_next_q0 == NULL ? 15 : 16 :
+	    this->ns == 0 ? 14 : this->ns <= 1 << 10 ? 0 :
+	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : this->ns <= 1 << 16 ? 3 :
+	    this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 :
+	    this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :
+	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13] =
+	    sum(10000000 * (this->ns / 1000) + 1);
 }
-fbt:ip:tcp_eager_unlink:entry { start[(tcp_t *)arg0] = 0; }		/* only accept_wait */
 /* end departures */
+/* An accept that took nothing has armed nothing. */
+fbt:ip:tcp_tpi_accept:return,						/* only streams_accepts */
+fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
+fbt:ip:tcp_accept:return { self->taken = NULL; }			/* only accepts */
 
 tick-1s, END
 {
-	second = timestamp / 1000000000;
+	second = timestamp / 1000000000 << 16;
 	printa("syn %x %d %@d\n", @syn); trunc(@syn);
 	printa("drop %x %d %@d\n", @drop); trunc(@drop);		/* only syn_drops */
 	printa("opened %x %@d\n", @opened); trunc(@opened);		/* only half_open */
 	printa("established %x %@d\n", @established); trunc(@established);	/* only established */
-	printa("accept %x %d %@d\n", @accept); trunc(@accept);		/* only accepts */
 	printa("left %x %d %@d\n", @left); trunc(@left);		/* only departures */
 	printf("tick %d\n", timestamp);
 }

@@ -3,17 +3,18 @@
  * solaris10.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
  * USAGE: dtrace -s solaris10.d	# in the global zone; Ctrl-C ends it
- * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next event tells it anew, before it is counted, with another number
- *	at ID's end; listen() does so too, and whoever uses the listener's memory after it.
- * syn ID Q EVENTS: SYNs that found so many connections in Q
+ * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
+ *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
+ *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
+ *	of the rows below, has told it.
+ * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
  * opened ID EVENTS: connections put into Q0
  * established ID EVENTS: out of Q0 into Q
- * accept ID PART US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for PART 0 to 12,
- *	13 more, 14 not known. US+EVENTS is 10,000,000 times their microseconds, plus their number.
- * left ID QUEUE EVENTS: out of Q (1) or Q0 (0) in another way
+ * left ID HOW US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for HOW 0 to 12, 13
+ *	more, 14 not known; out of Q (15) or Q0 (16) in another way. US+EVENTS is 10,000,000 times
+ *	the microseconds that they were in Q, plus their number.
  * closed SOCKET TIME: the tcp_t whose address this is listens no more
  * tick TIME: the heartbeat, when all that was counted has been printed
  *
@@ -36,68 +37,78 @@ inline int PORT = 0;		/* the only one to watch; 0: all */
 /* Where a conn_t has its tcp_t, and its port, 34 bytes behind its address. 0x20, 0x102 before U9. */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
-inline int TCPS_LISTEN = -3;
+inline int STATE_LISTEN = -3;
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
-uint64_t second, tellings;
-uint64_t life[tcp_t *];		/* in which second a listener was told, << 16, and its number then */
+uint64_t second;		/* since boot, << 16 */
+uint64_t tellings;
+uint64_t life[tcp_t *];		/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
 uint64_t start[tcp_t *];	/* when a connection came into Q; 1: it waits in Q0 for room */
 self tcp_t *opening, *closing, *eager, *accepting, *taken;
-this tcp_t *listener, *eager, **eagers, *up;
+this tcp_t *listener, *eager, **eagers;
 this mblk_t *mp;
 this uint8_t *at;
 this uint64_t life, told, who, ns;
-this int taken;
+this int taken, syn;
 
-BEGIN { second = timestamp / 1000000000; printf("\nready 5 global\n"); }
+BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
-/* A SYN: tcp_conn_request(listener, packet, squeue). */
+/*
+ * A SYN: tcp_conn_request(listener, packet, squeue). By the thread, the probes behind it in the
+ * function know whose it is. One for a listener that nobody has told counts with its telling.
+ */
 fbt:ip:tcp_conn_request:entry
+/ (this->life = second, this->listener = *(tcp_t **)(arg0 + CONN_TCP)) != NULL
+    && (PORT == 0 || 256 * *(uint8_t *)(arg0 + CONN_LPORT) +		/* only one_port */
+    *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT || (syn[curthread] = 0))	/* only one_port */
+/
 {
-	this->at = (uint8_t *)(arg0 + CONN_LPORT);
-	this->listener = PORT == 0 || 256 * this->at[0] + this->at[1] == PORT ?
-	    *(tcp_t **)(arg0 + CONN_TCP) : (tcp_t *)(syn[curthread] = 0);
+	@syn[syn[curthread] = (uint64_t)this->listener << 16 |
+	    (this->life = life[this->listener]) & 0xffff, this->listener->tcp_conn_req_cnt_q] = count();
 }
+mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
+mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
+mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
+mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
 
 /* begin established */
 /* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). A fault ends one clause, not the others. */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL;
-	this->mp = (mblk_t *)arg1;
-	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
-	self->eager = NULL;
-	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers, sizeof (tcp_t *));
-	self->eager = *this->eagers;
-	this->listener = self->eager->tcp_listener;
+	this->listener = NULL, this->life = 0, this->mp = (mblk_t *)arg1, self->eager = *(tcp_t **)
+	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset),
+	    this->listener = self->eager->tcp_listener, this->life = life[this->listener];
 }
-/* If Q is full it stays in Q0, until an accept has room for it. */
+/* If Q is full it stays in Q0, */
 fbt:ip:tcp_send_conn_ind:return
 {
-	this->listener = NULL;
-	this->eager = self->eager;
-	self->eager = NULL;
-	this->up = this->eager->tcp_eager_next_q0 == NULL ? this->eager : NULL;
-	start[this->eager] = this->up == NULL;
-	this->listener = this->eager->tcp_listener;
-	this->life = life[this->listener];
+	this->life = 0, this->eager = self->eager, self->eager = NULL;
+	this->life = this->eager != NULL && (start[this->eager] =
+	    this->eager->tcp_eager_next_q0 == NULL ? timestamp : 1) > 1 ?
+	    life[this->listener = this->eager->tcp_listener] : 0;
+}
+/* until an accept has room for it: tcp_send_pending(listener, T_CONN_IND, squeue). */
+fbt:ip:tcp_send_pending:entry
+{
+	this->life = 0, this->mp = (mblk_t *)arg1, start[*(tcp_t **)(this->mp->b_rptr +
+	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset)] = timestamp,
+	    this->listener = *(tcp_t **)(arg0 + CONN_TCP), this->life = life[this->listener];
 }
 /* end established */
 
 /* begin accepts */
 /* accept() says which it will take: tcp_wput_accept(queue, T_CONN_RES), */
 fbt:ip:tcp_wput_accept:entry
-/ (this->mp = (mblk_t *)arg1) != NULL &&
-    (((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == T_CONN_RES ||
-    ((struct T_conn_res *)this->mp->b_rptr)->PRIM_type == O_T_CONN_RES) /
+/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
+    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
 {
-	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
-	bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers, sizeof (tcp_t *));
-	self->taken = *this->eagers;
+	/* An address is aligned there by four bytes only. */
+	this->mp = (mblk_t *)arg1,
+	    bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
+	    this->eagers = (tcp_t **)alloca(sizeof (tcp_t *)), sizeof (tcp_t *)),
+	    self->taken = *this->eagers;
 }
 /* end accepts */
 /* begin tli_accepts */
@@ -106,25 +117,20 @@ fbt:ip:tcp_accept_swap:entry { self->taken = (tcp_t *)arg2; }
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
 fbt:ip:tcp_accept:return
 {
-	this->listener = NULL;
-	this->up = self->accepting->tcp_eager_last_q;
-	this->up = start[this->up] == 1 ? this->up : NULL;
-	this->listener = self->accepting;
-	this->life = life[this->listener];
-	self->accepting = NULL;
+	this->life = 0, this->listener = self->accepting, self->accepting = NULL,
+	    this->eager = this->listener->tcp_eager_last_q, this->life = start[this->eager] == 1 ?
+	    (start[this->eager] = timestamp, life[this->listener]) : 0;
 }
 /* end tli_accepts */
 /* begin departures */
-/* Out of Q or Q0, why ever: tcp_eager_unlink(connection). Its accept may have let the last one in. */
+/* Out of Q or Q0, why ever: tcp_eager_unlink(connection). */
 fbt:ip:tcp_eager_unlink:entry
 {
-	this->listener = this->up = NULL;
-	this->eager = (tcp_t *)arg0;
-	this->taken = 0;
-	this->taken = self->taken == this->eager;	/* only accepts */
-	this->up = this->taken ? this->eager->tcp_listener->tcp_eager_last_q : NULL;
-	this->up = this->up != NULL && start[this->up] == 1 ? this->up : NULL;
-	this->listener = this->eager->tcp_listener;
+	this->listener = NULL, this->life = this->ns = this->taken = 0, this->eager = (tcp_t *)arg0,
+	    this->ns = start[this->eager], start[this->eager] = 0,
+	    this->taken = self->taken == this->eager,				/* only accepts */
+	    this->ns = this->ns > 1 ? timestamp - this->ns : 0,			/* only accept_wait */
+	    this->listener = this->eager->tcp_listener, this->life = life[this->listener];
 }
 /* end departures */
 
@@ -135,7 +141,7 @@ fbt:ip:tcp_bind:return
 {
 	this->listener = self->opening;
 	self->opening = NULL;
-	life[this->listener] &= 0xffff;
+	this->life = life[this->listener] &= 0xffff;
 }
 /* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came while they ran may have told it anew. */
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry { this->listener = (tcp_t *)arg0; }
@@ -159,86 +165,62 @@ fbt:ip:tcp_send_conn_ind:entry,				/* only established */
 fbt:ip:tcp_eager_unlink:entry,				/* only departures */
 fbt:ip:tcp_bind:return,					/* only open_close */
 fbt:ip:tcp_conn_request:entry
-/ this->listener != NULL && (this->life = life[this->listener]) >> 16 != second &&
-    this->listener->tcp_state == TCPS_LISTEN &&
+/ this->life < second && (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
     (this->at = (uint8_t *)this->listener->tcp_connp + CONN_LPORT - 34) != NULL &&
-    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT) /
+    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) /
 {
-	this->told = second << 16 | ++tellings % 65535 + 1;
-	printf("listener %x %d ", (uint64_t)this->listener << 16 | this->told & 0xffff, timestamp);
+	this->told = second | ++tellings % 65535 + 1;
+	this->who = (uint64_t)this->listener << 16 | this->told & 0xffff;
+	this->syn = this->life == 0 && probefunc == "tcp_conn_request";
+	printf("listener %x %d ", this->who, timestamp);
 	printf("%s", stringof(this->listener->tcp_cred->cr_zone->zone_name));	/* only zones */
-	printf(" %x:%x:%x:%x:%x:%x:%x:%x %d %d %d %d",
+	printf(" %x:%x:%x:%x:%x:%x:%x:%x %d %d %d %d %d",
 	    256 * this->at[0] + this->at[1], 256 * this->at[2] + this->at[3],
 	    256 * this->at[4] + this->at[5], 256 * this->at[6] + this->at[7],
 	    256 * this->at[8] + this->at[9], 256 * this->at[10] + this->at[11],
 	    256 * this->at[12] + this->at[13], 256 * this->at[14] + this->at[15],
 	    256 * this->at[34] + this->at[35], this->listener->tcp_conn_req_cnt_q0,
-	    this->listener->tcp_conn_req_cnt_q, this->listener->tcp_conn_req_max);
+	    this->listener->tcp_conn_req_cnt_q, this->listener->tcp_conn_req_max, this->syn);
 	/* begin q0_limit */
 	printf(" %d", this->listener->tcp_conn_req_max +
 	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val);
 	/* end q0_limit */
 	printf("\n");
 	life[this->listener] = this->life = this->told;
+	syn[curthread] = this->syn ? this->who : syn[curthread];
 }
 
-/* A SYN; the probes behind it in the same function know by the thread whose it is. */
-fbt:ip:tcp_conn_request:entry
-/ this->listener != NULL /
-{
-	this->who = syn[curthread] =
-	    this->life ? (uint64_t)this->listener << 16 | this->life & 0xffff : 0;
-	@syn[this->who, this->listener->tcp_conn_req_cnt_q] = count();
-}
-mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
-mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
-mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
-mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
-
-fbt:ip:tcp_eager_unlink:entry,						/* only departures */
 fbt:ip:tcp_accept:return,						/* only tli_accepts */
-fbt:ip:tcp_send_conn_ind:return						/* only established */
-/ this->listener != NULL && this->life && this->up != NULL /
+fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry		/* only established */
+/ this->life /
 {
-	start[this->up] = timestamp;
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
-/* begin accepts */
-fbt:ip:tcp_eager_unlink:entry
-/ this->listener != NULL && this->life && this->taken /
-{
-	this->ns = 0;
-	this->ns = (this->ns = start[this->eager]) > 1 ? timestamp - this->ns : 0;	/* only accept_wait */
-	@accept[(uint64_t)this->listener << 16 | this->life & 0xffff, this->ns == 0 ? 14 :
-	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 :
-	    this->ns <= 1 << 16 ? 3 : this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :
-	    this->ns <= 1 << 22 ? 6 : this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 :
-	    this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 :
-	    this->ns <= 1L << 34 ? 12 : 13] = sum(10000000 * (this->ns / 1000) + 1);
-	self->taken = NULL;
-}
-/* An accept that took nothing. */
-fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
-fbt:ip:tcp_wput_accept:return { self->taken = NULL; }
-/* end accepts */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
-/ this->listener != NULL && this->life && !this->taken /
+/ this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    this->eager->tcp_eager_next_q0 == NULL] = count();
+	    !this->taken ? this->eager->tcp_eager_next_q0 == NULL ? 15 : 16 :
+	    this->ns == 0 ? 14 : this->ns <= 1 << 10 ? 0 :
+	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : this->ns <= 1 << 16 ? 3 :
+	    this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 :
+	    this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :
+	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13] =
+	    sum(10000000 * (this->ns / 1000) + 1);
 }
-fbt:ip:tcp_eager_unlink:entry { start[(tcp_t *)arg0] = 0; }
 /* end departures */
+/* An accept that took nothing has armed nothing. */
+fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
+fbt:ip:tcp_wput_accept:return { self->taken = NULL; }			/* only accepts */
 
 tick-1s, END
 {
-	second = timestamp / 1000000000;
+	second = timestamp / 1000000000 << 16;
 	printa("syn %x %d %@d\n", @syn); trunc(@syn);
 	printa("drop %x %d %@d\n", @drop); trunc(@drop);		/* only syn_drops */
 	printa("opened %x %@d\n", @opened); trunc(@opened);		/* only half_open */
 	printa("established %x %@d\n", @established); trunc(@established);	/* only established */
-	printa("accept %x %d %@d\n", @accept); trunc(@accept);		/* only accepts */
 	printa("left %x %d %@d\n", @left); trunc(@left);		/* only departures */
 	printf("tick %d\n", timestamp);
 }

@@ -90,6 +90,10 @@ int totals_show(struct seq_file *seq, void *data);
  * or cannot be: see tests/sun/native/lines.c. In the kernel model_lock is enough.
  */
 #ifdef __KERNEL__
+static inline bool is_nested(void)
+{
+	return false;
+}
 static inline bool begin_line(struct words *words)
 {
 	return true;

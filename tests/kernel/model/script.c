@@ -548,7 +548,7 @@ static int run_accept(struct words *words)
 	while (count--) {
 		/* The other CPU may have the last one in hand, with another behind it. */
 		while (!(eager = claim_q(listener, false))) {
-			if (!atomic64_read(&totals->q))
+			if (!atomic64_read(&totals->q) || is_nested())
 				return -EINVAL;
 			cond_resched();
 		}
