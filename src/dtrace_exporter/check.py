@@ -28,6 +28,10 @@ _REMEDIES = {
     _FAR: "try the command by hand, as the exporter's user: {command}",
     r"Argument list too long": "Linux has room for 19 sessions that count SYNs, fewer where others"
     " trace the same functions: one for all ports is dtrace.session: shared",
+    r"DIF program exceeds maximum program size": "the kernel takes no program of this size: let it,"
+    " with set dtrace:dtrace_dof_maxsize=0x80000 in /etc/system, and boot",
+    r"DIF program content is invalid|[Ii]nsufficient (tuple )?registers": "this DTrace has too few"
+    " registers for the program: report it, with uname -a and dtrace -V",
     r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
     " the privilege dtrace_kernel",
     r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"

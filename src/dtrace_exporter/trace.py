@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import sys
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import TextIO
@@ -18,6 +19,7 @@ from dtrace_exporter.session import Plan
 
 HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
 _HALVES = re.compile(r"([0-9a-f]{1,16}):([0-9a-f]{1,16})")
+_ADDRESS_COLUMN = HEADER.split(",").index("Source IP")
 _CHUNK = 1 << 16
 _STOP_SECONDS = 5.0
 
@@ -26,7 +28,7 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
     """Print a line of CSV for each event of a port until SIGINT, SIGTERM or dtrace(1)'s end.
 
     On a terminal it is the row of a table instead. What dtrace(1) says goes to the standard error
-    output.
+    output. Optional parts that this kernel cannot do are left out, and that is said there.
 
     Returns:
         The exit status: that of dtrace(1), or 0 when a signal ended it.
@@ -45,8 +47,33 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with child(plan.argv, stderr=None) as process:
-        copying = asyncio.create_task(_copy(process, plan.render(chosen, set()), out))
+    without: set[str] = set()
+    while True:
+        text = plan.render(chosen, without)
+        status, refusal = await _run(plan, text, out, stop)
+        part = program.blame(refusal, text, chosen.family) if refusal else None
+        if stop.is_set() or part is None or part in without:
+            break
+        without |= chosen.with_dependents({part}) | {part}
+        _warn(f"dtrace-exporter: left out what this kernel cannot do: {part}: {refusal}")
+    if stop.is_set():
+        if out.isatty():
+            # Behind the ^C that the terminal shows.
+            out.write("\n")
+        return 0
+    if refusal:
+        _warn(refusal)
+    return status if status >= 0 else 128 - status
+
+
+async def _run(plan: Plan, text: str, out: TextIO, stop: asyncio.Event) -> tuple[int, str]:
+    """Run dtrace(1) once, to its end or until asked to stop.
+
+    Returns:
+        Its exit status, and what it said if it failed before it printed anything.
+    """
+    async with child(plan.argv) as process:
+        copying = asyncio.create_task(_copy(process, text, out))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([copying, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -54,42 +81,76 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await asyncio.wait([copying], timeout=_STOP_SECONDS)
-        if not copying.cancel():
-            status = await copying
-    if stop.is_set():
-        if out.isatty():
-            # Behind the ^C that the terminal shows.
-            out.write("\n")
-        return 0
-    return status if status >= 0 else 128 - status
+        if copying.cancel():
+            return 0, ""
+        return await copying
 
 
-async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> int:
+async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> tuple[int, str]:
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(text.encode())
         await process.stdin.drain()
     process.stdin.close()
+    # Until there is a line, what dtrace(1) says may be why there is none.
+    held: list[str] | None = []
+
+    async def complain(stderr: asyncio.StreamReader) -> None:
+        splitter = LineSplitter()
+        while chunk := await stderr.read(_CHUNK):
+            for message in splitter.feed(chunk):
+                held.append(message) if held is not None else _warn(message)
+        for message in splitter.end():
+            held.append(message) if held is not None else _warn(message)
+
+    complaining = asyncio.create_task(complain(process.stderr))
     splitter = LineSplitter()
     columns = terminal.width(out)
     show = table(columns, terminal.painter(out)) if columns else csv
-    while chunk := await process.stdout.read(_CHUNK):
-        out.writelines(show(line) + "\n" for line in splitter.feed(chunk))
+    try:
+        while chunk := await process.stdout.read(_CHUNK):
+            if held is not None:
+                said, held = held, None
+                for message in said:
+                    _warn(message)
+            out.writelines(show(line) + "\n" for line in splitter.feed(chunk))
+            out.flush()
+        out.writelines(show(line) + "\n" for line in splitter.end())
         out.flush()
-    return await process.wait()
+        status = await process.wait()
+        await asyncio.wait([complaining], timeout=_STOP_SECONDS)
+    finally:
+        complaining.cancel()
+    return status, "\n".join(held) if held else ""
+
+
+def _warn(message: str) -> None:
+    """Pass on what dtrace(1) says, less what a terminal would obey."""
+    for line in message.splitlines():
+        sys.stderr.write(terminal.printable(line) + "\n")
+    sys.stderr.flush()
 
 
 def csv(line: str) -> str:
-    """Turn a line of the trace program into CSV: the address HIGH:LOW becomes one in text form.
+    """Turn a line of a trace program into CSV: its address is written as usual.
 
-    Any other line is returned as it is.
+    Programs print an address as HIGH:LOW, the halves of an IPv6 address in hexadecimal, or in one
+    of the forms of RFC 4291, 2.2. Any other line is returned as it is.
     """
     columns = line.split(",")
-    if len(columns) != len(HEADER.split(",")) or not (halves := _HALVES.fullmatch(columns[3])):
+    if len(columns) != len(HEADER.split(",")):
         return line
-    address = IPv6Address(int(halves[1], 16) << 64 | int(halves[2], 16))
-    columns[3] = str(address.ipv4_mapped or address)
+    text = columns[_ADDRESS_COLUMN]
+    if halves := _HALVES.fullmatch(text):
+        address = IPv6Address(int(halves[1], 16) << 64 | int(halves[2], 16))
+    else:
+        try:
+            address = IPv6Address(text)
+        except ValueError:
+            return line
+    columns[_ADDRESS_COLUMN] = str(address.ipv4_mapped or address)
     return ",".join(columns)
 
 
