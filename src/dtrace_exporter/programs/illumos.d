@@ -33,7 +33,7 @@
 #pragma D option strsize=64
 
 inline int PORT = 0;		/* the only one to watch; 0: all */
-inline int SYN_FLAG = 2;
+inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int STATE_LISTEN = -3;
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;

@@ -21,7 +21,7 @@
 #pragma D option strsize=64
 
 inline int PORT = 0;		/* the only one to watch; 0: all */
-inline int TH_SYN = 2;
+inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
@@ -39,7 +39,7 @@ BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 fbt:ip:tcp_input_listener:entry { self->listener = NULL; }
 fbt:ip:tcp_input_listener:entry
 / (PORT == 0 || ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport) == PORT) &&
-    *(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & TH_SYN /
+    *(((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13) & SYN_FLAG /
 {
 	self->ip = ((mblk_t *)arg1)->b_rptr;
 	self->ports = (uint16_t *)(self->ip + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length);
