@@ -166,12 +166,13 @@ class Types:
         self.string = Type("string", "string")
         self._named: dict[str, Type] = {"void": self.void, "string": self.string}
         self.variables: dict[str, Type] = {}
+        self._pointed: set[int] = set()
         for name, (size, signed) in _INTEGERS.items():
             self._named[name] = Type("int", name, size, signed)
         for name, of in _TYPEDEFS.items():
             self._named[name] = Type("typedef", name, to=self._named[of])
         if btf:
-            _Reader(btf, self._named, self.variables, self.void)
+            self._pointed = _Reader(btf, self._named, self.variables, self.void).pointed
         byte = Type("array", to=self._named["uint8_t"], count=16)
         own = {
             "kthread_t": Type("struct", "_kthread", 1),
@@ -189,6 +190,13 @@ class Types:
             (t for kind in ("struct", "union") if (t := self._named.get(f"{kind} {found.name}"))),
             found,
         )
+
+    def pointer_to(self, type_: Type) -> Type:
+        """Return a pointer, to what a typedef stands for if only of that there is one."""
+        base = type_.base
+        if id(type_) not in self._pointed and id(base) in self._pointed:
+            return pointer(base)
+        return pointer(type_)
 
     def get(self, name: str) -> Type:
         """Return a type that is known to be there, as all of D's own are."""
@@ -221,6 +229,7 @@ class _Reader:
         self._types = [void, *(Type("void") for _ in records)]
         for type_, record in zip(self._types[1:], records, strict=True):
             self._fill(type_, *record)
+        self.pointed = {id(t.target) for t in self._types if t.kind == "pointer"}
         for type_, record in zip(self._types[1:], records, strict=True):
             kind, name = record[0], self._name(record[1])
             if kind == 14:

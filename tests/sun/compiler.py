@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,25 @@ from sun.expressions import (
     Checker,
     Node,
     Variable,
+    is_char,
     is_scalar,
     is_string,
 )
 from sun.generate import LAST_REGISTER, Difo, Generator
 from sun.output import Format
 from sun.rules import Rules, System
-from sun.syntax import Clause, Declaration, Inline, ProgramError, Tree, UndefinedError, parse
+from sun.syntax import (
+    Clause,
+    Declaration,
+    Inline,
+    OptionError,
+    ProgramError,
+    Tree,
+    UndefinedError,
+    parse,
+)
+
+_PASSED = "{}( ) prototype mismatch: {} arg{} passed, {} expected"
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +116,11 @@ class Compiled:
         found = [self.predicate, *(action.difo for action in self.actions)]
         return [difo for difo in found if difo]
 
+    @property
+    def aggregates(self) -> bool:
+        """Whether something is aggregated in it."""
+        return any(action.kind == "aggregate" for action in self.actions)
+
 
 @dataclass(slots=True)
 class Program:
@@ -112,14 +129,22 @@ class Program:
     Args:
         options: those of its pragmas.
         clauses: for each probe.
-        globals: how many plain global variables it has.
-        locals: how many ``this->`` variables.
+        globals: of each plain global variable whether it is a string.
+        locals: of each ``this->`` variable whether it is one.
     """
 
     options: dict[str, str]
     clauses: list[Compiled] = field(default_factory=list)
-    globals: int = 0
-    locals: int = 0
+    globals: list[bool] = field(default_factory=list)
+    locals: list[bool] = field(default_factory=list)
+
+    def new_globals(self) -> list[Any]:
+        """Return plain global variables as they are at first: 0, or empty strings."""
+        return [b"" if is_text else 0 for is_text in self.globals]
+
+    def new_locals(self) -> list[Any]:
+        """Return ``this->`` variables as they are at first."""
+        return [b"" if is_text else 0 for is_text in self.locals]
 
 
 class Compiler:
@@ -136,6 +161,7 @@ class Compiler:
         self._rules = rules
         self._system = system
         self._aggregations: dict[str, Aggregation] = {}
+        self._small_unsigned = system.old_compiler and rules.small_unsigned
         self._size = 0
 
     def compile(self, text: str, string_size: Callable[[dict[str, str]], int]) -> Program:
@@ -151,7 +177,11 @@ class Compiler:
         rules, system = self._rules, self._system
         refused = rules.comment_refused and system.old_compiler
         tree = parse(text, lambda name: self._checker.types.find(name) is not None, refused)
-        self._size = string_size(tree.options)
+        try:
+            self._size = string_size(tree.options)
+        except OptionError as error:
+            error.line = tree.lines.get(error.option, 0)
+            raise
         self._generator = Generator(self._checker, rules, system, self._size)
         program = Program(tree.options)
         for part in tree.parts:
@@ -165,8 +195,7 @@ class Compiler:
         if not program.clauses:
             raise ProgramError("empty D program translation unit", 1)
         scopes = self._checker.scopes
-        program.globals = 1 + max((v.slot for v in scopes["global"].values()), default=0)
-        program.locals = len(scopes["this"])
+        program.globals, program.locals = (_strings(scopes[n].values()) for n in ("global", "this"))
         return program
 
     def _declare(self, part: Declaration) -> None:
@@ -188,7 +217,10 @@ class Compiler:
             message = f"inline {part.name} definition uses incompatible types"
             raise ProgramError(f'{message}: "{type_}" = "{value.type}"', part.line)
         if part.name in checker.scopes["global"]:
-            raise ProgramError(f"identifier redefined: {part.name}", part.line)
+            message = f"identifier redefined: {part.name}\n\t current: inline definition"
+            before = checker.scopes["global"][part.name]
+            kind = "inline" if before.scope == "inline" or part.name == "cpu" else before.type
+            raise ProgramError(f"{message}\n\tprevious: scalar {kind}", part.line)
         checker.scopes["global"][part.name] = Variable(part.name, "inline", type_, value=value)
 
     # A clause.
@@ -223,7 +255,10 @@ class Compiler:
                 self._aggregate(compiled, tree)
             elif _aggregation_of(tree):
                 name = _aggregation_of(tree)
-                raise ProgramError(f"expression has null effect: {name}", tree.line)
+                message = f"expression has null effect: {name}"
+                if name not in self._aggregations:
+                    message = f"failed to resolve {name}: Unknown variable name"
+                raise ProgramError(message, tree.line)
             else:
                 difo = self._generator.difo(self._checker.check(tree))
                 difo.type = self._checker.types.void
@@ -231,9 +266,13 @@ class Compiler:
 
     def _record(self, compiled: Compiled, difo: Difo, kind: str = "record") -> None:
         text = is_string(difo.type)
+        chars = difo.type.base.kind == "array" and is_char(difo.type.base.target)
         size = self._size if text else difo.type.byte_size()
-        if difo.type.by_reference and not text:
+        if difo.is_constant:
+            size = 8
+        if difo.type.by_reference and not text and not chars:
             raise ProgramError(f"records of a {difo.type} are not simulated")
+        text = text or chars
         compiled.actions.append(Action(kind, difo, size, text, mask=(1 << 8 * size) - 1))
 
     def _constant(self, instructions: int = 2) -> Difo:
@@ -247,11 +286,15 @@ class Compiler:
         statement = Statement(tree.text, first, 1)
         match tree.text:
             case "printf":
-                if not arguments or arguments[0].op != "string":
-                    raise _mismatch(tree, "string constant")
+                if not arguments:
+                    raise ProgramError(_PASSED.format("printf", 0, "s", 1), tree.line)
+                if arguments[0].op != "string":
+                    raise self._mismatch(tree, 1, arguments[0], "string constant")
                 nodes = [self._checker.check(kid) for kid in arguments[1:]]
                 types = [node.type for node in nodes]
-                statement.format = Format(arguments[0].text, "printf", types, None, tree.line)
+                statement.format = Format(
+                    *(arguments[0].text, "printf", types, None, tree.line, self._small_unsigned)
+                )
                 statement.count = len(nodes)
                 for node in nodes:
                     self._record(compiled, self._generator.difo(node))
@@ -266,36 +309,43 @@ class Compiler:
                 self._on_aggregation(compiled, statement, tree)
         compiled.statements.append(statement)
 
+    def _mismatch(self, tree: Tree, number: int, argument: Tree, wanted: str) -> ProgramError:
+        message = f"{tree.text}( ) argument #{number} is incompatible with prototype:"
+        type_ = self._checker.check(argument).type
+        message += f"\n\tprototype: {wanted}\n\t argument: {type_}"
+        return ProgramError(message, tree.line)
+
     def _argument(self, tree: Tree, arguments: list[Tree]) -> Node:
         if len(arguments) != 1:
-            message = f"{tree.text}( ) prototype mismatch: {len(arguments)} args passed, 1 expected"
-            raise ProgramError(message, tree.line)
+            count = len(arguments)
+            raise ProgramError(_PASSED.format(tree.text, count, "s" * (count != 1), 1), tree.line)
         return self._checker.check(arguments[0])
 
     def _on_aggregation(self, compiled: Compiled, statement: Statement, tree: Tree) -> None:
         """Compile printa(), trunc() or clear()."""
         arguments = list(tree.kids)
         text = None
-        if tree.text == "printa":
-            if not arguments or arguments[0].op != "string":
-                raise ProgramError("printa( ) without a format is not simulated", tree.line)
+        if tree.text == "printa" and arguments and arguments[0].op == "string":
             text = arguments.pop(0).text
         keep = arguments.pop() if tree.text == "trunc" and len(arguments) == 2 else None
         if len(arguments) != 1 and not (text and arguments):
             message = f"{tree.text}( ) prototype mismatch: {len(tree.kids)} args passed"
             raise ProgramError(message, tree.line)
-        for argument in arguments:
+        for number, argument in enumerate(arguments, 1 + (text is not None)):
             if argument.op != "aggregation":
-                raise _mismatch(tree, "aggregation")
+                raise self._mismatch(tree, number, argument, "aggregation")
             if argument.text not in self._aggregations:
-                raise ProgramError(f"undefined aggregation: {argument.text}", tree.line)
+                message = f"failed to resolve {argument.text}: Unknown variable name"
+                raise ProgramError(message, tree.line)
             statement.aggregations.append(self._aggregations[argument.text])
             self._record(compiled, self._constant())
         statement.count = len(arguments)
         if text is not None:
             keys, function = statement.aggregations[0].keys, statement.aggregations[0].function
             value = self._checker.types.get("uint64_t" if function == "count" else "int64_t")
-            statement.format = Format(text, "printa", keys, value, tree.line)
+            statement.format = Format(
+                *(text, "printa", keys, value, tree.line, self._small_unsigned)
+            )
         if tree.text == "trunc":
             statement.count = 2
             nothing = self._constant()
@@ -314,10 +364,10 @@ class Compiler:
         values = [self._checker.check(kid) for kid in call.kids]
         wanted = int(call.text != "count")
         if len(values) != wanted:
-            message = (
-                f"{call.text}( ) prototype mismatch: {len(values)} args passed, {wanted} expected"
+            count = len(values)
+            raise ProgramError(
+                _PASSED.format(call.text, count, "s" * (count != 1), wanted), tree.line
             )
-            raise ProgramError(message, tree.line)
         if values and not is_scalar(values[0].type):
             raise ProgramError(f"{call.text}( ) argument #1 must be of scalar type", tree.line)
         aggregation = self._aggregations.get(name)
@@ -337,6 +387,13 @@ class Compiler:
         difo = self._generator.difo(values[0]) if values else None
         size = 16 if call.text == "avg" else 8
         compiled.actions.append(Action("aggregate", difo, size, aggregation=aggregation))
+
+
+def _strings(variables: Iterable[Variable]) -> list[bool]:
+    """Return of each slot of some variables whether it is a string's."""
+    found = [v for v in variables if v.scope in {"global", "this"}]
+    texts = {v.slot for v in found if v.type and is_string(v.type)}
+    return [slot in texts for slot in range(1 + max((v.slot for v in found), default=0))]
 
 
 def link(program: Program, namespace: dict[str, Any]) -> None:
@@ -363,11 +420,6 @@ def link(program: Program, namespace: dict[str, Any]) -> None:
 def invalid(program: Program) -> bool:
     """Tell whether the kernel refuses a program for a register that it does not have."""
     return any(difo.register > LAST_REGISTER for clause in program.clauses for difo in clause.difos)
-
-
-def _mismatch(tree: Tree, wanted: str) -> ProgramError:
-    message = f"{tree.text}( ) argument #1 is incompatible with prototype:\n\tprototype: {wanted}"
-    return ProgramError(message, tree.line)
 
 
 def _aggregation_of(tree: Tree) -> str:

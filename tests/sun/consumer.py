@@ -46,11 +46,18 @@ class Copy:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._values: dict[str, dict[Keys, list[int]]] = {}
+        self._alike: dict[tuple[Any, ...], Keys] = {}
+        self._known: dict[str, Aggregation] = {}
+        self._printed: set[str] = set()
 
     def add(self, aggregation: Aggregation, keys: Keys, value: Sequence[int]) -> None:
         """Merge what one CPU has counted since it was last asked."""
         table = self._values.setdefault(aggregation.name, {})
+        self._known.setdefault(aggregation.name, aggregation)
         old = table.get(keys)
+        if self._rules.rows_merged:
+            like = (aggregation.name, *_layout(keys))
+            old = table.get(keys := self._alike.setdefault(like, keys))
         if old is None:
             table[keys] = list(value)
         elif aggregation.function in {"min", "max"}:
@@ -61,6 +68,19 @@ class Copy:
 
     def rows(self, aggregations: Sequence[Aggregation]) -> list[tuple[Keys, list[int]]]:
         """Return keys and values of aggregations with the same keys, as they are printed."""
+        self._printed.update(name for a in aggregations if self._values.get(name := a.name))
+        return self._sorted(aggregations)
+
+    def unprinted(self) -> list[str]:
+        """Return as lines the rows of aggregations that were never printed."""
+        return [
+            _line(keys, values[0])
+            for name, aggregation in self._known.items()
+            if name not in self._printed
+            for keys, values in self._sorted([aggregation])
+        ]
+
+    def _sorted(self, aggregations: Sequence[Aggregation]) -> list[tuple[Keys, list[int]]]:
         tables = [self._values.get(aggregation.name, {}) for aggregation in aggregations]
         rows = [
             (
@@ -73,15 +93,24 @@ class Copy:
             for keys in sorted(dict.fromkeys(keys for table in tables for keys in table))
         ]
         if self._rules.sorted_by_value:
-            rows.sort(key=lambda row: [signed(value) for value in row[1]])
+            rows.sort(
+                key=lambda row: [
+                    _rank(*one)
+                    for one in zip(
+                        aggregations, tables, row[1], [row[0]] * len(tables), strict=True
+                    )
+                ]
+            )
         return rows
 
     def truncate(self, aggregation: Aggregation, keep: int) -> None:
         """Forget all but the ``keep`` largest values, or smallest if that is negative."""
         table = self._values.get(aggregation.name, {})
-        rows = self.rows([aggregation])
-        rows.sort(key=lambda row: signed(row[1][0]), reverse=keep >= 0)
-        for keys, _ in rows[abs(keep) :]:
+        rows = self._sorted([aggregation])
+        kept = rows[len(rows) - keep :] if keep > 0 else rows[: abs(keep)]
+        if keep >= len(rows):
+            kept = rows
+        for keys in table.keys() - {keys for keys, _ in kept}:
             del table[keys]
 
     def clear(self, aggregation: Aggregation) -> None:
@@ -125,11 +154,17 @@ class Consumer:
                 first = statement.first
                 self._act(statement, record.values[first : first + statement.count])
 
-    def drops(self, count: int, kind: str = "", cpu: int | None = None) -> None:
+    def drops(self, count: int, kind: str = "", cpu: int | None = None, behind: str = "") -> None:
         """Tell on stderr how much was lost, if anything was."""
         if count:
-            where = "" if cpu is None else f" on CPU {cpu}"
+            where = behind if cpu is None else f" on CPU {cpu}"
             self.errors.append(f"{_PREFIX}{count} {kind}drop{'s' * (count > 1)}{where}")
+
+    def rest(self) -> None:
+        """Print the aggregations that no printa() has printed, less the newline at the end."""
+        rows = self._copy.unprinted()
+        if rows:
+            self.pieces.append("\n" + "\n".join(rows))
 
     def _act(self, statement: Statement, values: tuple[Any, ...]) -> None:
         if statement.kind == "exit":
@@ -138,8 +173,12 @@ class Consumer:
             assert statement.format
             self.pieces.append(statement.format.fill(values))
         elif statement.kind == "printa":
-            assert statement.format
-            for keys, results in self._copy.rows(statement.aggregations):
+            rows = self._copy.rows(statement.aggregations)
+            if statement.format is None:
+                lines = [_line(keys, results[0]) for keys, results in rows]
+                self.pieces.append("\n" + "".join(f"{line}\n" for line in lines))
+                return
+            for keys, results in rows:
                 self.pieces.append(statement.format.fill([key for _, key in keys], results))
         else:
             aggregation = statement.aggregations[0]
@@ -172,6 +211,47 @@ class Consumer:
 def _result(aggregation: Aggregation, value: list[int]) -> int:
     if aggregation.function != "avg":
         return value[0]
+    # Whatever its sign was, printa() divides it as a number without one.
+    return value[1] // value[0] if value[0] else 0
+
+
+def _rank(aggregation: Aggregation, table: dict[Keys, list[int]], value: int, keys: Keys) -> int:
+    """Return by what a row is sorted: of an average its sign counts, whatever is printed."""
+    if aggregation.function == "avg":
+        return _average(table.get(keys, [0, 0]))
+    return signed(value)
+
+
+def _average(value: Sequence[int]) -> int:
+    """Return an average with its sign, towards zero."""
     count, sum_ = value[0], signed(value[1])
     average = abs(sum_) // count if count else 0
-    return (average if sum_ >= 0 else -average) & MASK
+    return average if sum_ >= 0 else -average
+
+
+def _layout(keys: Keys) -> tuple[Any, ...]:
+    """Return what makes dtrace(1) see keys as the same: where they are, and their bytes.
+
+    Keys are compared in the places that they have, behind the number of their aggregation, and
+    by the size of the whole, in which smaller keys leave gaps.
+    """
+    at, places = 8, []
+    for size, value in keys:
+        step = next(n for n in (8, 4, 2, 1) if size % n == 0)
+        at = -(-at // step) * step
+        places.append((at, value))
+        at += size
+    return -(-at // 8), *places
+
+
+def _line(keys: Keys, value: int) -> str:
+    """Return a row as dtrace(1) prints those that it was not told how."""
+    widths = {1: 3, 2: 5, 4: 8, 8: 16}
+    words = []
+    for size, key in keys:
+        if isinstance(key, bytes):
+            words.append(f"  {key.decode('utf-8', 'replace'):<50}")
+        else:
+            number = key - (key >> (8 * size - 1) << 8 * size) if size >= 4 else key
+            words.append(f" {number:{widths[size]}}")
+    return "".join(words) + f" {signed(value):16}"

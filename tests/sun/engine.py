@@ -13,7 +13,7 @@ Time stands still until advance() moves it, with the ticks and the rounds of dtr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sun.c_types import Types
 from sun.compiler import Compiled, Compiler, Program, invalid
@@ -30,7 +30,18 @@ _OWN_PROBES = ("BEGIN", "END")
 
 
 class Refused(Exception):  # noqa: N818 - dtrace(1) refuses a program
-    """A program that dtrace(1) does not start; the text is what it says."""
+    """A program that dtrace(1) does not start; the text is what it says.
+
+    Args:
+        message: what it says.
+        dof_size: of the program; 0 if it was not compiled.
+        registers: the highest that its code uses; 0 if it was not compiled.
+    """
+
+    def __init__(self, message: str, dof_size: int = 0, registers: int = 0) -> None:
+        super().__init__(message)
+        self.dof_size = dof_size
+        self.registers = registers
 
 
 class Engine:
@@ -160,6 +171,7 @@ class Session:
         kernel: what it has there.
         errors: the lines of stderr so far.
         dof_size: of its program.
+        registers: the highest that its code uses.
         options: what holds for it.
         is_running: whether it has not ended.
     """
@@ -177,11 +189,11 @@ class Session:
         counted = {id(clause.source): clause for clause in program.clauses}
         each = program.clauses if rules.clause_per_probe else counted.values()
         self.dof_size = dof_size(each)
+        self.registers = max((d.register for c in each for d in c.difos), default=0)
         if rules.program_limited and self.dof_size >= engine.dof_maxsize:
-            reason = "DIF program exceeds maximum program size"
-            raise Refused(f"dtrace: could not enable tracing: {reason}")
+            self._refuse(name, "DIF program exceeds maximum program size")
         if rules.registers_limited and invalid(program):
-            raise Refused("dtrace: could not enable tracing: DIF program content is invalid")
+            self._refuse(name, "DIF program content is invalid")
         self.kernel = Kernel(
             *(program, self.options, engine.cpus, engine.system.header),
             *(engine.load, lambda: engine.between, rules),
@@ -200,6 +212,10 @@ class Session:
         self._last = dict.fromkeys(self._periods, engine.time)
         ticks = {clause.probe: _tick(clause.probe) for clause in program.clauses}
         self._ticks = {probe: engine.time + every for probe, every in ticks.items() if every}
+
+    def _refuse(self, name: str, reason: str) -> NoReturn:
+        message = f"dtrace: failed to enable '{name}': {reason}"
+        raise Refused(message, self.dof_size, self.registers)
 
     def _compiled(self, text: str, options: Mapping[str, str]) -> Program:
         engine = self._engine
@@ -279,6 +295,7 @@ class Session:
         # The CPU of END comes last.
         cpus = self.kernel.cpus
         self._take([*cpus[:own], *cpus[own + 1 :], cpus[own]], aggregations=True, records=True)
+        self._consumer.rest()
 
     def _round(self, now: int) -> None:
         """Do one round of dtrace(1)'s loop, whose steps each have their own rate."""
@@ -292,8 +309,10 @@ class Session:
             self.stop()
 
     def _status(self) -> None:
-        self._consumer.drops(self.kernel.dynamic.drops, "dynamic variable ")
-        self.kernel.dynamic.drops = 0
+        dynamic = self.kernel.dynamic
+        for state, drops in dynamic.drops.items():
+            self._consumer.drops(drops, "dynamic variable ", behind=state)
+        dynamic.drops.clear()
 
     def _take(self, cpus: list[Cpu], aggregations: bool, records: bool) -> None:
         """Take from the kernel what it has, aggregations before the records that print them."""

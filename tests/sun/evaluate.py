@@ -107,19 +107,31 @@ class Dynamic:
     """Associative arrays and ``self->`` variables, which share a number of places."""
 
     capacity: int
-    zero_frees: bool
+    rules: Rules
     values: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    drops: int = 0
+    dirty: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+    has_dropped: bool = False
+    _state: str | None = None
 
     def keep(self, value: Any, key: tuple[Any, ...]) -> Any:
         """Assign; 0 gives the place back, and without a place nothing is kept."""
-        if not value and value != b"" and self.zero_frees:
-            self.values.pop(key, None)
-        elif key in self.values or len(self.values) < self.capacity:
+        if not value and value != b"" and self.rules.zero_frees:
+            if self.values.pop(key, None) is not None and self.rules.freed_later:
+                self.dirty += 1
+        elif key in self.values or len(self.values) + self.dirty < self.capacity:
             self.values[key] = value
         else:
-            self.drops += 1
+            if self._state is None:
+                self._state = " with non-empty dirty list" if self.dirty else ""
+            self.drops[self._state] = self.drops.get(self._state, 0) + 1
+            self.has_dropped = True
         return value
+
+    def clean(self) -> None:
+        """Make room of what was freed, as the kernel's cleaner does."""
+        self.dirty = 0
+        self._state = None
 
 
 class Machine:
@@ -129,7 +141,7 @@ class Machine:
         load: returns memory by address and size, or raises Fault or OSError.
         contexts: of all CPUs.
         dynamic: the dynamic variables.
-        globals_: how many plain ones there are.
+        globals_: the plain ones, as they are at first.
         string_size: of a string in a variable or record.
         rules: of the engine.
     """
@@ -139,7 +151,7 @@ class Machine:
         load: Callable[[int, int], bytes],
         contexts: list[Context],
         dynamic: Dynamic,
-        globals_: int,
+        globals_: list[Any],
         string_size: int,
         rules: Rules,
     ) -> None:
@@ -161,7 +173,7 @@ class Machine:
             **swaps,
             "dynamic": dynamic.values,
             "keep": dynamic.keep,
-            "globals_": [0] * globals_,
+            "globals_": globals_,
             "put": _put,
             "poke": self._poke,
             "signed": signed,
@@ -170,6 +182,7 @@ class Machine:
             "divide_signed": _divide_signed,
             "rest_signed": _rest_signed,
             "text": self.text,
+            "stored": lambda value: value and self.text(value) if value != b"" else value,
             "compare": self._compare,
             "alloca": self._alloca,
             "bcopy": self._bcopy,
@@ -201,7 +214,7 @@ class Machine:
         Args:
             value: the bytes themselves, or the address where they are.
         """
-        most = self._string_size - 1
+        most = self._string_size
         if isinstance(value, bytes):
             return value.partition(b"\0")[0][:most]
         found = b""
@@ -257,9 +270,17 @@ class Machine:
         try:
             data = self.read(source, size)
         except Fault as fault:
-            raise Fault(fault.what, fault.address, offset) from None
+            raise Fault(fault.what, self._first_missing(source, size), offset) from fault
         self._write(context, offset, target, data)
         return 0
+
+    def _first_missing(self, address: int, size: int) -> int:
+        for at in range(address, address + size):
+            try:
+                self.read(at, 1)
+            except Fault:
+                return at
+        return address
 
     def _address(self, context: Context, offset: int, address: int, size: int, room: int) -> bytes:
         """Return an address of the network, if there is scratch memory to write it out."""

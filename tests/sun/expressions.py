@@ -144,6 +144,17 @@ def _unassigned(variable: Variable, line: int) -> UndefinedError:
     return UndefinedError(message, line)
 
 
+def _cast_constant(type_: Type, node: Node) -> int:
+    """Return a constant's value as of another type, as dt_cast() does: a smaller has no sign."""
+    have, want = 8 * node.type.byte_size(), 8 * type_.byte_size()
+    value = node.value & ((1 << min(have, want)) - 1)
+    if have == want:
+        return node.value
+    if want > have and is_signed(node.type):
+        value -= (value >> (have - 1)) << have
+    return value & ((1 << want) - 1)
+
+
 def signed(value: int) -> int:
     """Return a register's value as a signed number."""
     return value - ((value & 1 << 63) << 1)
@@ -185,10 +196,12 @@ class Checker:
             ProgramError: there is none of that name.
         """
         found = self.types.find(name.name)
+        if found is None and name.name.startswith(("struct ", "union ")) and name.stars:
+            found = Type("forward", name.name.partition(" ")[2])
         if found is None:
             raise ProgramError(f"syntax error, unknown type name {name.name}", line)
         for _ in range(name.stars):
-            found = pointer(found)
+            found = self.types.pointer_to(found)
         return found
 
     def declare(
@@ -196,7 +209,11 @@ class Checker:
     ) -> None:
         """Make a variable that is declared."""
         if name in self.scopes[scope]:
-            raise ProgramError(f"identifier redeclared: {name}", line)
+            before = self.scopes[scope][name]
+            if before.scope == "built-in":
+                raise ProgramError(f"built-in identifier redeclared: {name}", line)
+            message = f"identifier redeclared: {name}\n\t current: scalar {type_}"
+            raise ProgramError(f"{message}\n\tprevious: scalar {before.type}", line)
         self._new(name, scope, type_, keys)
 
     def check(self, tree: Tree, reads: bool = True) -> Node:
@@ -249,9 +266,11 @@ class Checker:
             type_ = self.types.get(name)
             if tree.value < 1 << (8 * type_.size - type_.signed):
                 return Node("constant", tree.line, type_, value=tree.value)
-        message = (
-            f"integer constant {tree.value:#x} cannot be represented in any built-in integral type"
-        )
+        if tree.value > MASK:
+            message = f"constant {tree.text} results in integer overflow"
+            raise ProgramError(message, tree.line)
+        message = f"integer constant {tree.value:#x} cannot be represented in any built-in"
+        message += " integral type"
         raise ProgramError(message, tree.line)
 
     def _name(self, tree: Tree) -> Node:
@@ -281,7 +300,9 @@ class Checker:
                 value = variable.value
                 return Node("constant", line, value.type, value=value.value)
         if variable.keys is not None:
-            raise ProgramError(f"array '{variable.name}' may not be referenced as scalar", line)
+            raise ProgramError(
+                f"associative array '{variable.name}' may not be referenced as scalar", line
+            )
         writable = variable.scope in {"global", "self", "this"}
         return Node(
             *("variable", line, variable.type or self.types.void),
@@ -391,7 +412,11 @@ class Checker:
         new = self._rules.versions_differ and function and function.version > self._system.version
         if function is None or new:
             if tree.text in ACTIONS or tree.text in AGGREGATING:
-                message = f"{tree.text}( ) may not be called from a D expression"
+                kind = "aggregating function " if tree.text in AGGREGATING else ""
+                if kind and self._system.old_compiler:
+                    message = "expression cannot evaluate to result of dynamic type"
+                    raise ProgramError(message, tree.line)
+                message = f"{kind}{tree.text}( ) may not be called from a D expression"
                 raise ProgramError(f"{message} (D program context required)", tree.line)
             raise ProgramError(f"undefined function name: {tree.text}", tree.line)
         arguments = [self.check(kid) for kid in tree.kids]
@@ -410,7 +435,8 @@ class Checker:
                 "~": ~node.value,
                 "!": int(not node.value),
             }
-            bits = 64 if is_signed(node.type) or tree.op != "neg" else 8 * node.type.byte_size()
+            wide = is_signed(node.type) and self._rules.constants_signed
+            bits = 64 if wide or tree.op != "neg" else 8 * node.type.byte_size()
             new = value[tree.op] & ((1 << bits) - 1)
             return Node("constant", tree.line, node.type, value=new)
         if tree.op == "deref":
@@ -588,6 +614,8 @@ class Checker:
         assert tree.type
         type_ = self.named(tree.type, tree.line)
         node = self.check(tree.kids[0])
+        if node.is_constant and is_integer(type_) and not self._system.old_compiler:
+            return Node("constant", tree.line, type_, value=_cast_constant(type_, node))
         if node.is_constant and is_integer(type_):
             bits = 8 * min(type_.byte_size(), node.type.byte_size())
             value = node.value
@@ -648,6 +676,8 @@ class Checker:
 
     def _assignment(self, tree: Tree) -> Node:
         left = self._place(tree.kids[0])
+        if tree.op == "=" and left.variable and left.variable.type is None:
+            self._valueless(tree)
         right = self.check(tree.kids[1])
         if tree.op != "=":
             return self._assigning_operation(tree, left, right)
@@ -656,12 +686,27 @@ class Checker:
         if not is_string(left.type) and left.type.base.kind in {"array", "function"}:
             message = f'operator = may not be applied to operand of type "{left.type}"'
             raise ProgramError(message, tree.line)
-        if not self.fits(left.type, right):
+        emptied = is_string(left.type) and right.is_constant and right.value == 0
+        if not self.fits(left.type, right) and not emptied:
             raise self._incompatible(tree, left, right)
+        cut = self._rules.constants_cut and not self._system.old_compiler
+        if cut and right.is_constant and is_integer(left.type):
+            right.value = _cast_constant(left.type, right)
         if left.type.by_reference and not is_string(left.type):
             raise ProgramError(f"copies of a {left.type} are not simulated", tree.line)
         self._modifiable("=", left, tree.line)
         return Node("=", tree.line, left.type, [left, right])
+
+    def _valueless(self, tree: Tree) -> None:
+        """Refuse to make a variable of what has no value."""
+        right = tree.kids[1]
+        types = None
+        if right.op == "aggregation":
+            types = '"scalar" = "aggregation"'
+        elif right.op == "call" and right.text in ACTIONS:
+            types = '"void" = "void"'
+        if types:
+            raise ProgramError(f"operands have incompatible types: {types}", tree.line)
 
     def _assigning_operation(self, tree: Tree, left: Node, right: Node) -> Node:
         op = tree.op[:-1]

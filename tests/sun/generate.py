@@ -90,6 +90,7 @@ class Generator:
         self._start()
 
     def _start(self) -> None:
+        self._line = 0
         self._taken: set[int] = {0}
         self._count = 0
         self._highest = 0
@@ -106,6 +107,7 @@ class Generator:
             ProgramError: it needs more registers than there are.
         """
         self._start()
+        self._line = node.line
         code = self._value(node)
         self._count += 1
         names = [name for _, name in self._variables]
@@ -123,10 +125,11 @@ class Generator:
     # The machine.
 
     def _take(self) -> int:
-        last = LAST_REGISTER + 1 if self._rules.registers_limited else 64
+        last = LAST_REGISTER + self._old if self._rules.registers_limited else 64
         register = next((n for n in range(1, last + 1) if n not in self._taken), None)
         if register is None:
-            raise ProgramError("Insufficient registers to generate code")
+            line = 0 if self._old else self._line
+            raise ProgramError("Insufficient registers to generate code", line)
         self._taken.add(register)
         self._highest = max(self._highest, register)
         return register
@@ -264,6 +267,9 @@ class Generator:
             if is_string(node.type):
                 codes[at] = f"text({codes[at]})"
             self._count += 1
+            if self._old or is_string(node.type):
+                size = self._string_size if is_string(node.type) else node.type.byte_size()
+                self._scratch(0, size)
             self._free(node.register)
         return ", ".join(codes) + ("," if len(codes) == 1 else "")
 
@@ -295,7 +301,7 @@ class Generator:
                 return code
             self._scratch(2, 64 - 8 * min(have, want))
             return _narrowed(code, 8 * min(have, want), is_signed(target))
-        if (want == have and not changes_sign) or (want > have and not is_signed(source)):
+        if (want == have and changes_sign) or (want > have and not is_signed(source)):
             return code
         if want > have:
             if is_signed(target) or want == 8:
@@ -314,7 +320,10 @@ class Generator:
         size = 1 if is_string(type_) else type_.base.target.byte_size()
         if size == 1:
             if self._old and self._rules.registers_leak:
+                # It is never used, so the kernel does not see it.
+                highest = self._highest
                 self._take()
+                self._highest = highest
             return code
         self._scratch(1, size)
         return f"({code} * {size} & {MASK})"
@@ -410,7 +419,7 @@ class Generator:
             return f"poke(c, {offset}, {code}, {place}, {node.type.byte_size()})"
         self._use(variable)
         if is_string(target.type):
-            code = f"text({code})"
+            code = f"stored({code})"
         keys = self._arguments(variable.keys, target.kids) if variable.keys is not None else ""
         self._count += 1
         if variable.scope == "this":

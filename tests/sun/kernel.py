@@ -94,25 +94,31 @@ class Kernel:
         self._rules = rules
         self._between = between
         places = dynamic_variables(program.clauses, options.dynvarsize)
-        self.dynamic = Dynamic(places if rules.dynvars_limited else _ENDLESS, rules.zero_frees)
-        room = aggregation_room(options.aggsize)
+        self.dynamic = Dynamic(places if rules.dynvars_limited else _ENDLESS, rules)
+        self._clean_rate = options.cleanrate
+        self._cleaned = 0
+        room = aggregation_room(options.aggsize & -8)
+        rooms = [lay_out(clause, header) for clause in program.clauses]
+        size = options.bufsize
+        if rules.buffers_grow and any(clause.aggregates for clause in program.clauses):
+            size = max(size, *(room.needed for room in rooms))
+        size &= -8
         self._aggregation_room = room if rules.aggregations_limited else _ENDLESS
-        self._principal_room = options.bufsize if rules.buffers_limited else _ENDLESS
-        contexts = [
-            Context(cpu, [0] * program.locals, bytearray(options.bufsize)) for cpu in range(cpus)
-        ]
+        self._principal_room = size if rules.buffers_limited else _ENDLESS
+        contexts = [Context(cpu, program.new_locals(), bytearray(size)) for cpu in range(cpus)]
         machine = Machine(
-            *(load, contexts, self.dynamic, program.globals, options.strsize, rules),
+            *(load, contexts, self.dynamic, program.new_globals(), options.strsize, rules),
         )
         self._text = machine.text
+        self._new_locals = program.new_locals
         link(program, machine.namespace)
         self.cpus = [Cpu(context) for context in contexts]
         self.enablings = [
             Enabling(
-                *(number, clause, lay_out(clause, header), fields(clause.probe)),
+                *(number, clause, room, fields(clause.probe)),
                 exits=any(statement.kind == "exit" for statement in clause.statements),
             )
-            for number, clause in enumerate(program.clauses, 1)
+            for number, (clause, room) in enumerate(zip(program.clauses, rooms, strict=True), 1)
         ]
         self._matching: dict[Probe, list[Enabling]] = {}
         size = -(-header // 8) * 8 + _ERROR_NUMBERS
@@ -142,8 +148,9 @@ class Kernel:
         context.probe = probe
         for name, value in seen.items():
             setattr(context, name, value)
+        self._clean(context.time)
         if not self._rules.this_kept:
-            context.this[:] = [0] * len(context.this)
+            context.this[:] = self._new_locals()
         try:
             for enabling in self._matching[probe]:
                 if not self._run(enabling, state) and not self._rules.fault_ends_clause_only:
@@ -156,6 +163,12 @@ class Kernel:
         for cpu in self.cpus:
             for key in [key for key in cpu.counts if key[0].aggregation is aggregation]:
                 del cpu.counts[key]
+
+    def _clean(self, now: int) -> None:
+        """Let the cleaner do what it was due to do before now."""
+        if self.dynamic.dirty and now // self._clean_rate > self._cleaned // self._clean_rate:
+            self.dynamic.clean()
+        self._cleaned = now
 
     def _wait_for(self, state: Cpu) -> None:
         """Wait until an event on the same CPU is over, for nothing interrupts one there."""
@@ -179,6 +192,7 @@ class Kernel:
     def _run(self, enabling: Enabling, state: Cpu) -> bool:
         """Run a clause; tell whether it did not fault."""
         context, clause, room, rules = state.context, enabling.clause, enabling.room, self._rules
+        dynamic = self.dynamic
         offset = self._reserve(room, state)
         if offset < 0 and rules.room_first and rules.keys_need_room:
             return True
@@ -193,7 +207,7 @@ class Kernel:
             if clause.test is not None:
                 if between:
                     between()
-                if not clause.test(context):
+                if not clause.test(context) or (dynamic.has_dropped and self._ends()):
                     return True
             for number, action in enumerate(clause.actions, 1):  # noqa: B007 - a fault tells it
                 value: Any = 0
@@ -201,6 +215,8 @@ class Kernel:
                     if between:
                         between()
                     value = action.run(context)
+                    if dynamic.has_dropped and self._ends():
+                        return True
                 kind = action.kind
                 if kind == "expression":
                     continue
@@ -227,6 +243,11 @@ class Kernel:
             if enabling.exits:
                 self.is_active = False
         return True
+
+    def _ends(self) -> bool:
+        """Tell whether a clause ends whose dynamic variable has just found no room."""
+        self.dynamic.has_dropped = False
+        return self._rules.drop_ends_clause
 
     def _fault(self, fault: Fault, enabling: Enabling, action: int, state: Cpu) -> None:
         offset = self._reserve(self._error_room, state)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sun.compiler import Compiled
 from sun.generate import Difo
-from sun.syntax import ProgramError
+from sun.syntax import OptionError, ProgramError
 
 # Of the structures in sys/dtrace.h: headers of the file and of a section, descriptions of a probe,
 # of what is enabled there, of an action, and of a variable.
@@ -25,6 +25,8 @@ _DYNAMIC_VARIABLE = 48
 _DYNAMIC_KEY = 16
 _DYNAMIC_HASH = 64
 _DYNAMIC_DEFAULT = 256
+# Dynamic variables are dealt out to so many CPUs, whether they are there or not.
+_CPUS_MOST = 64
 SECOND = 1_000_000_000
 _UNITS = {"k": 10, "m": 20, "g": 30}
 _TIMES = {
@@ -53,6 +55,7 @@ class Options:
     switchrate: int = SECOND
     aggrate: int = SECOND
     statusrate: int = SECOND
+    cleanrate: int = SECOND // 101
 
     @classmethod
     def of(cls, *sets: Mapping[str, str]) -> Options:
@@ -68,10 +71,8 @@ class Options:
                 known[name] = period(value)
             elif name in cls.__slots__:
                 known[name] = _size(name, value)
-            elif name not in {"quiet", "cleanrate", "defaultargs", "zdefs", "bufpolicy"}:
-                raise ProgramError(
-                    f"failed to set option '{name}' to '{value}': Invalid option name"
-                )
+            elif name not in {"quiet", "defaultargs", "zdefs", "bufpolicy"}:
+                raise OptionError(name, value, "Invalid option name")
         return cls(**known)
 
 
@@ -79,9 +80,7 @@ def _size(name: str, text: str) -> int:
     digits = text.rstrip("kKmMgG")
     unit = text[len(digits) :].lower()
     if not digits.isdigit() or len(unit) > 1:
-        raise ProgramError(
-            f"failed to set option '{name}' to '{text}': Invalid value for specified option"
-        )
+        raise OptionError(name, text, "Invalid value for specified option")
     return int(digits) << _UNITS.get(unit, 0)
 
 
@@ -165,12 +164,14 @@ class Room:
 def lay_out(clause: Compiled, header: int) -> Room:
     """Place what a clause records, as dtrace_ecb_resize() does, keys behind the record.
 
+    What records nothing needs room for a header, too.
+
     Args:
         clause: whose aggregating actions learn the size of their records, too.
         header: size of a record's header.
     """
     size, alignment = header, 4
-    needed = header if header == 4 else 0
+    needed = header
     at = base = 0
     for action in clause.actions:
         own = _alignment(action.size)
@@ -188,7 +189,8 @@ def lay_out(clause: Compiled, header: int) -> Room:
             needed = max(needed, at)
             action.record_size = _rounded(at - base, 8) + _AGGREGATION_KEY
             at = 0
-    has_record = size > header
+    # A clause without any action records that it ran.
+    has_record = size > header or not clause.actions
     return Room(_rounded(size, 4) if has_record else 0, _rounded(needed, 4), alignment)
 
 
@@ -207,7 +209,20 @@ def dynamic_variables(clauses: Iterable[Compiled], dynvarsize: int) -> int:
         for difo in clause.difos:
             for keys, data in difo.keys:
                 largest = max(largest, _DYNAMIC_VARIABLE + _DYNAMIC_KEY * (keys - 1) + data)
-    return dynvarsize // (_rounded(largest or _DYNAMIC_DEFAULT, 8) + _DYNAMIC_HASH)
+    chunk = _rounded(largest or _DYNAMIC_DEFAULT, 8)
+    size = max(dynvarsize, chunk + _DYNAMIC_HASH)
+    hashes = size // (chunk + _DYNAMIC_HASH)
+    hashes -= hashes & 1 if hashes != 1 else 0
+    rest = size - hashes * _DYNAMIC_HASH
+    each = rest // _CPUS_MOST // chunk * chunk
+
+    def fits(room: int) -> int:
+        # The last place of each CPU's part is left, unless it is the only one.
+        return max(1, (room - 1) // chunk)
+
+    if not each:
+        return fits(rest)
+    return (_CPUS_MOST - 1) * fits(each) + fits(rest - (_CPUS_MOST - 1) * each)
 
 
 def _alignment(size: int) -> int:

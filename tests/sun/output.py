@@ -6,13 +6,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 from sun.c_types import Type
 from sun.expressions import is_integer, is_pointer, is_signed, is_string
 from sun.syntax import ProgramError
 
 Value = int | bytes
-_CONVERSION = re.compile(r"%([-+ 0#]*)(\d*)(?:\.(\d+))?(@?)((?:hh|h|ll|l)?)(.)", re.DOTALL)
+_CONVERSION = re.compile(r"%([-+ 0#@]*)(\d*)(?:\.(\d+))?(@?)((?:h|ll|l)?)(.)", re.DOTALL)
 _INTEGERS = "char, short, int, long, or long long"
 _PROTOTYPES = {
     **dict.fromkeys("diouxX", _INTEGERS),
@@ -31,6 +32,7 @@ class _Conversion:
     is_value: bool
     size: int = 0
     signed: bool = False
+    precision: str | None = None
 
 
 class Format:
@@ -42,13 +44,20 @@ class Format:
         types: of the arguments, or the keys.
         value: of an aggregation's value, which ``%@d`` prints; for printf None.
         line: of the program.
+        small_unsigned: whether ``%d`` prints what is smaller than an int without its sign.
 
     Raises:
         ProgramError: they do not fit.
     """
 
     def __init__(
-        self, text: str, function: str, types: Sequence[Type], value: Type | None, line: int
+        self,
+        text: str,
+        function: str,
+        types: Sequence[Type],
+        value: Type | None,
+        line: int,
+        small_unsigned: bool = False,
     ) -> None:
         if not text:
             raise ProgramError(f"{function}( ) format string is empty", line)
@@ -59,13 +68,18 @@ class Format:
         for found in _CONVERSION.finditer(text):
             self._pieces.append(text[at : found.start()])
             at = found.end()
-            flags, width, _, aggregate, _, letter = found.groups()
+            flags, width, precision, aggregate, _, letter = found.groups()
+            aggregate = aggregate or "@" in flags
+            flags = flags.replace("@", "")
             number += 1
             if letter == "%":
                 self._pieces.append("%")
                 continue
             if letter not in _PROTOTYPES:
-                raise ProgramError(f"{function}( ) format: %{letter} is not simulated", line)
+                message = f"format conversion #{number} is undefined: {found[0]}"
+                if letter == "h":
+                    message += text[at : at + 1]
+                raise ProgramError(message, line)
             if aggregate and value is None:
                 message = (
                     f"%@ conversion requires an aggregation and is not for use with {function}( )"
@@ -88,7 +102,9 @@ class Format:
                 raise ProgramError(f"{message}\n\t  argument: {type_}", line)
             self._pieces.append(
                 _Conversion(
-                    letter, flags, width, bool(aggregate), type_.byte_size(), is_signed(type_)
+                    *(letter, flags, width, bool(aggregate), type_.byte_size()),
+                    signed=is_signed(type_) and not (small_unsigned and type_.byte_size() < 4),
+                    precision=precision,
                 )
             )
         self._pieces.append(text[at:])
@@ -103,7 +119,9 @@ class Format:
             values: of the arguments, or the keys, as they were recorded.
             results: of the aggregations.
         """
-        rest, of = iter(values), iter(results)
+        rest = iter(values)
+        # The last of the results goes on, if there are more conversions.
+        of = chain(results, repeat(results[-1] if results else 0))
         return "".join(
             piece if isinstance(piece, str) else _text(piece, next(of if piece.is_value else rest))
             for piece in self._pieces
@@ -125,7 +143,8 @@ def _fits(letter: str, type_: Type) -> bool:
 def _text(piece: _Conversion, value: Value) -> str:
     flags, width, letter = piece.flags, piece.width, piece.letter
     if isinstance(value, bytes):
-        return f"%{flags}{width}s" % value.decode("utf-8", "replace")
+        precision = "" if piece.precision is None else f".{piece.precision}"
+        return f"%{flags}{width}{precision}s" % value.decode("utf-8", "replace")
     if letter == "Y":
         # In UTC, for a test to be the same everywhere.
         return time.strftime("%Y %b %e %H:%M:%S", time.gmtime(value // 1_000_000_000))
@@ -133,6 +152,9 @@ def _text(piece: _Conversion, value: Value) -> str:
         return f"%{flags}{width}s" % chr(value & 0xFF)
     if letter == "i" or (letter == "d" and piece.signed):
         bits = 8 * piece.size or 64
+        value &= (1 << bits) - 1
         value -= (value >> (bits - 1) & 1) << bits
     letter = {"i": "d", "u": "d", "p": "x"}.get(letter, letter)
+    if letter == "o" and "#" in flags:
+        return f"%{flags.replace('#', '')}{width}s" % f"0{value:o}"
     return f"%{flags}{width}{letter}" % value

@@ -17,6 +17,8 @@ class Rules:
         alignment_checked: an n-byte load from an address that n does not divide faults [it loads].
         fault_ends_clause_only: the later clauses of an event run after a fault [they do not].
         faults_told_each_time: each fault is a line on stderr [a clause's first one is].
+        drop_ends_clause: a clause whose dynamic variable finds no room ends there, and no more is
+            told than the drop [it goes on].
         this_kept: ``this->`` keeps what the CPU left in it [each event begins with zeros].
         lazy: what ``?:``, ``&&`` and ``||`` do not need is not evaluated [it is].
 
@@ -25,8 +27,13 @@ class Rules:
             8 bits [at least an int].
         shifts_folded_unsigned: a constant is shifted right without its sign [with it].
         small_types_stay: no operation widens char or short to int [they are widened].
+        small_unsigned: on Solaris 10 ``%d`` prints a char or a short without its sign [with it].
         records_truncated: what is printed or a key has its type's size, whatever a register holds
             [it is recorded whole].
+        constants_cut: on illumos a constant is cut to what it is assigned to, without a sign [it is
+            not].
+        constants_signed: a constant with a minus is negative wherever it is compared [it has only
+            the bits of its type].
         old_casts: on Solaris 10 a cast of another sign keeps the smaller type's bits, so a negative
             int becomes a positive uint64_t [the sign is extended, as on illumos].
 
@@ -47,6 +54,10 @@ class Rules:
         buffers_limited: a principal buffer holds bufsize [it has no end].
         aggregations_limited: an aggregation buffer holds aggsize [it has no end].
         dynvars_limited: dynamic variables share dynvarsize [they have no end].
+        freed_later: what was freed has room again after the cleaner came, a hundred times a second
+            [at once].
+        buffers_grow: a session with aggregations has room for its largest record at least [only
+            bufsize].
         zero_frees: to assign 0 to a dynamic variable frees it [it stays].
 
     Rules of dtrace(1):
@@ -54,18 +65,24 @@ class Rules:
         trunc_on_copy: trunc() and clear() change dtrace(1)'s copy [the kernel's counts are lost
             with it].
         rows_by_cpu: records come CPU by CPU [in the order of events].
+        rows_merged: keys of different sizes are the same if they lie in the same places and have
+            the same bytes [only those of the same sizes are].
         sorted_by_value: printa() sorts by value [by key].
     """
 
     alignment_checked: bool = True
     fault_ends_clause_only: bool = True
+    drop_ends_clause: bool = True
     faults_told_each_time: bool = True
     this_kept: bool = True
     lazy: bool = True
     shifts_narrow: bool = True
     shifts_folded_unsigned: bool = True
     small_types_stay: bool = True
+    small_unsigned: bool = True
     records_truncated: bool = True
+    constants_cut: bool = True
+    constants_signed: bool = True
     old_casts: bool = True
     clause_per_probe: bool = True
     comment_refused: bool = True
@@ -78,10 +95,13 @@ class Rules:
     buffers_limited: bool = True
     aggregations_limited: bool = True
     dynvars_limited: bool = True
+    freed_later: bool = True
+    buffers_grow: bool = True
     zero_frees: bool = True
     snapshot_first: bool = True
     trunc_on_copy: bool = True
     rows_by_cpu: bool = True
+    rows_merged: bool = True
     sorted_by_value: bool = True
 
 

@@ -24,6 +24,20 @@ class ProgramError(Exception):
         self.line = line
 
 
+class OptionError(ProgramError):
+    """An option that there is not, or that has no such value.
+
+    Args:
+        option: its name.
+        value: what it should have.
+        reason: in dtrace(1)'s words.
+    """
+
+    def __init__(self, option: str, value: str, reason: str) -> None:
+        super().__init__(f"failed to set option '{option}' to '{value}': {reason}")
+        self.option = option
+
+
 class UndefinedError(ProgramError):
     """A name that nothing has given a meaning to, yet."""
 
@@ -87,6 +101,7 @@ class Text:
     """A whole program."""
 
     options: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
     parts: list[Declaration | Inline | Clause] = field(default_factory=list)
 
 
@@ -192,6 +207,7 @@ class _Parser:
         if not (pragma := _PRAGMA.match(line)):
             raise ProgramError(f"invalid control directive: {line.strip()}", self._line)
         self._program.options[pragma[1]] = pragma[2] or ""
+        self._program.lines[pragma[1]] = self._line
 
     def _peek(self) -> Token:
         if self._ahead is None:
@@ -228,7 +244,7 @@ class _Parser:
     def _next(self, *wanted: str) -> Token:
         token = self._peek()
         if wanted and token.kind not in wanted:
-            raise ProgramError(f'syntax error near "{token.text}"', token.line)
+            raise _near(token)
         self._ahead = None
         return token
 
@@ -328,6 +344,9 @@ class _Parser:
             if not found:
                 near = self._text[self._at : self._at + 1] or "end of input"
                 raise ProgramError(f'syntax error near "{near}"', self._line)
+            if found[0].count(":") > 3:
+                what = "Overspecified probe description"
+                raise ProgramError(f'invalid probe description "{found[0]}": {what}', self._line)
             probes.append((found[0], self._line))
             self._at = found.end()
             self._skip()
@@ -343,7 +362,7 @@ class _Parser:
             message = "expected predicate and/or actions following probe description"
             if predicate:
                 message = "expected actions { } following probe description and predicate"
-            raise ProgramError(message, self._peek().line)
+            raise ProgramError(message, probes[-1][1])
         self._next()
         statements = []
         while not self._accept("}"):
@@ -442,7 +461,7 @@ class _Parser:
             self._next(")")
             return tree
         if token.kind not in {"string", "name", "aggregation"}:
-            raise ProgramError(f'syntax error near "{token.text}"', token.line)
+            raise _near(token)
         return Tree(token.kind, token.line, text=token.text)
 
     def _postfix(self, tree: Tree) -> Tree:
@@ -476,8 +495,17 @@ class _Parser:
         return arguments
 
 
+def _near(token: Token) -> ProgramError:
+    what = token.text if token.kind == "end" else f'"{token.text}"'
+    return ProgramError(f"syntax error near {what}", token.line)
+
+
 def _unescape(text: str) -> str:
     def one(found: re.Match[str]) -> str:
+        if found[1][0] == "x" and len(found[1]) > 1:
+            return chr(int(found[1][1:], 16) & 0xFF)
+        if found[1].isdigit():
+            return chr(int(found[1], 8) & 0xFF)
         return _ESCAPES.get(found[1], found[1])
 
-    return re.sub(r"\\(.)", one, text)
+    return re.sub(r"\\(x[0-9a-fA-F]+|[0-7]{1,3}|.)", one, text)

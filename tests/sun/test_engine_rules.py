@@ -77,6 +77,12 @@ CASES = {
         'fbt:ip:f:entry { *(int *)arg0; } fbt:ip:f:entry { printf("second"); }',
         "second|dtrace: error on enabled probe ID 1",
     ),
+    "drop_ends_clause": Case(
+        "#pragma D option dynvarsize=1000\nfbt:ip:f:entry { t[arg0] = 1; x++; }"
+        'END { printf("%d", x); }',
+        "8|dtrace: 12 dynamic variable drops",
+        TWENTY,
+    ),
     "faults_told_each_time": Case(
         "fbt:ip:f:entry / *(int *)arg0 / { }",
         "|dtrace: error on enabled probe ID 1 (ID 2: fbt:ip:f:entry): invalid address (0x0) in "
@@ -98,7 +104,18 @@ CASES = {
     "small_types_stay": Case(
         f'fbt:ip:f:entry {{ printf("%d", {FLAGS} + {FLAGS}); }}', "144", fire(("f", THING))
     ),
-    "records_truncated": Case('fbt:ip:f:entry { printf("%d", 1 << 40); }', "0"),
+    "small_unsigned": Case(
+        'fbt:ip:f:entry { printf("%d", (short)arg0); }', "65535", fire(("f", -1)), "solaris10"
+    ),
+    "records_truncated": Case('fbt:ip:f:entry { printf("%x", 1 << 40); }', "0"),
+    "constants_cut": Case(
+        'short s; fbt:ip:f:entry { s = -1; printf("%d %d", s, s == -1); }', "-1 0"
+    ),
+    "constants_signed": Case(
+        'inline int X = -3; fbt:ip:f:entry { printf("%d", ((thing_t *)arg0)->count == X); }',
+        "1",
+        fire(("f", THING)),
+    ),
     "old_casts": Case(
         'fbt:ip:f:entry { printf("%d", (uint64_t)((thing_t *)arg0)->count); }',
         "4294967293",
@@ -107,7 +124,7 @@ CASES = {
     ),
     "clause_per_probe": Case(
         "fbt:ip:f:entry, fbt:ip:g:entry { x = 1; }",
-        "|dtrace: could not enable tracing: DIF program exceeds maximum program size",
+        "|dtrace: failed to enable '/dev/stdin': DIF program exceeds maximum program size",
         dof_maxsize=700,
     ),
     "comment_refused": Case(
@@ -121,8 +138,8 @@ CASES = {
         system="solaris10",
     ),
     "registers_limited": Case(
-        byte_terms(5),
-        "|dtrace: could not enable tracing: DIF program content is invalid",
+        f"fbt:ip:f:entry {{ x = {'arg0 + (' * 7}arg0{')' * 7}; }}",
+        "|dtrace: failed to enable '/dev/stdin': DIF program content is invalid",
         system="solaris10",
     ),
     "versions_differ": Case(
@@ -132,42 +149,52 @@ CASES = {
     ),
     "program_limited": Case(
         "fbt:ip:f:entry { x = 1; }",
-        "|dtrace: could not enable tracing: DIF program exceeds maximum program size",
+        "|dtrace: failed to enable '/dev/stdin': DIF program exceeds maximum program size",
         dof_maxsize=100,
     ),
     "room_first": Case(
         '#pragma D option bufsize=64\nfbt:ip:f:entry { x++; printf("x"); }'
         'END { printf(" %d", x); }',
-        "xxxx 4|dtrace: 16 drops on CPU 0",
+        "xx 2|dtrace: 18 drops on CPU 0",
         TWENTY,
     ),
     "keys_need_room": Case(
         '#pragma D option bufsize=64\nfbt:ip:f:entry { printf("x"); }'
         'fbt:ip:f:entry { @n = count(); } END { printa(" %@d", @n); }',
-        "xxxx 2|dtrace: 34 drops on CPU 0",
+        "xx 1|dtrace: 37 drops on CPU 0",
         TWENTY,
     ),
     "buffers_limited": Case(
         '#pragma D option bufsize=64\nfbt:ip:f:entry { printf("x"); }',
-        "xxxx|dtrace: 16 drops on CPU 0",
+        "xx|dtrace: 18 drops on CPU 0",
         TWENTY,
     ),
     "aggregations_limited": Case(
         "#pragma D option aggsize=512\nfbt:ip:f:entry { @n[arg0] = count(); }"
         'END { printa("x%@d", @n); }',
-        "x1x1x1x1x1x1x1x1|dtrace: 12 aggregation drops on CPU 0",
+        "x1x1x1x1x1x1x1|dtrace: 13 aggregation drops on CPU 0",
         TWENTY,
     ),
     "dynvars_limited": Case(
         "#pragma D option dynvarsize=1000\nuint64_t t[uint64_t]; fbt:ip:f:entry { t[arg0] = 1; }"
-        'END { printf("%d %d", t[6], t[7]); }',
-        "1 0|dtrace: 13 dynamic variable drops",
+        'END { printf("%d %d", t[7], t[8]); }',
+        "1 0|dtrace: 12 dynamic variable drops",
         TWENTY,
+    ),
+    "freed_later": Case(
+        "#pragma D option dynvarsize=1000\nfbt:ip:f:entry { t[arg0] = 1; t[arg0] = 0; }",
+        "|dtrace: 12 dynamic variable drops with non-empty dirty list",
+        TWENTY,
+    ),
+    "buffers_grow": Case(
+        "#pragma D option bufsize=16\nfbt:ip:f:entry { @n[arg0] = count(); }"
+        'END { printa("x%@d", @n); }',
+        "x1",
     ),
     "zero_frees": Case(
         "#pragma D option dynvarsize=1000\n"
         "fbt:ip:f:entry { self->x = 1; t[arg0] = 1; t[arg0] = 0; }"
-        'END { t[20] = 5; printf("%d", t[20]); }',
+        'tick-1s { t[20] = 5; printf("%d", t[20]); }',
         "5",
         TWENTY,
     ),
@@ -181,6 +208,12 @@ CASES = {
         fire(("f", 0), advance=4),
     ),
     "rows_by_cpu": Case('fbt:ip:f:entry { printf("%d", cpu); }', "01", on_cpus),
+    "rows_merged": Case(
+        "fbt:ip:f:entry { @n[1] = count(); } fbt:ip:g:entry { @n[1L] = count(); }"
+        'END { printa("%d=%@d ", @n); }',
+        "1=2 ",
+        fire(("f", 0), ("g", 0)),
+    ),
     "sorted_by_value": Case(
         'fbt:ip:f:entry { @n[arg0] = count(); } END { printa("%d=%@d ", @n); }',
         "2=1 1=2 ",

@@ -157,7 +157,7 @@ def test_comment_behind_a_predicate() -> None:
         ("BEGIN\n{\n\tx = ;\n}", 3, 'syntax error near ";"'),
         ("BEGIN", 1, "expected predicate and/or actions following probe description"),
         (
-            *("BEGIN / 1 /\n;", 2),
+            *("BEGIN / 1 /\n;", 1),
             "expected actions { } following probe description and predicate",
         ),
         ("BEGIN { /* }", 1, "end-of-file encountered before matching */"),
