@@ -5,6 +5,8 @@ A line that cannot be when it comes is refused by the model and does nothing.
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -44,98 +46,103 @@ class Script(NamedTuple):
             library.concurrently(*self.threads, seed=self.seed, migrate=self.migrate)
 
 
-def _weighted(*pairs: tuple[int, st.SearchStrategy[list[str]]]) -> st.SearchStrategy[list[str]]:
-    """Return a strategy that uses each of some as often as its weight says."""
-    choices = [strategy for weight, strategy in pairs for _ in range(weight)]
-    return st.integers(0, len(choices) - 1).flatmap(choices.__getitem__)
-
-
-def listens(generation: str, name: str) -> st.SearchStrategy[str]:
-    """Return lines that open a listener of any kind.
+def listens(generation: str, name: str) -> list[str]:
+    """Return lines that open a listener, of every kind.
 
     Args:
         generation: only illumos has limits of connections.
         name: the listener's, a key of PLACES.
     """
     zone, port = PLACES[name]
-    limits = ["", "", "", "limit 3"] if generation == "illumos" else [""]
-    return st.builds(
-        " ".join,
-        st.tuples(
-            st.sampled_from(ADDRESSES).map(lambda address: f"listen {name} address {address}"),
-            st.just(f"zone {zone} port {port}"),
-            st.integers(1, 4).map(lambda backlog: f"backlog {backlog}"),
-            st.sampled_from(["", "", "streams", "tli"]),
-            st.sampled_from(limits),
-        ),
-    ).map(lambda line: " ".join(line.split()))
+    limits = ("", "", "", " limit 3") if generation == "illumos" else ("",)
+    return [
+        f"listen {name} zone {zone} address {address} port {port} backlog {backlog}{kind}{limit}"
+        for backlog, address, kind, limit in product(
+            (1, 2, 3, 4), ADDRESSES, ("", "", " streams", " tli"), limits
+        )
+    ]
 
 
-def _of(name: str, generation: str) -> st.SearchStrategy[list[str]]:
-    """Return lines of one listener, mostly one."""
-
-    def one(*templates: str) -> st.SearchStrategy[list[str]]:
-        return st.sampled_from([[template.format(name)] for template in templates])
-
-    syns = st.builds(
-        lambda count, packet: [f"syn {name} count {count} {packet}".rstrip()],
-        st.sampled_from([1, 1, 2, 9]),
-        st.sampled_from(PACKETS),
-    )
-    moves = one(
-        *("ack {}", "ack {}", "ack {} count 2", "ack {} count 3", "ack {} refused"),
-        *("accept {}", "accept {}", "accept {} count 2"),
-    )
-    ack, accept = f"ack {name}", f"accept {name}"
-    life = [f"syn {name}", ack, accept]
-    fill = [f"syn {name} count 4", ack, ack, ack, f"syn {name} count 2", accept]
-    resets = [ack, f"abort {name} deferred", f"abort {name} q", accept, accept]
-    flood = [f"syn {name} count 9", f"timeout {name}", f"syn {name} count 3"]
+def _of(name: str, generation: str) -> list[tuple[str, ...]]:
+    """Return what can happen to a listener, each as often as it shall be among all."""
+    ack, accept, reset = f"ack {name}", f"accept {name}", f"abort {name}"
+    syns = [
+        f"syn {name} count {count} {packet}".rstrip()
+        for count, packet in product((1, 1, 2, 9), PACKETS)
+    ]
+    moves = [ack, accept, f"{ack} count 2", f"{accept} count 2", f"{ack} count 3", f"{ack} refused"]
+    resets = [f"{reset} q0", f"{reset} q", f"{reset} deferred", f"timeout {name}"]
+    resets.append(f"timeout {name} count 1")
+    calls = [f"backlog {name} {backlog}" for backlog in (1, 2, 3, 9)]
+    calls += [f"finish {name}", f"unlisten {name}", f"close {name}"]
+    segments = [f"segment {name} {flags}" for flags in FLAGS]
+    life = (f"syn {name}", ack, accept)
+    fill = (f"syn {name} count 4", ack, ack, ack, f"syn {name} count 2", accept)
+    dead = (ack, f"{reset} deferred", f"{reset} q", accept, accept)
+    flood = (f"syn {name} count 9", f"timeout {name}", f"syn {name} count 3")
+    quiet = (f"unlisten {name}", f"syn {name} count 2", f"backlog {name} 3")
+    whole = (*fill, *dead)
+    several: list[tuple[str, ...]] = [life, fill, whole, whole, dead, flood, flood, quiet]
+    if generation == "illumos":
+        zone, _ = PLACES[name]
+        several.append((f"reclaim {zone} 1", f"syn {name} count 2", f"reclaim {zone} 0"))
+    opened = listens(generation, name)
     # A line of its own in another thread can be on its way when the listener closes.
-    again = listens(generation, name).map(lambda line: [f"close {name}", line, f"syn {name}"])
-    aborts = ("abort {} q0", "abort {} q", "abort {} q", "abort {} deferred", "abort {} deferred")
-    return _weighted(
-        (5, syns),
-        (6, moves),
-        (4, one(*aborts, "timeout {} count 1", "timeout {}")),
-        (1, one("backlog {} 1", "backlog {} 2", "backlog {} 3", "backlog {} 9", "finish {}")),
-        (1, one("unlisten {}", "close {}")),
-        (1, one(*(f"segment {{}} {flags}" for flags in FLAGS))),
-        (6, st.sampled_from([life, fill, fill + resets, fill + resets, resets, flood])),
+    again: list[tuple[str, ...]] = [(f"close {name}", line, f"syn {name}") for line in opened]
+    shares: list[tuple[int, list[tuple[str, ...]]]] = [
+        (5, [(line,) for line in syns]),
+        (5, [(line,) for line in moves]),
+        (3, [(line,) for line in resets]),
+        (2, [(line,) for line in calls]),
+        (1, [(line,) for line in segments]),
+        (6, several),
+        (1, [(line,) for line in opened]),
         (1, again),
-        (1, listens(generation, name).map(lambda line: [line])),
-    )
+    ]
+    size = max(len(lines) for _, lines in shares)
+    return [lines[slot % len(lines)] for share, lines in shares for slot in range(share * size)]
 
 
-def _of_all(generation: str) -> st.SearchStrategy[list[str]]:
-    """Return lines that are not a listener's, and so rare that they are less often wanted."""
-    lines = ["alloc_fail 1", "alloc_fail 2", "forget"]
+def _of_all(generation: str) -> list[tuple[str, ...]]:
+    """Return what can happen to all listeners, or to none."""
+    lines = ["alloc_fail 1", "alloc_fail 2", "alloc_fail 1", "forget"]
     lines += [f"q0max {zone} {limit}" for zone in (0, 2) for limit in (0, 4)]
     if generation == "illumos":
         lines += [f"reclaim {zone} {on}" for zone in (0, 2) for on in (0, 1)]
-    return st.sampled_from([[line] for line in lines])
+    return [(line,) for line in lines]
 
 
+@cache
+def _plain(generation: str, names: str) -> st.SearchStrategy[tuple[str, ...]]:
+    """Return a strategy for lines that belong together, mostly one."""
+    every = [lines for name in names for lines in _of(name, generation)]
+    of_all = _of_all(generation)
+    every += [of_all[slot % len(of_all)] for slot in range(len(every) // 10)]
+    # One choice for each, as there are many to make.
+    return st.sampled_from(every)
+
+
+@cache
 def events(
     generation: str, names: str = "".join(PLACES), nested: bool = True
-) -> st.SearchStrategy[list[Line]]:
-    """Return strategies for what happens next: a line, or a few that belong together.
+) -> st.SearchStrategy[tuple[Line, ...]]:
+    """Return a strategy for what happens next: a line, or a few that belong together.
 
     Args:
         generation: one of library.GENERATIONS.
         names: of which listeners, keys of PLACES.
         nested: whether events can happen inside others.
     """
-    one = st.sampled_from(names).flatmap(lambda name: _of(name, generation))
-    plain = _weighted((12, one), (1, _of_all(generation)))
+    plain = _plain(generation, names)
+    outside: st.SearchStrategy[tuple[Line, ...]] = plain.map(tuple[Line, ...])
     if not nested:
-        return plain.map(list[Line])
+        return outside
 
-    def nest(lines: list[str], at: int, inner: list[str]) -> list[Line]:
-        return [*lines[:-1], Nested(lines[-1], at, tuple(inner))]
+    def nest(lines: tuple[str, ...], at: int, inner: tuple[str, ...]) -> tuple[Line, ...]:
+        return (*lines[:-1], Nested(lines[-1], at, inner))
 
     inside = st.builds(nest, plain, st.integers(1, HOOKS_MOST), plain)
-    return st.one_of(plain.map(list[Line]), plain.map(list[Line]), inside)
+    return st.integers(0, 2).flatmap(lambda third: inside if third == 2 else outside)
 
 
 @st.composite
@@ -160,7 +167,7 @@ def scripts(
     names = draw(st.sampled_from(["A", "AB", "ABD", "".join(PLACES)]))
     setup = [*ZONES]
     setup += [f"q0max {zone} {draw(st.integers(0, 5))}" for zone in (0, 2, 3)]
-    setup += [draw(listens(generation, name)) for name in names]
+    setup += [draw(st.sampled_from(listens(generation, name))) for name in names]
     some = st.lists(events(generation, names, nested), min_size=least, max_size=most).map(
         lambda found: tuple(line for lines in found for line in lines)
     )

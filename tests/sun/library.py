@@ -26,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -354,6 +355,14 @@ class Library:
             raise self._raised()
         return refused
 
+    def pause(self) -> None:
+        """In a callback: let another thread go on, or none, as the seed has it.
+
+        What is in a probe keeps its CPU for itself, as interrupts are off there.
+        """
+        if self._threads:
+            self._threads.pause()
+
     def run_on_both(self, *lines: str) -> None:
         """Let the same events happen in two threads at once, each on its own CPU."""
         for refused in self.concurrently(lines, lines):
@@ -373,7 +382,8 @@ class Library:
             return
         try:
             if self._callback is not None:
-                self._callback(number, arguments[:6])
+                with self._threads.in_probe() if self._threads else nullcontext():
+                    self._callback(number, arguments[:6])
             for nest in self._nests.get(self.thread, [])[:]:
                 nest.left -= 1
                 if not nest.left:
@@ -398,6 +408,7 @@ class _Thread:
     lines: Sequence[Line]
     turn: threading.Semaphore
     refused: list[Line]
+    in_probe: bool = False
 
 
 class _Threads:
@@ -449,7 +460,18 @@ class _Threads:
         """Let another go on, or the same."""
         self._waits = 0
         if self._chance.random() < SWITCH_ODDS:
-            self._switch(self._alive)
+            self._switch(self._ready())
+
+    @contextmanager
+    def in_probe(self) -> Iterator[None]:
+        """Have the thread that runs keep its CPU for as long as the block lasts."""
+        here = self._current
+        assert here is not None
+        before, here.in_probe = here.in_probe, True
+        try:
+            yield
+        finally:
+            here.in_probe = before
 
     def _work(self, thread: _Thread) -> None:
         library = self._library
@@ -466,13 +488,13 @@ class _Threads:
         library._c.model_thread(thread.number, _NO_YIELD)
         self._alive.remove(thread)
         if self._alive:
-            self._pass_on(self._chance.choice(self._alive))
+            self._pass_on(self._chance.choice(self._ready()))
 
     def _yielded(self, reason: bytes | None) -> None:
         if reason is None:
             self.pause()
             return
-        others = [thread for thread in self._alive if thread is not self._current]
+        others = [thread for thread in self._ready() if thread is not self._current]
         self._waits += 1
         if not others or self._waits > WAITS_MOST:
             # There is no way out of the C code that waits.
@@ -483,19 +505,34 @@ class _Threads:
     def _switch(self, among: Sequence[_Thread]) -> None:
         here, there = self._current, self._chance.choice(among)
         assert here is not None
-        if there is here:
-            if self._cpus:
-                here.cpu = self._library.cpu = self._chance.choice(self._cpus)
-            return
-        self._pass_on(there)
-        here.turn.acquire()
+        self._place(there)
+        if there is not here:
+            there.turn.release()
+            here.turn.acquire()
 
     def _pass_on(self, thread: _Thread) -> None:
-        if self._cpus:
-            thread.cpu = self._chance.choice(self._cpus)
+        self._place(thread)
+        thread.turn.release()
+
+    def _place(self, thread: _Thread) -> None:
+        if self._cpus and not thread.in_probe:
+            taken = self._taken()
+            thread.cpu = self._chance.choice([cpu for cpu in self._cpus if cpu not in taken])
         self._current = thread
         self._library.thread, self._library.cpu = thread.number, thread.cpu
-        thread.turn.release()
+
+    def _taken(self) -> set[int]:
+        return {thread.cpu for thread in self._alive if thread.in_probe}
+
+    def _ready(self) -> list[_Thread]:
+        """Return the threads that have a CPU to run on."""
+        taken = self._taken()
+        is_any_free = any(cpu not in taken for cpu in self._cpus)
+        return [
+            thread
+            for thread in self._alive
+            if thread.in_probe or is_any_free or thread.cpu not in taken
+        ]
 
 
 class _Elf(NamedTuple):

@@ -7,6 +7,7 @@ import inspect
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from cases import model_itself
@@ -299,17 +300,121 @@ def test_fresh() -> None:
             third.hook(["fbt:ip:tcp_input_listener:entry"], None)
 
 
+def order(library: Library, *threads: list[str], **how: Any) -> list[tuple[int, int, str]]:
+    """Return which thread met which probe on which CPU, in order; the threads begin with 0."""
+    found: list[tuple[int, int, str]] = []
+
+    def met(number: int, _: list[int]) -> None:
+        found.append((library.thread, library.cpu, library.probes[number]))
+
+    library.hook(library.probes, met)
+    library.concurrently(*threads, **how)
+    library.hook([], None)
+    first = min(thread for thread, _, _ in found)
+    return [(thread - first, cpu, probe) for thread, cpu, probe in found]
+
+
+def test_order(library: Library) -> None:
+    """Threads take turns at hooks; the order is the seed's, and each keeps to its own."""
+    scripts_of_three = [["syn L", "ack L"], ["syn L count 2"], ["accept L", "syn L"]]
+
+    def of(seed: int) -> list[tuple[int, int, str]]:
+        found = order(library, *scripts_of_three, seed=seed)
+        library.run("close L", "listen L zone 0 address * port 80 backlog 2")
+        return found
+
+    orders = [of(seed) for seed in range(20)]
+    assert orders == [of(seed) for seed in range(20)]
+    assert len({str(found) for found in orders}) > 5
+    assert all(thread == cpu for found in orders for thread, cpu, _ in found)
+    entry = f"fbt:ip:{FIRST[library.generation]}:entry"
+    # A listener's squeue has one thread at a time in it.
+    assert all(
+        found[at + 1][2] == "mib:::tcpPassiveOpens" or found[at + 1][0] != found[at][0]
+        for found in orders
+        for at, (_, _, probe) in enumerate(found[:-1])
+        if probe == entry
+    )
+
+
+def test_cpus(library: Library) -> None:
+    """Threads share a CPU where that is asked for, or move."""
+    lines = [["syn L", "segment L r", "syn L"]] * 3
+    assert {cpu for _, cpu, _ in order(library, *lines, cpus=[5, 5, 7])} == {5, 7}
+    moved = order(library, *lines, cpus=[0, 1, 2], migrate=True)
+    assert len({(thread, cpu) for thread, cpu, _ in moved}) > 3
+
+
+def test_pause(library: Library) -> None:
+    """A thread in a probe lets others go on, but for those on its own CPU."""
+    busy: dict[int, int] = {}
+    beside = 0
+
+    def met(_number: int, _arguments: list[int]) -> None:
+        nonlocal beside
+        cpu = library.cpu
+        assert cpu not in busy
+        busy[cpu] = library.thread
+        for _ in range(5):
+            library.pause()
+            assert busy[cpu] == library.thread
+        beside += int(len(busy) > 1)
+        del busy[cpu]
+
+    library.hook(library.probes, met)
+    lines = ["listen M zone 0 address * port 81 backlog 2", "syn M", "ack M", "close M"]
+    for seed in range(10):
+        library.concurrently(["syn L"] * 3, lines, ["ack L"], cpus=[0, 1, 0], seed=seed)
+        library.concurrently(["syn L"] * 3, lines, ["ack L"], seed=seed, migrate=True)
+    assert beside > 10
+
+
+def test_syn_in_flight(library: Library) -> None:
+    """A SYN that waits for the squeue of a listener that closes comes to a closed one.
+
+    Its memory stays until that SYN is done with, and is the next listener's then.
+    """
+    first = FIRST[library.generation]
+    late = 0
+    for seed in range(40):
+        seen = Seen(library, f"fbt:ip:{first}:entry", "fbt:ip:tcp_closei_local:return")
+        library.run("syn L")
+        address = seen.arguments(f"{first}:entry")[0]
+        library.concurrently(["syn L", "syn L"], ["close L"], ["syn L"], seed=seed)
+        late += library.totals("L")["not_listening"]
+        library.run("forget", "listen L zone 0 address * port 80 backlog 2", "syn L")
+        assert seen.arguments(f"{first}:entry")[0] == address
+        consistent(library)
+    assert late > 3
+
+
+def test_locks(library: Library) -> None:
+    """A thread that waits for a lock lets its holder go on; all that they do is counted once."""
+    library.hook(library.probes, lambda _number, _: None)
+    library.run("q0max 0 100", "backlog L 50")
+    for seed in range(10):
+        library.concurrently(
+            *[["syn L count 4", "ack L count 2", "accept L", "abort L q0", "abort L q"]] * 4,
+            seed=seed,
+        )
+    consistent(library)
+    totals = library.totals("L")
+    assert totals["syns"] == totals["created"] == 160
+    assert totals["aborts_q0"] > 10
+    library.run("close L")
+    assert library.eagers() == 0
+
+
 def consistent(library: Library) -> None:
     """Check that a model's queues are what its totals say, and its own counts too."""
     left = 0
     for totals in library.all_totals():
         assert min(totals["saturation"] + [totals[name] for name in ("q", "q0", "waiting")]) >= 0
-        gone = totals["aborts_q0"] + totals["q0_evicted"]
-        if library.generation == "solaris10":
-            gone += totals["aborts_deferred"]
-        ended = totals["accepts"] + totals["refused"]
         there = totals["q0"] + totals["q"]
-        assert totals["created"] == gone + ended + totals["killed"] + there, totals
+        ended = totals["accepts"] + totals["refused"] + totals["killed"]
+        gone = totals["created"] - there - ended - totals["aborts_q0"] - totals["q0_evicted"]
+        # On Solaris 10 a deferred one goes with its reset, if no accept moves it to Q meanwhile.
+        assert 0 <= gone <= (totals["aborts_deferred"] if library.generation != "illumos" else 0)
         assert totals["syns"] == sum(totals["saturation"]), totals
         drops = ("reclaim", "q_full", "q0_full", "limit", "alloc")
         assert totals["syns"] == totals["created"] + sum(totals[drop] for drop in drops), totals
@@ -327,7 +432,7 @@ def test_any_script(generation: str, threads: int) -> None:
     """Whatever happens, in others' midst or beside them, totals and queues stay consistent."""
     met: Counter[str] = Counter()
 
-    @settings(max_examples=100, derandomize=True)
+    @settings(max_examples=200, derandomize=True)
     @given(scripts(generation, threads=threads))
     def run(script: Script) -> None:
         with Library(generation) as library:

@@ -109,8 +109,11 @@ void send_undeferred(struct listener *listener)
 
 static bool can_claim(tcp_t *eager, bool deferred)
 {
-	return !eager_of(eager)->claims && !eager_of(eager)->dead &&
-	       !!eager->tcp_conn_def_q0 == deferred;
+	if (eager_of(eager)->claims || eager_of(eager)->dead)
+		return false;
+	/* One that completed while its listener closed is neither. */
+	return deferred ? eager->tcp_conn_def_q0 :
+			  !eager->tcp_conn_def_q0 && eager->tcp_state == TCPS_SYN_RCVD;
 }
 
 /* The oldest one; deferred ones lie oldest first between the half-open ones and the ring's end. */
@@ -196,7 +199,7 @@ void kill_eagers(struct listener *listener)
 			cond_resched();
 		}
 	} while (wait_for_claims(listener));
-	/* Deferred ones whose client has reset them are left. */
+	/* Those that nothing else can happen to are left. */
 	while (listener->tcp.tcp_eager_prev_q0 != &listener->tcp) {
 		eager = eager_of(listener->tcp.tcp_eager_prev_q0);
 		eager->claims++;
