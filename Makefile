@@ -32,7 +32,7 @@ bench: $(VENV)/installed-dev
 # Twelve minutes on one core; what it finds it leaves in tests/seeds.
 fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
-	for target in rows sun_rows stderr config web_config; do \
+	for target in rows stderr config web_config; do \
 	    $(BIN)/python tests/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
 	done
 

@@ -37,17 +37,14 @@ _EVENTS = (
     (40, 6, 80, 3_000),
     (40, 14, 1, 0),
 )
-# Of the same, what the rows of Solaris' programs call each: WHAT, and times in ns.
+# Of the same, what the rows of the programs for Sun's engine are, for ID at %s.
 _SUN_EVENTS = (
-    (0, 900, 0),
-    (1, 60, 2),
-    (2, 30, 20),
-    (27, 10, 129),
-    (128, 990, 0),
-    (144, 500, 800),
-    (147, 400, 50_000),
-    (150, 80, 3_000_000),
-    (158, 1, 0),
+    *("syn %s 0 900", "syn %s 2 60", "syn %s 20 30", "syn %s 129 10"),
+    *("drop %s 1 10", "opened %s 990", "established %s 990"),
+    *(
+        f"left %s {how} {count * (_PAIR * value + 1)}"
+        for how, count, value in ((0, 500, 1), (3, 400, 50), (6, 80, 3_000), (14, 1, 0), (15, 9, 0))
+    ),
 )
 
 
@@ -71,18 +68,15 @@ def rows(listeners: int, tick: int, place: int) -> Iterator[str]:
         yield f"q0 {listener} {_PAIR * tick * 1_000_000_000 + number % 7}"
 
 
-def sun_rows(listeners: int, tick: int, place: int) -> Iterator[str]:
-    """Yield the rows of an even set with the same meaning; see dtrace_exporter.sun_rows."""
+def sun_rows(listeners: int, tick: int) -> Iterator[str]:
+    """Yield what a program for Sun's engine prints of the same events at one heartbeat."""
     for number in range(listeners):
-        socket = 0xFFFF888000000000 + 0x1000 * number
-        port = FIRST_PORT + number
-        for what, count, value in _SUN_EVENTS:
-            events = count * tick
-            last = tick << 34 | (number % 7) << 17 | (tick + number) % 5
-            yield (
-                f"row 0 {socket:x} {place << 32 | port << 16 | what:x} "
-                f"0 ffff00000000 {_QMAX:x} {events} {events * value} {last}"
-            )
+        listener = f"{(0x888000000000 + 0x1000 * number) << 16 | tick % 65535 + 1:x}"
+        queues = f"{number % 7} {number % 5} {_QMAX} 0 {1_024 + _QMAX}"
+        time = tick * 1_000_000_000
+        yield f"listener {listener} {time} global 0.0.0.0 {FIRST_PORT + number} {queues}"
+        for row in _SUN_EVENTS:
+            yield row % listener
 
 
 def main(listeners: int, busy: bool) -> None:

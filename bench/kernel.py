@@ -407,7 +407,7 @@ def _cost_figures(messages: Messages) -> Figures:
         if where == "illumos":
             whole, parts = costs(messages, "cost", where), costs(messages, "piece")
             shown = {tool: whole[tool] for tool in (*BESIDE, *OURS_ILLUMOS) if tool in whole}
-            table = "What a SYN on the short way is made of, each with those above it, ns"
+            table = "What a SYN is made of in a D program, each with those above it, ns"
             order = (*BESIDE, *parts, *OURS_ILLUMOS)
             made = {tool: (shown | parts)[tool] for tool in order if tool in shown | parts}
             if parts:
@@ -536,17 +536,17 @@ def floor(messages: Messages, what: str, times: float, under: float | None) -> s
     names = {message["piece"]: message["tool"] for message in of(messages, "piece")}
     found = costs(messages, "piece")
     untraced = costs(messages, "cost", "illumos").get(UNTRACED)
-    if under is None or untraced is None or not names.keys() >= {"nothing", "queues", "count"}:
+    if under is None or untraced is None or not names.keys() >= {"nothing", "thread", "count"}:
         return ""
     base = statistics.median(untraced)
-    nothing, queues, count = (
+    nothing, notes, count = (
         f"{statistics.median(found[names[piece]]) - base:,.0f} ns"
-        for piece in ("nothing", "queues", "count")
+        for piece in ("nothing", "thread", "count")
     )
     return (
         f"{what} is {times * under:,.0f} ns. In a D program a clause that does nothing takes "
-        f"{nothing}, one that reads whether it is a SYN, Q0 and Q, and counts nothing, {queues}, "
-        f"and with a count by one word {count}: see what a SYN on the short way is made of."
+        f"{nothing}, one that reads what it is, looks its listener up and notes it for its thread "
+        f"{notes}, and with a count by two words {count}: see what a SYN is made of."
     )
 
 

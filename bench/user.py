@@ -31,12 +31,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
-from dtrace_exporter import sun_tally, tally, web
+from dtrace_exporter import web
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.exposition import Texts
 from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
 from dtrace_exporter.server import bind
 from dtrace_exporter.state import SessionStatus, State
+from dtrace_exporter.tally import Tally
 
 HERE = Path(__file__).resolve().parent
 SIZES = (1, 10, 100, 1000)
@@ -122,7 +123,6 @@ RATIO = "Rendering: dtrace-exporter over bare prometheus_client, times, by liste
 TICK = "CPU of a tick in the exporter, every listener busy, ms, by listeners"
 MEMORY = "Resident memory of the exporter, MB, by listeners"
 PARSING = "CPU of reading a row into the listener table, the most listeners, us"
-PARSING_RATIO = "Reading a row: linux.d's over those of before, times"
 HEARTBEAT = "The event loop while scrapes of the most listeners are rendered, ms"
 
 
@@ -148,14 +148,6 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
         }
 
     return [
-        {
-            "figure": "reading a row, over one of before that means the same",
-            "headline": True,
-            "at_most": 0.4,
-            "unit": "times",
-            "value": figures.median(PARSING_RATIO, "a row", _CHANGED),
-            "reason": _parsing_reason(figures),
-        },
         {
             "figure": f"resident memory for {most} listeners, exporter alone",
             "at_most": 80.0,
@@ -400,63 +392,41 @@ def _node_exporter() -> str | None:
 
 # Rows
 
-_OF_LINUX, _OF_BEFORE = "linux.d", "before: as Solaris' programs print them"
+_OF_LINUX, _OF_SUN = "linux.d", "illumos.d"
 _CHANGED, _UNCHANGED = "changed since the tick before", "not changed"
 
 
 def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
-    """Feed rows of the same events by turns to what reads linux.d's and to what read those before.
+    """Feed rows of the same events by turns, of linux.d and of illumos.d.
 
-    The latter are what Solaris' programs still print. Each is fed twice, the second time unchanged.
+    Linux's are fed twice, the second time unchanged; illumos' tell something but once.
     """
-    readers: dict[str, tally.Tally | sun_tally.Tally] = {
-        _OF_LINUX: tally.Tally(_table(), _SESSION),
-        _OF_BEFORE: sun_tally.Tally(_table(), _SESSION),
-    }
+    readers = {name: Tally(_table(), _SESSION) for name in (_OF_LINUX, _OF_SUN)}
     took: dict[tuple[str, str], list[float]] = {}
     for repetition in range(-1, repetitions):
         tick = repetition + 2
-        told = {
-            _OF_LINUX: ["set 1", *rows(size, tick, 1 if repetition < 0 else 0)],
-            _OF_BEFORE: [f"tick 0 {tick}", *sun_rows(size, tick, 1)],
-        }
-        for name, reader in readers.items():
-            for what in (_CHANGED, _UNCHANGED):
-                began = time.thread_time()
-                for line in told[name]:
-                    reader.feed(line)
-                used = time.thread_time() - began
-                # The first one tells who the listeners are.
-                if repetition >= 0:
-                    took.setdefault((name, what), []).append(1e6 * used / len(told[name]))
+        linux = ["set 1", *rows(size, tick, 1 if repetition < 0 else 0)]
+        sun = [*sun_rows(size, tick), f"tick {tick * 1_000_000_000}"]
+        for name, what, lines in (
+            (_OF_LINUX, _CHANGED, linux),
+            (_OF_LINUX, _UNCHANGED, linux),
+            (_OF_SUN, _CHANGED, sun),
+        ):
+            began = time.thread_time()
+            for line in lines:
+                readers[name].feed(line)
+            used = time.thread_time() - began
+            # The first one tells who Linux's listeners are.
+            if repetition >= 0:
+                took.setdefault((name, what), []).append(1e6 * used / len(lines))
     for (name, what), values in took.items():
         figures.add(PARSING, name, what, values)
-    for what in (_CHANGED, _UNCHANGED):
-        pairs = zip(took[_OF_LINUX, what], took[_OF_BEFORE, what], strict=True)
-        figures.add(PARSING_RATIO, "a row", what, [ours / before for ours, before in pairs])
 
 
 def _table() -> ListenerTable:
     table = ListenerTable()
     table.watch(_SESSION, None)
     return table
-
-
-def _parsing_reason(figures: _Figures) -> str:
-    ours, before, same = (
-        figures.median(PARSING, name, what)
-        for name, what in (
-            (_OF_LINUX, _CHANGED),
-            (_OF_BEFORE, _CHANGED),
-            (_OF_LINUX, _UNCHANGED),
-        )
-    )
-    if ours is None or before is None or same is None:
-        return ""
-    return (
-        f"A row that has changed takes {ours:.2f} us, and took {before:.2f} us; one that has "
-        f"not, like all of the set at rest, {same:.2f} us."
-    )
 
 
 # Ticks and memory
@@ -529,7 +499,7 @@ async def _beats_during(
     """Return how late heartbeats and the loop's own timers were, and how long answers took, ms."""
     beat = (
         "import time\n"
-        f"while True: print('tick 0', time.monotonic_ns(), flush=True); time.sleep({_BEAT})"
+        f"while True: print('tick', time.monotonic_ns(), flush=True); time.sleep({_BEAT})"
     )
     late: list[float] = []
     blocked: list[float] = []
@@ -545,7 +515,7 @@ async def _beats_during(
 
     async def listen() -> None:
         while line := await pipe.readline():
-            late.append((time.monotonic_ns() - int(line.split()[2])) / 1e6)
+            late.append((time.monotonic_ns() - int(line.split()[1])) / 1e6)
             beaten.set()
 
     async def watch() -> None:

@@ -7,9 +7,9 @@ ready, then ticks.
 
     {"ready": HOME}             the ready row; HOME is a string
     {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
-    {"generation": G}           that generation begins, with an empty set; the first one is 0
-    {"rows": ["row SET ..."]}   what the sets hold from now on, each row in the set that its second
-                                word names; Linux's rows are written "SET count ..."
+    {"generation": G}           one of Linux's sets begins anew, with nothing in it: 0 or 1
+    {"rows": [ROW, ...]}        what Linux's sets hold from now on, written "SET ROW", SET 0 or 1;
+                                on Solaris and illumos what the next heartbeat prints, once
     {"print": LINE}             a line on standard output, or a list of them
     {"stderr": LINE}            the same on standard error
     {"raw": BASE64}             bytes on standard output
@@ -32,14 +32,12 @@ ready, then ticks.
                                 the kernel's, by their modules, for -l; Linux's tcp_conn_request
     {"unprivileged": true}      as for anybody but root
 
-Its rows are those of the program that it is given. For Solaris and illumos a heartbeat is a tick
-line and the rows of the set in use; the first one of a generation after 0 has the set at rest as
-well, behind a tick line of the generation before. The even set comes first. For Linux it is a tick
-line and both sets, each behind a line that says when it began; with linux_calls.d a tick line.
+It prints as the program does that it is given. With one that has sets, as Linux's has, a heartbeat
+is a tick line and both sets, the one that is 0 first, each behind a line that says when it began.
+With any other it is the rows that are new, and a tick line.
 
-After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, both
-sets as in such a first heartbeat, a blank line, exit 0; before the program would be running it just
-dies of them.
+After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, what
+a heartbeat prints, a blank line, exit 0; before the program would be running it just dies of them.
 
 A program that is nothing but BEGIN { exit(N); } ends with N before all of these steps. -l lists the
 entries and returns of functions that each -n describes.
@@ -65,7 +63,7 @@ _AT_START = {"functions", "ignore", "lacks", "once", "refuse", "save", "unprivil
 _USAGE = 2
 _LINUX = [["vmlinux", "tcp_conn_request"]]
 _FBT_NAMES = ("entry", "return")
-_LINUX_READY = "ready 5 "
+_SETS = "set %d"
 _CALLS = "limit %x"
 _EXIT = re.compile(r"BEGIN\s*\{\s*exit\(([0-9]+)\);\s*\}")
 
@@ -112,12 +110,10 @@ class _EndedError(Exception):
 class _Consumer:
     def __init__(self, program: str, ignored: set[signal.Signals]) -> None:
         self._interval = _interval(program)
-        self._is_linux = _LINUX_READY in program
-        self._has_sets = _CALLS not in program
+        self._has_sets = _SETS in program
         self._began = [time.monotonic_ns(), time.monotonic_ns() + 1]
-        self._generation = 0
-        self._ticks = 0
         self._sets: tuple[list[str], list[str]] = ([], [])
+        self._new: list[str] = []
         self._signals = {signal.SIGTERM, signal.SIGINT}
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             self._signals.remove(signal.SIGINT)
@@ -134,49 +130,41 @@ class _Consumer:
                 self._pause(3600)
         except _EndedError:
             _out("")
-            self._print_sets(both=True)
+            self._beat()
             _out("")
 
     def _pause(self, seconds: float) -> None:
         if signal.sigtimedwait(self._signals, seconds):
             raise _EndedError
 
-    def _print_sets(self, both: bool) -> None:
-        if self._is_linux:
-            _out(f"tick {time.monotonic_ns()}")
-            for began, rows in zip(self._began, self._sets, strict=True) if self._has_sets else ():
-                _out(f"set {began}")
-                for row in rows:
-                    _out(row)
-            return
-        in_use = self._generation & 1
-        for parity, rows in enumerate(self._sets):
-            if parity == in_use or (both and self._generation > 0):
-                _out(f"tick {self._generation - (parity != in_use)} {time.monotonic_ns()}")
-                for row in rows:
-                    _out(row)
+    def _beat(self) -> None:
+        for row in self._new:
+            _out(row)
+        self._new.clear()
+        _out(f"tick {time.monotonic_ns()}")
+        for began, rows in zip(self._began, self._sets, strict=True) if self._has_sets else ():
+            _out(f"set {began}")
+            for row in rows:
+                _out(row)
 
     def _do_ready(self, home: str) -> None:
-        _out(f"ready {5 if self._is_linux else 3} {home}")
+        _out(f"ready 5 {home}")
 
     def _do_tick(self, times: int) -> None:
         for _ in repeat(None) if times is True else range(times):
             self._pause(self._interval)
-            self._ticks += 1
-            self._print_sets(both=self._ticks == 1)
+            self._beat()
 
     def _do_generation(self, generation: int) -> None:
-        self._generation = generation
-        self._ticks = 0
-        self._sets[generation & 1].clear()
-        self._began[generation & 1] = time.monotonic_ns()
+        self._sets[generation].clear()
+        self._began[generation] = time.monotonic_ns()
 
     def _do_rows(self, rows: list[str]) -> None:
-        for parity, held in enumerate(self._sets):
-            if self._is_linux:
-                held[:] = [row[2:] for row in rows if row.startswith(f"{parity} ")]
-            else:
-                held[:] = [row for row in rows if row.split()[1] == str(parity)]
+        if not self._has_sets:
+            self._new += rows
+            return
+        for number, held in enumerate(self._sets):
+            held[:] = [row[2:] for row in rows if row.startswith(f"{number} ")]
 
     def _do_print(self, lines: str | list[str]) -> None:
         for line in [lines] if isinstance(lines, str) else lines:

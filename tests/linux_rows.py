@@ -10,7 +10,7 @@ _KERNEL = 0xFFFF << 48
 
 def number(port: int, place: int = 1, socket: int = 0, generation: int = 0) -> int:
     """Return the number of one of a port's sockets, from its address and how often it listened."""
-    return ((place & 0xFFFFFF) << 24 | port << 8 | socket) << 16 | generation
+    return (1 << 47 | (place & 0x7FFFFF) << 24 | port << 8 | socket) << 16 | generation
 
 
 def address(port: int, place: int = 1, socket: int = 0) -> int:

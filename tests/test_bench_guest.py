@@ -17,8 +17,6 @@ import instructions
 import rounds
 import tools
 
-from dtrace_exporter import sun_tally, tally
-
 
 def words(data: bytes) -> int:
     """Return the sum of 16-bit words, folded, as whoever checks a checksum does."""
@@ -61,30 +59,29 @@ def test_what_tools_tell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "output"),
+    "output",
     [
         pytest.param(
-            tally.Tally,
             "ready 5 9\nlistener 8880000000000001 1 10 9 1 0.0.0.0 80 0 0 8\ntick 2\nset 1\n"
             "count 8880000000000001 10 8 0 40\ncount 8880000000000001 10 8 0 41\ncount 88 10",
             id="linux",
         ),
         pytest.param(
-            sun_tally.Tally,
-            "ready 3 0\ntick 0 1\nrow 0 ab 500000 0 0 80 41 0 5\ntick 0 2\nrow 0 ab",
-            id="sun",
+            "ready 5 global\nlistener ab0001 1 global 0.0.0.0 80 0 0 8 1\nsyn ab0001 0 15\n"
+            "syn 0 0 9\ntick 2\nsyn ab0001 1 25\ntick 3\nsyn ab0001 1",
+            id="zones",
         ),
     ],
 )
-def test_what_rows_tell(kind: type[tools.Tally], output: str) -> None:
+def test_what_rows_tell(output: str) -> None:
     """Rows tell each SYN once, and one that is cut short nothing."""
-    assert tools.rows_seen(output, kind) == 41
+    assert tools.rows_seen(output) == 41
 
 
 def test_of_one_port() -> None:
     """A program knows whether it tells the SYNs of one port only."""
-    assert tools.ours("dtrace", "linux", (80, 80)).port_only
-    shared = tools.ours("dtrace", "linux", (0, 65535))
+    assert tools.ours("dtrace", "linux", 80).port_only
+    shared = tools.ours("dtrace", "linux")
     assert not shared.port_only
     assert "inline int PORT = 0;" in (shared.text or "")
 

@@ -30,7 +30,7 @@ MODEL = [
     {"event": "cost", "where": "solaris10", "tool": "barest clause", "ns": [5000.0]},
     {"event": "cost", "where": "solaris10", "tool": "solaris10.d, shared", "ns": [9000.0]},
     {"event": "piece", "piece": "nothing", "tool": "a clause", "ns": [550.0]},
-    {"event": "piece", "piece": "queues", "tool": "and three reads", "ns": [800.0, 820.0]},
+    {"event": "piece", "piece": "thread", "tool": "and three reads", "ns": [800.0, 820.0]},
     {"event": "piece", "piece": "count", "tool": "and a count", "ns": [900.0]},
     *(
         {"event": "loss", "tool": tool, "syns": 1_000_000, "made": 1_000_000, "seen": seen}
@@ -155,8 +155,8 @@ def test_reason() -> None:
     assert "1.5 times bpftrace's count is 750 ns." in reasons[1]
     for reason in reasons:
         assert "does nothing takes 450 ns" in reason
-        assert "counts nothing, 710 ns" in reason
-        assert "one word 800 ns" in reason
+        assert "notes it for its thread 710 ns" in reason
+        assert "two words 800 ns" in reason
     without = [message for message in MODEL if message["event"] != "piece"]
     assert kernel.summary_of_models(without)["reach"][0]["reason"] == ""
 
@@ -253,7 +253,7 @@ def test_rounds_are_pooled() -> None:
 
 def test_pieces() -> None:
     """The pieces of a SYN stand between what they are compared with and the whole program."""
-    rows = list(dict.fromkeys(row for row, _ in cells("What a SYN on the short way")))
+    rows = list(dict.fromkeys(row for row, _ in cells("What a SYN is made of")))
     assert rows == [
         "untraced",
         "barest clause",

@@ -23,7 +23,7 @@ from lab.waiting import until
 
 import grafana_schema
 import host_tools
-from dtrace_exporter.sun_rows import What
+import zone_rows
 from linux_rows import (
     ACCEPTED,
     ACK_Q_FULL,
@@ -177,12 +177,6 @@ PORT = 443
 CONTAINER = 4026532999
 STEPS = 400
 HALF_OPEN, WAITING, QMAX, Q0MAX = 90, 120, 120, 1024
-_TAIL = (WAITING | HALF_OPEN << 17) | 1 << 34
-
-
-def _row(place: str, port: int, q0max: int, what: int, count: int, total: int = 0) -> str:
-    who, limits = int(place) << 32 | port << 16 | what, q0max << 32 | QMAX
-    return f"row 0 {port:x}{place} {who:x} 0 0 {limits:x} {count} {total} {_TAIL}"
 
 
 def _linux_rows(step: int) -> list[str]:
@@ -208,18 +202,31 @@ def _linux_rows(step: int) -> list[str]:
 
 
 def _solaris_rows(step: int) -> list[str]:
-    """Return what one listener has counted at a step: SYNs at every fullness, waits of any time."""
-    drops = [What.SYN_Q_FULL, What.SYN_Q0_FULL, What.SYN_Q0_EVICTED]
-    kinds = [
-        *((What.SYN + bucket, 3 * step, bucket * 12 * 3 * step) for bucket in range(11)),
-        *((what, 2 * step, 0) for what in drops),
-        (What.ESTABLISHED, 30 * step, 0),
-        *((What.ACCEPT + bucket, step, step * 4 ** (bucket + 5)) for bucket in range(14)),
-    ]
+    """Return what one listener counts in a step: SYNs at every fullness, waits of any time."""
+    telling = step % 65_535 + 1
     return [
-        _row("3", port, Q0MAX, what, count, total)
+        row
         for port in (22, PORT)
-        for what, count, total in kinds
+        for row in (
+            zone_rows.told(
+                port,
+                telling,
+                time=step,
+                zone="db",
+                q0=HALF_OPEN,
+                q=WAITING,
+                qmax=QMAX,
+                q0max=Q0MAX,
+            ),
+            *(zone_rows.syns(port, 3, 12 * tenth, telling) for tenth in range(11)),
+            *(zone_rows.drops(port, 2, reason, telling) for reason in (1, 2, 3)),
+            *(zone_rows.opened(port, 30, telling), zone_rows.established(port, 30, telling)),
+            *(
+                zone_rows.left(port, 1, bucket, telling, us=4 ** (bucket + 5) // 1000)
+                for bucket in range(14)
+            ),
+            zone_rows.left(port, 16, zone_rows.LEFT_Q, telling),
+        )
     ]
 
 
@@ -253,7 +260,7 @@ def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]
 def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter]:
     """Run the service on a Linux with a container, and on a Solaris host that it watches."""
     linux = _script(_linux_rows, {"ready": "4026531840"})
-    solaris = _script(_solaris_rows, {"ready": "0"}, {"print": "place 3 db"})
+    solaris = _script(_solaris_rows, {"ready": "global"})
     listeners = [{"port": PORT, "name": "web"}, {"port": 22, "name": "ssh"}]
     common = {"interval": "250ms"}
     config = {

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import rows, tally
+import zone_rows
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.program import load
-from dtrace_exporter.sun_rows import PROTOCOL, Ready, Tick, parse
-from dtrace_exporter.sun_tally import Tally
+from dtrace_exporter.rows import PROTOCOL, Reader, Ready, Tick
+from dtrace_exporter.tally import Tally
 from linux_rows import ESTABLISHED, counted, told
 
 Fake = Callable[..., list[str]]
 SESSION = SessionId("", "all")
-EVEN = "row 0 1 f000000000500080 0 0 a 5 0 17179869184"
-ODD = "row 1 1 f000000000500080 0 0 a 3 0 17179869184"
+ROW = zone_rows.established(22, 5)
+MORE = zone_rows.established(22, 3)
 READY = {"ready": "4026531840"}
 END = {"exit": 0}
 
@@ -69,67 +69,33 @@ def shown(output: str) -> list[str]:
 
 
 def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
-    """Without steps it is ready and then ticks for ever, in generation 0."""
+    """Without steps it is ready and then ticks for ever."""
+    reader = Reader()
     with running(fake_dtrace(), script) as process:
-        assert parse(line(process)) == Ready(PROTOCOL, "4026531840")
+        assert reader.read(line(process)) == Ready(PROTOCOL, "4026531840")
         times = []
         for _ in range(3):
-            tick = parse(line(process))
+            tick = reader.read(line(process))
             assert isinstance(tick, Tick)
-            assert tick.generation == 0
             times.append(tick.time)
     assert times == sorted(set(times))
 
 
-def test_one_set_in_the_first_generation(fake_dtrace: Fake, script: Path) -> None:
-    """In generation 0 there is no other set: each heartbeat is one tick line and its rows."""
-    result = run(fake_dtrace(READY, {"rows": [EVEN]}, {"tick": 2}, END), "-s", script)
-    assert shown(result.stdout) == ["ready 3 4026531840", *["tick 0", EVEN] * 2]
-
-
-@pytest.mark.parametrize(
-    ("generation", "first", "next_one"),
-    [
-        (1, ["tick 0", EVEN, "tick 1", ODD], ["tick 1", ODD]),
-        (2, ["tick 2", EVEN, "tick 1", ODD], ["tick 2", EVEN]),
-        (7, ["tick 6", EVEN, "tick 7", ODD], ["tick 7", ODD]),
-    ],
-)
-def test_set_at_rest(
-    fake_dtrace: Fake, script: Path, generation: int, first: list[str], next_one: list[str]
-) -> None:
-    """A later generation's first heartbeat has both sets, each behind its tick, the even first."""
-    steps = [{"generation": generation}, {"rows": [ODD, EVEN]}, {"tick": 3}, END]
-    result = run(fake_dtrace(*steps), "-s", script)
-    assert shown(result.stdout) == first + next_one * 2
-
-
-def test_new_generation_has_an_empty_set(fake_dtrace: Fake, script: Path) -> None:
-    """The set that comes into use again is empty, the one that comes to rest is not."""
-    steps = [{"rows": [EVEN, ODD]}, {"generation": 1}, {"tick": 1}, END]
-    result = run(fake_dtrace(*steps), "-s", script)
-    assert shown(result.stdout) == ["tick 0", EVEN, "tick 1"]
+def test_rows_come_once(fake_dtrace: Fake, script: Path) -> None:
+    """Without sets a heartbeat prints what is new, and then the tick."""
+    steps = [{"rows": [ROW]}, {"rows": [MORE]}, {"tick": 2}, {"rows": [ROW]}, {"tick": 1}, END]
+    result = run(fake_dtrace(READY, *steps), "-s", script)
+    assert shown(result.stdout) == ["ready 5 4026531840", ROW, MORE, "tick", "tick", ROW, "tick"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(
-    ("generation", "end"),
-    [
-        (0, ["", "tick 0", EVEN, ""]),
-        (1, ["", "tick 0", EVEN, "tick 1", ODD, ""]),
-        (2, ["", "tick 2", EVEN, "tick 1", ODD, ""]),
-    ],
-)
-def test_end(
-    fake_dtrace: Fake, script: Path, number: signal.Signals, generation: int, end: list[str]
-) -> None:
-    """A signal while it runs makes it print all sets between blank lines and exit with 0."""
-    steps = [{"generation": generation}, {"rows": [EVEN, ODD]}, READY]
-    with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 3 4026531840"
+def test_end(fake_dtrace: Fake, script: Path, number: signal.Signals) -> None:
+    """A signal while it runs makes it print what is new between blank lines and exit with 0."""
+    with running(fake_dtrace({"rows": [ROW]}, READY), script) as process:
+        assert line(process) == "ready 5 4026531840"
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
-    assert shown(output) == end
+    assert shown(output) == ["", ROW, "tick", ""]
     assert process.returncode == 0
 
 
@@ -140,7 +106,7 @@ def test_signal_while_it_ticks(fake_dtrace: Fake, script: Path) -> None:
         line(process)
         process.terminate()
         output, _ = process.communicate(timeout=30)
-    assert shown(output)[-3:] == ["", "tick 0", ""]
+    assert shown(output)[-3:] == ["", "tick", ""]
     assert process.returncode == 0
 
 
@@ -150,7 +116,7 @@ def test_ignored_signal(fake_dtrace: Fake, script: Path) -> None:
         line(process)
         process.terminate()
         # It would have ended before the first of these.
-        assert [line(process).split()[:2] for _ in range(3)] == [["tick", "0"]] * 3
+        assert [line(process).split()[0] for _ in range(3)] == ["tick"] * 3
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
@@ -182,7 +148,7 @@ def test_save_and_wait(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
     saved, go = tmp_path / "saved", tmp_path / "go"
     steps = [{"save": str(saved)}, READY, {"wait": str(go)}, {"print": "on"}]
     with running(fake_dtrace(*steps), script) as process:
-        assert line(process) == "ready 3 4026531840"
+        assert line(process) == "ready 5 4026531840"
         start = json.loads(saved.read_text(encoding="utf-8"))
         assert start == {
             "argv": ["-q", "-s", str(script)],
@@ -212,7 +178,7 @@ def test_refused_probe(fake_dtrace: Fake, script: Path, probe: str) -> None:
     compiled = run(command, "-e", "-s", script)
     assert (compiled.stdout, compiled.stderr, compiled.returncode) == ("", "", 0)
     script.write_text("BEGIN { }", encoding="utf-8")
-    assert run(command, "-s", script).stdout == "ready 3 4026531840\n"
+    assert run(command, "-s", script).stdout == "ready 5 4026531840\n"
 
 
 @pytest.mark.parametrize(
@@ -279,25 +245,27 @@ def test_trial(fake_dtrace: Fake, script: Path) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("\n", "", 3)
     script.write_text("BEGIN { exit(3); }\nEND { }\n", encoding="utf-8")
     result = run(fake_dtrace(READY, END), "-q", "-s", script)
-    assert (result.stdout, result.returncode) == ("ready 3 4026531840\n", 0)
+    assert (result.stdout, result.returncode) == ("ready 5 4026531840\n", 0)
 
 
 def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
-    """Over a change of generations a tally takes every line and counts each event once."""
-    more = EVEN.replace(" a 5 ", " a 6 ")
+    """A tally takes every line of zones and counts each event once."""
     steps = [
-        READY,
-        *({"rows": [EVEN]}, {"tick": 2}),
-        *({"generation": 1}, {"rows": [more, ODD]}, {"tick": 2}),
-        *({"generation": 2}, {"rows": [EVEN, ODD]}, {"tick": 2}),
-        END,
+        *(READY, {"rows": [zone_rows.told(22), ROW]}, {"tick": 2}),
+        *({"rows": [MORE]}, {"tick": 2}, END),
     ]
+    assert established(run(fake_dtrace(*steps), "-s", script)) == [5 + 3]
+
+
+def established(result: subprocess.CompletedProcess[str]) -> list[int]:
+    """Return what each listener has established, as a tally has it."""
     table = ListenerTable()
     table.watch(SESSION, None)
-    sun = Tally(table, SESSION)
-    for text in run(fake_dtrace(*steps), "-s", script).stdout.splitlines():
-        sun.feed(text)
-    assert [listener.established for listener in table] == [6 + 3 + 5]
+    reader = Tally(table, SESSION)
+    for text in result.stdout.splitlines():
+        record = reader.feed(text)
+        assert record is None or isinstance(record, Ready | Tick)
+    return [listener.established for listener in table]
 
 
 # Linux
@@ -365,12 +333,6 @@ def test_tally_takes_rows_of_linux(fake_dtrace: Fake, linux: Path) -> None:
 
     steps = [
         *(READY, held(5, 0), {"tick": 2}, held(6, 3), {"tick": 2}),
-        *({"generation": 2}, held(2, 4), {"tick": 2}, END),
+        *({"generation": 0}, held(2, 4), {"tick": 2}, END),
     ]
-    table = ListenerTable()
-    table.watch(SESSION, None)
-    reader = tally.Tally(table, SESSION)
-    for text in run(fake_dtrace(*steps), "-s", linux).stdout.splitlines():
-        record = reader.feed(text)
-        assert record is None or isinstance(record, rows.Ready | rows.Tick)
-    assert [listener.established for listener in table] == [6 + 4 + 2]
+    assert established(run(fake_dtrace(*steps), "-s", linux)) == [6 + 4 + 2]

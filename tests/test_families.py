@@ -15,8 +15,6 @@ from dtrace_exporter.program import clauses, load
 PROGRAMS = Path(families.__file__).with_name("programs")
 FAMILIES = families.families()
 LONGEST = 250
-# Which have yet to be made anew, as Linux's was.
-LONG = {"illumos.d", "solaris10.d"}
 ROOT = Path(__file__).parent.parent
 
 each_family = pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -44,7 +42,7 @@ def test_every_family_has_its_programs(name: str) -> None:
 def test_no_program_is_long(file: Path) -> None:
     """A program can be read in one go."""
     count = len(file.read_text(encoding="utf-8").splitlines())
-    assert count <= LONGEST or file.name in LONG
+    assert count <= LONGEST
 
 
 def test_the_configuration_knows_every_family() -> None:
@@ -111,12 +109,24 @@ def test_drop_counters(name: str) -> None:
 
 
 def test_parts_of_all() -> None:
-    """A part that several families have means the same in each of them."""
+    """A part that several families have is for the same in each of them."""
     every = [(name, part) for one in FAMILIES.values() for name, part in one.parts.items()]
     for name, part in every:
         assert parts()[name].what == part.what
-        assert parts()[name].without == part.without
     assert parts().keys() == {name for name, _ in every}
+
+
+@each_family
+def test_spare_parts(name: str) -> None:
+    """What goes first where there is no room are parts, each once, behind all that rest on it."""
+    family = FAMILIES[name]
+    assert bool(family.spare) == (name != "linux")
+    assert {*family.spare} <= family.parts.keys()
+    assert len(family.spare) == len({*family.spare})
+    gone: set[str] = set()
+    for spare in family.spare:
+        assert load(name).with_dependents({spare}) - {spare} <= gone
+        gone.add(spare)
 
 
 def test_facts_are_read_as_they_are_written() -> None:
@@ -124,6 +134,7 @@ def test_facts_are_read_as_they_are_written() -> None:
     for name, family in FAMILIES.items():
         facts = tomllib.loads((PROGRAMS / f"{name}.toml").read_text(encoding="utf-8"))
         assert [*facts["parts"]] == [*family.parts]
+        assert (*facts.get("spare", ()),) == family.spare
         for part, given in facts["parts"].items():
             lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
             assert family.parts[part] == Part(**{**given, **lists})

@@ -1,9 +1,10 @@
-"""The rows of the programs for Linux are read exactly, once each, and nothing else is."""
+"""The rows of the programs are read exactly, and what they tell once each; nothing else is."""
 
 from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from itertools import count as count_up
 from itertools import pairwise
 
@@ -11,15 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
 from dtrace_exporter.program import load
 from dtrace_exporter.rows import (
+    PROTOCOL,
     Accepts,
     Closed,
     Drops,
     Established,
+    Found,
+    Left,
     Limit,
     Listening,
+    Opened,
     Queue,
     Reader,
     Ready,
@@ -32,6 +38,8 @@ from dtrace_exporter.rows import (
 U64 = (1 << 64) - 1
 PAIR = 10_000_000
 LISTENER = "listener 9f8a4b32000003 604107924061158 10 4026531840 7 ::ffff:127.0.0.1 8080 3 2 128"
+ZONE = "listener ffffff0102000007 604107924061158 db-1.x 2001:db8:0:0:0:0:0:1 8080 3 2 128 0 1152"
+ID = 0xFF0102000007
 HEADS = {name: load(name).text.partition("*/")[0] for name in ("linux", "linux_calls")}
 
 
@@ -60,11 +68,11 @@ def test_tick() -> None:
 
 
 def test_listening() -> None:
-    """Every field of a listener's row is where it belongs, its socket is a kernel's address."""
+    """Every field of a listener's row is where it belongs, and its socket is an address."""
     assert read(LISTENER) == [
         Listening(
             id=0x9F8A4B32000003,
-            socket=0xFFFF009F8A4B3200,
+            socket=0x9F8A4B3200,
             time=604107924061158,
             open=True,
             place="4026531840",
@@ -165,6 +173,165 @@ def test_every_row_of_a_program_is_read(name: str) -> None:
     heads |= set(re.findall(r", (\w+) [A-Z][\w+ ]+:", HEADS[name]))
     assert kinds - {"ready", "set"} <= heads
     assert len(records) == len([sample for sample in samples if not sample.startswith("set ")])
+
+
+# Of zones
+
+
+def test_told() -> None:
+    """Every field of a listener's row is where it belongs, and its queues go on by what follows."""
+    assert read(ZONE) == [
+        Listening(
+            id=0xFFFFFF0102000007,
+            socket=0xFFFFFFFFFF010200,
+            time=604107924061158,
+            open=True,
+            place="db-1.x",
+            cookie=0,
+            address="2001:db8::1",
+            port=8080,
+            q0=3,
+            q=2,
+            qmax=128,
+            q0max=1152,
+            told=True,
+        )
+    ]
+
+
+@pytest.mark.parametrize("syn", [0, 1])
+def test_told_without_parts(syn: int) -> None:
+    """Where the program cannot tell Q0's limit or the zone, that is None or an empty string."""
+    (record,) = read(f"listener a0007 1  192.0.2.1 80 0 0 8 {syn}")
+    assert isinstance(record, Listening)
+    assert (record.place, record.q0max, record.syn, record.socket) == ("", None, bool(syn), 10)
+
+
+@pytest.mark.parametrize("zone", ["global", "a", "Z9", "a_b-c.d", "z" * 63])
+def test_zones(zone: str) -> None:
+    """A zone's name has what zonecfg(8) lets it have."""
+    (record,) = read(ZONE.replace("db-1.x", zone))
+    assert isinstance(record, Listening)
+    assert record.place == zone
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        "a/b",
+        "a b",
+        "a\tb",
+        "a:b",
+        "a{",
+        'a"b',
+        "a\\b",
+        "a\n",
+        "\x1b[2J",
+        "\u00e4",
+        "%s",
+        "z" * 64,
+        "*",
+    ],
+)
+def test_no_zones(zone: str) -> None:
+    """Any other name is refused: it would become a label."""
+    with pytest.raises(RowError):
+        read(ZONE.replace("db-1.x", zone))
+
+
+@pytest.mark.parametrize(
+    ("identity", "socket"),
+    [
+        ("ffffff0102000007", 0xFFFFFFFFFF010200),
+        ("800000000000ffff", 0xFFFF800000000000),
+        ("7fffffffffff0001", 0x7FFFFFFFFFFF),
+        ("3000ab120001", 0x3000AB12),
+    ],
+)
+def test_address_in_an_id(identity: str, socket: int) -> None:
+    """A kernel's address is known by its 48 bits: the ones above are as the highest of them is."""
+    (record,) = read(ZONE.replace("ffffff0102000007", identity))
+    assert isinstance(record, Listening)
+    assert record.socket == socket
+
+
+def test_counts() -> None:
+    """A count of zones tells what is new, at a listener that has been told."""
+    assert read(
+        *("syn ff0102000007 3 5", "drop ff0102000007 1 4", "drop ff0102000007 2 3"),
+        *("drop ff0102000007 3 2", "opened ff0102000007 6", "established ff0102000007 7"),
+    ) == [
+        Found(ID, 3, 5),
+        *(Drops(ID, "q_full", 4), Drops(ID, "q0_full", 3), Drops(ID, "q0_evicted", 2)),
+        *(Opened(ID, 6), Established(ID, 7)),
+    ]
+
+
+def test_counts_are_told_each_time() -> None:
+    """Two rows that are alike are two counts, in whichever set of Linux's they may stand."""
+    rows = ["syn ff0102000007 3 5"] * 2
+    assert read(*rows, "set 5", *rows) == [Found(ID, 3, 5)] * 4
+
+
+@pytest.mark.parametrize("row", ["syn {} 3 5", "drop {} 1 4", "opened {} 6"])
+@pytest.mark.parametrize("id_", ["0", "ff0102000000"])
+def test_counts_of_nobody(row: str, id_: str) -> None:
+    """Number 0 is no listener that has been told: what is counted there is told elsewhere."""
+    assert read(row.format(id_)) == []
+
+
+@pytest.mark.parametrize("how", range(WAIT_BUCKETS + 1))
+def test_left_by_accept(how: int) -> None:
+    """An accept has a bucket and a time, in microseconds, unless nobody looked at it."""
+    bucket = how if how < WAIT_BUCKETS else None
+    assert read(f"left ff0102000007 {how} {9 * PAIR + 2}") == [Accepts(ID, bucket, 2, 9000)]
+
+
+def test_left_otherwise() -> None:
+    """What leaves Q or Q0 in another way is no accept."""
+    assert read("left ff0102000007 15 3", "left ff0102000007 16 2") == [
+        Left(ID, half_open=False, events=3),
+        Left(ID, half_open=True, events=2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ZONE + " 1",
+        ZONE.rpartition(" ")[0].rpartition(" ")[0],
+        ZONE.replace(" 0 1152", " -1 1152"),
+        ZONE.replace("8080", "-8080"),
+        ZONE.replace(":1 ", ":g "),
+        ZONE.replace("2001:db8:0:0:0:0:0:1", "2001"),
+        *("syn a0001 1", "syn a0001 1 2 3", "syn a0001 -1 2", "syn a0001 1 -2", "syn g 1 2"),
+        *("drop a0001 0 1", "drop a0001 4 1", "drop a0001 1", "drop a0001 1 x", "drop 0 9 1"),
+        *("opened a0001", "opened a0001 1 2", "opened a0001 -1", "opened x 1"),
+        *("established a0001", "established a0001 -1", f"established a0001 {U64 + 1}"),
+        *("left a0001 17 1", "left a0001 15 -1", "left a0001 15", "left a0001 -1 1"),
+        *("place 3 web", "tick 0 1", "calm 1 2", "syn", "left", "opened", "established", "drop"),
+    ],
+)
+def test_not_a_row_of_zones(line: str) -> None:
+    """Rows cut short, of an unknown kind or with a number that cannot be are errors."""
+    reader = Reader()
+    for before in ("", "set 5"):
+        if before:
+            reader.read(before)
+        with pytest.raises(RowError):
+            reader.read(line)
+
+
+@pytest.mark.parametrize("name", ["illumos", "solaris10"])
+def test_heads_of_zones(name: str) -> None:
+    """A program's head has a word on each kind of row that it prints, and prints this version."""
+    head, _, text = load(name).text.partition("*/")
+    kinds = set(re.findall(r'"(?:\\n)?([a-z]+) [^"]*%@?d', text))
+    assert kinds == {
+        *("listener", "syn", "drop", "opened", "established", "left", "closed", "tick")
+    }
+    assert kinds == set(re.findall(r"^ \* (\w+) [A-Z]\w+[A-Z0-9 +]*:", head, re.MULTILINE))
+    assert f"ready {PROTOCOL} global" in text
 
 
 # Since the last time
@@ -351,7 +518,14 @@ def test_a_row_of_no_set(line: str) -> None:
     "word",
     ["+1", "1_0", "1.0", "\u0661", "\u00b2", "zz", "1x1", "\x00", "'1'", "9" * 21, "9" * 100_000],
 )
-@pytest.mark.parametrize("row", [LISTENER, count(10, 1), "limit f 1 2", "closed f 1", "q a 8 9"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(LISTENER, count(10, 1), "limit f 1 2", "closed f 1", "q a 8 9"),
+        *("syn a0001 1 2", "drop a0001 1 2", "opened a0001 1", "established a0001 1"),
+        "left a0001 15 1",
+    ],
+)
 def test_not_a_number(row: str, word: str) -> None:
     """Signs, underscores, digits of other scripts and such are no numbers, in any field."""
     words = row.split()
@@ -365,6 +539,8 @@ def test_not_a_number(row: str, word: str) -> None:
 words = st.text(st.characters(), max_size=5) | st.sampled_from(
     [
         *LISTENER.split(),
+        *ZONE.split(),
+        *("syn", "drop", "opened", "established", "left", "15", "16", "17", "a/b", "z" * 64),
         *count(10, 1).split(),
         *("ready", "tick", "set", "q", "q0", "limit", "closed", "-1", "0x", "--1", "\x1f"),
         *("\u2028", "1e9", str(U64), str(U64 + 1), "9" * 30, "40", "21", "11"),
@@ -372,10 +548,23 @@ words = st.text(st.characters(), max_size=5) | st.sampled_from(
 )
 valid = st.builds(
     lambda name, numbers: " ".join([name, *map(str, numbers)]),
-    st.sampled_from(["set", "tick", "count", "q", "q0", "limit", "closed"]),
+    st.sampled_from(
+        [
+            *("set", "tick", "count", "q", "q0", "limit", "closed"),
+            *("syn", "drop", "opened", "established", "left", "listener"),
+        ]
+    ),
     st.lists(st.integers(-5, 45) | st.integers(-U64, U64), min_size=1, max_size=5),
 )
-lines = st.text(st.characters()) | st.lists(words, max_size=12).map(" ".join) | valid
+told = st.builds(
+    lambda zone, address, numbers: " ".join(
+        ["listener", *map(str, numbers[:2]), zone, address, *map(str, numbers[2:])]
+    ),
+    st.text(max_size=5) | st.sampled_from(["global", "db-1"]),
+    st.sampled_from(["::1", "192.0.2.1", "1:2:3:4:5:6:7:8", "1.2", ":", "fe80::1%eth0"]),
+    st.lists(st.integers(-1, 9) | st.integers(-U64, 2 * U64), min_size=6, max_size=9),
+)
+lines = st.text(st.characters()) | st.lists(words, max_size=12).map(" ".join) | valid | told
 
 
 def in_range(record: Record) -> bool:
@@ -395,6 +584,27 @@ def test_hostile_lines(several: list[str]) -> None:
         except RowError:
             continue
         assert record is None or in_range(record)
+
+
+@given(st.binary(max_size=200))
+def test_hostile_bytes(data: bytes) -> None:
+    """Nor do any bytes whatever raise anything else."""
+    reader = Reader()
+    splitter = LineSplitter()
+    for line in ["set 5", *splitter.feed(data), *splitter.end()]:
+        with suppress(RowError):
+            reader.read(line)
+
+
+@given(told)
+def test_hostile_zones(line: str) -> None:
+    """What is read as a listener has a zone and an address that are fit to be labels."""
+    with suppress(RowError):
+        record = Reader().read(line)
+        assert isinstance(record, Listening)
+        assert re.fullmatch(r"[A-Za-z0-9_.-]{0,63}", record.place)
+        assert re.fullmatch(r"[0-9a-f.:%eth]+|\*", record.address)
+        assert in_range(record)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=20, unique=True))
@@ -435,6 +645,16 @@ def test_cost_is_linear() -> None:
         return [line for n, row in enumerate(rows) for line in (f"set {n}", row)]
 
     assert steps_of(hostile(2000)) < 2.1 * steps_of(hostile(1000))
+
+
+@given(st.integers(0, len(ZONE) - 1))
+def test_row_of_zones_cut_short(size: int) -> None:
+    """Nor is one of zones a row, but for one cut before or inside of Q0's limit."""
+    if size < ZONE.rindex(" 0 1152") + 2 or size == ZONE.rindex(" ") + 1:
+        with pytest.raises(RowError):
+            Reader().read(ZONE[:size])
+    else:
+        assert isinstance(Reader().read(ZONE[:size]), Listening)
 
 
 @given(st.integers(0, len(LISTENER) - 1))

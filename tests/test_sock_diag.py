@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import rows, sock_diag, sun_rows
+import zone_rows
+from dtrace_exporter import rows, sock_diag
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.sock_diag import EXPORTS, Sample, SockDiagSource, listeners
 from dtrace_exporter.sockets import Queues
@@ -173,11 +174,13 @@ def test_addresses(net: Net, bound: str, shown: str) -> None:
 def test_addresses_as_in_rows(number: int) -> None:
     """An address reads the same here as in the rows of a D program."""
     address = str(IPv6Address(number))
-    solaris = sun_rows.parse(f"row 0 0 160000 {number >> 64:x} {number & (1 << 64) - 1:x} 0 0 0 0")
-    linux = rows.Reader().read(told(22, bound=address))
-    assert isinstance(solaris, sun_rows.Row)
-    assert isinstance(linux, rows.Listening)
-    assert sock_diag._address(address) == solaris.address == linux.address
+    # Solaris 10's program prints it by its words, with all of their zeroes.
+    by_words = ":".join(f"{number >> shift & 0xFFFF:x}" for shift in range(112, -1, -16))
+    told_by = told(22, bound=address), *(zone_rows.told(22, bound=b) for b in (address, by_words))
+    for line in told_by:
+        record = rows.Reader().read(line)
+        assert isinstance(record, rows.Listening)
+        assert record.address == sock_diag._address(address)
 
 
 @linux

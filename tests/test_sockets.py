@@ -27,7 +27,7 @@ def one() -> tuple[Sockets, Owner]:
 
 
 def test_a_listening_socket_has_gauges() -> None:
-    """A socket that listens has what was seen of it last, part by part; Q0 has no limit there."""
+    """A socket that listens has what was seen of it last, part by part; Q0 need have no limit."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     assert owner.sockets == {}
@@ -35,6 +35,44 @@ def test_a_listening_socket_has_gauges() -> None:
     sockets.saw(1, 12, q=5)
     sockets.saw(1, 11, q0=3, q=4)
     assert owner.sockets == {1: Queues(3, 5, None, 8)}
+
+
+def test_limit_of_q0() -> None:
+    """Q0's limit is of the newest observation of Qmax, which may have none."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q0=1, q=2, qmax=8, q0max=1032)
+    sockets.saw(1, 11, q=3)
+    assert owner.sockets == {1: Queues(1, 3, 1032, 8)}
+    sockets.saw(1, 14, qmax=9, q0max=1033)
+    sockets.saw(1, 13, qmax=7, q0max=1031)
+    assert owner.sockets == {1: Queues(1, 3, 1033, 9)}
+    sockets.saw(1, 15, qmax=9)
+    assert owner.sockets == {1: Queues(1, 3, None, 9)}
+
+
+def test_unsee() -> None:
+    """Lengths that are not known any more are shown when they are seen again; limits stay."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q0=1, q=2, qmax=8, q0max=1032)
+    sockets.unsee(1)
+    assert owner.sockets == {1: Queues(None, None, 1032, 8)}
+    sockets.saw(1, 11, q=3)
+    assert owner.sockets == {1: Queues(None, 3, 1032, 8)}
+
+
+def test_unsee_of_nobody() -> None:
+    """A socket that nobody has told of, has seen or that has closed gets no gauges by that."""
+    sockets, owner = one()
+    sockets.unsee(1)
+    sockets.listening(1, 10, owner)
+    sockets.unsee(1)
+    assert owner.sockets == {}
+    sockets.saw(1, 10, q=2)
+    sockets.closed(1, 11)
+    sockets.unsee(1)
+    assert owner.sockets == {}
 
 
 def test_of_two_at_once_the_later_told_counts() -> None:
@@ -177,6 +215,7 @@ def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
         "q0": lambda: sockets.saw(socket, time, q0=number),
         "q": lambda: sockets.saw(socket, time, q=number),
         "limit": lambda: sockets.limit(socket, time, number),
+        "unsee": lambda: sockets.unsee(socket),
     }
     does[kind]()
 
@@ -238,7 +277,7 @@ def test_any_order_of_a_close_and_a_listen() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["listening", "closed", "q0", "q", "limit"]),
+            st.sampled_from(["listening", "closed", "q0", "q", "limit", "unsee"]),
             st.integers(1, 3),
             st.integers(0, 30),
             st.integers(0, 9),

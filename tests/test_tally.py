@@ -1,4 +1,4 @@
-"""Rows of the programs for Linux become counters that are exact, and gauges that are the newest."""
+"""Rows of the programs become counters that are exact, and gauges that are the newest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
+import zone_rows
+from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
 from dtrace_exporter.rows import Ready, RowError, Tick
 from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.sockets import Queues
@@ -301,6 +302,206 @@ def test_a_forgotten_listener_counts_on(table: ListenerTable, tally: Tally) -> N
     assert only(table).syns == 2
 
 
+# Zones
+
+ZONES = Exports(place_label="zone", home="global")
+
+
+@pytest.fixture
+def zones() -> ListenerTable:
+    """Return a table whose one session watches every port of a host with zones."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    return table
+
+
+@pytest.fixture
+def of_zones(zones: ListenerTable) -> Tally:
+    """Return a Tally of that session that has had its ready row."""
+    return fed(Tally(zones, SESSION), "ready 5 global")
+
+
+def ticks(number: int = 1, first: int = 100) -> list[str]:
+    """Return heartbeats."""
+    return [f"tick {first + tick}" for tick in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("q", "qmax", "bucket"),
+    [(0, 8, 0), (1, 10, 1), (2, 10, 2), (10, 10, 10), (11, 10, 11), (0, 0, 0), (1, 0, 10)],
+)
+def test_syns_of_zones(
+    q: int, qmax: int, bucket: int, zones: ListenerTable, of_zones: Tally
+) -> None:
+    """A SYN is in the bucket of the Q that it found and the limit that was told."""
+    fed(of_zones, zone_rows.told(22, qmax=qmax), zone_rows.syns(22, 4, q=q))
+    listener = only(zones)
+    assert listener.saturation == [4 if number == bucket else 0 for number in range(12)]
+    assert (listener.syns, listener.q_sums) == (4, {qmax: 4 * q})
+
+
+def test_the_syn_that_tells(zones: ListenerTable, of_zones: Tally) -> None:
+    """The first SYN of a listener, which no row counts, comes with the listener's own row."""
+    fed(of_zones, zone_rows.told(22, q=4, syn=1), "syn ff0100000000 4 1")
+    assert (only(zones).syns, only(zones).saturation[5], only(zones).q_sums) == (1, 1, {8: 4})
+    fed(of_zones, zone_rows.told(22, 2, q=4), zone_rows.syns(22, 2, q=8, telling=2))
+    assert (only(zones).syns, only(zones).saturation[10]) == (3, 2)
+
+
+def test_counters_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
+    """Drops, completions, accepts and what else leaves Q count where they belong, each row once."""
+    rows = [
+        *(zone_rows.drops(22, n, reason) for n, reason in ((1, 1), (2, 2), (3, 3))),
+        *(zone_rows.opened(22, 90), zone_rows.established(22, 40)),
+        *(zone_rows.left(22, 4, how=3, us=50), zone_rows.left(22, 5, how=14)),
+        *(zone_rows.left(22, 6, how=15), zone_rows.left(22, 7, how=16)),
+    ]
+    fed(of_zones, zone_rows.told(22), *rows, *rows)
+    listener = only(zones)
+    assert listener.drops == {"q_full": 2, "q0_full": 4, "q0_evicted": 6}
+    assert (listener.established, listener.accepts, listener.syns) == (80, 18, 0)
+    assert (listener.waits[3], sum(listener.waits), listener.wait_ns) == (8, 8, 100_000)
+
+
+def test_queues_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
+    """Queues are what was told, and what has come and gone, at each heartbeat."""
+    fed(of_zones, zone_rows.told(22, q0=1, q=2, q0max=1032))
+    assert only(zones).queues is None
+    fed(of_zones, *ticks())
+    assert only(zones).queues == Queues(1, 2, 1032, 8)
+    fed(of_zones, zone_rows.opened(22, 9), zone_rows.established(22, 6))
+    fed(of_zones, zone_rows.left(22, 2), zone_rows.left(22, 1, how=15))
+    fed(of_zones, zone_rows.left(22, 3, how=16), *ticks(first=101))
+    assert only(zones).queues == Queues(1 + 9 - 6 - 3, 2 + 6 - 2 - 1, 1032, 8)
+
+
+def test_queues_of_linux_have_no_account(table: ListenerTable, tally: Tally) -> None:
+    """Where queues are looked at, what is counted changes none of them."""
+    fed(tally, told(22, q0=1, q=2), counted(22, 5, ESTABLISHED), counted(22, 4, ACCEPTED))
+    fed(tally, *ticks(5))
+    assert only(table).queues == Queues(1, 2, None, 8)
+
+
+def test_told_anew(zones: ListenerTable, of_zones: Tally) -> None:
+    """Each second has a number of its own: rows of any of them count, in whatever order."""
+    fed(of_zones, zone_rows.established(22, 5), zone_rows.syns(22, 2, telling=2))
+    assert list(zones) == []
+    fed(of_zones, zone_rows.told(22, 2, time=2, q=5), zone_rows.told(22, q0=9))
+    fed(of_zones, zone_rows.left(22, 3, telling=2), zone_rows.syns(22, 1), *ticks())
+    listener = only(zones)
+    assert (listener.syns, listener.established, listener.accepts) == (3, 5, 3)
+    assert listener.queues == Queues(4, 2, None, 8)
+
+
+def test_numbers_of_the_past_are_forgotten(zones: ListenerTable, of_zones: Tally) -> None:
+    """However long a listener is told anew, not more than its numbers of late are known."""
+    for telling in range(1, 200):
+        fed(of_zones, zone_rows.told(22, telling, time=telling), *ticks(first=telling))
+    assert len(of_zones._listeners) < 40
+    fed(of_zones, zone_rows.syns(22, 1, telling=199), zone_rows.syns(22, 1, telling=180))
+    assert only(zones).syns == 2
+
+
+def test_numbers_come_round(zones: ListenerTable, of_zones: Tally) -> None:
+    """A number that is used again before it was forgotten is known as long as it is in use."""
+    for time, telling in enumerate((1, 2, 1, 2), 1):
+        fed(of_zones, zone_rows.told(22, telling, time=time), *ticks(10, first=10 * time))
+    fed(of_zones, *ticks(40, first=50), zone_rows.syns(22, 1, telling=2))
+    assert only(zones).syns == 1
+    assert of_zones._listeners.keys() == {zone_rows.number(22, 2)}
+
+
+def test_zones_are_apart(zones: ListenerTable, of_zones: Tally) -> None:
+    """The host's own zone has the name that all hosts' have; where none is told it is that one."""
+    for socket, zone in enumerate(("global", "web", "db")):
+        fed(of_zones, zone_rows.told(22, zone=zone, socket=socket, syn=1))
+    fed(of_zones, zone_rows.told(80, zone="", syn=1))
+    assert {one.identity[1:]: one.syns for one in zones} == {
+        ("global", "*", 22): 1,
+        ("web", "*", 22): 1,
+        ("db", "*", 22): 1,
+        ("global", "*", 80): 1,
+    }
+
+
+def test_other_ports_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
+    """Rows of a port that nobody asked for leave nothing behind, whenever it is told which."""
+    zones.watch(SESSION, {80: ""})
+    fed(of_zones, zone_rows.syns(22, 3), zone_rows.told(22, syn=1), zone_rows.opened(22, 5))
+    fed(of_zones, *ticks(5))
+    assert [(one.identity.port, one.syns, one.sockets) for one in zones] == [(80, 0, {})]
+    assert not of_zones._waiting
+
+
+def test_a_socket_of_zones_closes(zones: ListenerTable, of_zones: Tally) -> None:
+    """One that has closed has no gauges, its counters go on; when it is told again it has both."""
+    fed(of_zones, zone_rows.told(22, q=2), *ticks(), zone_rows.closed(22, 9))
+    assert only(zones).queues is None
+    fed(of_zones, zone_rows.left(22, 2, how=15), zone_rows.syns(22, 3), *ticks(5, first=101))
+    assert (only(zones).queues, only(zones).syns) == (None, 3)
+    fed(of_zones, zone_rows.told(22, 2, time=12), *ticks(first=110))
+    assert only(zones).queues == Queues(0, 0, None, 8)
+
+
+def test_memory_of_zones_is_used_again(zones: ListenerTable, of_zones: Tally) -> None:
+    """Another listener in the same memory has its own counters; the first one's gauges end."""
+    fed(of_zones, zone_rows.told(22, q=2), *ticks())
+    fed(of_zones, zone_rows.told(22, 2, time=12, bound="127.0.0.1", q=1))
+    fed(of_zones, zone_rows.syns(22, 3), zone_rows.syns(22, 4, telling=2), *ticks(first=101))
+    found = {one.identity.address: (one.syns, one.queues) for one in zones}
+    assert found == {"*": (3, None), "127.0.0.1": (4, Queues(0, 1, None, 8))}
+
+
+def test_loss_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
+    """What was lost is in no later row: queues are not known until the listener is told anew."""
+    fed(of_zones, zone_rows.told(22, q=2), *ticks())
+    of_zones.lose()
+    fed(of_zones, zone_rows.established(22, 1), *ticks(first=101))
+    assert only(zones).queues == Queues(None, None, None, 8)
+    # A row may have been on its way.
+    fed(of_zones, zone_rows.told(22, 2, time=101, q=3), *ticks(first=102))
+    assert only(zones).queues == Queues(None, None, None, 8)
+    fed(of_zones, zone_rows.told(22, 3, time=103, q=4), *ticks(first=104))
+    assert only(zones).queues == Queues(0, 4, None, 8)
+    assert only(zones).established == 1
+
+
+def test_an_account_that_cannot_be(zones: ListenerTable, of_zones: Tally) -> None:
+    """What is wrong with an account is there for whoever wants to take it away."""
+    fed(of_zones, zone_rows.told(22), zone_rows.left(22, 1), *ticks(2))
+    assert of_zones.wrong == []
+    fed(of_zones, *ticks(5, first=102))
+    assert of_zones.wrong == ["the queues of * port 22 come to 0 and -1"]
+    assert only(zones).queues is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "queues"),
+    [
+        ({}, (5, 6)),
+        ({"opened": False}, (4, 6)),
+        ({"established": False}, (4, 5)),
+        ({"departures": False}, (4, 5)),
+        ({"accepts": False}, (5, 6)),
+    ],
+)
+def test_parts_missing(
+    missing: dict[str, bool], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
+) -> None:
+    """Where not all that enters and leaves a queue is counted, it is as it was last told."""
+    zones.watch(SESSION, None, Exports(place_label="zone", home="global", **missing))
+    fed(of_zones, zone_rows.told(22, q0=1, q=2), zone_rows.told(22, 2, time=2, q0=4, q=5))
+    fed(of_zones, zone_rows.opened(22, 5), zone_rows.established(22, 4))
+    fed(of_zones, zone_rows.left(22, 1, how=16), *ticks())
+    expected = {
+        (5, 6): (1 + 5 - 4 - 1, 2 + 4),
+        (4, 6): (4, 2 + 4),
+        (4, 5): (4, 5),
+    }
+    assert only(zones).queues is not None
+    assert only(zones).queues[:2] == expected[queues]  # type: ignore[index]
+
+
 # What the kernel itself says
 
 
@@ -419,6 +620,80 @@ def test_counters_in_any_order(rows: list[tuple[int, int]], random: object) -> N
     fed(Tally(table, SESSION), READY, "set 1", *kept[:at], told(22), *kept[at:], *last)
     assert only(table).saturation[:4] == now
     assert only(table).syns == sum(now)
+
+
+def events_of_zones() -> st.SearchStrategy[str]:
+    """Return rows of zones, in which everything that can be is a number or a word of few."""
+    ports, numbers = st.sampled_from([22, 80]), st.integers(0, 3)
+    few, any_ = st.integers(0, 5), st.integers(0, 5) | st.integers(0, 1 << 64)
+    return st.one_of(
+        st.builds(
+            lambda port, n, time, zone, q0, q, qmax, syn: zone_rows.told(
+                port, n, time=time, zone=zone, q0=q0, q=q, qmax=qmax, syn=syn
+            ),
+            *(ports, numbers, few, st.sampled_from(["global", "", "web"]), few, few, any_, few),
+        ),
+        st.builds(lambda p, n, q, m: zone_rows.syns(p, m, q, n), ports, numbers, any_, any_),
+        st.builds(lambda p, n, r, m: zone_rows.drops(p, m, r, n), ports, numbers, few, any_),
+        st.builds(lambda p, n, m: zone_rows.opened(p, m, n), ports, numbers, any_),
+        st.builds(lambda p, n, m: zone_rows.established(p, m, n), ports, numbers, any_),
+        st.builds(
+            lambda p, n, how, m: zone_rows.left(p, m, how, n),
+            *(ports, numbers, st.integers(0, 17), any_),
+        ),
+        st.builds(zone_rows.closed, ports, few),
+        st.integers(0, 50).map(lambda time: f"tick {time}"),
+        st.just("\n".join(ticks(35))),
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.randoms())
+def test_zones_in_any_order(events: list[tuple[int, int]], random: object) -> None:
+    """In whatever order rows of zones come between two heartbeats, nothing is lost or twice."""
+    rows, q0, q, syns = [zone_rows.told(22, 1, time=1)], 0, 0, 0
+    for second, (kind, more) in enumerate(events, 2):
+        rows.append(zone_rows.told(22, second, time=second, q0=q0, q=q))
+        if kind == 0:
+            rows.append(zone_rows.syns(22, more, q, second))
+            syns += more
+        elif kind == 1:
+            rows.append(zone_rows.opened(22, more, second))
+            q0 += more
+        elif kind == 2:
+            rows += [zone_rows.opened(22, more, second), zone_rows.established(22, more, second)]
+            q += more
+        else:
+            rows.append(zone_rows.left(22, q, 14, second))
+            q = 0
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    tally = fed(Tally(table, SESSION), "ready 5 global", *rows)
+    for beat in (ticks(), ticks(20, first=200)):
+        fed(tally, *beat)
+        assert only(table).queues == Queues(q0, q, None, 8)
+        assert only(table).syns == syns
+    assert tally.wrong == []
+
+
+@given(st.lists(events_of_zones() | st.text(max_size=20), max_size=40))
+def test_hostile_rows_of_zones(rows: list[str]) -> None:
+    """Whatever comes, only a RowError is raised, no count falls and no queue is below zero."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    tally = Tally(table, SESSION)
+    before = 0
+    for line in [line for row in ["ready 5 global", *rows] for line in row.split("\n")]:
+        try:
+            tally.feed(line)
+        except RowError:
+            continue
+        now = sum(one.syns + one.established + one.accepts for one in table)
+        assert now >= before
+        before = now
+        for one in table:
+            assert one.syns == sum(one.saturation)
+            assert all((each.q0 or 0) >= 0 <= (each.q or 0) for each in one.sockets.values())
 
 
 @given(st.lists(events() | st.text(max_size=20), max_size=30))

@@ -45,7 +45,7 @@ def _no_child_left() -> Iterator[None]:
 def own_trace(tmp_path: Path) -> Path:
     """Return a program of one's own that prints a line for each event."""
     path = tmp_path / "own_trace.d"
-    text = "inline int FIRST_PORT = 0;\ninline int CONN_TCP = 0x28;\nBEGIN\n{\n}\n"
+    text = "inline int PORT = 0;\ninline int CONN_TCP = 0x28;\nBEGIN\n{\n}\n"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -75,7 +75,7 @@ def test_program_of_the_kernel(
     start = json.loads(saved.read_text(encoding="utf-8"))
     assert start["argv"] == ["-s", "/dev/stdin"]
     counters = program.drop_counters(["dtrace"]) or program.no_drop_counters()
-    expected = program.render(program.load_trace(name), program.window(1.0), (22, 22), counters)
+    expected = program.render(program.load_trace(name), program.window(1.0), 22, counters)
     assert start["program"] == expected
 
 
@@ -86,7 +86,7 @@ def test_configured_program(own_trace: Path, fake_dtrace: FakeDTrace, tmp_path: 
     settings = {"program": str(own_trace), "offsets": {"conn_tcp": 0x20}}
     assert traced(command, **settings) == (3, [])
     text = json.loads(saved.read_text(encoding="utf-8"))["program"]
-    assert text == "inline int FIRST_PORT = 22;\ninline int CONN_TCP = 32;\nBEGIN\n{\n}\n"
+    assert text == "inline int PORT = 22;\ninline int CONN_TCP = 32;\nBEGIN\n{\n}\n"
     saved.unlink()
     assert traced(command, program="linux") == (3, [])
     text = json.loads(saved.read_text(encoding="utf-8"))["program"]

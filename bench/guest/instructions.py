@@ -69,8 +69,8 @@ def tools() -> list[Tool]:
         bpftrace_keyed("kprobe:tcp_conn_request", "arg2"),
         Tool("tcpaccept.bt", ["bpftrace", "/usr/sbin/tcpaccept.bt"], None, "Tracing"),
         Tool("tcpsynbl.bt", ["bpftrace", "/usr/sbin/tcpsynbl.bt"], None, "Tracing"),
-        ours(DTRACE, "linux", (0, 65535), numbers),
-        ours(DTRACE, "linux", (PORT, PORT), numbers),
+        ours(DTRACE, "linux", numbers=numbers),
+        ours(DTRACE, "linux", PORT, numbers),
         with_dtrace("linux_calls.d", text=program.load("linux_calls").text),
     ]
 

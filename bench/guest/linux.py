@@ -65,8 +65,8 @@ def tools() -> list[Tool]:
     return [
         UNTRACED,
         barest(DTRACE, ENTRY),
-        ours(DTRACE, "linux", (0, 65535), numbers),
-        ours(DTRACE, "linux", (PORT, PORT), numbers),
+        ours(DTRACE, "linux", numbers=numbers),
+        ours(DTRACE, "linux", PORT, numbers),
         printf_per_syn(DTRACE, PRINTING),
         bpftrace_keyed(probe, "arg2"),
         bpftrace_printf(probe, "arg2"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import tempfile
 import time
@@ -22,7 +21,7 @@ from tools import (
     printf_per_syn,
     with_program,
 )
-from tracing import Tracer, complain, cpu_seconds, running, tell, tell_versions
+from tracing import Tracer, complain, cpu_seconds, tell, tell_versions
 
 PORT = 80
 CALLS = 20_000
@@ -70,53 +69,27 @@ class ModelLoad:
         return sum(int(totals["syns"]) for totals in self._model.all_totals())
 
 
-def pieces(queues: int) -> list[tuple[str, Tool]]:
-    """Return a program for each piece that a SYN on the short way is made of, with those before it.
-
-    Args:
-        queues: how far behind arg0 a listener's Q0 is; Q follows it.
-    """
-    others = clauses(ours(DTRACE, "illumos", (0, 65535)).text or "") - 1
+def pieces() -> list[tuple[str, Tool]]:
+    """Return a program for each piece that a SYN is made of, with those before it."""
     header = "((mblk_t *)arg1)->b_rptr + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length"
-    body = more = ""
+    queue = "((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q"
+    body = ""
     found = []
-    for piece, name, action, after in (
-        ("nothing", "a clause that does nothing", "this->x = 1;", ""),
-        ("syn", "and reads whether it is a SYN", f"this->x += *(uint8_t *)({header} + 13);", ""),
-        ("queues", "and reads Q0 and Q at once", f"this->x += *(uint64_t *)(arg0 + {queues});", ""),
-        ("count", "and counts by one word", "@[this->x] = count();", ""),
-        (
-            "clauses",
-            f"and {others} more clauses whose predicate is false",
-            "",
-            f"{ENTRY} / this->x == 0 / {{ this->x = 2; }}\n" * others,
-        ),
+    for piece, name, action in (
+        ("nothing", "a clause that does nothing", "this->x = 1;"),
+        ("read", "and reads whether it is a SYN, and Q", f"this->x += *({header} + 13) + {queue};"),
+        ("life", "and looks its listener up", "this->x += life[(conn_t *)arg0];"),
+        ("thread", "and notes it for its thread", "syn[curthread] = arg0;"),
+        ("count", "and counts by two words", "@[arg0, this->x] = count();"),
     ):
-        body, more = f"{body} {action}", more + after
+        body = f"{body} {action}"
         text = (
-            "#pragma D option quiet\nthis uint64_t x;\n"
-            f'BEGIN {{ printf("ready\\n"); }}\n{ENTRY} {{ {body} }}\n{more}'
+            "#pragma D option quiet\n"
+            "uint64_t life[conn_t *];\nuint64_t syn[kthread_t *];\nthis uint64_t x;\n"
+            f'BEGIN {{ printf("ready\\n"); }}\n{ENTRY} {{ {body} }}\n'
         )
         found.append((piece, Tool(name, with_program(DTRACE), text, "ready")))
     return found
-
-
-def clauses(text: str) -> int:
-    """Return how many clauses of a program are run for each segment of a listener."""
-    return len(re.findall(rf"^{re.escape(ENTRY)}", text, re.MULTILINE))
-
-
-def queues_behind(model: Model) -> int:
-    """Return how far behind its conn_t the Q0 of the model's listener is."""
-    text = (
-        '#pragma D option quiet\nBEGIN { printf("ready\\n"); }\n'
-        f"{ENTRY} {{ this->tcp = ((conn_t *)arg0)->conn_proto_priv.cp_tcp;\n"
-        'printf("behind %d\\n", (uint64_t)&this->tcp->tcp_conn_req_cnt_q0 - (uint64_t)arg0); }\n'
-    )
-    with running(with_program(DTRACE), text, "ready") as tracer:
-        model.run("syn web")
-        tracer.wait(3)
-        return int(re.findall(r"behind (\d+)", tracer.end())[-1])
 
 
 def illumos_tools() -> list[Tool]:
@@ -125,8 +98,8 @@ def illumos_tools() -> list[Tool]:
     return [
         UNTRACED,
         barest(DTRACE, ENTRY),
-        ours(DTRACE, "illumos", (0, 65535)),
-        ours(DTRACE, "illumos", (PORT, PORT)),
+        ours(DTRACE, "illumos"),
+        ours(DTRACE, "illumos", PORT),
         printf_per_syn(DTRACE, SEED),
         bpftrace_keyed(probe, "arg0"),
         bpftrace_printf(probe, "arg0"),
@@ -138,7 +111,7 @@ def solaris10_tools() -> list[Tool]:
     return [
         UNTRACED,
         barest(DTRACE, ENTRIES["solaris10"]),
-        ours(DTRACE, "solaris10", (0, 65535)),
+        ours(DTRACE, "solaris10"),
         bpftrace_keyed("kprobe:ip:tcp_conn_request", "arg0"),
     ]
 
@@ -236,7 +209,7 @@ def main() -> None:
     tell_versions("dtrace")
     with Model("illumos") as model:
         listeners(model)
-        measure(model, illumos_tools(), pieces(queues_behind(model)))
+        measure(model, illumos_tools(), pieces())
         try:
             user_space(model)
         except Exception as error:

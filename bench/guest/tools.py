@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from dtrace_exporter import program, sun_tally, tally
+from dtrace_exporter import program
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.rows import RowError
-
-Tally = tally.Tally | sun_tally.Tally
+from dtrace_exporter.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,19 @@ def counting(probe: str) -> str:
     )
 
 
-def ours(
-    dtrace: str, name: str, ports: tuple[int, int], numbers: dict[str, int] | None = None
-) -> Tool:
+def ours(dtrace: str, name: str, port: int = 0, numbers: dict[str, int] | None = None) -> Tool:
     """Return one of our programs, all parts on, as a session would run it.
 
     Args:
         dtrace: the command.
         name: the program's.
-        ports: the first and the last port that it watches.
+        port: the one that it watches, 0 for all.
         numbers: those of the kernel, as program.render takes them.
     """
-    text = program.render(program.load(name), program.window(1), ports=ports, numbers=numbers)
-    port_only = ports[0] == ports[1]
-    which = "per-port" if port_only else "shared"
-    kind = tally.Tally if name == "linux" else sun_tally.Tally
-    seen = partial(rows_seen, kind=kind)
+    text = program.render(program.load(name), program.window(1), port, numbers)
+    which = "per-port" if port else "shared"
     command = with_program(dtrace)
-    return Tool(f"{name}.d, {which}", command, text, "tick", seen, 4.0, port_only)
+    return Tool(f"{name}.d, {which}", command, text, "tick", rows_seen, 4.0, bool(port))
 
 
 def printf_per_syn(dtrace: str, text: str) -> Tool:
@@ -110,17 +103,12 @@ def with_program(dtrace: str) -> list[str]:
     return [dtrace, "-q", "-x", "aggsize=8m", "-s", "/dev/stdin"]
 
 
-def rows_seen(output: str, kind: type[Tally] = tally.Tally) -> int:
-    """Return how many SYNs the rows of one of our programs tell.
-
-    Args:
-        output: all that it printed.
-        kind: what reads its rows.
-    """
+def rows_seen(output: str) -> int:
+    """Return how many SYNs the rows of one of our programs tell, all that it printed."""
     session = SessionId("", "all")
     table = ListenerTable()
     table.watch(session, None)
-    reader = kind(table, session)
+    reader = Tally(table, session)
     for line in output.splitlines():
         try:
             reader.feed(line)
