@@ -8,7 +8,7 @@ import ssl
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,7 +144,7 @@ USERS = "basic_auth_users: {prometheus: %s}\n"
 
 def test_users(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """With users in the file nothing is shown and nothing done without a right password."""
-    with running(tmp_path, USERS % HASH, fake_dtrace) as service:
+    with running(tmp_path, USERS % HASH, fake_dtrace, "--web.enable-lifecycle") as service:
         for path in PATHS:
             for headers in ({}, basic("prometheus", "wrong"), basic("nobody", PASSWORD)):
                 answer = service.ask(path, headers=headers)
@@ -178,7 +178,7 @@ def test_users_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         assert service.status(headers=new) == 401
         log = service.log()
     assert log.count("changed to a bad one") == 2
-    assert f"{service.web}:1: basic_auth_users.new: expected a password's bcrypt hash" in log
+    assert f"{service.web}:1: basic_auth_users: expected a password's bcrypt hash" in log
     assert log.count('msg="web configuration changed"') == 2
 
 
@@ -235,6 +235,64 @@ def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) 
         until(lambda: 'msg="client\'s certificate is for another name"' in service.log())
         service.web.write_text(given, encoding="utf-8")
         until(lambda: served(service) == {"none", "good", "address", "bad"})
+
+
+CLIENTS = TLS % (
+    ", client_ca_file: ca.pem, client_auth_type: RequireAndVerifyClientCert"
+    ", client_allowed_sans: [%s]"
+)
+
+
+@pytest.mark.parametrize("what", ["name", "authority", "user"])
+def test_withdrawn(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki, what: str) -> None:
+    """A name, authority or user that is taken out ends its connection, however busy, and ticket."""
+    before = CLIENTS % "good.example"
+    headers = basic("prometheus", PASSWORD) if what == "user" else {}
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    request = f"GET /-/healthy HTTP/1.1\r\nHost: x\r\n{''.join(lines)}\r\n".encode()
+    with (
+        running(tmp_path, USERS % HASH if what == "user" else before, fake_dtrace) as service,
+        socket.create_connection(("localhost", service.port), SECONDS) as raw,
+    ):
+        client = raw
+        if what != "user":
+            tls = pki.trusting("good.example")
+            tls.maximum_version = ssl.TLSVersion.TLSv1_2
+            client = tls.wrap_socket(raw, server_hostname="localhost")
+
+        def ended() -> bool:
+            """Read an answer and ask for another, so that there is always one to come."""
+            try:
+                client.sendall(request)
+                return client.recv(1 << 16) == b""
+            except (ConnectionError, ssl.SSLError):
+                return True
+
+        client.sendall(request)
+        assert not any(ended() for _ in range(10))
+        if what == "authority":
+            other = trustme.CA()
+            other.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        elif what == "name":
+            service.web.write_text(CLIENTS % "other.example", encoding="utf-8")
+        else:
+            service.web.write_text(f"basic_auth_users: {{other: {HASH}}}", encoding="utf-8")
+        until(ended)
+        session = client.session if isinstance(client, ssl.SSLSocket) else None
+        client.close()
+        assert "web configuration changed" in service.log()
+        if what == "user":
+            assert service.status(headers=headers) == 401
+            return
+        assert session is not None
+        with (
+            suppress(OSError),
+            socket.create_connection(("localhost", service.port), SECONDS) as plain,
+            tls.wrap_socket(plain, server_hostname="localhost", session=session) as client,
+        ):
+            assert not client.session_reused
+            client.sendall(request)
+            assert client.recv(1 << 16) == b""
 
 
 @pytest.mark.usefixtures("pki")
@@ -315,6 +373,16 @@ def test_rate_limit(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         until(lambda: service.status() == 200)
 
 
+def test_rate_limit_is_for_those_with_a_password(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Requests without a right password leave the rate limit to those that have one."""
+    web = "rate_limit: {interval: 1h, burst: 3}\n" + USERS % HASH
+    right, wrong = basic("prometheus", PASSWORD), basic("prometheus", "wrong")
+    with running(tmp_path, web, fake_dtrace) as service:
+        assert {service.status(headers=each) for each in ({}, wrong) * 20} == {401}
+        statuses = [service.status(headers=right) for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+
+
 def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
     """Whatever is sent or written by mistake, at any level, no password or key is in the log."""
     secrets = [PASSWORD, "hunter2", HASH, "swordfish", "letmein"]
@@ -333,10 +401,13 @@ def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki)
         whole = "http://a:swordfish@x/metrics"
         assert service.status(tls=tls, headers=right, path=whole) in (400, 404)
         service.status(tls=tls, headers={"Authorization": "Basic letmein\x01"})
+        assert service.status(tls=tls, headers=right, path="/?sort=%ff&token=swordfish") == 400
         for bad in (
             web.replace(HASH, "hunter2"),
             web.replace("key: |", "key: swordfish\n  x: |"),
             web.replace(HASH, "'letmein"),
+            web.replace("prometheus", "letmein").replace(HASH, "prometheus"),
+            web.replace("basic_auth_users", "letmein"),
         ):
             already = service.log().count("changed to a bad one")
             service.web.write_text(bad, encoding="utf-8")
@@ -360,21 +431,35 @@ def test_bad_file_at_the_start(tmp_path: Path) -> None:
             timeout=SECONDS,
         )
         assert (done.returncode, done.stdout) == (status, "")
-        expected = f"dtrace-exporter: {file}:2: basic_auth_user: expected the key basic_auth_users"
+        expected = f"dtrace-exporter: {file}:2: expected the key basic_auth_users"
         assert done.stderr.startswith(expected)
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_lifecycle_off(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """With --no-web.enable-lifecycle nobody reloads over the web; SIGHUP still does."""
-    with running(tmp_path, "{}", fake_dtrace, "--no-web.enable-lifecycle") as service:
+@pytest.mark.parametrize("flags", [(), ("--no-web.enable-lifecycle",)])
+def test_lifecycle_off(tmp_path: Path, fake_dtrace: FakeDTrace, flags: tuple[str, ...]) -> None:
+    """Nobody reloads over the web who was not allowed to by the flag; SIGHUP always does."""
+    with running(tmp_path, "{}", fake_dtrace, *flags) as service:
         assert service.status(path="/-/reload", method="POST") == 403
         assert service.status(path="/-/reload") == 405
         assert "reloaded" not in service.log()
         service.process.send_signal(1)
         until(lambda: "reloaded" in service.log())
+
+
+def test_lifecycle_on(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """With --web.enable-lifecycle a POST reloads; one that fails says no more than that."""
     with running(tmp_path, "{}", fake_dtrace, "--web.enable-lifecycle") as service:
         assert service.status(path="/-/reload", method="POST") == 200
+        text = 'dtrace: {command: "sshpass -p hunter2 ssh a dtrace"}'
+        (tmp_path / "c.yml").write_text(text, encoding="utf-8")
+        connection = HTTPConnection("localhost", service.port, timeout=SECONDS)
+        connection.request("POST", "/-/reload")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (500, b"reload failed: see the log\n")
+        connection.close()
+        assert f"{tmp_path}/c.yml:1: dtrace.command: expected a list (found text)" in service.log()
+        assert "hunter2" not in service.log()
 
 
 def test_several_addresses(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from threading import Semaphore
 
 import bcrypt
 import pytest
 
 from dtrace_exporter import auth
-from dtrace_exporter.auth import Authenticator, BusyError
+from dtrace_exporter.auth import Authenticator
 
 USERS = {
     name: bcrypt.hashpw(password, bcrypt.gensalt(4))
@@ -132,55 +131,130 @@ def test_nothing_readable_is_kept() -> None:
     assert first != second
 
 
-def crowd(
-    many: Callable[[Authenticator], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run something while bcrypt takes long."""
+class Slow:
+    """bcrypt that is computed when the test says so, and what it was computed of."""
 
-    def slowly(_password: bytes, _hashed: bytes) -> bool:
-        time.sleep(0.1)
-        return False
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passwords: list[bytes] = []
+        self._go = Semaphore(0)
+        monkeypatch.setattr(auth, "_matches", self._matches)
+
+    def _matches(self, password: bytes, _hashed: bytes) -> bool:
+        self.passwords.append(password)
+        self._go.acquire()
+        return password == b"right"
+
+    def compute(self, times: int) -> None:
+        """Let it be computed some more times."""
+        self._go.release(times)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """Hold bcrypt back."""
+    return Slow(monkeypatch)
+
+
+def guess(
+    authenticator: Authenticator, *clients: str, password: str = "wrong"
+) -> list[asyncio.Task[bool]]:
+    """Try a password from each of some addresses."""
+    header = basic("prometheus", password)
+    return [asyncio.create_task(authenticator.allows(USERS, header, client)) for client in clients]
+
+
+def test_who_is_known_waits_for_no_guess(slow: Slow) -> None:
+    """While many guesses wait, a password that was right before is let in at once."""
 
     async def run() -> None:
         authenticator = Authenticator()
-        await authenticator.allows(USERS, basic("prometheus", "right"), "192.0.2.1")
-        monkeypatch.setattr(auth, "_matches", slowly)
-        await many(authenticator)
+        slow.compute(1)
+        assert await guess(authenticator, "192.0.2.1", password="right")[0]
+        guesses = guess(authenticator, *["192.0.2.66"] * 200)
+        await asyncio.sleep(0)
+        assert await guess(authenticator, "192.0.2.66", password="right")[0]
+        assert not any(each.done() for each in guesses)
+        slow.compute(200)
+        assert await asyncio.gather(*guesses) == [False] * 200
         assert not authenticator._waiting
 
     asyncio.run(run())
 
 
-def test_guesses_wait_in_no_long_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many guesses from one address most are turned away; who is known waits for none."""
+def test_addresses_take_turns(slow: Slow) -> None:
+    """Who is not yet known waits for one guess of each other address, however many each has."""
 
-    async def many(authenticator: Authenticator) -> None:
-        guesses = [
-            asyncio.ensure_future(authenticator.allows(USERS, basic("a", str(n)), "192.0.2.66"))
-            for n in range(200)
-        ]
+    async def run() -> None:
+        authenticator = Authenticator()
+        strangers = [f"192.0.2.{number}" for number in range(100, 220)]
+        guesses = guess(authenticator, *strangers * 20)
         await asyncio.sleep(0)
-        assert await authenticator.allows(USERS, basic("prometheus", "right"), "192.0.2.1")
-        assert sum(guess.done() and not guess.cancelled() for guess in guesses) >= 198
-        answers = await asyncio.gather(*guesses, return_exceptions=True)
-        assert answers.count(False) == 2
-        assert sum(isinstance(answer, BusyError) for answer in answers) == 198
+        honest = guess(authenticator, "192.0.2.1", password="right")[0]
+        await asyncio.sleep(0)
+        slow.compute(122)
+        assert await honest
+        assert slow.passwords.index(b"right") <= 121
+        for each in guesses:
+            each.cancel()
+        slow.compute(10)
+        await asyncio.wait(guesses)
 
-    crowd(many, monkeypatch)
+    asyncio.run(run())
 
 
-def test_guesses_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many addresses they come from, so many are heard and no more."""
-    monkeypatch.setattr(auth, "_MAX_WAITING", 5)
+def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those behind one address whoever is drawn is next, and not always who came first."""
+    monkeypatch.setattr(auth.secrets, "choice", lambda tries: tries[-1])
 
-    async def many(authenticator: Authenticator) -> None:
-        answers = await asyncio.gather(
-            *(
-                authenticator.allows(USERS, basic("a", "b"), f"192.0.2.{number}")
-                for number in range(50)
-            ),
-            return_exceptions=True,
-        )
-        assert answers.count(False) == 5
+    async def run() -> None:
+        authenticator = Authenticator()
+        guesses = guess(authenticator, *["192.0.2.66"] * 200)
+        honest = guess(authenticator, "192.0.2.66", password="right")[0]
+        slow.compute(2)
+        assert await honest
+        slow.compute(200)
+        assert await asyncio.gather(*guesses) == [False] * 200
 
-    crowd(many, monkeypatch)
+    asyncio.run(run())
+
+
+def test_who_has_gone_is_forgotten(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clients that wait no more one for each address is left, and of any number of them few."""
+
+    async def run() -> None:
+        authenticator = Authenticator()
+        guesses = guess(authenticator, *["192.0.2.66", "192.0.2.67"] * 100)
+        monkeypatch.setattr(auth, "_MOST_GONE", 20)
+        guesses += guess(authenticator, *(f"198.51.100.{n}" for n in range(100)))
+        await asyncio.sleep(0)
+        for each in guesses:
+            each.cancel()
+        await asyncio.wait(guesses)
+        assert [len(tries) for tries in authenticator._waiting.values()] == [1] * 20
+        slow.compute(1000)
+        assert await guess(authenticator, "192.0.2.1", password="right")[0]
+        assert len(slow.passwords) <= 22
+        assert not authenticator._waiting
+
+    asyncio.run(run())
+
+
+def test_who_gives_up_is_known_the_next_time(slow: Slow) -> None:
+    """A scraper whose patience is shorter than the queue is let in at one of its next tries."""
+
+    async def run() -> None:
+        authenticator = Authenticator()
+        strangers = [f"192.0.2.{number}" for number in range(100, 220)]
+        guesses = guess(authenticator, *strangers)
+        (first,) = guess(authenticator, "192.0.2.1", password="right")
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        (second,) = guess(authenticator, "192.0.2.1", password="right")
+        slow.compute(122)
+        assert await second
+        assert slow.passwords.count(b"right") == 1
+        assert await guess(authenticator, "192.0.2.1", password="right")[0]
+        await asyncio.wait(guesses)
+
+    asyncio.run(run())

@@ -177,8 +177,22 @@ def test_sighup_reloads(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         exporter.process.terminate()
         _, errors = exporter.process.communicate(timeout=SECONDS)
         assert exporter.process.returncode == 0
-        assert "nonsense" in errors
+        assert f"{path}:1: expected the key " in errors
         assert "Traceback" not in errors
+
+
+def test_only_check_on_a_terminal_shows_values(tmp_path: Path) -> None:
+    """What a wrong file says is shown by check to who sits there, and to nobody else."""
+    path = tmp_path / "c.yml"
+    path.write_text("dtrace: {command: sshpass -p hunter2 ssh a}", encoding="utf-8")
+    flag = f"--config.file={path}"
+    said = f"dtrace-exporter: {path}:1: dtrace.command: expected a list"
+    for command in ((), ("check",), ("program",)):
+        assert run(*command, flag).stderr == f"{said} (found text)\n"
+    for command, found in (("check", '"sshpass -p hunter2 ssh a"'), ("program", "text")):
+        with on_terminal([*EXPORTER, command, flag], 200) as screen:
+            assert screen.end()
+        assert screen.text == f"{said} (found {found})\r\n"
 
 
 def test_kill_9_leaves_nothing(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
@@ -272,7 +286,7 @@ def test_bad_configuration(command: tuple[str, ...], status: int, tmp_path: Path
     assert (result.returncode, result.stdout) == (status, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"dtrace-exporter: {path}:3: ")
-    assert "intervall" in line
+    assert "dtrace: expected the key interval" in line
 
 
 def test_no_program_for_it(tmp_path: Path) -> None:
@@ -411,7 +425,7 @@ def test_program_of_another_system(tmp_path: Path) -> None:
         expected = program.render(file, program.window(1.0))
         assert (plain.returncode, plain.stdout, plain.stderr) == (0, expected, "")
         numbers = program.offsets(offsets)
-        changed = program.render(file, program.window(1.0), (0, 65535), numbers, ["accept_wait"])
+        changed = program.render(file, program.window(1.0), 0, numbers, ["accept_wait"])
         assert run("program", name, "--config.file", path).stdout == changed != expected
 
 

@@ -44,9 +44,14 @@ def complaint(file: Path, content: str | bytes) -> str:
     """Return what is said about a file of that content, from after its name on."""
     with pytest.raises(ConfigError) as caught:
         read(file, content)
-    message = str(caught.value)
+    message = caught.value.in_full
     assert message.isprintable()
     assert message.startswith(str(file))
+    said = str(caught.value)
+    assert said.isprintable()
+    # The same line and expectation, whatever it leaves out.
+    assert said.startswith(message.split(" ", 1)[0])
+    assert "expected " in said
     return message.removeprefix(str(file))
 
 
@@ -501,6 +506,48 @@ def test_program_path(file: Path) -> None:
     assert complaint(file, "dtrace:\n  program: my.d") == (
         f":2: dtrace.program: expected a readable file (found {program})"
     )
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (f"dtrace: {{command: sshpass -p {SECRET} ssh a dtrace}}", "dtrace.command: expected a li"),
+        (f"dtrace: {{command: [sshpass, {{-p: {SECRET}}}]}}", "dtrace.command[1]: expected a word"),
+        (f'dtrace: {{command: [sshpass, "{SECRET}\\0"]}}', "dtrace.command[1]: expected a word"),
+        (f"dtrace: {{command: {{{SECRET}: 1}}}}", "dtrace.command: expected a list"),
+        (f"dtrace: {{{SECRET}: 1}}", "dtrace: expected the key"),
+        (f"dtrace: {{{SECRET}: 1, {SECRET}: 1}}", "dtrace: expected the key"),
+        (f"dtrace: {{options: {{bufsize: '{SECRET} x'}}}}", "dtrace.options: expected a number"),
+        (f"dtrace: {{options: {{{SECRET}: 1}}}}", "dtrace.options: expected the name"),
+        (
+            f"dtrace: {{options: {{a: 1, {SECRET}: 1, {SECRET}: 1}}}}",
+            "dtrace.options: expected the",
+        ),
+        (f"dtrace: {{program: {SECRET}}}", "dtrace.program: expected auto"),
+        (f"dtrace: {{program: ./{SECRET}}}", "dtrace.program: expected a readable file"),
+        (f"dtrace: {{interval: {SECRET}}}", "dtrace.interval: expected a duration"),
+        (f"source: {SECRET}", "source: expected auto"),
+        (f"source: !{SECRET} a", "source: expected auto"),
+        (f"source: *{SECRET}", "expected YAML"),
+        (f"source: '{SECRET}", "expected YAML"),
+        (f"{SECRET}: 1", "expected the key source or"),
+        (f"listeners: [{{port: {SECRET}}}]", "listeners[0].port: expected a port"),
+        (f"listeners: [{{port: 1, name: {SECRET * 50}}}]", "listeners[0].name: expected a name"),
+        (f"hosts: [{{name: {SECRET}}}, {{name: {SECRET}}}]", "hosts[1].name: expected a name"),
+        (SECRET, "expected keys and values"),
+    ],
+)
+def test_no_value_is_told(file: Path, text: str, where: str) -> None:
+    """What a file says in the wrong place is in no complaint but the one in full, at any place."""
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    said = str(caught.value)
+    assert SECRET not in said
+    assert said.startswith(f"{file}:1: {where}")
 
 
 def test_configurations_do_not_change() -> None:

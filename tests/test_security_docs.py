@@ -69,9 +69,8 @@ def test_numbers() -> None:
     assert f"{server.MAX_HEADER_BYTES >> 10} KB of headers" in TEXT
     assert f"{server.MAX_BODY_BYTES >> 10} KB of body" in TEXT
     assert f"accept queue, {server._BACKLOG} long" in TEXT
+    assert f"each of at most {auth._MOST_GONE} addresses one that has hung up" in TEXT
     assert f"closed after {web._SEND_SECONDS:.0f} s" in TEXT
-    assert auth._MAX_WAITING_OF_ONE == 2
-    assert f"two waiting for one client's address and {auth._MAX_WAITING} in all" in TEXT
     assert f"at most {log.MOST} events of one kind in a minute" in TEXT
 
 

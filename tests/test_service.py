@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+import zone_rows
 from dtrace_exporter import program, session, sock_diag
 from dtrace_exporter.config import ConfigError, load
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import ProgramError
 from dtrace_exporter.program import load as load_program
-from dtrace_exporter.service import Service
+from dtrace_exporter.service import Reloads, Service
 from linux_rows import syns as rows_of_syns
 
 FakeDTrace = Callable[..., list[str]]
@@ -310,6 +311,38 @@ def test_two_reloads_at_once(configure: Configure) -> None:
     asyncio.run(test())
 
 
+def test_reloads_are_shared() -> None:
+    """Who asks while a reload runs gets the next one, shared by all who wait, or its error."""
+    began = 0
+    go = asyncio.Semaphore(0)
+
+    async def reload() -> None:
+        nonlocal began
+        began += 1
+        await go.acquire()
+        if began == 2:
+            raise ValueError("bad")
+
+    async def test() -> None:
+        reloads = Reloads(reload)
+        first = reloads.ask()
+        await until(lambda: began == 1)
+        gone, *later = [reloads.ask() for _ in range(50)]
+        gone.cancel()
+        go.release()
+        await first
+        go.release()
+        answers = await asyncio.gather(*later, return_exceptions=True)
+        assert [str(answer) for answer in answers] == ["bad"] * 49
+        last = reloads.ask()
+        await until(lambda: began == 3)
+        await reloads.stop()
+        await asyncio.wait([last])
+        assert last.cancelled()
+
+    asyncio.run(test())
+
+
 def test_stop_while_sessions_start(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """The service may be stopped while none of its sessions is up yet."""
     slow = fake_dtrace({"sleep": 60})
@@ -406,7 +439,7 @@ def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> N
 
 
 ILLUMOS = {"functions": [["ip", "tcp_input_listener"]]}
-ZONE_ROWS = {"print": ["place 3 web", "tick 0 1", "row 0 ffff 300160000 0 0 40800000008 5 0 0"]}
+ZONE_ROWS = {"print": [zone_rows.told(22, zone="web", q0max=1032), zone_rows.syns(22, 5)]}
 
 
 def test_the_kernel_of_another_host(
@@ -418,7 +451,9 @@ def test_the_kernel_of_another_host(
     """
     saved = tmp_path / "start.json"
     commands = {
-        "omnios": fake_dtrace({"save": str(saved)}, ILLUMOS, {"ready": "0"}, ZONE_ROWS, FOREVER),
+        "omnios": fake_dtrace(
+            {"save": str(saved)}, ILLUMOS, {"ready": "global"}, ZONE_ROWS, FOREVER
+        ),
         "debian": fake_dtrace(READY, ROWS, FOREVER),
     }
 
@@ -462,7 +497,7 @@ def test_the_kernel_of_this_host(
     monkeypatch.setattr(program, "local", lambda _: "")
 
     async def test() -> None:
-        command = fake_dtrace(ILLUMOS, {"ready": "0"}, ZONE_ROWS, FOREVER)
+        command = fake_dtrace(ILLUMOS, {"ready": "global"}, ZONE_ROWS, FOREVER)
         for source in ("dtrace", "auto"):
             path = configure({22: "ssh"}, source, command=command, program="auto")
             async with running(path) as one:
@@ -480,7 +515,7 @@ def test_a_kernel_that_answers_late(
     monkeypatch.setattr(program, "local", lambda _: "")
     reachable = tmp_path / "reachable"
     script = f'[ -e {reachable} ] || {{ echo "dtrace: not now" >&2; exit 1; }}; exec "$@"'
-    command = ["sh", "-c", script, "sh", *fake_dtrace(ILLUMOS, {"ready": "0"}, FOREVER)]
+    command = ["sh", "-c", script, "sh", *fake_dtrace(ILLUMOS, {"ready": "global"}, FOREVER)]
 
     async def test() -> None:
         path = configure({22: "ssh"}, command=command, program="auto")

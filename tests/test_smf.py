@@ -515,7 +515,7 @@ def test_refresh(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
     until(lambda: "_last_reload_successful 0.0" in get(port, "/metrics"))
     assert len(members(contract)) == 3
     assert 'why="' in host.log
-    assert "nonsense" in host.log
+    assert "expected the key" in host.log
 
 
 def test_refresh_of_what_has_just_ended(host: Host) -> None:
@@ -552,7 +552,7 @@ def test_bad_configuration(host: Host, fake_dtrace: FakeDTrace, port: int) -> No
     path.write_text("dtrace:\n  intervall: 1s\n", encoding="utf-8")
     assert host.run("start") == CONFIG
     said, then = host.log.splitlines()
-    assert said.startswith(f"dtrace-exporter: {path}:2: dtrace.intervall: expected ")
+    assert said.startswith(f"dtrace-exporter: {path}:2: dtrace: expected the key interval ")
     assert then.endswith(f"wrong configuration: correct it, then svcadm clear {FMRI}")
     assert members(host.contracts[-1]) == []
 

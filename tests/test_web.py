@@ -6,14 +6,17 @@ import asyncio
 import gc
 import gzip
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.message import Message
 from email.parser import BytesParser
+from pathlib import Path
 from socket import gethostname
 from typing import NamedTuple
 
 import pytest
+import trustme
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -23,8 +26,10 @@ from dtrace_exporter import server as web_server
 from dtrace_exporter import web
 from dtrace_exporter.listeners import Exports, SessionId
 from dtrace_exporter.server import Server
+from dtrace_exporter.service import Reloads
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.web_config import Live
 
 HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -252,14 +257,68 @@ class TestReload:
         assert calls == [1]
 
     def test_failure(self) -> None:
-        """A reload that fails is a 500 that says why."""
+        """A reload that fails is a 500 that says where to look, and shows nothing of the file."""
 
         async def reload() -> None:
             raise ValueError("exporter.yml:3: listeners: want a list")
 
         response = get(one_port(), "/-/reload", "POST", reload=reload)
         assert response.status == 500
-        assert response.body == b"exporter.yml:3: listeners: want a list\n"
+        assert response.body == b"reload failed: see the log\n"
+
+    def test_many_who_hang_up(self) -> None:
+        """Clients that ask for a reload and hang up cause none; those that stay share the next."""
+        began = 0
+        go = asyncio.Event()
+
+        async def reload() -> None:
+            nonlocal began
+            began += 1
+            await go.wait()
+
+        async def run() -> list[bytes]:
+            reloads = Reloads(reload)
+            async with serving(one_port(), reloads.ask) as server:
+
+                async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                    both = await asyncio.open_connection("127.0.0.1", port_of(server))
+                    both[1].write(
+                        b"POST /-/reload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                    )
+                    return both
+
+                async def busy(number: int) -> None:
+                    async with asyncio.timeout(10):
+                        # Nobody tells when a server has heard a request or a hang-up.
+                        while len(server._busy) != number:  # noqa: ASYNC110
+                            await asyncio.sleep(0.01)
+
+                first = await connect()
+                await busy(1)
+                crowd = [await connect() for _ in range(200)]
+                await busy(201)
+                for _, writer in crowd:
+                    writer.close()
+                await busy(1)
+                go.set()
+                answers = [await asyncio.wait_for(first[0].read(), 10)]
+                assert reloads._working is not None
+                await reloads._working
+                assert began == 1
+                go.clear()
+                staying = [await connect()]
+                await busy(1)
+                staying += [await connect() for _ in range(3)]
+                await busy(4)
+                go.set()
+                answers += [await asyncio.wait_for(reader.read(), 10) for reader, _ in staying]
+                for _, writer in (first, *staying):
+                    writer.close()
+                return answers
+
+        answers = asyncio.run(run())
+        assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 5
+        assert began == 3
 
     @pytest.mark.parametrize(
         ("headers", "status"),
@@ -429,6 +488,120 @@ class TestLimits:
 
         served = [b"HTTP/1.1 200", *[b"HTTP/1.1 404"] * 3]
         assert asyncio.run(run()) == [b"", b"", *served]
+
+    @pytest.mark.parametrize("speaking", [False, True])
+    def test_ties_fall_on_strangers(
+        self, monkeypatch: pytest.MonkeyPatch, *, speaking: bool
+    ) -> None:
+        """Of hosts with one connection each, those that come last lose theirs, no older scraper."""
+        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
+        request = b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        async def run() -> list[bytes]:
+            async with serving(one_port()) as server:
+                ours, *others = [
+                    await asyncio.open_connection(
+                        "127.0.0.1", port_of(server), local_addr=(f"127.0.0.{number}", 0)
+                    )
+                    for number in (1, 2)
+                ]
+                ours[1].write(request)
+                answers = [await asyncio.wait_for(ours[0].readuntil(b"\r\n\r\n"), 10)]
+                for number in range(3, 40):
+                    others.append(
+                        await asyncio.open_connection(
+                            "127.0.0.1", port_of(server), local_addr=(f"127.0.0.{number}", 0)
+                        )
+                    )
+                    if speaking:
+                        others[-1][1].write(request)
+                        await asyncio.wait_for(others[-1][0].readuntil(b"\r\n\r\n"), 10)
+                ours[1].write(request)
+                answers.append(await asyncio.wait_for(ours[0].readuntil(b"\r\n\r\n"), 10))
+                for _, writer in (ours, *others):
+                    writer.close()
+                return answers
+
+        assert [answer.split()[1] for answer in asyncio.run(run())] == [b"200", b"200"]
+
+    def test_the_rules_change(self) -> None:
+        """A client that keeps its connection busy has its answer and no other under old rules."""
+        go = asyncio.Event()
+        post = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        async def run() -> bytes:
+            async with serving(one_port(), go.wait) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                writer.write(post * 3)
+                async with asyncio.timeout(10):
+                    while not server._busy:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                server.end_connections()
+                go.set()
+                answer = b""
+                with suppress(ConnectionError):
+                    while chunk := await asyncio.wait_for(reader.read(1 << 16), 10):
+                        answer += chunk
+                writer.close()
+                return answer
+
+        answer = asyncio.run(run())
+        assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 200") == 1
+        assert answer.endswith(b"reloaded\n")
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_certificate_that_expires(
+        self, version: ssl.TLSVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once its certificate has expired a client gets nothing, on its connection or another."""
+        authority = trustme.CA()
+        cert = authority.issue_cert("localhost")
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        cert.cert_chain_pems[0].write_to_path(str(tmp_path / "server.pem"))
+        cert.private_key_pem.write_to_path(str(tmp_path / "server.key"))
+        (tmp_path / "web.yml").write_text(
+            "tls_server_config: {cert_file: server.pem, key_file: server.key, client_ca_file: "
+            "ca.pem, client_auth_type: RequireAndVerifyClientCert}",
+            encoding="utf-8",
+        )
+        tls = ssl.create_default_context()
+        authority.configure_trust(tls)
+        cert.configure_cert(tls)
+        tls.maximum_version = version
+
+        def ask(client: ssl.SSLSocket) -> bytes:
+            with suppress(ConnectionError, BrokenPipeError):
+                client.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+                return client.recv(1 << 16)[:12]
+            return b""
+
+        def connect(port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
+            raw = socket.create_connection(("127.0.0.1", port), 10)
+            return tls.wrap_socket(raw, server_hostname="localhost", session=session)
+
+        def client(port: int) -> list[bytes]:
+            with connect(port) as first, connect(port) as second:
+                answers = [ask(first), ask(second)]
+                session = first.session
+                monkeypatch.setattr(web_server, "_now", lambda: 1e12)
+                answers.append(ask(first))
+                with connect(port, session) as third:
+                    resumed = third.session_reused
+                    answers.append(ask(third))
+                assert resumed == (version == ssl.TLSVersion.TLSv1_2)
+            return answers
+
+        async def run() -> list[bytes]:
+            app = web.application(one_port(), no_reload, live=Live(tmp_path / "web.yml"))
+            server = web.serve(app, web_server.bind(["127.0.0.1:0"]))
+            try:
+                return await asyncio.to_thread(client, port_of(server))
+            finally:
+                server.stop()
+                await server.close_all_connections()
+
+        served = b"HTTP/1.1 200"
+        assert asyncio.run(run()) == [served, served, b"", b""]
 
     def test_large_header(self) -> None:
         """A header beyond the limit gets the connection closed, not stored."""

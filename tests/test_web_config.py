@@ -60,7 +60,7 @@ def complaint(place: Path, text: str) -> str:
     """Return what is said about a file of that text, from after its name on."""
     with pytest.raises(ConfigError) as caught:
         read(place, text)
-    message = str(caught.value)
+    message = caught.value.in_full
     assert message.isprintable()
     return message.removeprefix(f"{place}/web.yml")
 
@@ -396,8 +396,35 @@ def test_several_curves(place: Path) -> None:
     ],
 )
 def test_no_secret_is_repeated(place: Path, text: str) -> None:
-    """What should have been a hash or a key is not repeated where everybody may read it."""
+    """What should have been a hash or a key is not repeated, not even in full."""
     assert SECRET not in complaint(place, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"basic_auth_users: {{{SECRET}: prometheus}}",
+        f"basic_auth_users: {{'{HASH}': {SECRET}}}",
+        f"basic_auth_users: {{{SECRET}: {HASH}, {SECRET}: {HASH}}}",
+        f"{{{SECRET}: 1}}",
+        f"tls_server_config: {{{SECRET}: 1}}",
+        f"tls_server_config: {{cert_file: {SECRET}, key_file: server.key}}",
+        f"tls_server_config: {{cert_file: server.pem, key_file: {SECRET}}}",
+        f"tls_server_config: {{{SERVER}, min_version: {SECRET}}}",
+        f"http_server_config: {{headers: {{X-Frame-Options: {SECRET}}}}}",
+        f"http_server_config: {{headers: {{{SECRET}: x}}}}",
+        f"rate_limit: {{interval: {SECRET}}}",
+    ],
+)
+def test_no_key_or_value_is_told(place: Path, text: str) -> None:
+    """Users, hashes and passwords that stand for each other, and any other value, are not told."""
+    with pytest.raises(ConfigError) as caught:
+        read(place, text)
+    said = str(caught.value)
+    assert SECRET not in said
+    assert HASH not in said
+    assert said.startswith(f"{place}/web.yml:1: ")
+    assert "expected " in said
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,32 +7,41 @@ import binascii
 import hmac
 import secrets
 from base64 import b64decode
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-_MAX_WAITING = 64
-_MAX_WAITING_OF_ONE = 2
+_MOST_GONE = 256
 # bcrypt has always ignored what comes after them; the package of that name now refuses it.
 _MAX_PASSWORD = 72
 
 
-class BusyError(Exception):
-    """Too many unknown passwords are waiting to be looked at."""
+class _Try(NamedTuple):
+    users: Mapping[bytes, bytes]
+    name: bytes
+    password: bytes
+    hashed: bytes
+    digest: bytes
+    right: asyncio.Future[bool]
 
 
 class Authenticator:
     """Tells whether a request's user and password are right.
 
-    A right password's bcrypt is computed once. Wrong ones are computed each time, one after the
-    other and off the event loop, so that guessing stays slow and delays nobody who is known.
+    A right password's bcrypt is computed once. Others are computed one after the other and off the
+    event loop, so that guessing stays slow and delays nobody who is known. Who is not yet known is
+    not turned away for the guesses of others: addresses take turns, and of one address, which may
+    be a proxy's, half of them are the oldest's and half anyone's. No more wait than there are
+    connections, and of some addresses one that has hung up: a scraper that did so is known when it
+    asks again.
     """
 
     def __init__(self) -> None:
         # Without it what is kept could be tried against a dictionary at memory's speed.
         self._secret = secrets.token_bytes(32)
         self._right: dict[bytes, bytes] = {}
-        self._waiting: Counter[str] = Counter()
+        self._waiting: dict[str, list[_Try]] = {}
+        self._working: asyncio.Task[None] | None = None
         self._one_at_a_time = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcrypt")
 
     async def allows(self, users: Mapping[bytes, bytes], authorization: str, client: str) -> bool:
@@ -42,9 +51,6 @@ class Authenticator:
             users: names and bcrypt hashes.
             authorization: the header.
             client: the address that it came from.
-
-        Raises:
-            BusyError: it cannot be told now; it may be in a second.
         """
         credentials = _credentials(authorization)
         if credentials is None:
@@ -59,21 +65,50 @@ class Authenticator:
         digest = self._digest(name, hashed, password)
         if hmac.compare_digest(self._right.get(name, b""), digest):
             return known
-        if self._waiting.total() >= _MAX_WAITING or self._waiting[client] >= _MAX_WAITING_OF_ONE:
-            raise BusyError
-        self._waiting[client] += 1
+        right = asyncio.get_running_loop().create_future()
+        this = _Try(users, name, password, hashed, digest, right)
+        self._waiting.setdefault(client, []).append(this)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
         try:
+            return await right and known
+        except asyncio.CancelledError:
+            if len(self._waiting.get(client, ())) > 1 or len(self._waiting) > _MOST_GONE:
+                self._forget(client, this)
+            raise
+
+    async def _work(self) -> None:
+        while self._waiting:
+            client = next(iter(self._waiting))
+            # Its next turn is after that of all others.
+            self._waiting[client] = self._waiting.pop(client)
+            tries = self._waiting[client]
+            # The oldest, so that it has an end; any, for those whose patience is shorter than that.
+            this = secrets.choice((tries[0], secrets.choice(tries)))
+            self._forget(client, this)
             right = await asyncio.get_running_loop().run_in_executor(
-                self._one_at_a_time, _matches, password, hashed
+                self._one_at_a_time, _matches, this.password, this.hashed
             )
-        finally:
-            self._waiting[client] -= 1
-            if not self._waiting[client]:
+            alike = [this]
+            if right and this.name in this.users:
+                self._remember(this)
+                # It had given up and has asked again.
+                alike += [one for one in self._waiting.get(client, ()) if one.digest == this.digest]
+            for one in alike:
+                self._forget(client, one)
+                if not one.right.done():
+                    one.right.set_result(right)
+
+    def _remember(self, this: _Try) -> None:
+        self._right = {name: kept for name, kept in self._right.items() if name in this.users}
+        self._right[this.name] = this.digest
+
+    def _forget(self, client: str, this: _Try) -> None:
+        tries = self._waiting.get(client, [])
+        if this in tries:
+            tries.remove(this)
+            if not tries:
                 del self._waiting[client]
-        if right and known:
-            self._right = {each: kept for each, kept in self._right.items() if each in users}
-            self._right[name] = digest
-        return right and known
 
     def _digest(self, *parts: bytes) -> bytes:
         lengths = b"".join(len(part).to_bytes(8) for part in parts)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dtrace_exporter import __version__, check, dtrace, log, notify, program, server, trace, web
 from dtrace_exporter.config import Config, ConfigError, load
-from dtrace_exporter.service import Service
+from dtrace_exporter.service import Reloads, Service
 from dtrace_exporter.web_config import Live
 
 READY_FD = "DTRACE_EXPORTER_READY_FD"
@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ConfigError, dtrace.DTraceError, program.ProgramError, OSError, ValueError) as error:
-        print(f"dtrace-exporter: {error}", file=sys.stderr)  # noqa: T201
+        said = str(error)
+        if isinstance(error, ConfigError) and args.run is _check and sys.stderr.isatty():
+            # Nobody but who asked sees it.
+            said = error.in_full
+        print(f"dtrace-exporter: {said}", file=sys.stderr)  # noqa: T201
         return FAILURE if args.run is _check else _status(error)
     except KeyboardInterrupt:
         return 0
@@ -123,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         "--web.enable-lifecycle",
         dest="lifecycle",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="reload on POST /-/reload (yes)",
+        default=False,
+        help="reload on POST /-/reload (no)",
     )
     parser.set_defaults(run=_serve, quiet_level="info")
     # A subcommand's defaults must not undo what was said before it.
@@ -156,7 +160,8 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 async def _run_service(args: argparse.Namespace, config: Config) -> None:
     service = Service(args.config_file, config)
-    reload = service.reload if args.lifecycle else None
+    reloads = Reloads(service.reload)
+    reload = reloads.ask if args.lifecycle else None
     app = web.application(service.state, reload, args.telemetry_path, args.web)
     serving = web.serve(
         app, server.passed() if args.systemd_socket else server.bind(args.listen or [":9748"])
@@ -165,16 +170,12 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    reloads: set[asyncio.Task[None]] = set()
 
     def hangup() -> None:
-        task = loop.create_task(service.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
         # Why a reload failed has been logged, and nobody waits for this one.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        reloads.ask().add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    following = loop.create_task(args.web.follow(serving.close_idle_connections))
+    following = loop.create_task(args.web.follow(serving.end_connections))
     starting = loop.create_task(service.start())
     telling = loop.create_task(notify.keep_telling(service.summary))
     loop.add_signal_handler(signal.SIGHUP, hangup)
@@ -193,9 +194,8 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
         serving.stop()
         following.cancel()
         starting.cancel()
-        for task in reloads:
-            task.cancel()
-        await asyncio.wait([starting, following, *reloads])
+        await asyncio.wait([starting, following])
+        await reloads.stop()
         await service.stop()
 
 

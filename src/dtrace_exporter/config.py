@@ -142,8 +142,9 @@ def _distinct(value: Value, key: str, read: list[Any]) -> None:
             continue
         entry = next(entry for name, _, entry in item.entries() if name == key)
         if this in lines:
-            found = f"{shown(entry.node)}, as in line {lines[this]}"
-            entry.fail(f"a {key} that no other entry has", found)
+            line = f"as in line {lines[this]}"
+            expected = f"a {key} that no other entry has"
+            entry.is_known(key).fail(expected, f"the same {line}", f"{shown(entry.node)}, {line}")
         lines[this] = entry.line
 
 
@@ -176,7 +177,7 @@ def _program(value: Value) -> str:
         value.fail(expected)
     path = (value.path.parent / program).absolute()
     if not access(path, R_OK) or not path.is_file():
-        value.fail("a readable file", str(path))
+        value.fail("a readable file", "none", str(path))
     return str(path)
 
 

@@ -1,7 +1,8 @@
 """YAML files read as a graph of nodes, each with its line, and not as plain values.
 
 A value's line is then known when the value turns out to be wrong: every complaint names file, line
-and key.
+and key. What else the file says may be a secret in the wrong place: a complaint's text has no
+values and no unknown keys in it, and only its ``in_full`` has.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,17 @@ _MAX_NODES = 50_000
 _MAX_SHOWN = 40
 
 _TAG = "tag:yaml.org,2002:"
-_SHOWN_TAGS = {"null": "nothing", "seq": "a list", "map": "keys and values"}
+_KINDS = {
+    "null": "nothing",
+    "seq": "a list",
+    "map": "keys and values",
+    "str": "text",
+    "bool": "a boolean",
+    "int": "a number",
+    "float": "a number",
+    "timestamp": "a date",
+}
+_SHOWN_TAGS = ("null", "seq", "map")
 # YAML 1.1 also has 010, 1_000 and 22:22 as numbers, none of them what it looks like.
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,18}|0x[0-9a-fA-F]{1,16}")
 _QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
@@ -33,10 +44,16 @@ _UNUSABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 class ConfigError(Exception):
-    """One line that says what is wrong with a configuration: ``FILE:LINE: KEY: ...``."""
+    """One line that says what is wrong with a configuration: ``FILE:LINE: KEY: ...``.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        message: it, fit for a log.
+        in_full: the same with what the file says, where that is more.
+    """
+
+    def __init__(self, message: str, in_full: str = "") -> None:
         super().__init__(_one_line(message))
+        self.in_full = _one_line(in_full or message)
 
 
 def load(path: Path, *, quote: bool = True) -> Value:
@@ -44,12 +61,12 @@ def load(path: Path, *, quote: bool = True) -> Value:
 
     Args:
         path: the file.
-        quote: whether a complaint about its YAML may quote it; not where it holds secrets.
+        quote: whether ``in_full`` of a complaint about its YAML quotes it.
 
     Raises:
         ConfigError: the file cannot be read, or is not YAML, or has no value.
     """
-    return Value(path, "", _compose(path, read(path), quote))
+    return Value(path, "", "", _compose(path, read(path), quote))
 
 
 def read(path: Path) -> str:
@@ -119,23 +136,24 @@ def _compose(path: Path, text: str, quote: bool) -> Node:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else line
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        if not quote:
-            problem = _QUOTED.sub("...", problem)
-        raise ConfigError(f"{path}:{line}: expected YAML ({problem})") from None
+        without = _QUOTED.sub("...", problem)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        problem = str(error) if quote else type(error).__name__
-        raise ConfigError(f"{path}:{line}: expected YAML ({problem})") from None
-    if node is None:
-        raise ConfigError(f"{path}:1: expected a configuration (found an empty file)")
-    return node
+        problem, without = str(error), type(error).__name__
+    else:
+        if node is None:
+            raise ConfigError(f"{path}:1: expected a configuration (found an empty file)")
+        return node
+    where = f"{path}:{line}: expected YAML"
+    raise ConfigError(f"{where} ({without})", f"{where} ({problem if quote else without})")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A node, and the key it stands under: ``listeners[1].port``."""
+    """A node, and the key it stands under: ``listeners[1].port``; ``known`` has none but ours."""
 
     path: Path
     key: str
+    known: str
     node: Node
 
     @property
@@ -143,10 +161,24 @@ class Value:
         """The line it begins in."""
         return int(self.node.start_mark.line) + 1
 
-    def fail(self, expected: str, found: str = "") -> NoReturn:
-        """Raise a ConfigError: what was expected here, and what was found instead."""
-        where = f"{self.path}:{self.line}: " + (f"{self.key}: " if self.key else "")
-        raise ConfigError(f"{where}expected {expected} (found {found or shown(self.node)})")
+    def fail(self, expected: str, found: str = "", value: str = "") -> NoReturn:
+        """Raise a ConfigError: what was expected here, and what was found instead.
+
+        Args:
+            expected: nothing of the file.
+            found: nothing of the file either; the node's kind by default.
+            value: the same in full; the node's value by default, unless ``found`` is given.
+        """
+        value = value or found or shown(self.node)
+        messages = (
+            f"{self.path}:{self.line}: {key}{': ' if key else ''}expected {expected} (found {what})"
+            for key, what in ((self.known, found or _kind(self.node)), (self.key, value))
+        )
+        raise ConfigError(*messages)
+
+    def is_known(self, name: str) -> Value:
+        """Return the value of an entry with the key's name, now that it is one of ours."""
+        return replace(self, known=f"{self.known}.{name}" if self.known else name)
 
     def is_a(self, *tags: str) -> bool:
         """Tell whether it is a scalar with one of some YAML tags, such as ``str`` or ``int``."""
@@ -157,7 +189,7 @@ class Value:
         if not isinstance(self.node, SequenceNode) or self.node.tag != _TAG + "seq":
             self.fail("a list")
         return [
-            Value(self.path, f"{self.key}[{number}]", item)
+            Value(self.path, f"{self.key}[{number}]", f"{self.known}[{number}]", item)
             for number, item in enumerate(self.node.value)
         ]
 
@@ -168,14 +200,14 @@ class Value:
         lines: dict[str, int] = {}
         for key_node, value_node in self.node.value:
             if not _is_a(key_node, "str", "merge", "value"):
-                Value(self.path, self.key, key_node).fail("a word as the key")
+                Value(self.path, self.key, self.known, key_node).fail("a word as the key")
             name = key_node.value
             full_key = f"{self.key}.{_short(name)}" if self.key else _short(name)
-            key = Value(self.path, full_key, key_node)
+            key = Value(self.path, full_key, self.known, key_node)
             if name in lines:
                 key.fail("the key only once", f"it in line {lines[name]} too")
             lines[name] = key.line
-            yield name, key, Value(self.path, full_key, value_node)
+            yield name, key, Value(self.path, full_key, self.known, value_node)
 
 
 Reader = Callable[[Value], Any]
@@ -188,7 +220,7 @@ def mapping(value: Value, readers: Mapping[str, Reader], required: str = "") -> 
         if name not in readers:
             near = difflib.get_close_matches(_short(name), readers, n=1)
             key.fail(f"the key {' or '.join(near or readers)}", "an unknown one")
-        result[name] = readers[name](entry)
+        result[name] = readers[name](entry.is_known(name))
     if required and required not in result:
         value.fail(f"the key {required}", "none")
     return result
@@ -244,12 +276,16 @@ def shown(node: Node) -> str:
     """Say what a node is, in a few words and not all of its value."""
     tag = node.tag.removeprefix(_TAG)
     if tag in _SHOWN_TAGS:
-        return _SHOWN_TAGS[tag]
+        return _KINDS[tag]
     if _is_a(node, "str"):
         return f'"{_short(node.value)}"'
     if _is_a(node, "bool", "int", "float", "timestamp", "merge", "value"):
         return _short(node.value)
     return f"the tag {_short(node.tag)}"
+
+
+def _kind(node: Node) -> str:
+    return _KINDS.get(node.tag.removeprefix(_TAG), "something else")
 
 
 def _short(text: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import re
 import resource
 import socket
 import stat
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +23,7 @@ from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
     HTTPMessageDelegate,
+    HTTPServerRequest,
     RequestStartLine,
     ResponseStartLine,
 )
@@ -56,6 +60,22 @@ _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:/\s]*)):([0-9]{1,5})")
 _FIRST_PASSED = 3
 
 
+@dataclass(eq=False, slots=True)
+class _Client:
+    """Who is at the other end of a connection, and how far it is known."""
+
+    host: str
+    let_in: bool = False
+    ending: bool = False
+    expires: float = math.inf
+
+
+def let_in(request: HTTPServerRequest) -> None:
+    """Note that a request's client may come in: its connection is among the last to give way."""
+    connection: Any = request.connection
+    connection.context.client.let_in = True
+
+
 class Server(HTTPServer):
     """An HTTP server that makes room for a new connection at the cost of one that is idle.
 
@@ -80,8 +100,8 @@ class Server(HTTPServer):
         self._limit = MAX_CONNECTIONS
         if files != resource.RLIM_INFINITY:
             self._limit = max(1, min(self._limit, files // 2))
-        # With the client's host, in the order in which they began to wait for a request.
-        self._open: dict[socket.socket | IOStream, str] = {}
+        # In the order in which they came or, if they did, first said something.
+        self._open: dict[socket.socket | IOStream, _Client] = {}
         self._hosts = Counter[str]()
         self._busy: set[socket.socket | IOStream] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -106,17 +126,23 @@ class Server(HTTPServer):
             self._drop(connection)
         await super().close_all_connections()
 
-    def close_idle_connections(self) -> None:
-        """Hang up on those that wait for no answer; they may connect again."""
-        for connection in [each for each in self._open if each not in self._busy]:
-            self._drop(connection)
+    def end_connections(self) -> None:
+        """Hang up on everybody, on those that wait for an answer once they have it.
+
+        They may connect again.
+        """
+        for connection, client in list(self._open.items()):
+            client.ending = True
+            if connection not in self._busy:
+                self._drop(connection)
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Note that a connection waits for a request, and then for an answer."""
         stream = server_conn.stream
         self._busy.discard(stream)
-        if (host := self._open.pop(stream, None)) is not None:
-            self._open[stream] = host
+        server_conn.context.client = client = self._open.get(stream) or _Client("")
+        if client.ending:
+            self._drop(stream)
         begin = partial(self._begin, stream)
         return _Noting(super().start_request(server_conn, request_conn), begin)
 
@@ -125,9 +151,13 @@ class Server(HTTPServer):
         super().on_close(server_conn)
         self._drop(server_conn.stream)
 
-    def _begin(self, stream: IOStream) -> None:
-        if stream in self._open:
-            self._busy.add(stream)
+    def _begin(self, stream: IOStream) -> bool:
+        client = self._open.get(stream)
+        if client is None or client.expires <= _now():
+            self._drop(stream)
+            return False
+        self._busy.add(stream)
+        return True
 
     def _drop(self, connection: socket.socket | IOStream) -> None:
         self._forget(connection)
@@ -138,10 +168,10 @@ class Server(HTTPServer):
 
     def _forget(self, connection: socket.socket | IOStream) -> None:
         self._busy.discard(connection)
-        if (host := self._open.pop(connection, None)) is not None:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+        if (client := self._open.pop(connection, None)) is not None:
+            self._hosts[client.host] -= 1
+            if not self._hosts[client.host]:
+                del self._hosts[client.host]
 
     def _watch(self, sock: socket.socket) -> None:
         # Not if the server has been stopped meanwhile.
@@ -170,15 +200,20 @@ class Server(HTTPServer):
             loop.call_later(_NO_ROOM_SECONDS, self._watch, sock)
 
     def _evict(self) -> bool:
-        """Hang up on one connection, best one that waits for no answer.
+        """Hang up on one connection of the hosts that have most of them.
 
-        It is the one that waits longest among those of the host that has most of them.
+        Who has not been let in goes first, the oldest before the others: a new one has time to say
+        who it is. Of the others it is the youngest: a scraper keeps its connection. Those that wait
+        for no answer go before those that do.
         """
         if not self._open:
             return False
-        crowd = max(self._hosts, key=self._hosts.__getitem__)
-        idle = [each for each in self._open if each not in self._busy] or list(self._open)
-        self._drop(next((each for each in idle if self._open[each] == crowd), idle[0]))
+        most = max(self._hosts.values())
+        crowd = [each for each, client in self._open.items() if self._hosts[client.host] == most]
+        strangers = [each for each in crowd if not self._open[each].let_in]
+        candidates = strangers or crowd[::-1]
+        idle = (each for each in candidates if each not in self._busy)
+        self._drop(next(idle, candidates[0]))
         return True
 
     def _take(self, connection: socket.socket, address: Any) -> None:
@@ -188,7 +223,7 @@ class Server(HTTPServer):
         # Until it says something it costs hardly any memory or time, and there may be many.
         loop = asyncio.get_running_loop()
         host = address[0] if isinstance(address, tuple) else ""
-        self._open[connection] = host
+        self._open[connection] = _Client(host)
         self._hosts[host] += 1
         self._silent[connection] = loop.call_later(_IDLE_SECONDS, self._drop, connection)
         loop.add_reader(connection, self._hear, connection, address)
@@ -224,27 +259,32 @@ class Server(HTTPServer):
             await asyncio.wait_for(stream.wait_for_handshake(), _HANDSHAKE_SECONDS)
             if stream.closed():
                 raise StreamClosedError
-            if names:
-                found = tls.alternative_names(stream.socket.getpeercert())
-                if not names & found:
-                    _log.warning(
-                        "client's certificate is for another name",
-                        extra=fields(
-                            client=self._open.get(stream, ""), names=" ".join(sorted(found))
-                        ),
-                    )
-                    self._drop(stream)
-                    return
+            certificate = stream.socket.getpeercert()
+            client = self._open[stream]
+            # That of a session that is resumed may have expired since it was looked at.
+            client.expires = tls.expiry(certificate)
+            found = tls.alternative_names(certificate)
+            if names and not names & found:
+                _log.warning(
+                    "client's certificate is for another name",
+                    extra=fields(client=client.host, names=" ".join(sorted(found))),
+                )
+                self._drop(stream)
+                return
         except (StreamClosedError, OSError, ValueError):
             self._drop(stream)
             return
         self.handle_stream(stream, address)
 
 
-class _Noting(HTTPMessageDelegate):
-    """Tells when a request has been read whole."""
+def _now() -> float:
+    return time.time()
 
-    def __init__(self, inner: HTTPMessageDelegate, begin: Callable[[], None]) -> None:
+
+class _Noting(HTTPMessageDelegate):
+    """Tells when a request has been read whole, and learns whether it is to be answered."""
+
+    def __init__(self, inner: HTTPMessageDelegate, begin: Callable[[], bool]) -> None:
         self._inner = inner
         self._begin = begin
 
@@ -257,8 +297,10 @@ class _Noting(HTTPMessageDelegate):
         return self._inner.data_received(chunk)
 
     def finish(self) -> None:
-        self._begin()
-        self._inner.finish()
+        if self._begin():
+            self._inner.finish()
+        else:
+            self._inner.on_connection_close()
 
     def on_connection_close(self) -> None:
         self._inner.on_connection_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from collections.abc import Iterator, Sequence
@@ -127,6 +128,15 @@ def use_curves(made: ssl.SSLContext, names: Sequence[str]) -> None:
         raise NotImplementedError("more than one curve needs Python 3.15")
     else:
         made.set_ecdh_curve(curves[0])
+
+
+def expiry(certificate: Any) -> float:
+    """Return when a verified certificate expires, in seconds since the epoch; without one, never.
+
+    Args:
+        certificate: as SSLSocket.getpeercert() returns it.
+    """
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else math.inf
 
 
 def alternative_names(certificate: Any) -> set[str]:

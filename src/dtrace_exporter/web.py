@@ -11,16 +11,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from ipaddress import ip_address
 from socket import gethostname, socket
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler
+from tornado.web import Application, Finish, HTTPError, RequestHandler
 
-from dtrace_exporter import page
-from dtrace_exporter.auth import Authenticator, BusyError
+from dtrace_exporter import page, server
+from dtrace_exporter.auth import Authenticator
 from dtrace_exporter.exposition import Exposition, chunks
-from dtrace_exporter.server import Server
 from dtrace_exporter.state import State
 from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 
@@ -28,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _SEND_SECONDS = 30.0
 _NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
+_T = TypeVar("_T")
 _OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
 
 
@@ -41,8 +41,8 @@ def application(
 
     Args:
         state: what it shows.
-        reload: reads the configuration again; raises an exception that says why it could not. None
-            if that cannot be asked for over the web.
+        reload: reads the configuration again, as Reloads.ask(); raises an exception where it could
+            not, and logs why. None if that cannot be asked for over the web.
         telemetry_path: where the metrics are.
         live: who may use it and what headers its answers have, else everybody and none.
     """
@@ -66,14 +66,14 @@ def application(
     )
 
 
-def serve(app: Application, sockets: Iterable[socket]) -> Server:
+def serve(app: Application, sockets: Iterable[socket]) -> server.Server:
     """Serve an application to whoever it lets in.
 
     Args:
         app: as application() returns it, in the running event loop.
         sockets: the listening ones, as server.bind() or server.passed() returns them.
     """
-    serving = Server(app, app.settings["live"])
+    serving = server.Server(app, app.settings["live"])
     serving.add_sockets(sockets)
     return serving
 
@@ -82,6 +82,7 @@ class _Handler(RequestHandler):
     """What all answers have in common: short plain text, no hint at versions."""
 
     allow: ClassVar[str] = "GET, HEAD"
+    _awaited: asyncio.Future[Any] | None = None
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -96,21 +97,46 @@ class _Handler(RequestHandler):
         return live.config
 
     async def prepare(self) -> None:
-        """Let in whom the web configuration lets in."""
-        config = self._config
-        if config.rate_limit.interval and not self.settings["bucket"].take(config.rate_limit):
+        """Let in whom the web configuration lets in; only then is it a request for its limit."""
+        config = None
+        # It may change while a password waits.
+        while config is not self._config:
+            config = self._config
+            if config.users and not await self._knows_password(config):
+                raise HTTPError(HTTPStatus.UNAUTHORIZED)
+        limit = self._config.rate_limit
+        if limit.interval and not self.settings["bucket"].take(limit):
             raise HTTPError(HTTPStatus.TOO_MANY_REQUESTS)
-        if not config.users:
-            return
+        server.let_in(self.request)
+
+    async def _knows_password(self, config: WebConfig) -> bool:
         authorization = self.request.headers.get("Authorization", "")
         client = self.request.remote_ip or ""
         authenticator: Authenticator = self.settings["authenticator"]
-        try:
-            allowed = await authenticator.allows(config.users, authorization, client)
-        except BusyError:
-            raise HTTPError(HTTPStatus.TOO_MANY_REQUESTS) from None
-        if not allowed:
-            raise HTTPError(HTTPStatus.UNAUTHORIZED)
+        return await self.while_connected(authenticator.allows(config.users, authorization, client))
+
+    async def while_connected(self, work: Awaitable[_T]) -> _T:
+        """Wait for something for as long as the client does.
+
+        Raises:
+            Finish: it has gone, and what was waited for has been cancelled.
+        """
+        awaited = asyncio.ensure_future(work)
+        self._awaited = awaited
+        await asyncio.wait([awaited])
+        if awaited.cancelled():
+            raise Finish
+        return awaited.result()
+
+    def on_connection_close(self) -> None:
+        """Wait no more."""
+        if self._awaited is not None:
+            self._awaited.cancel()
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what is wrong with us and not what is with the request, which may hold secrets."""
+        if not isinstance(value, HTTPError):
+            _log.error("request failed", exc_info=(typ, value, tb))
 
     def compute_etag(self) -> None:
         """Make none: no two answers are the same."""
@@ -235,10 +261,13 @@ class _Reload(_Handler):
         if self._reload is None or not self._same_origin():
             raise HTTPError(HTTPStatus.FORBIDDEN)
         try:
-            await self._reload()
-        except Exception as error:
+            await self.while_connected(self._reload())
+        except Finish:
+            raise
+        except Exception:
+            # Why has been logged, and may be nothing for everybody who can ask.
             self.set_status(HTTPStatus.INTERNAL_SERVER_ERROR)
-            self.finish(_line(str(error)))
+            self.finish("reload failed: see the log\n")
         else:
             self.finish("reloaded\n")
 

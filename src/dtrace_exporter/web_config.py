@@ -169,13 +169,13 @@ def _file(seen: dict[Path, Signature], value: Value) -> _Pem:
     path = (value.path.parent / nodes.text(value, "a file's name")).absolute()
     seen[path] = signature(path)
     if not path.is_file():
-        value.fail("a readable file", str(path))
+        value.fail("a readable file", "none", str(path))
     try:
         text = nodes.read(path)
     except ConfigError as error:
-        value.fail("a readable file of PEM", str(error))
+        value.fail("a readable file of PEM", "another", str(error))
     if "-----BEGIN " not in text:
-        value.fail("a file of PEM", str(path))
+        value.fail("a file of PEM", "another", str(path))
     return _Pem(value, text)
 
 
@@ -307,7 +307,7 @@ def _headers(value: Value) -> dict[str, str]:
     for name, _, entry in value.entries():
         allowed = _HEADERS[name]
         if allowed and headers[name] and headers[name] not in allowed:
-            entry.fail(" or ".join(allowed))
+            entry.is_known(name).fail(" or ".join(allowed))
     return headers
 
 

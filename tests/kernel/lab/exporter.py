@@ -117,7 +117,13 @@ class Exporter:
             given = [f"--config.file={self.config_file}"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, f"--web.listen-address=127.0.0.1:{self.port}", *given, *args],
+                [
+                    *COMMAND,
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                    "--web.enable-lifecycle",
+                    *given,
+                    *args,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
