@@ -1,8 +1,7 @@
 """The parts of the measurements that need a kernel: what a SYN costs, what is lost, what it takes.
 
-Each part boots a guest of its own: one whose clock is the number of its instructions, one whose TCP
-is flooded, and one with the models of Solaris' TCP, where a burst of calls is timed by the kernel
-itself. What runs in them is in guest/.
+Each part boots a guest of its own: one whose clock is the number of its instructions, and one whose
+TCP is flooded. What runs in them is in guest/.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,18 @@ sys.path.insert(0, str(ROOT / "tests/kernel"))
 
 import guest  # noqa: E402
 
-KERNEL = guest.MODEL_KERNEL
+KERNEL = "6.12"
 BOOT_SECONDS = 240
 SILENT_SECONDS = 600
 MB = 1_000_000
 MOST = 1_000_000
 """SYNs of the largest burst."""
-UNSTEADY = 0.25
-"""What is between the quartiles, of the median, where a figure is not to be relied on."""
-OURS = ("illumos.d", "linux.d", "solaris10.d")
+OURS = "linux.d"
 NO_SYNS = "tells no SYNs"
 ICOUNT = ("-icount", "shift=0,sleep=off")
 """QEMU's clock goes by instructions, one each ns, and by nothing else."""
-SYSTEMS = {"illumos": "model of illumos", "solaris10": "model of Solaris 10", "Linux": "Linux"}
 
-UNTRACED, BAREST, KEYED = "untraced", "barest clause", "bpftrace, keyed count"
-BESIDE = (UNTRACED, BAREST, KEYED)
-OURS_ILLUMOS = ("illumos.d, shared", "illumos.d, per-port")
+UNTRACED, BAREST = "untraced", "barest clause"
 SHARED, PER_PORT = "linux.d, shared", "linux.d, per-port"
 FALSE = "clause whose predicate is false"
 FALSE_PORT = "clause whose predicate reads the port"
@@ -83,11 +77,6 @@ def instructions() -> dict[str, Any]:
 def linux() -> dict[str, Any]:
     """Measure on Linux what is lost, memory and starts; takes about ten minutes."""
     return summary_of_linux(boot("linux", [guest.BENCH]))
-
-
-def models() -> dict[str, Any]:
-    """Measure on the models of Solaris' TCP; takes about ten minutes."""
-    return summary_of_models(boot("model", [guest.BENCH, guest.MODEL]))
 
 
 def boot(module: str, extras: Sequence[str], options: Sequence[str] = ()) -> Messages:
@@ -330,7 +319,7 @@ def summary_of_linux(messages: Messages) -> dict[str, Any]:
             },
             *_memory_to_reach(messages),
         ],
-        "plots": plots(messages, "Linux", lower_quartile),
+        "plots": plots(messages),
         "not_measured": _not_measured(messages),
     }
 
@@ -363,27 +352,6 @@ def _memory_to_reach(messages: Messages) -> list[dict[str, Any]]:
     ]
 
 
-def summary_of_models(messages: Messages) -> dict[str, Any]:
-    """Return what the guest told that had the models of Solaris' TCP."""
-    for tool, values in costs(messages, "cost", "illumos").items():
-        low, middle, high = quartiles(values)
-        if tool in (*BESIDE, *OURS_ILLUMOS) and high - low > UNSTEADY * middle:
-            _say(
-                f"{tool}: {low:,.0f} to {high:,.0f} ns: this machine had more to do than the bench"
-            )
-    return {
-        "software": _software(messages),
-        "figures": [
-            *_cost_figures(messages),
-            *_loss_figures(messages),
-            *_user_figures(messages),
-        ],
-        "reach": reach_on_models(messages),
-        "plots": plots(messages, "illumos", statistics.median),
-        "not_measured": _not_measured(messages),
-    }
-
-
 def _software(messages: Messages) -> dict[str, str]:
     return {message["name"]: message["version"] for message in of(messages, "version")}
 
@@ -395,47 +363,15 @@ def _not_measured(messages: Messages) -> dict[str, str]:
     return failed
 
 
-def _cost_figures(messages: Messages) -> Figures:
-    figures: Figures = []
-    for where in ("illumos", "solaris10"):
-        for event, title in (
-            ("cost", "A SYN in the kernel"),
-            ("dropped", "A SYN that is dropped as Q is full"),
-        ):
-            table = f"{title}, {SYSTEMS[where]}, bursts of 20,000, ns"
-            figures += _added_figures(table, costs(messages, event, where))
-        if where == "illumos":
-            whole, parts = costs(messages, "cost", where), costs(messages, "piece")
-            shown = {tool: whole[tool] for tool in (*BESIDE, *OURS_ILLUMOS) if tool in whole}
-            table = "What a SYN is made of in a D program, each with those above it, ns"
-            order = (*BESIDE, *parts, *OURS_ILLUMOS)
-            made = {tool: (shown | parts)[tool] for tool in order if tool in shown | parts}
-            if parts:
-                figures += _added_figures(table, made)
-    return figures
-
-
-def _added_figures(table: str, found: Mapping[str, Sequence[float]]) -> Figures:
-    """Return the time with each tool, and what it adds to that without any."""
-    figures = []
-    base = statistics.median(found.get(UNTRACED, [0.0]))
-    for tool, values in found.items():
-        figures.append(_figure(table, tool, "with it", values))
-        if tool != UNTRACED:
-            figures.append(_figure(table, tool, "added", [value - base for value in values]))
-    return figures
-
-
 def _loss_figures(messages: Messages) -> Figures:
     figures = []
-    for where, system in SYSTEMS.items():
-        for message in of(messages, "loss", where):
-            table, row = f"SYNs told of those in one burst, share, {system}", message["tool"]
-            column = f"{message['syns']:,}"
-            if message["seen"] is not None:
-                figures.append(_figure(table, row, column, [message["seen"] / message["made"]]))
-            elif row != UNTRACED:
-                figures.append(_figure(table, row, column, []) | {"text": NO_SYNS})
+    table = "SYNs told of those in one burst, share, Linux"
+    for message in of(messages, "loss"):
+        row, column = message["tool"], f"{message['syns']:,}"
+        if message["seen"] is not None:
+            figures.append(_figure(table, row, column, [message["seen"] / message["made"]]))
+        elif row != UNTRACED:
+            figures.append(_figure(table, row, column, []) | {"text": NO_SYNS})
     return figures
 
 
@@ -460,20 +396,6 @@ def _memory_figures(messages: Messages) -> Figures:
     return figures
 
 
-def _user_figures(messages: Messages) -> Figures:
-    table = "CPU time in user space, s"
-    figures = [
-        _figure(table, message["tool"], "a million SYNs", [message["cpu"] * 1e6 / message["made"]])
-        for message in of(messages, "user")
-    ]
-    for message in of(messages, "idle"):
-        # Measured for some tens of seconds.
-        column = f"an idle hour (from {message['seconds']} s)"
-        cpu = message["cpu"] * 3600 / message["seconds"]
-        figures.append(_figure(table, "exporter and dtrace(1)", column, [cpu]))
-    return figures
-
-
 def _figure(table: str, row: str, column: str, values: Sequence[float]) -> dict[str, Any]:
     values = [round(value, 3) for value in values]
     return {"table": table, "row": row, "column": column, "values": values}
@@ -483,93 +405,20 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def reach_on_models(messages: Messages) -> list[dict[str, Any]]:
-    """Return the figures to reach on the models, and those reached."""
-    cost = added(costs(messages, "cost", "illumos"))
-    mine = max((cost[tool] for tool in OURS_ILLUMOS if tool in cost), default=None)
-    barest, keyed = cost.get(BAREST), cost.get(KEYED)
-    losses = [
-        message["made"] - message["seen"]
-        for message in of(messages, "loss")
-        if message["tool"].startswith(OURS)
-    ]
-    cpu = {message["tool"]: message["cpu"] / message["made"] for message in of(messages, "user")}
-    return [
-        {
-            "figure": "SYN in the kernel, illumos.d over the barest clause",
-            "unit": "times",
-            "at_most": 2.0,
-            "value": _ratio(mine, barest),
-            "reason": floor(messages, "Twice the barest clause", 2.0, barest),
-        },
-        {
-            "figure": "SYN in the kernel, illumos.d over bpftrace's keyed count",
-            "unit": "times",
-            "at_most": 1.5,
-            "value": _ratio(mine, keyed),
-            "reason": floor(messages, "1.5 times bpftrace's count", 1.5, keyed),
-        },
-        {
-            "figure": "SYNs lost of a burst of up to 1,000,000, models",
-            "unit": "SYNs",
-            "at_most": 0,
-            "value": max(map(abs, losses)) if losses else None,
-        },
-        {
-            "figure": "user-space CPU per SYN, ours over a printf per SYN read by wc -l",
-            "unit": "times",
-            "at_most": 0.01,
-            "value": _ratio(cpu.get("exporter and dtrace(1)"), cpu.get("printf and wc -l")),
-        },
-    ]
-
-
-def floor(messages: Messages, what: str, times: float, under: float | None) -> str:
-    """Say what a limit is in nanoseconds, and what the pieces take that no such program can spare.
-
-    Args:
-        messages: what the guests told.
-        what: the limit in words.
-        times: how many times ``under`` it is.
-        under: what it is a multiple of, in nanoseconds added to a SYN, None if not measured.
-    """
-    names = {message["piece"]: message["tool"] for message in of(messages, "piece")}
-    found = costs(messages, "piece")
-    untraced = costs(messages, "cost", "illumos").get(UNTRACED)
-    if under is None or untraced is None or not names.keys() >= {"nothing", "thread", "count"}:
-        return ""
-    base = statistics.median(untraced)
-    nothing, notes, count = (
-        f"{statistics.median(found[names[piece]]) - base:,.0f} ns"
-        for piece in ("nothing", "thread", "count")
-    )
-    return (
-        f"{what} is {times * under:,.0f} ns. In a D program a clause that does nothing takes "
-        f"{nothing}, one that reads what it is, looks its listener up and notes it for its thread "
-        f"{notes}, and with a count by two words {count}: see what a SYN is made of."
-    )
-
-
-def plots(
-    messages: Messages, where: str, typical: Callable[[Sequence[float]], float]
-) -> list[dict[str, Any]]:
-    """Return plots against the rate of SYNs: of a processor's time, and of what is lost.
-
-    Args:
-        messages: what the guest told.
-        where: of SYSTEMS the one whose SYNs they were.
-        typical: takes the times of a SYN and returns the one to show.
-    """
-    bursts = of(messages, "loss", where)
+def plots(messages: Messages) -> list[dict[str, Any]]:
+    """Return plots against the rate of SYNs: of a processor's time, and of what is lost."""
+    bursts = of(messages, "loss")
     most = max((message["syns"] for message in bursts), default=0)
     # At rates, and as fast as can be.
-    points = of(messages, "rate", where) + [
+    points = of(messages, "rate") + [
         message | {"asked": most, "rate": 1e9 / message["ns"][0]}
         for message in bursts
         if message["syns"] == most and message["ns"]
     ]
     points.sort(key=lambda point: float(point["rate"]))
-    base = {point["asked"]: typical(point["ns"]) for point in points if point["tool"] == UNTRACED}
+    base = {
+        point["asked"]: lower_quartile(point["ns"]) for point in points if point["tool"] == UNTRACED
+    }
     tools = [tool for tool in dict.fromkeys(m["tool"] for m in bursts) if tool != UNTRACED]
     cost: Lines = {tool: [] for tool in tools}
     lost: Lines = {tool: [] for tool in tools}
@@ -578,13 +427,15 @@ def plots(
         if math.isclose(rate, asked, rel_tol=0.02):
             rate = asked
         # What is less than what differs from one burst to the next has no place on a scale.
-        if tool in cost and asked in base and (more := typical(point["ns"]) - base[asked]) > 0:
-            cost[tool].append((rate, round(rate * more / 1e7, 4)))
+        if tool in cost and asked in base:
+            more = lower_quartile(point["ns"]) - base[asked]
+            if more > 0:
+                cost[tool].append((rate, round(rate * more / 1e7, 4)))
         if tool in lost and point["seen"] is not None:
             lost[tool].append((rate, round(100 * (1 - point["seen"] / point["made"]), 3)))
     return [
         {
-            "title": f"{title}, {SYSTEMS[where]}",
+            "title": f"{title}, Linux",
             "x": "SYNs a second",
             "y": "%",
             "lines": {tool: line for tool, line in lines.items() if line},
@@ -593,21 +444,9 @@ def plots(
     ]
 
 
-def of(messages: Messages, event: str, where: str | None = None) -> Messages:
-    """Return the messages of one kind, and of one system where one is given."""
-    return [
-        message
-        for message in messages
-        if message["event"] == event and where in (None, message.get("where"))
-    ]
-
-
-def costs(messages: Messages, event: str, where: str | None = None) -> dict[str, list[float]]:
-    """Return each tool's nanoseconds in every repetition of all rounds."""
-    found: dict[str, list[float]] = {}
-    for message in of(messages, event, where):
-        found.setdefault(message["tool"], []).extend(message["ns"])
-    return found
+def of(messages: Messages, event: str) -> Messages:
+    """Return the messages of one kind."""
+    return [message for message in messages if message["event"] == event]
 
 
 def by_tool_and_event(
@@ -637,25 +476,11 @@ def nginx_rates(messages: Messages) -> dict[str, list[float]]:
     return found
 
 
-def added(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return each tool's median less that without any, of times as ``costs`` returns them."""
-    base = statistics.median(found.get(UNTRACED, [0.0]))
-    return {
-        tool: statistics.median(values) - base for tool, values in found.items() if tool != UNTRACED
-    }
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the lower quartile of values, their median and the upper quartile."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
 def lower_quartile(values: Sequence[float]) -> float:
     """Return what a quarter of values do not exceed."""
-    return quartiles(values)[0]
+    if len(values) < 2:
+        return values[0]
+    return statistics.quantiles(values, n=4, method="inclusive")[0]
 
 
 def _most(values: Sequence[float | None]) -> float | None:

@@ -29,7 +29,6 @@ from xml.sax.saxutils import escape
 PARTS = {
     "instructions": "On Linux, in instructions",
     "linux": "On Linux, losses, memory and starts",
-    "models": "On the models of illumos and Solaris 10",
     "user": "In user space",
 }
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure what watching listen queues costs, and write it down in docs/performance.*.
 
-    python bench/run.py [instructions] [linux] [models] [user]
+    python bench/run.py [instructions] [linux] [user]
 
 Without an argument all parts are measured, and otherwise the others are left as they were. All but
 the last are measured in virtual machines, and take long.
@@ -32,7 +32,6 @@ DOCS = ROOT / "docs"
 MEASURES = {
     "instructions": ("bench.kernel", "instructions"),
     "linux": ("bench.kernel", "linux"),
-    "models": ("bench.kernel", "models"),
     "user": ("bench.user", "measure"),
 }
 """Part to the function that measures it."""

@@ -26,8 +26,8 @@ KERNEL = {
     "date": "2026-11-24",
     "software": {"DTrace": "2.0.7"},
     "figures": [
-        {"table": "Cost, us", "row": "a|b", "column": "model", "values": [3.0, 1.0, 2.0]},
-        {"table": "Cost, us", "row": "<none>", "column": "Linux", "values": [12345.678]},
+        {"table": "Cost, us", "row": "a|b", "column": "taken", "values": [3.0, 1.0, 2.0]},
+        {"table": "Cost, us", "row": "<none>", "column": "dropped", "values": [12345.678]},
     ],
     "reach": [
         {"figure": "good", "at_most": 2.0, "unit": "times", "value": 1.5},
@@ -111,7 +111,7 @@ def test_figures_table() -> None:
     """A cell is the median and the quartiles; one without a figure is empty."""
     lines = report.tables({"linux": KERNEL}).splitlines()
     assert lines[lines.index("### Cost, us") :][2:6] == [
-        "|  | model | Linux |",
+        "|  | taken | dropped |",
         "| --- | --- | --- |",
         "| a\\|b | 2 (1.5 to 2.5) |  |",
         "| <none> |  | 12,346 |",

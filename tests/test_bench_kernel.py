@@ -14,57 +14,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import kernel
 
 MB = 1_000_000
-ILLUMOS = {"where": "illumos"}
-MODEL = [
-    # Two rounds of each, by turns.
-    {"event": "cost", "tool": "untraced", "ns": [100.0, 110.0]} | ILLUMOS,
-    {"event": "cost", "tool": "barest clause", "ns": [700.0, 690.0, 710.0]} | ILLUMOS,
-    {"event": "cost", "tool": "illumos.d, shared", "ns": [1100.0]} | ILLUMOS,
-    {"event": "cost", "tool": "illumos.d, per-port", "ns": [1110.0, 1090.0]} | ILLUMOS,
-    {"event": "cost", "tool": "bpftrace, keyed count", "ns": [600.0]} | ILLUMOS,
-    {"event": "cost", "tool": "untraced", "ns": [90.0]} | ILLUMOS,
-    {"event": "cost", "tool": "illumos.d, shared", "ns": [1200.0, 1000.0]} | ILLUMOS,
-    {"event": "cost", "tool": "illumos.d, per-port", "ns": [1600.0]} | ILLUMOS,
-    {"event": "dropped", "tool": "untraced", "ns": [80.0]} | ILLUMOS,
-    {"event": "cost", "where": "solaris10", "tool": "untraced", "ns": [300.0]},
-    {"event": "cost", "where": "solaris10", "tool": "barest clause", "ns": [5000.0]},
-    {"event": "cost", "where": "solaris10", "tool": "solaris10.d, shared", "ns": [9000.0]},
-    {"event": "piece", "piece": "nothing", "tool": "a clause", "ns": [550.0]},
-    {"event": "piece", "piece": "thread", "tool": "and three reads", "ns": [800.0, 820.0]},
-    {"event": "piece", "piece": "count", "tool": "and a count", "ns": [900.0]},
+LINUX: list[dict[str, Any]] = [
+    {"event": "version", "name": "Linux", "version": "6.12.1"},
     *(
         {"event": "loss", "tool": tool, "syns": 1_000_000, "made": 1_000_000, "seen": seen}
         | {"ns": [ns]}
-        | ILLUMOS
         for tool, seen, ns in (
             ("untraced", None, 100.0),
-            ("illumos.d, shared", 1_000_000, 2000.0),
+            ("linux.d, shared", 1_000_000, 2000.0),
             ("printf per SYN", 20_000, 5000.0),
             ("bpftrace, keyed count", 1_000_000, 99.0),
         )
     ),
     *(
         {"event": "rate", "tool": tool, "asked": 1000, "rate": 998.04, "made": 3000, "seen": seen}
-        | {"ns": [ns, ns, 9 * ns]}
-        | ILLUMOS
+        | {"ns": [ns, ns, 9 * ns, 9 * ns]}
         for tool, seen, ns in (
             ("untraced", None, 200.0),
             ("printf per SYN", 1500, 6200.0),
             ("bpftrace, keyed count", 3000, 199.0),
         )
     ),
-    {"event": "idle", "seconds": 30, "cpu": 0.3},
-    {"event": "user", "tool": "exporter and dtrace(1)", "cpu": 0.5, "made": 1_000_000},
-    {"event": "user", "tool": "printf and wc -l", "cpu": 2.0, "made": 20_000},
-]
-ON_LINUX = {"where": "Linux"}
-LINUX = [
-    {"event": "version", "name": "Linux", "version": "6.12.1"},
-    {"event": "loss", "tool": "linux.d, shared", "syns": 1000, "made": 1000, "seen": 1000}
-    | {"ns": [38_000.0]}
-    | ON_LINUX,
-    {"event": "loss", "tool": "tcpaccept.bt", "syns": 1000, "made": 0, "seen": None, "ns": []}
-    | ON_LINUX,
+    {"event": "loss", "tool": "tcpaccept.bt", "syns": 1000, "made": 0, "seen": None, "ns": []},
     {"event": "interrupted", "tool": "linux.d, shared", "made": 500, "seen": 500},
     {"event": "interrupted", "tool": "printf per SYN", "made": 500, "seen": 50},
     {"event": "failed", "what": "bcc tcpsynbl", "why": "no headers"},
@@ -117,7 +88,6 @@ INSTRUCTIONS = [
     ),
 ]
 SUMMARIES = [
-    kernel.summary_of_models(MODEL),
     kernel.summary_of_linux(LINUX),
     kernel.summary_of_instructions(INSTRUCTIONS),
 ]
@@ -139,31 +109,16 @@ def reached(summary: dict[str, Any]) -> list[float | None]:
 
 
 def test_figures_to_reach() -> None:
-    """Each figure to reach is worked out from medians, less what the kernel takes by itself."""
-    models, linux, instructions = map(reached, SUMMARIES)
-    # Of the two ways to run illumos.d the one that costs more.
-    assert models == pytest.approx([1010 / 600, 1010 / 500, 0, 0.005])
+    """Each figure to reach is worked out from medians."""
+    linux, instructions = map(reached, SUMMARIES)
     assert linux == pytest.approx([0, 0, 2, 60, 230])
     # The worst of all that can happen to a SYN, and the dearer way to run linux.d.
     assert instructions == pytest.approx([2600 / 650, 9900 / 2200, 1000 / 400, 900 / 1005])
 
 
-def test_reason() -> None:
-    """Why a figure is not reached is told in nanoseconds that were measured."""
-    reasons = [one["reason"] for one in SUMMARIES[0]["reach"][:2]]
-    assert "Twice the barest clause is 1,200 ns." in reasons[0]
-    assert "1.5 times bpftrace's count is 750 ns." in reasons[1]
-    for reason in reasons:
-        assert "does nothing takes 450 ns" in reason
-        assert "notes it for its thread 710 ns" in reason
-        assert "two words 800 ns" in reason
-    without = [message for message in MODEL if message["event"] != "piece"]
-    assert kernel.summary_of_models(without)["reach"][0]["reason"] == ""
-
-
 def test_reason_in_instructions() -> None:
     """Why a figure is not reached is told by pieces, each less the program without it."""
-    syn, connection, unwatched = (one["reason"] for one in SUMMARIES[2]["reach"][:3])
+    syn, connection, unwatched = (one["reason"] for one in SUMMARIES[1]["reach"][:3])
     assert "2,600 instructions, linux.d, shared, dropped, Q full; the limit is 2,275" in syn
     assert f"take {300 + 250 + 600:,} together" in syn
     assert "The limit is 8,800 instructions: linux.d, shared 9,900" in connection
@@ -175,7 +130,7 @@ def test_reason_in_instructions() -> None:
     without = [message for message in INSTRUCTIONS if message["event"] != "over"]
     summary = kernel.summary_of_instructions(without)
     assert {one.get("reason", "") for one in summary["reach"]} == {""}
-    assert reached(summary) == reached(SUMMARIES[2])
+    assert reached(summary) == reached(SUMMARIES[1])
 
 
 def test_instructions() -> None:
@@ -185,7 +140,9 @@ def test_instructions() -> None:
     assert programs[kernel.BEFORE_NAME, CONNECTION] == [24_294]
     assert (NOTHING, "taken") not in programs
     assert programs[SHARED, f"programs run for {CONNECTION}"] == [9]
-    assert cells("In all, with the way")["linux.d, shared: added", "taken"] == [2200]
+    whole = cells("In all, with the way")
+    assert whole["untraced: all that the kernel does", "taken"] == [12_000, 12_010]
+    assert whole["linux.d, shared: added", "taken"] == [2200]
     assert cells("What a D program is made of")[LEFT, "takes"] == [250]
     assert cells("nginx")["untraced", "requests a second"] == [1000, 1010]
 
@@ -196,32 +153,19 @@ def test_not_all_measured() -> None:
     assert reached(kernel.summary_of_instructions(without))[0] is None
 
 
-def test_unsteady(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever runs it is told when what a ratio rests on differed much from time to time."""
-    steady = {"event": "cost", "tool": "barest clause", "ns": [700.0, 710.0, 720.0]} | ILLUMOS
-    kernel.summary_of_models([steady])
-    assert capsys.readouterr().err == ""
-    kernel.summary_of_models([steady | {"ns": [700.0, 1500.0, 1900.0]}])
-    assert "barest clause: 1,100 to 1,700 ns" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("event", ["loss", "interrupted"])
 def test_loss_of_any_program_counts(event: str) -> None:
     """One SYN that one of our programs lost anywhere, or told twice, is a figure not reached."""
     for seen in (999, 1001):
         more = {"event": event, "tool": "linux.d, per-port", "syns": 1000, "made": 1000}
-        more |= {"where": "Linux", "seen": seen, "ns": [1.0]}
+        more |= {"seen": seen, "ns": [1.0]}
         found = reached(kernel.summary_of_linux([*LINUX, more]))
         assert found[:2] == ([1, 0] if event == "loss" else [0, 1])
 
 
 def test_nothing_measured() -> None:
     """Where a guest told nothing every figure is one that was not measured."""
-    for make in (
-        kernel.summary_of_models,
-        kernel.summary_of_linux,
-        kernel.summary_of_instructions,
-    ):
+    for make in (kernel.summary_of_linux, kernel.summary_of_instructions):
         summary = make([])
         assert set(reached(summary)) == {None}
         assert summary["figures"] == []
@@ -230,51 +174,23 @@ def test_nothing_measured() -> None:
 
 def test_tables() -> None:
     """Every measurement is in a table, each cell once; what could not be measured is named."""
-    for summary, messages in zip(SUMMARIES, (MODEL, LINUX, INSTRUCTIONS), strict=True):
+    for summary, messages in zip(SUMMARIES, (LINUX, INSTRUCTIONS), strict=True):
         cells = [(one["table"], one["row"], one["column"]) for one in summary["figures"]]
         assert len(cells) == len(set(cells))
         rows = " ".join(row for _, row, _ in cells)
-        assert [one["tool"] for one in messages if one.get("tool", "") not in rows] == []
+        tools = {one["tool"] for one in messages if "tool" in one} - {kernel.UNTRACED}
+        assert {tool for tool in tools if tool not in rows} == set()
         json.dumps(summary)
-    assert SUMMARIES[1]["software"] == {"Linux": "6.12.1"}
-    assert SUMMARIES[1]["not_measured"] == {"bcc tcpsynbl": "no headers"}
-
-
-def test_rounds_are_pooled() -> None:
-    """A cell has the repetitions of all rounds, and what is added is beyond the median of all."""
-    table = cells("A SYN in the kernel, model of illumos")
-    assert table["illumos.d, shared", "with it"] == [1100, 1200, 1000]
-    assert table["illumos.d, shared", "added"] == [1000, 1100, 900]
-    assert table["untraced", "with it"] == [100, 110, 90]
-    assert cells("A SYN in the kernel, model of Solaris 10")["solaris10.d, shared", "added"] == [
-        8700
-    ]
-
-
-def test_pieces() -> None:
-    """The pieces of a SYN stand between what they are compared with and the whole program."""
-    rows = list(dict.fromkeys(row for row, _ in cells("What a SYN is made of")))
-    assert rows == [
-        "untraced",
-        "barest clause",
-        "bpftrace, keyed count",
-        "a clause",
-        "and three reads",
-        "and a count",
-        "illumos.d, shared",
-        "illumos.d, per-port",
-    ]
+    assert SUMMARIES[0]["software"] == {"Linux": "6.12.1"}
+    assert SUMMARIES[0]["not_measured"] == {"bcc tcpsynbl": "no headers"}
 
 
 def test_losses() -> None:
-    """What each system's tools told is in a table of its own; one that tells no SYNs says so."""
-    assert cells("SYNs told of those in one burst, share, model of illumos") == {
-        ("illumos.d, shared", "1,000,000"): [1],
+    """What tools told of a burst is a share of it; one that tells no SYNs says so."""
+    assert cells("SYNs told of those in one burst, share, Linux") == {
+        ("linux.d, shared", "1,000,000"): [1],
         ("printf per SYN", "1,000,000"): [0.02],
         ("bpftrace, keyed count", "1,000,000"): [1],
-    }
-    assert cells("SYNs told of those in one burst, share, Linux") == {
-        ("linux.d, shared", "1,000"): [1],
         ("tcpaccept.bt", "1,000"): "tells no SYNs",
     }
 
@@ -300,16 +216,15 @@ def test_one_of_a_kind() -> None:
 def test_plots() -> None:
     """Plots have what each rate cost beyond no tool and what was lost, up to as fast as can be."""
     cost, lost = SUMMARIES[0]["plots"]
-    assert cost["title"] == "CPU in the kernel, model of illumos"
+    assert cost["title"] == "CPU in the kernel, Linux"
     assert cost["lines"] == {
         "printf per SYN": [(1000, 0.6), (200_000, 98)],
-        "illumos.d, shared": [(500_000, 95)],
+        "linux.d, shared": [(500_000, 95)],
     }
     assert lost["lines"]["printf per SYN"] == [(1000, 50), (200_000, 98)]
     # It cost no more than no tool did, as far as that can be told.
     assert lost["lines"]["bpftrace, keyed count"] == [(1000, 0), (10_101_010, 0)]
     assert "untraced" not in lost["lines"]
-    assert SUMMARIES[1]["plots"][0]["title"].endswith("Linux")
 
 
 def test_what_a_guest_told() -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from flood import Flood
 from lab.exporter import Exporter
 from lab.traffic import HERE4, Listener, nowhere, sysctl
-from rounds import by_turns
 from tools import (
     UNTRACED,
     Tool,
@@ -31,6 +30,7 @@ from tools import (
     with_program,
 )
 from tracing import Tracer, bpf_statistics, bpf_totals, complain, tell, tell_versions
+from turns import by_turns
 
 from dtrace_exporter import program
 
@@ -216,7 +216,7 @@ def measure() -> None:
         taken = every[0]
         names = {name: over for name, _, over in pieces()}
 
-        def one(tool: Tool, tracer: Tracer | None, _number: int) -> None:
+        def one(tool: Tool, tracer: Tracer | None) -> None:
             if tool.name in names:
                 tell(event="over", tool=tool.name, over=names[tool.name])
                 taken.measure(tool.name, tracer)
@@ -225,7 +225,7 @@ def measure() -> None:
                 event.measure(tool.name, tracer)
 
         parts = [Tool(name, with_program(DTRACE), text, "ready") for name, text, _ in pieces()]
-        by_turns([*tools(), *parts], 1, one)
+        by_turns([*tools(), *parts], one)
 
 
 NGINX = """daemon off; worker_processes 1; user root; pid {folder}/pid; error_log {folder}/log;

@@ -14,7 +14,6 @@ from flood import Flood, counters
 from lab.exporter import UP, Exporter
 from lab.traffic import HERE4, Listener, nowhere, sysctl
 from lab.waiting import until
-from rounds import Account, by_turns, losses, rates, settle
 from tools import (
     UNTRACED,
     Tool,
@@ -25,10 +24,10 @@ from tools import (
     printf_per_syn,
 )
 from tracing import Tracer, complain, resident, tell, tell_versions
+from turns import Account, by_turns, losses, rates, settle
 
 from dtrace_exporter import program
 
-WHERE = "Linux"
 DTRACE = "dtrace"
 PORT = 7001
 BACKLOG = 60_000
@@ -80,17 +79,17 @@ def tools() -> list[Tool]:
 def measure(flood: Flood) -> None:
     """Tell of each tool what it told of bursts, of SYNs at rates, and of a flood of interrupts."""
 
-    def one(tool: Tool, tracer: Tracer | None, _number: int) -> None:
+    def one(tool: Tool, tracer: Tracer | None) -> None:
         account = Account(flood, tool, tracer, flood.made())
         settle(flood, tool, tracer)
-        losses(WHERE, flood, tool, account)
-        rates(WHERE, flood, tool, tracer, account, RATES)
+        losses(flood, tool, account)
+        rates(flood, tool, tracer, account, RATES)
         if tracer is not None and tool.name in INTERRUPTED:
             interrupted(flood, tool, tracer)
 
     flood.keeps = False
     with sysctl("net.ipv4.tcp_syncookies", 2):
-        by_turns(tools(), 1, one)
+        by_turns(tools(), one)
 
 
 def interrupted(flood: Flood, tool: Tool, tracer: Tracer) -> None:

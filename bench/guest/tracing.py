@@ -1,4 +1,4 @@
-"""What every guest of the bench needs: tracers, CPU time and memory of processes, reporting."""
+"""What every guest of the bench needs: tracers, BPF programs, memory of processes, reporting."""
 
 from __future__ import annotations
 
@@ -114,12 +114,6 @@ def running(command: Sequence[str], text: str | None, ready: str) -> Iterator[Tr
         yield tracer
     finally:
         tracer.end()
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has had so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

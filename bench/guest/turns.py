@@ -1,4 +1,4 @@
-"""Tools by turns, each started anew in every round: costs, losses, and both by the rate of SYNs."""
+"""Tools by turns: what each loses of bursts, and what it loses and costs by the rate of SYNs."""
 
 from __future__ import annotations
 
@@ -29,27 +29,19 @@ class Load(Protocol):
         """Return how many SYNs the kernel has taken in so far."""
 
 
-def by_turns(
-    tools: Sequence[Tool], rounds: int, measure: Callable[[Tool, Tracer | None, int], None]
-) -> None:
-    """Run each tool once in every round, and measure it; one that fails is left out from then on.
+def by_turns(tools: Sequence[Tool], measure: Callable[[Tool, Tracer | None], None]) -> None:
+    """Run each tool and measure it; what one of them fails in does not stop the others.
 
     Args:
-        tools: the tools; every other round they come in the opposite order.
-        rounds: how many.
-        measure: takes the tool, how it runs, and the number of the round.
+        tools: the tools.
+        measure: takes the tool, and how it runs.
     """
-    failed: set[str] = set()
-    for number in range(rounds):
-        for tool in tools if number % 2 == 0 else reversed(tools):
-            if tool.name in failed:
-                continue
-            try:
-                with started(tool) as tracer:
-                    measure(tool, tracer, number)
-            except Exception as error:
-                failed.add(tool.name)
-                complain(tool.name, error)
+    for tool in tools:
+        try:
+            with started(tool) as tracer:
+                measure(tool, tracer)
+        except Exception as error:
+            complain(tool.name, error)
 
 
 @contextmanager
@@ -69,16 +61,6 @@ def settle(load: Load, tool: Tool, tracer: Tracer | None) -> None:
         load.burst(1)
         if tracer is not None:
             tracer.wait(0.2)
-
-
-def costs(load: Load, tracer: Tracer | None, syns: int, repeats: int) -> list[float]:
-    """Return the time of a SYN in each of some bursts, in nanoseconds."""
-    found = []
-    for _ in range(repeats):
-        found.append(load.burst(syns))
-        if tracer is not None:
-            tracer.read(0.02)
-    return found
 
 
 class Account:
@@ -120,11 +102,11 @@ class Account:
         return told
 
 
-def losses(where: str, load: Load, tool: Tool, account: Account) -> None:
+def losses(load: Load, tool: Tool, account: Account) -> None:
     """Tell what a tool told of bursts."""
     account.balance()
     for syns in BURSTS:
-        told = partial(tell, event="loss", where=where, tool=tool.name, syns=syns)
+        told = partial(tell, event="loss", tool=tool.name, syns=syns)
         if tool.command and tool.seen is None:
             told(made=0, seen=None, ns=[])
             continue
@@ -134,7 +116,6 @@ def losses(where: str, load: Load, tool: Tool, account: Account) -> None:
 
 
 def rates(
-    where: str,
     load: Load,
     tool: Tool,
     tracer: Tracer | None,
@@ -155,7 +136,6 @@ def rates(
         made, seen = account.balance()
         tell(
             event="rate",
-            where=where,
             tool=tool.name,
             asked=rate,
             rate=made / seconds,
