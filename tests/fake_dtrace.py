@@ -9,7 +9,8 @@ ready, then ticks.
     {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
     {"generation": G}           one of Linux's sets begins anew, with nothing in it: 0 or 1
     {"rows": [ROW, ...]}        what Linux's sets hold from now on, written "SET ROW", SET 0 or 1;
-                                on Solaris and illumos what the next heartbeat prints, once
+                                on Solaris and illumos what the next heartbeat prints, once;
+                                {now} in it is the time as heartbeats have it
     {"print": LINE}             a line on standard output, or a list of them
     {"stderr": LINE}            the same on standard error
     {"raw": BASE64}             bytes on standard output
@@ -139,7 +140,7 @@ class _Consumer:
 
     def _beat(self) -> None:
         for row in self._new:
-            _out(row)
+            _out(row.replace("{now}", str(time.monotonic_ns())))
         self._new.clear()
         _out(f"tick {time.monotonic_ns()}")
         for began, rows in zip(self._began, self._sets, strict=True) if self._has_sets else ():

@@ -335,8 +335,11 @@ def test_loss(books: Books) -> None:
     books.move(1, q=1)
     books.tick()
     assert books.lengths == (None, None)
-    books.tell(3, q=4)
-    books.move(3, q=1)
+    books.tell(3, q=9, time=books.time)
+    books.tick(2)
+    assert books.lengths == (None, None)
+    books.tell(4, q=4, time=books.time + 1)
+    books.move(4, q=1)
     books.tick()
     assert books.listener.sockets == {
         1: Queues(0, 5, None, 8),
@@ -349,9 +352,9 @@ def test_loss_and_an_old_telling(books: Books) -> None:
     books.tell(2, q=1)
     books.accounts.lose()
     books.tell(1, q=5)
-    books.tick()
+    books.tick(2)
     assert books.lengths is None
-    books.tell(3, q=4)
+    books.tell(3, q=4, time=books.time + 1)
     books.tick()
     assert books.lengths == (0, 4)
 

@@ -211,7 +211,7 @@ def _solaris_rows(step: int) -> list[str]:
             zone_rows.told(
                 port,
                 telling,
-                time=step,
+                time="{now}",
                 zone="db",
                 q0=HALF_OPEN,
                 q=WAITING,
@@ -230,15 +230,16 @@ def _solaris_rows(step: int) -> list[str]:
     ]
 
 
-def _script(rows: Callable[[int], list[str]], *before: dict[str, Any]) -> list[Any]:
-    """Return the steps of a fake dtrace(1) that loses something at each step, too."""
+def _script(
+    rows: Callable[[int], list[str]], *before: dict[str, Any], losses: int = 1
+) -> list[Any]:
+    """Return the steps of a fake dtrace(1) that loses something, too, once in so many steps."""
     steps: list[Any] = [*before]
     for step in range(1, STEPS + 1):
-        steps += [
-            {"rows": rows(step)},
-            {"stderr": f"dtrace: {step} aggregation drops on CPU 0"},
-            {"tick": 4},
-        ]
+        steps.append({"rows": rows(step)})
+        if step % losses == 0:
+            steps.append({"stderr": f"dtrace: {step} aggregation drops on CPU 0"})
+        steps.append({"tick": 4})
     return [*steps, {"tick": True}]
 
 
@@ -260,7 +261,7 @@ def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]
 def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter]:
     """Run the service on a Linux with a container, and on a Solaris host that it watches."""
     linux = _script(_linux_rows, {"ready": "4026531840"})
-    solaris = _script(_solaris_rows, {"ready": "global"})
+    solaris = _script(_solaris_rows, {"ready": "global"}, losses=4)
     listeners = [{"port": PORT, "name": "web"}, {"port": 22, "name": "ssh"}]
     common = {"interval": "250ms"}
     config = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import zone_rows
 from dtrace_exporter import program, session
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.lines import MAX_LINE
@@ -37,16 +38,6 @@ READY = {"ready": "1"}
 FOREVER = {"tick": True}
 COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
-
-
-def zone_row(
-    events: int, *, place: int, what: int = 0, port: int = 22, q: int = 1, q0max: int = 0
-) -> str:
-    """Return a row of Solaris' about the wildcard listener of a port, with Qmax 8."""
-    return (
-        f"row 0 {place:x}fff{port:x} {place << 32 | port << 16 | what:x} 0 0"
-        f" {q0max << 32 | 8:x} {events} {events * q} {q}"
-    )
 
 
 def patient(seconds: float, real: Callable[[float], Window] = window) -> Callable[[float], Window]:
@@ -104,7 +95,7 @@ async def running(
     port = int(id.name.removeprefix("port-"))
     state.table.watch(id, {port: "name"})
     config = DTraceConfig(command=tuple(command), interval=0.1, **dtrace)
-    plan = Plan(config, load(name) if name else None, (port, port), counters)
+    plan = Plan(config, load(name) if name else None, port, counters)
     one = Session(id, plan, state, asyncio.Semaphore(1))
     try:
         yield one
@@ -173,26 +164,81 @@ def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
 
 def test_zones(fake_dtrace: FakeDTrace) -> None:
     """A program of zones has its listeners in zones by name, and Q0's limit with the queues."""
-    lines = [
-        *("place 3 web", "tick 0 1", zone_row(3, place=0, q=2, q0max=1032), zone_row(4, place=3)),
-        *(zone_row(9, place=5), zone_row(1, place=3, what=133), zone_row(2, place=3, what=135)),
-        *("tick 0 2", zone_row(9, place=5), "place 5 db", "tick 0 3", zone_row(10, place=5)),
+    rows = [
+        zone_rows.told(22, q0=1, q=2, syn=1, q0max=1032),
+        zone_rows.told(22, socket=1, zone="web"),
+        *(zone_rows.syns(22, 2, q=2), zone_rows.opened(22, 2)),
+        f"syn {zone_rows.number(22, socket=1):x} 1 4",
+        f"drop {zone_rows.number(22, socket=1):x} 1 1",
+        f"drop {zone_rows.number(22, socket=1):x} 3 2",
     ]
 
     async def test() -> None:
-        steps = [{"ready": "0"}, {"print": lines}, FOREVER]
+        steps = [{"rows": rows}, {"ready": "global"}, FOREVER]
         async with running(fake_dtrace(*steps), name="illumos") as one:
-            await until(lambda: one.status.last_record and len(one._state.table) == 3)
+            await until(lambda: one.status.last_record and len(one._state.table) == 2)
             found = {each.identity: each for each in one._state.table}
-            zones = {place: Identity("", place, "*", 22) for place in ("global", "web", "db")}
+            zones = {place: Identity("", place, "*", 22) for place in ("global", "web")}
             assert found.keys() == set(zones.values())
-            assert [found[zones[place]].syns for place in ("global", "web", "db")] == [3, 4, 10]
+            home = found[zones["global"]]
+            await until(lambda: home.queues == Queues(3, 2, 1032, 8))
+            assert [found[zones[place]].syns for place in zones] == [3, 4]
             assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
-            assert found[zones["global"]].queues == Queues(0, 2, 1032, 8)
             assert one.status.bad_rows == 0
-            exports = one._state.table.exports(found[zones["db"]])
+            exports = one._state.table.exports(found[zones["web"]])
             assert (exports.place_label, exports.home) == ("zone", "global")
             assert set(exports.reasons) == {"q_full", "q0_full", "q0_evicted"}
+
+    asyncio.run(test())
+
+
+def test_counts_that_cannot_be(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """A queue that comes to less than nothing is a bad row, and is not known from then on."""
+    steps = [{"rows": [zone_rows.told(22), zone_rows.left(22, 2)]}, {"ready": "global"}, FOREVER]
+
+    async def test() -> None:
+        async with running(fake_dtrace(*steps), name="illumos") as one:
+            await until(lambda: one.status.bad_rows)
+            assert one.status.up
+            assert listener(one).accepts == 2
+            assert not listener(one).queues
+
+    asyncio.run(test())
+    assert logged(caplog, "bad row")[0]["why"] == "the queues of * port 22 come to 0 and -2"
+
+
+def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """After a loss the queues of zones are not known until they are told anew."""
+    go = tmp_path / "go"
+    steps = [
+        *({"rows": [zone_rows.told(22, q=1)]}, {"ready": "global"}, {"tick": 2}),
+        *({"stderr": "dtrace: 5 aggregation drops on CPU 0"}, {"tick": 2}, {"wait": str(go)}),
+        *({"tick": 3}, {"rows": [zone_rows.told(22, 2, time="{now}", q=3)]}),
+    ]
+
+    async def test() -> None:
+        async with running(fake_dtrace(*steps, FOREVER), name="illumos") as one:
+            for queues in (Queues(0, 1, None, 8), Queues(None, None, None, 8)):
+                await until(lambda queues=queues: listener(one).queues == queues)
+            assert one.status.lost["aggregation"] == 5
+            go.touch()
+            await until(lambda: listener(one).queues == Queues(0, 3, None, 8))
+
+    asyncio.run(test())
+
+
+def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
+    """A kernel that takes no program of that size gets one without the parts to be spared."""
+    why = "DIF program exceeds maximum program size"
+    lacks = [{"lacks": [f"only {part}", why]} for part in ("tli_accepts", "streams_accepts")]
+
+    async def test() -> None:
+        steps = [*lacks, {"ready": "global"}, FOREVER]
+        async with running(fake_dtrace(*steps), name="illumos") as one:
+            await until(lambda: one.status.up)
+            assert one.left_out.keys() == {"tli_accepts", "streams_accepts"}
+            assert all(why in reason for reason in one.left_out.values())
+            assert one.status.restarts == 0
 
     asyncio.run(test())
 
@@ -671,7 +717,7 @@ def test_rows_of_another_version(fake_dtrace: FakeDTrace, caplog: pytest.LogCapt
             assert not one.status.up
 
     asyncio.run(test())
-    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not of 5, 3"
+    assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not of 5"
 
 
 def test_output_closed_but_alive() -> None:

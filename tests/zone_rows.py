@@ -22,7 +22,7 @@ def told(
     telling: int = 1,
     *,
     socket: int = 0,
-    time: int = 1,
+    time: int | str = 1,
     zone: str = "global",
     bound: str = "0.0.0.0",
     q0: int = 0,

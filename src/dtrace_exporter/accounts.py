@@ -21,6 +21,8 @@ _SETTLED = 3
 """After so many ticks all rows of an ID that is no longer used have come, but for the odd one."""
 _KEPT = 32
 """So many of an account's IDs are known after that."""
+_LOSS_TICKS = 2
+"""So many ticks after a loss was told, a row may still tell of a listener as it was before."""
 _FORGET_TICKS = 30
 """So many ticks after a socket has closed, no row tells what it was before."""
 _PATIENCE = 3
@@ -62,19 +64,24 @@ class Accounts:
         self._closed: dict[int, tuple[int, int]] = {}
         self._touched: set[int] = set()
         self._tick = 0
+        self._losing = 0
+        self._lost = -1
 
     def tell(self, record: Listening, listener: Listener) -> None:
         """Take what a row told of a listener's queues; rows come in any order."""
         closed, _ = self._closed.get(record.socket, (-1, 0))
         if record.time <= closed:
             return
+        is_sure = not self._losing and record.time > self._lost
         telling = _Telling(record, self._tick)
         account = self._accounts.get(record.socket)
         self._touched.add(record.socket)
         if account is None or account.listener is not listener or not account.known:
             if account is None or record.time > account.tellings[-1].record.time:
                 base = [record.q0, record.q]
-                self._accounts[record.socket] = _Account(listener, [telling], base)
+                self._accounts[record.socket] = _Account(listener, [telling], base, known=is_sure)
+            return
+        if not is_sure:
             return
         account.tellings.append(telling)
         account.tellings.sort(key=lambda one: one.record.time)
@@ -110,7 +117,11 @@ class Accounts:
         account.folded.clear()
 
     def lose(self) -> None:
-        """Note that rows or counts were lost: no account is known until its listener is told."""
+        """Note that rows or counts were lost: no account is known until its listener is told.
+
+        The notice and the rows come by ways of their own, so a row behind it may be from before.
+        """
+        self._losing = _LOSS_TICKS
         for socket, account in self._accounts.items():
             account.known = False
             self._sockets.unsee(socket)
@@ -127,6 +138,9 @@ class Accounts:
             What is wrong with an account that is known no more, until its listener is told anew.
         """
         self._tick += 1
+        if self._losing:
+            self._losing -= 1
+            self._lost = time
         touched, self._touched = self._touched, set()
         for socket in [
             socket

@@ -113,7 +113,7 @@ def _tell(say: Say, tried: Session) -> bool:
         say("ok", where, "up", "")
     else:
         say("FAIL", where, status.reason, _remedy(status.reason, tried.plan.dtrace.command))
-    parts = {**families.parts(), session.EXACT: _EXACT}
+    parts = {**tried.parts, session.EXACT: _EXACT}
     for feature, enabled in status.features.items():
         if enabled:
             say("ok", f"  {feature}", parts[feature].what if feature in parts else "", "")

@@ -80,5 +80,5 @@ def _part(facts: dict[str, Any]) -> Part:
 
 
 def parts() -> dict[str, Part]:
-    """Return the optional parts of all families by name; one of several means the same in each."""
+    """Return the optional parts of all families by name; one of several is for the same in each."""
     return {name: part for family in families().values() for name, part in family.parts.items()}

@@ -27,6 +27,8 @@ _PLACE = re.compile(r"/\* place (netns|zone) \*/")
 _ONLY = re.compile(r"/\* only (\w+) \*/")
 # Lines that only a session of one port needs: a test costs every SYN of all others some time.
 _ONE_PORT = "one_port"
+# Parts without which some listeners' connections go into Q or leave it uncounted.
+_MOVES = ("streams", "deferred", "tli_accepts")
 _OPTION = re.compile(r"#pragma D option (\w+)")
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
@@ -61,8 +63,9 @@ class Program:
     def family(self) -> Family:
         """The kernel family whose facts hold; of a program at some path the likeliest."""
         every = families()
-        if self.name in every:
-            return every[self.name]
+        name = self.name.removesuffix("_trace")
+        if name in every:
+            return every[name]
         likely = [family for family in every.values() if family.place == self.place_label]
         return max(likely, key=lambda family: f"{family.name}.d" in self.text)
 
@@ -370,7 +373,8 @@ def exports(program: Program, features: Mapping[str, bool]) -> Exports:
         reasons=tuple(dict.fromkeys(reasons)),
         opened=features.get("half_open", False),
         established=features.get("established", False),
-        departures=features.get("departures", False),
+        departures=features.get("departures", False)
+        and all(features.get(part, True) for part in _MOVES),
         accepts=features.get("accepts", False),
         accept_wait=features.get("accept_wait", False),
     )

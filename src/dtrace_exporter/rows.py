@@ -324,7 +324,7 @@ def _told(words: list[str], value: str) -> Listening:
         identity,
         _socket(identity),
         time,
-        True,
+        qmax > 0,
         words[3],
         0,
         address,

@@ -23,6 +23,7 @@ from dtrace_exporter import (
 )
 from dtrace_exporter.audit import Audits
 from dtrace_exporter.config import DTraceConfig
+from dtrace_exporter.families import Part
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
@@ -132,6 +133,11 @@ class Session:
         if plan.program is not None:
             self._use(plan.program)
         self._task = asyncio.create_task(self._supervise())
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The optional parts that its program may have, by name; none while it is not known."""
+        return self._program.family.parts if self._program else {}
 
     async def stop(self) -> None:
         """End the session, its process with SIGTERM and, should that not help, with SIGKILL."""

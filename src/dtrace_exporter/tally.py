@@ -89,13 +89,18 @@ class Tally:
             case Limit():
                 self._sockets.limit(record.socket, record.time, record.qmax)
             case Closed():
-                self._accounts.close(record.socket, record.time)
-                self._sockets.closed(record.socket, record.time)
+                self._close(record.socket, record.time)
             case None:
                 return None
             case _:
                 self._count(record)
         return None
+
+    def _close(self, socket: int, time: int) -> None:
+        if (newest := self._newest.pop(socket, None)) is not None:
+            self._old.append((self._ticks, newest))
+        self._accounts.close(socket, time)
+        self._sockets.closed(socket, time)
 
     def lose(self) -> None:
         """Note that the kernel has lost rows or counts of this run."""
@@ -135,7 +140,11 @@ class Tally:
     def _tick(self, tick: Tick) -> None:
         self._ticks += 1
         while self._old and self._old[0][0] < self._ticks - _FORGET_TICKS:
-            del self._listeners[self._old.popleft()[1]]
+            _, old = self._old.popleft()
+            # Its number may have come round, and be in use again.
+            who = self._listeners.get(old)
+            if who is not None and self._newest.get(who.socket) != old:
+                del self._listeners[old]
         counted = self._table.session_exports(self._session)
         q = counted.established and counted.departures
         self.wrong += self._accounts.settle(tick.time, q and counted.opened, q)
@@ -158,6 +167,8 @@ class Tally:
             self._accounts.tell(record, listener)
             if record.syn:
                 self._count(Found(record.id, record.q, 1))
+            if not record.open:
+                self._close(record.socket, record.time)
         for each in self._waiting.pop(record.id, ()):
             self._count(each)
         if record.open and not record.told:

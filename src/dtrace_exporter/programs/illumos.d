@@ -3,10 +3,22 @@
  * illumos.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
  * USAGE: dtrace -s illumos.d	# in the global zone; Ctrl-C ends it
+ * A backlog of 2, five clients, two accepts:
+ *   ready 5 global
+ *   listener ff01d3b2ac800002 1000300000020 global 192.0.2.1 8080 0 0 2 0 1026
+ *   syn ff01d3b2ac800002 2 2
+ *   syn ff01d3b2ac800002 0 3
+ *   drop ff01d3b2ac800002 1 2
+ *   opened ff01d3b2ac800002 3
+ *   established ff01d3b2ac800002 2
+ *   left ff01d3b2ac800002 8 265010000001
+ *   left ff01d3b2ac800002 10 3445010000001
+ *   tick 1001000000000
+ *
  * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
  *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
  *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
- *	of the rows below, has told it.
+ *	of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
  * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
@@ -34,6 +46,7 @@
 
 inline int PORT = 0;		/* the only one to watch; 0: all */
 inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
+inline int NOBODY = 65536;	/* an ID of number 0 */
 inline int STATE_LISTEN = -3;
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
@@ -49,7 +62,7 @@ this conn_t *listener;
 this tcp_t *tcp, *eager, **eagers;
 this mblk_t *mp;
 this uint64_t life, told, who, ns;
-this int taken, syn;
+this int taken, syn, qmax, q0max;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
@@ -60,11 +73,11 @@ BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 fbt:ip:tcp_input_listener:entry
 / this->listener = (conn_t *)arg0,
     (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT ||	/* only one_port */
-    (syn[curthread] = 0, this->life = second, 0)) &&				/* only one_port */
-    ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG /
+    (syn[curthread] = NOBODY, this->life = second, 0)) &&			/* only one_port */
+    (this->who = syn[curthread] = arg0 << 16 | (this->life = life[this->listener]) & 0xffff,
+    ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG) /
 {
-	@syn[syn[curthread] = arg0 << 16 | (this->life = life[(conn_t *)arg0]) & 0xffff,
-	    ((conn_t *)arg0)->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
+	@syn[this->who, this->listener->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
 }
 mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
@@ -90,15 +103,18 @@ fbt:ip:tcp_send_conn_ind:entry
 fbt:ip:tcp_send_conn_ind:return
 {
 	this->life = 0, this->eager = self->eager, self->eager = NULL;
-	this->life = this->eager != NULL && this->eager->tcp_eager_next_q0 == NULL ?
-	    life[this->listener = this->eager->tcp_listener->tcp_connp] : 0;
+	this->life = this->eager != NULL && this->eager->tcp_eager_next_q0 == NULL &&
+	    start[this->eager] == 0 &&						/* only accept_wait */
+	    (this->listener = this->eager->tcp_listener->tcp_connp) != NULL ? life[this->listener] : 0;
 }
-/* until an accept has room: tcp_get_def_conn_ind(listener) puts it behind all others in Q. */
+/* until an accept has room: tcp_get_def_conn_ind(listener) makes it Q's last. Either returns first. */
 fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return
 {
 	this->life = 0, this->eager = self->deferring->tcp_eager_last_q,
-	    this->listener = self->deferring->tcp_connp, this->life = life[this->listener];
+	    this->listener = self->deferring->tcp_connp, this->life =
+	    start[this->eager] != 0 ? 0 :					/* only accept_wait */
+	    life[this->listener];
 	self->deferring = NULL;
 }
 /* end streams */
@@ -137,8 +153,7 @@ fbt:ip:tcp_eager_unlink:entry
 fbt:ip:tcp_do_listen:entry { self->opening = (conn_t *)arg0; }
 fbt:ip:tcp_do_listen:return
 {
-	this->listener = self->opening;
-	self->opening = NULL;
+	this->listener = self->opening, self->opening = NULL;
 	this->life = life[this->listener] &= 0xffff;
 }
 /* tcp_closei_local(tcp), tcp_do_unbind(listener); what came while they ran may have told it anew. */
@@ -180,26 +195,30 @@ fbt:ip:tcp_input_listener:entry
 	    b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG;
 	printf("listener %x %d ", this->who, timestamp);
 	printf("%s", stringof(this->listener->conn_cred->cr_zone->zone_name));	/* only zones */
-	printf(" %s %d %d %d %d %d", inet_ntoa6(&this->listener->connua_v6addr.connua_laddr),
+	printf(" %s %d %d %d", inet_ntoa6(&this->listener->connua_v6addr.connua_laddr),
 	    ntohs(this->listener->u_port.connu_ports.connu_lport),
-	    this->tcp->tcp_conn_req_cnt_q0, this->tcp->tcp_conn_req_cnt_q,
-	    this->tcp->tcp_conn_req_max, this->syn);
-	/* begin q0_limit */
-	printf(" %d", this->tcp->tcp_conn_req_max +
-	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur);
-	/* end q0_limit */
+	    this->tcp->tcp_conn_req_cnt_q0, this->tcp->tcp_conn_req_cnt_q);
+	this->qmax = this->tcp->tcp_conn_req_max;
+	this->q0max = this->qmax +						/* only q0_limit */
+	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;	/* only q0_limit */
+	/* Either who closes it sees that it has been told, or this that it has closed. */
+	life[this->listener] = this->life = this->told,
+	    this->tcp->tcp_state == STATE_LISTEN || (life[this->listener] = this->qmax = this->life = 0);
+	printf(" %d %d", this->qmax, this->syn);
+	printf(" %d", this->q0max);						/* only q0_limit */
 	printf("\n");
-	life[this->listener] = this->life = this->told;
-	syn[curthread] = this->syn ? this->who : syn[curthread];
+	syn[curthread] = probefunc == "tcp_input_listener" ? this->who : syn[curthread];
 }
 
+/* begin established */
 fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
-fbt:ip:tcp_newconn_notify:entry						/* only established */
+fbt:ip:tcp_newconn_notify:entry
 / this->life /
 {
-	start[this->eager] = timestamp;					/* only accept_wait */
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+	start[this->eager] = timestamp;					/* only accept_wait */
 }
+/* end established */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /

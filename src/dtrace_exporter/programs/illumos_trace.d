@@ -85,14 +85,16 @@ fbt:ip:tcp_send_conn_ind:entry
 fbt:ip:tcp_get_def_conn_ind:entry { self->eager = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return { self->eager = self->eager->tcp_eager_last_q; }
 /* end streams */
+/* begin established */
 fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
-fbt:ip:tcp_newconn_notify:return					/* only established */
+fbt:ip:tcp_newconn_notify:return
 {
 	this->eager = NULL;
 	this->tcp = self->eager;
 	self->eager = NULL;
 	this->eager = this->tcp->tcp_eager_next_q0 == NULL ? this->tcp : NULL;
 }
+/* end established */
 
 /* begin accepts */
 /* Out of Q: tcp_accept(listener, connection, ...), */
@@ -125,7 +127,8 @@ fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only str
 fbt:ip:tcp_newconn_notify:return,					/* only established */
 fbt:ip:tcp_accept:entry,						/* only accepts */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
-fbt:ip:tcp_tpi_accept:entry						/* only streams_accepts */
+fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
+BEGIN			/* of nothing: it ends the list, whatever is left out */
 / this->eager != NULL && this->eager->tcp_listener != NULL && (PORT == 0 ||
     ntohs(this->eager->tcp_connp->u_port.connu_ports.connu_lport) == PORT) /
 {

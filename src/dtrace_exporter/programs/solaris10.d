@@ -3,10 +3,22 @@
  * solaris10.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
  * USAGE: dtrace -s solaris10.d	# in the global zone; Ctrl-C ends it
+ * A backlog of 2, five clients, two accepts:
+ *   ready 5 global
+ *   listener ff01d3b2ac800002 1000300000040 global 0:0:0:0:0:ffff:c000:201 8080 0 0 2 0 1026
+ *   syn ff01d3b2ac800002 2 2
+ *   syn ff01d3b2ac800002 0 3
+ *   drop ff01d3b2ac800002 1 2
+ *   opened ff01d3b2ac800002 3
+ *   established ff01d3b2ac800002 2
+ *   left ff01d3b2ac800002 8 265010000001
+ *   left ff01d3b2ac800002 10 3445010000001
+ *   tick 1001000000000
+ *
  * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
  *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
  *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
- *	of the rows below, has told it.
+ *	of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
  * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
@@ -38,6 +50,7 @@ inline int PORT = 0;		/* the only one to watch; 0: all */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
 inline int STATE_LISTEN = -3;
+inline int NOBODY = 65536;	/* an ID of number 0 */
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
@@ -51,7 +64,7 @@ this tcp_t *listener, *eager, **eagers;
 this mblk_t *mp;
 this uint8_t *at;
 this uint64_t life, told, who, ns;
-this int taken, syn;
+this int taken, syn, qmax, q0max;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
@@ -62,7 +75,7 @@ BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 fbt:ip:tcp_conn_request:entry
 / (this->life = second, this->listener = *(tcp_t **)(arg0 + CONN_TCP)) != NULL
     && (PORT == 0 || 256 * *(uint8_t *)(arg0 + CONN_LPORT) +		/* only one_port */
-    *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT || (syn[curthread] = 0))	/* only one_port */
+    *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT || (syn[curthread] = NOBODY, 0))	/* only one_port */
 /
 {
 	@syn[syn[curthread] = (uint64_t)this->listener << 16 |
@@ -81,20 +94,13 @@ fbt:ip:tcp_send_conn_ind:entry
 	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset),
 	    this->listener = self->eager->tcp_listener, this->life = life[this->listener];
 }
-/* If Q is full it stays in Q0, */
+/* If Q is full it stays in Q0 until an accept has room for it. */
 fbt:ip:tcp_send_conn_ind:return
 {
 	this->life = 0, this->eager = self->eager, self->eager = NULL;
 	this->life = this->eager != NULL && (start[this->eager] =
 	    this->eager->tcp_eager_next_q0 == NULL ? timestamp : 1) > 1 ?
 	    life[this->listener = this->eager->tcp_listener] : 0;
-}
-/* until an accept has room for it: tcp_send_pending(listener, T_CONN_IND, squeue). */
-fbt:ip:tcp_send_pending:entry
-{
-	this->life = 0, this->mp = (mblk_t *)arg1, start[*(tcp_t **)(this->mp->b_rptr +
-	    ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset)] = timestamp,
-	    this->listener = *(tcp_t **)(arg0 + CONN_TCP), this->life = life[this->listener];
 }
 /* end established */
 
@@ -133,14 +139,22 @@ fbt:ip:tcp_eager_unlink:entry
 	    this->listener = this->eager->tcp_listener, this->life = life[this->listener];
 }
 /* end departures */
+/* begin deferred */
+/* Its accept has just made the first that waited the last of Q, which the telling will see. */
+fbt:ip:tcp_eager_unlink:entry
+/ this->life && start[this->listener->tcp_eager_last_q] == 1 /
+{
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+	start[this->listener->tcp_eager_last_q] = timestamp;
+}
+/* end deferred */
 
 /* begin open_close */
 /* listen(), perhaps once more: tcp_bind(listener, T_BIND_REQ). */
 fbt:ip:tcp_bind:entry { self->opening = (tcp_t *)arg0; }
 fbt:ip:tcp_bind:return
 {
-	this->listener = self->opening;
-	self->opening = NULL;
+	this->listener = self->opening, self->opening = NULL;
 	this->life = life[this->listener] &= 0xffff;
 }
 /* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came while they ran may have told it anew. */
@@ -174,28 +188,34 @@ fbt:ip:tcp_conn_request:entry
 	this->syn = this->life == 0 && probefunc == "tcp_conn_request";
 	printf("listener %x %d ", this->who, timestamp);
 	printf("%s", stringof(this->listener->tcp_cred->cr_zone->zone_name));	/* only zones */
-	printf(" %x:%x:%x:%x:%x:%x:%x:%x %d %d %d %d %d",
+	printf(" %x:%x:%x:%x:%x:%x:%x:%x %d %d %d",
 	    256 * this->at[0] + this->at[1], 256 * this->at[2] + this->at[3],
 	    256 * this->at[4] + this->at[5], 256 * this->at[6] + this->at[7],
 	    256 * this->at[8] + this->at[9], 256 * this->at[10] + this->at[11],
 	    256 * this->at[12] + this->at[13], 256 * this->at[14] + this->at[15],
 	    256 * this->at[34] + this->at[35], this->listener->tcp_conn_req_cnt_q0,
-	    this->listener->tcp_conn_req_cnt_q, this->listener->tcp_conn_req_max, this->syn);
-	/* begin q0_limit */
-	printf(" %d", this->listener->tcp_conn_req_max +
-	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val);
-	/* end q0_limit */
+	    this->listener->tcp_conn_req_cnt_q);
+	this->qmax = this->listener->tcp_conn_req_max;
+	this->q0max = this->qmax +				/* only q0_limit */
+	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;	/* only q0_limit */
+	/* Either who closes it sees that it has been told, or this that it has closed. */
+	life[this->listener] = this->life = this->told,
+	    this->listener->tcp_state == STATE_LISTEN ||
+	    (life[this->listener] = this->qmax = this->life = 0);
+	printf(" %d %d", this->qmax, this->syn);
+	printf(" %d", this->q0max);			/* only q0_limit */
 	printf("\n");
-	life[this->listener] = this->life = this->told;
-	syn[curthread] = this->syn ? this->who : syn[curthread];
+	syn[curthread] = probefunc == "tcp_conn_request" ? this->who : syn[curthread];
 }
 
+/* begin established */
 fbt:ip:tcp_accept:return,						/* only tli_accepts */
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry		/* only established */
+fbt:ip:tcp_send_conn_ind:return
 / this->life /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
+/* end established */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /

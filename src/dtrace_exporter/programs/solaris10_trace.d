@@ -151,7 +151,8 @@ fbt:ip:tcp_wput_accept:entry
 
 fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
-fbt:ip:tcp_wput_accept:entry						/* only accepts */
+fbt:ip:tcp_wput_accept:entry,						/* only accepts */
+BEGIN			/* of nothing: it ends the list, whatever is left out */
 {
 	this->from = NULL;
 	this->tcp = this->eager != NULL ? this->eager->tcp_listener : NULL;
@@ -161,7 +162,8 @@ fbt:ip:tcp_wput_accept:entry						/* only accepts */
 }
 fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
-fbt:ip:tcp_wput_accept:entry						/* only accepts */
+fbt:ip:tcp_wput_accept:entry,						/* only accepts */
+BEGIN			/* of nothing: it ends the list, whatever is left out */
 / this->from != NULL && (PORT == 0 || this->port == PORT) /
 {
 	printf("%d,%Y,%s,%x:%x:%x:%x:%x:%x:%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,

@@ -12,37 +12,29 @@ from contextlib import contextmanager
 
 import pytest
 
-from dtrace_exporter import program, sun_tally, tally
+from dtrace_exporter import program
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import PROTOCOL
-from dtrace_exporter.sun_rows import Calm, Row, Tick, parse
+from dtrace_exporter.tally import Tally
 
 ME = SessionId("", "all")
-WINDOW = program.Window(interval=1, turn=5_000_000_000, ticks=10, clock=8, patience=60)
+WINDOW = program.Window(interval=1, turn=5_000_000_000, patience=60)
 """Each set is in use for 10 s, and is emptied 5 s after its last use."""
-MOST_TERMS = 3
-"""What the short way has counted is thrown away in the generation after so many terms."""
 
 
 class Consumer:
     """A dtrace(1) whose sets change places every few seconds, and what it has counted.
 
     Args:
-        name: the program's.
-        command: how to start dtrace(1).
-        options: its own, beside the program.
+        options: dtrace(1)'s, beside the program.
     """
 
-    def __init__(self, name: str, command: Sequence[str], options: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str]) -> None:
         text = program.render(
-            program.load(name),
+            program.load("linux"),
             WINDOW,
-            numbers={"MOST_TERMS": MOST_TERMS}
-            | (program.drop_counters(["dtrace"]) if name == "linux" else {}),
+            numbers=program.drop_counters(["dtrace"]),
             options=["aggsize"] if "-x" in options else [],
         )
-        self.calm: dict[Calm, int] = {}
-        """How many SYNs went the short way, by all else that their rows say."""
         self.sets: set[str] = set()
         """When each set began in each of its uses."""
         self.table = ListenerTable()
@@ -50,11 +42,9 @@ class Consumer:
         self.generation = 0
         self.rows_of_tick = -1
         self.ticks = 0
-        new = f"ready {PROTOCOL} " in text
-        self._tally = (tally if new else sun_tally).Tally(self.table, ME)
-        self._old = not new
+        self._tally = Tally(self.table, ME)
         self._process = subprocess.Popen(
-            [*command, *options, "-s", "/dev/stdin"],
+            ["dtrace", *options, "-s", "/dev/stdin"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,9 +97,6 @@ class Consumer:
             return
         line = line.strip("\n")
         self._tally.feed(line)
-        if self._old:
-            self._look(line)
-            return
         if line.startswith("tick "):
             self.rows_of_tick = 0
             self.ticks += 1
@@ -119,25 +106,11 @@ class Consumer:
         elif self.rows_of_tick >= 0:
             self.rows_of_tick += 1
 
-    def _look(self, line: str) -> None:
-        match parse(line):
-            case Tick() as tick:
-                self.generation = max(self.generation, tick.generation)
-                self.rows_of_tick = 0
-                self.ticks += 1
-            case Row():
-                self.rows_of_tick += 1
-            case Calm() as calm:
-                key = calm._replace(events=0)
-                self.calm[key] = max(calm.events, self.calm.get(key, 0))
-
 
 @contextmanager
-def consumer(
-    *options: str, name: str = "linux", command: Sequence[str] = ("dtrace",)
-) -> Iterator[Consumer]:
+def consumer(*options: str) -> Iterator[Consumer]:
     """Run one that is ready; the arguments are Consumer's."""
-    made = Consumer(name, command, options)
+    made = Consumer(options)
     try:
         made.until(lambda: made.rows_of_tick >= 0, "the first tick")
         yield made

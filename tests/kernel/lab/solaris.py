@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lab.exporter import Exporter, Metrics
@@ -19,6 +19,7 @@ class Sun:
 
     model: Model
     exporter: Exporter
+    _known: dict[str, float] = field(default_factory=dict)
 
     def agrees(self, name: str, seconds: float = 30.0, races: bool = False) -> Metrics:
         """Wait until all that is exported of a listener is what the model counted of it.
@@ -90,14 +91,20 @@ class Sun:
             "queues": None if queues == [None] * 4 else tuple(queues),
         }
 
-    def labels(self, name: str) -> dict[str, object]:
+    def labels(self, name: str) -> dict[str, Any]:
         """Return the labels that tell a listener's series from all others."""
         totals = self.model.totals(name)
         return {"zone": totals["zone_name"], "address": totals["address"], "port": totals["port"]}
 
+    def begin(self) -> None:
+        """Let nothing_lost() be about what comes from now on."""
+        self._known = self._wrong()
+
     def nothing_lost(self) -> None:
         """Check that DTrace lost nothing, no clause had a fault, and no row was bad."""
+        assert self._wrong() == self._known, self.exporter.log()[-3000:]
+
+    def _wrong(self) -> dict[str, float]:
         metrics = self.exporter.metrics()
-        for name in ("lost_total", "probe_errors_total", "bad_rows_total", "restarts_total"):
-            wrong = [found for found in metrics.select(f"dtrace_session_{name}") if found[1]]
-            assert not wrong, f"{name}: {wrong}\n{self.exporter.log()[-3000:]}"
+        names = ("lost_total", "probe_errors_total", "bad_rows_total", "restarts_total")
+        return {n: sum(v for _, v in metrics.select(f"dtrace_session_{n}")) for n in names}

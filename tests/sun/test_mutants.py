@@ -1,0 +1,240 @@
+"""Programs with something wrong in them: the fixed scripts notice each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from dtrace_exporter.rows import RowError
+from sun.engine import Refused
+from sun.fixed import CASES, first_wrong, starting
+from sun.library import GENERATIONS, why_not
+from sun.watching import text
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+BOTH = "both"
+MISALIGNED = (
+    "self->taken = *(tcp_t **)(this->mp->b_rptr +"
+    " ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);"
+)
+
+
+class Mutant(NamedTuple):
+    """What is wrong in a program."""
+
+    name: str
+    generation: str
+    old: str
+    new: str
+    port: int = 0
+
+
+MUTANTS = (
+    Mutant("one more than Q", BOTH, "tcp_conn_req_cnt_q] =", "tcp_conn_req_cnt_q + 1] ="),
+    Mutant("Q0 for Q", BOTH, "tcp_conn_req_cnt_q] =", "tcp_conn_req_cnt_q0] ="),
+    Mutant("a drop twice", BOTH, "tcpListenDropQ0 {", "tcpListenDrop, mib:::tcpListenDropQ0 {"),
+    Mutant("reasons changed", BOTH, "@drop[syn[curthread], 1]", "@drop[syn[curthread], 2]"),
+    Mutant("no eviction", BOTH, "mib:::tcpHalfOpenDrop {", "mib:::tcpHalfOpenDrops {"),
+    Mutant(
+        "opened at the SYN",
+        "illumos",
+        "mib:::tcpPassiveOpens {",
+        "fbt:ip:tcp_input_listener:entry {",
+    ),
+    Mutant(
+        "opened at the SYN",
+        "solaris10",
+        "mib:::tcpPassiveOpens {",
+        "fbt:ip:tcp_conn_request:entry {",
+    ),
+    Mutant("any segment is a SYN", "illumos", "+ 13] & SYN_FLAG) /", "+ 13] & 255) /"),
+    Mutant("the wrong flag", "illumos", "inline int SYN_FLAG = 2;", "inline int SYN_FLAG = 16;"),
+    Mutant("told but once", BOTH, "/ this->life < second &&", "/ this->life == 0 &&"),
+    Mutant("told whatever it is", BOTH, "tcp_state == STATE_LISTEN &&", "tcp_state != 0 &&"),
+    Mutant("told by other SYNs too", BOTH, "this->life == 0 && probefunc", "probefunc"),
+    Mutant(
+        "a number of its own",
+        "illumos",
+        "[this->listener]) & 0xffff,",
+        "[this->listener]) & 0xffff | 1,",
+    ),
+    Mutant("a number of its own", "solaris10", "& 0xffff, this", "& 0xffff | 1, this"),
+    Mutant("a first SYN that none has", BOTH, "this->syn = this->life == 0 &&", "this->syn = 0 &&"),
+    Mutant(
+        "the SYN of the last telling",
+        BOTH,
+        "? this->who : syn[curthread];",
+        "&& this->syn ? this->who : syn[curthread];",
+    ),
+    Mutant("numbers that stay", BOTH, "++tellings % 65535 + 1", "1"),
+    Mutant(
+        "Q0 and Q changed",
+        "illumos",
+        "tcp->tcp_conn_req_cnt_q0, this->tcp->tcp_conn_req_cnt_q)",
+        "tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_cnt_q0)",
+    ),
+    Mutant("no reading of Q0", "solaris10", "this->listener->tcp_conn_req_cnt_q0,", "0,"),
+    Mutant("another tunable", "illumos", "tcps_propinfo_tbl[2]", "tcps_propinfo_tbl[1]"),
+    Mutant("another tunable", "solaris10", "tcp_param_arr)[2]", "tcp_param_arr)[1]"),
+    Mutant("the peer's port", "solaris10", "CONN_LPORT = 0x10a", "CONN_LPORT = 0x108"),
+    Mutant(
+        "bytes changed",
+        "solaris10",
+        "256 * this->at[34] + this->at[35], this",
+        "256 * this->at[35] + this->at[34], this",
+    ),
+    Mutant(
+        "no order of bytes",
+        "illumos",
+        "    ntohs(this->listener->u_port.connu_ports.connu_lport),",
+        "    this->listener->u_port.connu_ports.connu_lport,",
+    ),
+    Mutant(
+        "an accept is a departure",
+        BOTH,
+        "this->taken = self->taken == this->eager,",
+        "this->taken = 0,",
+    ),
+    Mutant(
+        "any departure is an accept",
+        BOTH,
+        "this->taken = self->taken == this->eager,",
+        "this->taken = 1,",
+    ),
+    Mutant(
+        "Q and Q0 changed",
+        BOTH,
+        "tcp_eager_next_q0 == NULL ? 15 : 16",
+        "tcp_eager_next_q0 == NULL ? 16 : 15",
+    ),
+    Mutant("a time that is kept", "illumos", "start[this->eager] = 0,", "0,"),
+    Mutant(
+        "microseconds as they are",
+        BOTH,
+        "10000000 * (this->ns / 1000) + 1",
+        "10000000 * this->ns + 1",
+    ),
+    Mutant("a bucket that is too wide", BOTH, "this->ns <= 1 << 22 ? 6", "this->ns <= 1 << 23 ? 6"),
+    Mutant("buckets of 32 bits", BOTH, "1L << 32", "1 << 31"),
+    Mutant(
+        "a misaligned load",
+        "illumos",
+        "self->taken = *this->eagers;",
+        MISALIGNED,
+    ),
+    Mutant(
+        "a misaligned load",
+        "solaris10",
+        "self->taken = *this->eagers;",
+        MISALIGNED,
+    ),
+    Mutant(
+        "a deferred one is in Q", "illumos", "this->eager->tcp_eager_next_q0 == NULL &&", "1 &&"
+    ),
+    Mutant(
+        "a deferred one is in Q",
+        "solaris10",
+        "this->eager->tcp_eager_next_q0 == NULL ? timestamp : 1",
+        "timestamp",
+    ),
+    Mutant(
+        "no deferred one",
+        "illumos",
+        "fbt:ip:tcp_get_def_conn_ind:return\n{",
+        "fbt:ip:tcp_get_def_conn_ind:return\n/ 0 /\n{",
+    ),
+    Mutant(
+        "no deferred one",
+        "solaris10",
+        "/ this->life && start[this->listener->tcp_eager_last_q] == 1 /",
+        "/ 0 /",
+    ),
+    Mutant(
+        "no deferred one of TLI",
+        "solaris10",
+        "this->life = start[this->eager] == 1 ?",
+        "this->life = start[this->eager] == 2 ?",
+    ),
+    Mutant(
+        "counted when it returns",
+        "illumos",
+        "fbt:ip:tcp_newconn_notify:entry\n/ this->life /",
+        "fbt:ip:tcp_newconn_notify:return\n/ this->life /",
+    ),
+    Mutant(
+        "a second listen() is nothing",
+        BOTH,
+        "life[this->listener] &= 0xffff",
+        "life[this->listener]",
+    ),
+    Mutant(
+        "nothing closes",
+        BOTH,
+        'printf("closed %x %d\\n", (uint64_t)this->listener, timestamp);',
+        "",
+    ),
+    Mutant("a life that goes on", BOTH, "	life[this->listener] = 0;\n", ""),
+    Mutant(
+        "told and forgotten",
+        BOTH,
+        "life[this->listener] = this->life = this->told,",
+        "this->life = this->told,",
+    ),
+    Mutant("a copy that is kept", BOTH, "trunc(@opened);", ""),
+    Mutant("a copy that is cleared", BOTH, "trunc(@left);", "clear(@left);"),
+    Mutant(
+        "emptied by a clause of its own",
+        BOTH,
+        " trunc(@syn);",
+        "",
+    ),
+    Mutant(
+        "foreign SYNs stay", "illumos", "(syn[curthread] = NOBODY, this->life = second, 0)", "0", 81
+    ),
+    Mutant("foreign SYNs stay", "solaris10", "(syn[curthread] = NOBODY, 0)", "0", 81),
+    Mutant("another port", BOTH, "PORT == 0 ||", "1 ||", 81),
+    Mutant("a second too late", BOTH, "second = timestamp / 1000000000 << 16;\n\tprinta", "printa"),
+)
+OWN_CLAUSE = "emptied by a clause of its own"
+
+
+def mutants() -> list[tuple[str, Mutant]]:
+    """Return all mutants, each of every generation that it is of."""
+    return [
+        (generation, mutant)
+        for mutant in MUTANTS
+        for generation in GENERATIONS
+        if mutant.generation in {generation, BOTH}
+    ]
+
+
+def mutated(generation: str, mutant: Mutant) -> str:
+    """Return a program with something wrong in it."""
+    source = text(generation, mutant.port)
+    assert mutant.old in source, mutant.name
+    source = source.replace(mutant.old, mutant.new)
+    return source + "tick-1s { trunc(@syn); }\n" if mutant.name == OWN_CLAUSE else source
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_no_mutant(generation: str) -> None:
+    """The programs as they are pass all fixed scripts."""
+    assert first_wrong(starting(generation)) == ""
+
+
+@pytest.mark.parametrize(
+    ("generation", "mutant"), mutants(), ids=lambda one: getattr(one, "name", one)
+)
+def test_mutant(generation: str, mutant: Mutant) -> None:
+    """What is wrong in a program shows in one of the fixed scripts."""
+    start = starting(generation, source=mutated(generation, mutant))
+    cases = CASES
+    if mutant.port:
+        cases = tuple(case for case in CASES if case.__name__ == "one_port")
+    try:
+        found = first_wrong(start, cases)
+    except (Refused, RowError) as error:
+        found = str(error)
+    assert found

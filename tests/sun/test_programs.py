@@ -1,0 +1,495 @@
+"""The programs for Sun's engine count what happens, exactly, whatever happens."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dtrace_exporter
+from dtrace_exporter import program
+from sun.engine import Refused
+from sun.evaluate import BAD_ADDRESS, Fault, Memory
+from sun.events import PLACES, Script, scripts
+from sun.fixed import CASES, Start, decisions, first_wrong, lifes, older, starting
+from sun.library import GENERATIONS, why_not
+from sun.watching import SECOND, Gauges, Host, Watch, text
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+each_generation = pytest.mark.parametrize("generation", GENERATIONS)
+ENTRIES = {
+    "illumos": "fbt:ip:tcp_input_listener:entry",
+    "solaris10": "fbt:ip:tcp_conn_request:entry",
+}
+DOF_MOST = 128 << 10
+MEMORY_MOST = 2 << 20
+PROGRAMS = Path(dtrace_exporter.__file__).parent / "programs"
+fixed_profile = settings(
+    derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@each_generation
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_fixed(generation: str, case: Callable[[Start], list[str]]) -> None:
+    """Of each fixed script all counts and gauges are the model's."""
+    assert case(starting(generation)) == []
+
+
+@each_generation
+@pytest.mark.parametrize(("threads", "examples"), [(1, 60), (4, 60)])
+def test_any_script(generation: str, threads: int, examples: int) -> None:
+    """Whatever happens to listeners that the session saw from the first, all is the model's."""
+    met: Counter[str] = Counter()
+
+    @settings(fixed_profile, max_examples=examples)
+    @given(scripts(generation, threads=threads), st.integers(2, 4), st.booleans())
+    def run(script: Script, cpus: int, stalls: bool) -> None:
+        with Watch(generation, cpus, script.seed, stalls=stalls) as watch:
+            watch.play_script(script)
+            watch.seconds(2)
+            assert watch.differences() + watch.messages == []
+            for sums in watch.expected().values():
+                met.update(name for name, value in sums.items() if value)
+
+    run()
+    assert {"syns", "q_full", "q0_full", "q0_evicted", "established", "accepts", "wait_ns"} <= {
+        *met
+    }
+
+
+@each_generation
+@pytest.mark.parametrize(("threads", "examples"), [(1, 30), (4, 30)])
+def test_any_older_listener(generation: str, threads: int, examples: int) -> None:
+    """Of listeners older than the session the gauges are right after two single events of each."""
+
+    @settings(fixed_profile, max_examples=examples)
+    @given(scripts(generation, threads=threads), st.integers(2, 4), st.booleans())
+    def run(script: Script, cpus: int, stalls: bool) -> None:
+        with Watch(generation, cpus, script.seed, before=script.setup, stalls=stalls) as watch:
+            watch.play_script(script._replace(setup=()))
+            watch.seconds(2)
+            assert watch.differences("new") + watch.messages == []
+            for name in [*PLACES] * 2:
+                watch.quiet(name)
+            watch.seconds(5)
+            assert watch.differences() + watch.messages == []
+            assert watch.limits()
+
+    run()
+
+
+@each_generation
+@pytest.mark.parametrize("port", [80, 81])
+def test_any_script_of_one_port(generation: str, port: int) -> None:
+    """A session of one port counts what is that port's, and nothing else."""
+
+    @settings(fixed_profile, max_examples=20)
+    @given(scripts(generation, threads=3), st.booleans())
+    def run(script: Script, is_older: bool) -> None:
+        before = script.setup if is_older else ()
+        with Watch(generation, seed=script.seed, port=port, before=before) as watch:
+            watch.play_script(script._replace(setup=()) if is_older else script)
+            watch.seconds(2)
+            assert {identity.port for identity in watch.counted()} <= {port}
+            assert watch.differences("new" if is_older else "all") + watch.messages == []
+
+    run()
+
+
+def test_a_syn_a_second() -> None:
+    """A listener that is told anew by each of its SYNs counts each with the newest telling."""
+    for generation in GENERATIONS:
+        with Watch(generation) as watch:
+            watch.run("listen L zone 0 address * port 80 backlog 200")
+            for number in range(1, 12):
+                watch.library.run("syn L")
+                watch.seconds()
+                assert [*watch.lengths().values()] == [[Gauges(number, 0, 200)]]
+
+
+# Buffers that are too small, which no session's are.
+
+
+@each_generation
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("principal", {"bufsize": "1k"}),
+        ("aggregation", {"aggsize": "1k"}),
+        ("dynamic_variable", {"dynvarsize": "2k"}),
+    ],
+)
+def test_full(generation: str, kind: str, options: dict[str, str]) -> None:
+    """What finds no room is told, no count is too high, and gauges are not known till told anew."""
+    with Watch(generation, options=options, cpus=2) as watch:
+        names = [f"L{number}" for number in range(30)]
+        for port, name in enumerate(names, 80):
+            watch.library.run(f"listen {name} zone 0 address * port {port} backlog 2")
+        for name in names:
+            for line in ("syn {} count 3", "ack {} count 2", "syn {}", "accept {}"):
+                watch.library.run(line.format(name))
+        # dtrace(1) tells of a loss while rows are on their way.
+        watch.seconds(1)
+        assert watch.errors[kind]
+        # Where an entry's variable is lost its return faults.
+        assert {*watch.errors} - {"fault"} == {kind}
+        assert not watch.errors["fault"] or kind == "dynamic_variable"
+        assert too_much(watch) == []
+        assert {one.q for gauges in watch.lengths().values() for one in gauges} <= {None, 1}
+        watch.seconds(2)
+        lost = watch.errors[kind]
+        for name in names[:3]:
+            watch.quiet(name)
+        assert watch.errors[kind] == lost
+        watch.seconds(2)
+        ours, theirs = watch.lengths(), watch.queues()
+        for identity, gauges in theirs.items():
+            if identity.port < 83:
+                assert ours[identity] == gauges
+
+
+@each_generation
+def test_small_buffers(generation: str) -> None:
+    """With any sizes of buffers all is exact, or a loss has been told and no count is too high."""
+
+    @settings(fixed_profile, max_examples=40)
+    @given(
+        scripts(generation),
+        st.sampled_from(["1k", "2k", "8k"]),
+        st.sampled_from(["1k", "2k", "8k"]),
+        st.sampled_from(["2k", "8k"]),
+    )
+    def run(script: Script, bufsize: str, aggsize: str, dynvarsize: str) -> None:
+        options = {"bufsize": bufsize, "aggsize": aggsize, "dynvarsize": dynvarsize}
+        with Watch(generation, seed=script.seed, options=options) as watch:
+            watch.play_script(script)
+            watch.seconds(2)
+            assert watch.differences() == [] if not watch.messages else too_much(watch) == []
+            assert watch.errors["dynamic_variable"] or not watch.errors["fault"]
+
+    run()
+
+
+def too_much(watch: Watch) -> list[str]:
+    """Return which counts are higher than the model's, or of listeners that it does not have."""
+    expected = watch.expected()
+    found = []
+    for identity, sums in watch.counted().items():
+        want = expected.get(identity, Counter())
+        want["waits"] = want["accepts"]
+        found += [
+            f"{identity} {name}: {have}, at most {want[name]}"
+            for name, have in sums.items()
+            if name != "wait_ns" and have > want[name]
+        ]
+    return found
+
+
+# Faults.
+
+
+class Faulty:
+    """This process' memory, of which some loads fail.
+
+    Args:
+        spared: probes at which the listener's own conn_t can be read, as the kernel has just found
+            the SYN's port in it.
+    """
+
+    def __init__(self, spared: Collection[str] = tuple(ENTRIES.values())) -> None:
+        self._spared = spared
+        self.host: Host | None = None
+        self.count = 0
+        self.failing: frozenset[int] = frozenset()
+        self._memory = Memory()
+
+    def __call__(self, address: int, size: int) -> bytes:
+        """Return memory, or fail."""
+        if self.host is not None:
+            name, arguments = self.host.met
+            if not (name in self._spared and 0 <= address - arguments[0] < 0x200):
+                self.count += 1
+                if self.count in self.failing:
+                    raise Fault(BAD_ADDRESS, address)
+        return self._memory(address, size)
+
+
+def with_faults(
+    generation: str, port: int, failing: frozenset[int]
+) -> tuple[int, list[str], list[str]]:
+    """Let all happen with some loads failing.
+
+    Returns:
+        How many loads there were, which counts are too high, and which gauges stay wrong.
+    """
+    memory = Faulty()
+    with Watch(generation, port=port, load=memory) as watch:
+        memory.host, memory.failing = watch, failing
+        watch.run("zone 1 www", "q0max 0 2", "listen A zone 0 address * port 80 backlog 2")
+        watch.run("listen B zone 1 address 192.0.2.1 port 81 backlog 2 streams")
+        watch.run("listen C zone 0 address * port 82 backlog 1 tli", "syn A count 2")
+        watch.run("syn B count 2", "syn C", "ack A count 2", "ack B count 2", "ack C", "syn A")
+        watch.run(
+            "syn B", "syn C", "accept A", "accept A", "accept B", "syn A count 4", "timeout A"
+        )
+        watch.advance(SECOND)
+        watch.play("syn A", "syn A", "syn B count 2", "ack B count 2", "accept B", "accept C")
+        watch.play(
+            "syn C", "syn C", "ack C", "syn C", "abort A q0", "abort B q", "abort B deferred"
+        )
+        watch.play("backlog A 3", "syn A", "segment A a", "syn A", "ack A", "ack A", "abort A q")
+        watch.play("unlisten A", "close A", "listen A zone 0 address * port 80 backlog 2", "syn A")
+        watch.play(
+            "ack A", "accept A", "close C", "listen D zone 0 address * port 83 backlog 1 tli"
+        )
+        watch.play("syn D count 2", "ack D count 2", "accept D", "accept D")
+        memory.host = None
+        watch.seconds(2)
+        high = too_much(watch)
+        for name in "ABD" * 3:
+            watch.quiet(name)
+        watch.seconds(5)
+        watch.tally.wrong.clear()
+        gauges = [one for one in watch.differences() if "queues" in one]
+        assert len(watch.messages) == watch.errors["fault"] <= 8 * len(failing)
+        return memory.count, high, gauges
+
+
+@each_generation
+@pytest.mark.parametrize("port", [0, 80])
+def test_any_fault(generation: str, port: int) -> None:
+    """Whichever load fails, no count is too high, and the gauges come right again."""
+    loads, *rest = with_faults(generation, port, frozenset())
+    assert rest == [[], []]
+    chance = random.Random(1)
+    for at in range(1, loads + 1, 7):
+        assert with_faults(generation, port, frozenset([at]))[1:] == ([], []), at
+    for _ in range(20):
+        failing = frozenset(chance.choices(range(1, loads + 1), k=6))
+        assert with_faults(generation, port, failing)[1:] == ([], []), failing
+
+
+# Optional parts.
+
+
+def _parts() -> Iterator[tuple[str, str]]:
+    for generation in GENERATIONS:
+        for part in program.load(generation).parts:
+            yield generation, part
+
+
+MOVES = {"streams", "deferred", "tli_accepts"}
+"""Without one of these the queues are as they were told last."""
+
+
+@pytest.mark.parametrize(("generation", "part"), list(_parts()))
+def test_without_a_part(generation: str, part: str) -> None:
+    """Without any one part the program starts, and what does not need it is exact."""
+    left_out = program.load(generation).with_dependents({part})
+    start = starting(generation, without=[part])
+    # Streams: what they establish is missing, and so are the counts that need it.
+    kinds = bool(left_out & {"streams", "streams_accepts", "tli_accepts", "established"})
+    kinds |= bool(left_out & {"departures", "half_open", "accepts", "open_close", "q0_limit"})
+    kinds |= bool(left_out & {"deferred"})
+    if not kinds:
+        assert first_wrong(start, [decisions, lifes, older]) == ""
+        return
+    with start() as watch:
+        watch.run("listen L zone 0 address * port 80 backlog 2", "syn L count 3", "ack L", "ack L")
+        watch.run("syn L", "accept L", "syn L", "abort L q0", "ack L", "abort L q", "accept L")
+        watch.seconds(2)
+        assert watch.differences("none") + watch.messages == []
+        for gauges in watch.lengths().values():
+            for one in gauges:
+                assert min(one.q0 or 0, one.q or 0) >= 0
+        if not left_out & {"departures", "half_open", "established", "open_close", *MOVES}:
+            assert watch.differences() == []
+
+
+def run_as_a_session(
+    generation: str, host: Callable[[], Host], port: int = 0
+) -> tuple[list[str], str]:
+    """Start a program, leaving out what it is refused for, one part after the other.
+
+    Returns:
+        The parts that were blamed, in order, and why it does not start at all, if it does not.
+    """
+    chosen = program.load(generation)
+    blamed: list[str] = []
+    left_out: set[str] = set()
+    while True:
+        rendered = text(generation, port, left_out)
+        with host() as made:
+            try:
+                made.engine.start(rendered)
+            except Refused as refused:
+                part = program.blame(str(refused), rendered, chosen.family)
+                if part is None:
+                    return blamed, str(refused)
+                blamed.append(part)
+                left_out |= chosen.with_dependents({part})
+            else:
+                return blamed, ""
+
+
+OWNERS = {
+    "tcpListenDrop": "syn_drops",
+    "tcpListenDropQ0": "syn_drops",
+    "tcpHalfOpenDrop": "syn_drops",
+    "tcpPassiveOpens": "half_open",
+    "tcp_newconn_notify:entry": "established",
+    "tcp_eager_unlink:entry": "departures",
+    "tcp_accept_swap:entry": "tli_accepts",
+    "tcp_accept_swap:return": "tli_accepts",
+    "tcp_closei_local:entry": "open_close",
+    "tcp_closei_local:return": "open_close",
+}
+OWNERS_ILLUMOS = {
+    "tcp_accept:entry": "accepts",
+    "tcp_accept:return": "accepts",
+    "tcp_tpi_accept:entry": "streams_accepts",
+    "tcp_tpi_accept:return": "streams_accepts",
+    "tcp_send_conn_ind:entry": "streams",
+    "tcp_send_conn_ind:return": "streams",
+    "tcp_get_def_conn_ind:entry": "streams",
+    "tcp_get_def_conn_ind:return": "streams",
+    "tcp_do_listen:entry": "open_close",
+    "tcp_do_listen:return": "open_close",
+    "tcp_do_unbind:entry": "open_close",
+    "tcp_do_unbind:return": "open_close",
+}
+OWNERS_SOLARIS10 = {
+    "tcp_accept:entry": "tli_accepts",
+    "tcp_accept:return": "tli_accepts",
+    "tcp_wput_accept:entry": "accepts",
+    "tcp_wput_accept:return": "accepts",
+    "tcp_send_conn_ind:entry": "established",
+    "tcp_send_conn_ind:return": "established",
+    "tcp_send_pending:entry": "established",
+    "tcp_bind:entry": "open_close",
+    "tcp_bind:return": "open_close",
+    "tcp_unbind:entry": "open_close",
+    "tcp_unbind:return": "open_close",
+}
+
+
+@each_generation
+def test_missing_probes(generation: str) -> None:
+    """Of each probe that a kernel may lack the part that needs it is left out, and only that."""
+    owners = OWNERS | (OWNERS_ILLUMOS if generation == "illumos" else OWNERS_SOLARIS10)
+    with Host(generation) as host:
+        probes = host.library.probes
+    rendered = text(generation)
+    for probe in probes:
+        _, _, function, name = probe.split(":")
+        key = name if not function else f"{function}:{name}"
+        there = [one for one in probes if one != probe]
+        blamed, why = run_as_a_session(generation, partial(Host, generation, probes=there))
+        if probe == ENTRIES[generation]:
+            assert blamed == []
+            assert "does not match any probes" in why
+            continue
+        assert why == ""
+        used = probe in rendered
+        assert blamed == ([owners[key]] if used else []), probe
+
+
+@pytest.mark.parametrize(
+    ("generation", "member", "part"),
+    [
+        ("illumos", "cr_zone", "zones"),
+        ("illumos", "zone_name", "zones"),
+        ("illumos", "conn_cred", "zones"),
+        ("illumos", "tcps_propinfo_tbl", "q0_limit"),
+        ("illumos", "mod_propval_ucur", "q0_limit"),
+        ("illumos", "tcp_eager_last_q", "streams"),
+        ("solaris10", "cr_zone", "zones"),
+        ("solaris10", "zone_name", "zones"),
+        ("solaris10", "tcp_cred", "zones"),
+        ("solaris10", "tcp_param_val", "q0_limit"),
+        ("solaris10", "tcp_eager_last_q", "tli_accepts deferred"),
+        ("illumos", "tcp_conn_req_cnt_q", ""),
+        ("solaris10", "tcp_conn_req_cnt_q", ""),
+    ],
+)
+def test_missing_types(generation: str, member: str, part: str) -> None:
+    """A member that the kernel's types lack leads to the parts that need it."""
+    blamed, why = run_as_a_session(generation, partial(Host, generation, missing=[member]))
+    if part:
+        assert (blamed, why) == (part.split(), "")
+    else:
+        assert blamed == []
+        assert member in why
+
+
+@each_generation
+def test_spare(generation: str) -> None:
+    """Where the kernel takes less and less, parts go in their order, one more at a time."""
+    chosen = program.load(generation)
+    spare = chosen.family.spare
+    gone: list[str] = []
+    for _ in spare:
+        with Host(generation) as host:
+            size = host.engine.start(text(generation, without=gone)).dof_size
+        blamed, why = run_as_a_session(generation, partial(Host, generation, dof_maxsize=size))
+        gone = [part for part in spare if part in chosen.with_dependents(blamed)]
+        assert (blamed, why) == ([part for part in spare if part in blamed], "")
+        assert gone == [*spare[: len(gone)]]
+    blamed, why = run_as_a_session(generation, partial(Host, generation, dof_maxsize=1000))
+    assert (*blamed,) == spare
+    assert "DIF program exceeds maximum program size" in why
+
+
+# What it needs, and what it says of itself.
+
+
+@each_generation
+def test_sizes(generation: str) -> None:
+    """Every program fits into kernels of old, and needs little memory on many CPUs."""
+    with Host(generation, cpus=64) as host:
+        for port in (0, 80):
+            for is_trace in (False, True):
+                session = host.engine.start(text(generation, port, trace=is_trace))
+                assert session.dof_size < DOF_MOST
+                options = session.options
+                # Without aggregations there are no buffers for any.
+                buffers = options.bufsize + (0 if is_trace else options.aggsize)
+                assert 2 * buffers <= MEMORY_MOST
+                session.stop()
+
+
+EXAMPLE = ("syn L count 3", "ack L count 2", "syn L count 2")
+
+
+def example(generation: str) -> list[str]:
+    """Return what a session prints of a backlog of 2, five clients and two accepts."""
+    with Watch(generation, cpus=1) as watch:
+        watch.advance(300_000_000)
+        watch.library.run("listen L zone 0 address 192.0.2.1 port 8080 backlog 2", *EXAMPLE)
+        watch.advance(26_501_100)
+        watch.library.run("accept L")
+        watch.advance(318_000_000)
+        watch.library.run("accept L")
+        watch.seconds()
+        assert watch.differences() == []
+        lines, addresses = watch.rows, ["ff01d3b2ac80"]
+        for word in [line.split()[1] for line in lines if line.startswith("listener")]:
+            lines = [line.replace(word[:-4], addresses[0]) for line in lines]
+        return lines
+
+
+@each_generation
+def test_example(generation: str) -> None:
+    """What the program's head shows of its output is what it prints."""
+    head = (PROGRAMS / f"{generation}.d").read_text().partition("*/")[0]
+    shown = [line[5:] for line in head.splitlines() if line.startswith(" *   ")]
+    assert shown == example(generation)
+    assert 8 <= len(shown) <= 12

@@ -1,0 +1,500 @@
+"""A program for Sun's DTrace at work: the model's events, the simulator, our reader of its rows.
+
+    with Watch("illumos") as watch:
+        watch.run("listen L zone 0 address * port 80 backlog 2", "syn L count 3")
+        watch.seconds(2)
+        assert not watch.differences()
+
+The model's time and the engine's are one clock. It moves a little at each probe, more between
+lines, and by seconds where a test says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from dtrace_exporter import diagnostics, program
+from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.tally import Tally
+from sun.c_types import Types
+from sun.engine import Engine, Session
+from sun.events import Script
+from sun.library import Library, Line, Nested
+
+SECOND = 1_000_000_000
+LISTEN = -3
+"""TCPS_LISTEN."""
+PROBE_NS = 10
+"""By how much time moves at each probe."""
+STEPS = (1_000, 20_000, 700_000, 30_000_000, 400_000_000, 2_300_000_000)
+"""By how much it moves between lines, the first ones more often."""
+STEP_WEIGHTS = (8, 6, 4, 3, 2, 1)
+PHASE_LINES = 8
+"""How many lines of each thread run till all are done."""
+STALL_ODDS = 0.1
+"""How often dtrace(1) stalls when time passes, or goes on."""
+BETWEEN_ODDS = 0.15
+"""How often another thread goes on between two expressions of an event."""
+CLOSES = ("closei_local:return", "unbind:return", "tcp_do_listen:return", "tcp_bind:return")
+_THREAD = 0xFFFF_FE00_0000_0000
+_ME = SessionId("", "all")
+DROPS = ("q_full", "q0_full", "q0_evicted")
+_SUMS = ("syns", "not_listening", "established", "accepts", *DROPS, "q_sum", "wait_ns", "unsure")
+
+
+@functools.cache
+def _types(types: bytes, missing: tuple[str, ...]) -> Types:
+    """Read types, of which some names are others than they were."""
+    for name in missing:
+        types = types.replace(f"\0{name}\0".encode(), f"\0{name[:-1]}#\0".encode())
+    return Types(types)
+
+
+class Gauges(NamedTuple):
+    """A listening socket's queues; of the limit of Q0 see ``q0max_told``."""
+
+    q0: int | None
+    q: int | None
+    qmax: int | None
+
+
+def text(generation: str, port: int = 0, without: Collection[str] = (), trace: bool = False) -> str:
+    """Return a program as a session runs it."""
+    found = program.load_trace(generation) if trace else program.load(generation)
+    return program.render(found, program.window(1.0), port, without=without)
+
+
+class _Library(Library):
+    """A model that knows how deep a line is in others.
+
+    Attributes:
+        depths: by thread.
+        is_interrupted: whether what happens inside a line is a thread of its own, as an interrupt
+            is; else it is the same.
+    """
+
+    def __init__(self, generation: str) -> None:
+        self.is_interrupted = True
+        self.depths: Counter[int] = Counter()
+        super().__init__(generation)
+
+    def refuses(self, line: str) -> bool:
+        """As Library's."""
+        self.depths[self.thread] += 1
+        try:
+            return super().refuses(line)
+        finally:
+            self.depths[self.thread] -= 1
+
+
+class Host:
+    """A model of a generation and an engine that sees what happens in it.
+
+    Args:
+        generation: one of library.GENERATIONS.
+        cpus: how many there are.
+        seed: the same makes time go on in the same way.
+        stalls: whether dtrace(1) stalls now and then.
+        missing: names of members and types that the kernel's types lack.
+        options: of the engine.
+
+    Attributes:
+        library: the model.
+        engine: where sessions start.
+        met: the probe that fires, and its arguments.
+    """
+
+    def __init__(
+        self,
+        generation: str,
+        cpus: int = 4,
+        seed: int = 0,
+        stalls: bool = False,
+        missing: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self.generation = generation
+        self.library = _Library(generation)
+        symbols = {name: symbol.address for name, symbol in self.library.symbols.items()}
+        chosen: dict[str, Any] = {"cpus": cpus, "system": generation} | options
+        self.engine = Engine(_types(self.library.types, (*missing,)), symbols, **chosen)
+        self.cpus = cpus
+        self.jumps = 0
+        self.was_concurrent = False
+        self.met: tuple[str, list[int]] = ("", [])
+        self._jump = 0
+        self._stalls = stalls
+        self._stalled: set[Session] = set()
+        self._closed: dict[int, int] = {}
+        self._late: Counter[int] = Counter()
+        self._chance = random.Random(seed)
+        self._names = self.library.probes
+        self.library.now = self.engine.time
+        self.library.hook(self._names, self._met)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.library.close()
+
+    def advance(self, nanoseconds: int) -> None:
+        """Let time pass."""
+        # dtrace(1) takes nothing from a CPU in the middle of an event.
+        while any(cpu.is_busy for session in self._sessions() for cpu in session.kernel.cpus):
+            self.library.pause()
+        if self._stalls and self._chance.random() < STALL_ODDS:
+            for session in self._sessions():
+                session.go() if session in self._stalled else session.stall()
+                self._stalled ^= {session}
+        self.engine.advance(nanoseconds)
+        self.library.now = self.engine.time
+
+    def run(self, *lines: str) -> None:
+        """Let events happen, one after the other."""
+        for line in lines:
+            self.step()
+            self.library.run(line)
+
+    def play(self, *lines: Line) -> None:
+        """Let those of some events happen that can."""
+        for line in lines:
+            self.step()
+            if left := _remembered(line):
+                self.library.play(left)
+
+    def play_script(self, script: Script) -> None:
+        """Let a script happen, its threads at once."""
+        self.play(*script.setup)
+        if len(script.threads) == 1:
+            self.play(*script.threads[0])
+        else:
+            self.concurrently(*script.threads, seed=script.seed, migrate=script.migrate)
+
+    def concurrently(self, *threads: Sequence[Line], seed: int = 0, migrate: bool = True) -> None:
+        """Let threads run at once, on all CPUs, some lines of each at a time.
+
+        Once in each such phase time passes in the middle of what they do; so no event lasts longer
+        than a second, but for those in which a line waits for another.
+        """
+        kept = [[left for line in lines if (left := _remembered(line))] for lines in threads]
+        places = [number % self.cpus for number in range(len(kept))]
+        self.was_concurrent = True
+        for at in range(0, max(map(len, kept), default=0), PHASE_LINES):
+            self.step()
+            self._jump = self._chance.randrange(1, 2 * PHASE_LINES * len(kept))
+            self.engine.between = self._between
+            phase = [lines[at : at + PHASE_LINES] for lines in kept]
+            try:
+                self.library.concurrently(*phase, seed=seed + at, cpus=places, migrate=migrate)
+            finally:
+                self.engine.between = None
+
+    def step(self) -> None:
+        """Let some time pass, as it does between lines."""
+        (step,) = self._chance.choices(STEPS, STEP_WEIGHTS)
+        self.advance(step)
+
+    def _sessions(self) -> Sequence[Session]:
+        return self.engine.sessions
+
+    def _met(self, number: int, arguments: list[int]) -> None:
+        library = self.library
+        name = self._names[number]
+        self.engine.time += PROBE_NS
+        library.now = self.engine.time
+        if self.engine.between and name.endswith(CLOSES):
+            self._look_for_closed()
+        self.met = name, arguments
+        depth = library.depths[library.thread] if library.is_interrupted else 0
+        self.engine.fire(
+            *(name, arguments, library.cpu % self.cpus),
+            thread=_THREAD + 0x1000 * library.thread + 0x100 * depth,
+        )
+        if self.engine.between and self._jump:
+            self._jump -= 1
+            if not self._jump:
+                self.jumps += 1
+                self.step()
+
+    def _look_for_closed(self) -> None:
+        """Note how many connections each listener that has closed had established till then."""
+        for number, totals in enumerate(self.library.all_totals()):
+            is_open = not totals["closed"] and totals["state"] == LISTEN
+            if not is_open:
+                self._closed.setdefault(number, totals["established"])
+            elif number in self._closed:
+                self._late[number] += totals["established"] - self._closed.pop(number)
+
+    def late(self, number: int) -> int:
+        """Return how many connections of a listener came into Q when it did not listen any more."""
+        if number not in self._closed:
+            return self._late[number]
+        established: int = self.library.all_totals()[number]["established"]
+        return self._late[number] + established - self._closed[number]
+
+    def _between(self) -> None:
+        if self._chance.random() < BETWEEN_ODDS:
+            self.library.pause()
+
+
+class Watch(Host):
+    """A host with a session of a counting program, whose rows are read as they come.
+
+    Args:
+        generation: one of library.GENERATIONS.
+        cpus: how many there are.
+        seed: as of Host.
+        stalls: likewise.
+        source: the program; the generation's own unless told.
+        port: the only one that it watches, 0 for all.
+        without: optional parts that are left out.
+        before: lines that happen before the session starts.
+        options: of dtrace(1).
+        engine: options of the engine.
+
+    Attributes:
+        session: the session.
+        tally: our reader.
+        table: what it has found.
+        rows: all rows.
+        errors: what dtrace(1) has told of, classified.
+    """
+
+    def __init__(
+        self,
+        generation: str,
+        cpus: int = 4,
+        seed: int = 0,
+        source: str = "",
+        port: int = 0,
+        without: Collection[str] = (),
+        before: Sequence[Line] = (),
+        stalls: bool = False,
+        options: Mapping[str, str] | None = None,
+        **engine: Any,
+    ) -> None:
+        super().__init__(generation, cpus, seed, stalls, **engine)
+        self.play(*before)
+        self._before = self.library.all_totals()
+        self.port = port
+        chosen = program.load(generation)
+        left_out = chosen.with_dependents(without)
+        features = {part: part not in left_out for part in chosen.parts}
+        self.features = features
+        self.table = ListenerTable()
+        ports = {port: ""} if port else None
+        self.table.watch(_ME, ports, program.exports(chosen, features))
+        self.tally = Tally(self.table, _ME)
+        self.rows: list[str] = []
+        self.errors: Counter[str] = Counter()
+        self.messages: list[str] = []
+        self._pieces = 0
+        self._rest = ""
+        self.session = self.engine.start(source or text(generation, port, without), options)
+        self.read()
+
+    def read(self) -> None:
+        """Read what has been printed since, and what dtrace(1) has told of meanwhile."""
+        errors = self.session.errors[len(self.messages) :]
+        self.messages += errors
+        for line in errors:
+            found = diagnostics.classify(line)
+            self.errors[found.lost or found.kind] += found.count
+            if found.kind == "lost":
+                self.tally.lose()
+        output = self.session.output
+        new, self._pieces = output[self._pieces :], len(output)
+        *lines, self._rest = (self._rest + new).split("\n")
+        for line in filter(None, lines):
+            self.rows.append(line)
+            self.tally.feed(line)
+
+    def seconds(self, count: int = 1) -> None:
+        """Let seconds pass in which nothing happens, not even a stall, and read the rows."""
+        for session in self._stalled:
+            session.go()
+        self._stalled.clear()
+        self._stalls = False
+        for _ in range(count):
+            self.advance(SECOND)
+            self.read()
+
+    def quiet(self, name: str) -> None:
+        """Let a single event happen to a listener, and a second pass."""
+        self.library.play(f"syn {name}")
+        self.seconds()
+
+    # What the model knows, by who a listener is.
+
+    def _records(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield totals of each listener since the session began, and whether it is older."""
+        for number, totals in enumerate(self.library.all_totals()):
+            if self.port and totals["port"] != self.port:
+                continue
+            older = number < len(self._before)
+            totals["late"] = self.late(number)
+            if older:
+                before = self._before[number]
+                for name in _SUMS:
+                    totals[name] -= before[name]
+                pairs = zip(totals["saturation"], before["saturation"], strict=True)
+                totals["saturation"] = [now - then for now, then in pairs]
+            yield totals, older
+
+    def _identity(self, totals: Mapping[str, Any]) -> Identity:
+        place = totals["zone_name"] if self.features["zones"] else "global"
+        return Identity("", place, totals["address"], totals["port"])
+
+    def expected(self) -> dict[Identity, Counter[str]]:
+        """Return what has been counted of each listener in the model since the session began."""
+        found: dict[Identity, Counter[str]] = {}
+        for totals, older in self._records():
+            sums = found.setdefault(self._identity(totals), Counter())
+            sums.update({name: totals[name] for name in (*_SUMS, "late")})
+            sums.update({f"found {at}": n for at, n in enumerate(totals["saturation"])})
+            sums["older"] += older
+        return found
+
+    def counted(self) -> dict[Identity, Counter[str]]:
+        """Return what our reader has counted, by the same names."""
+        found = {}
+        for listener in self.table:
+            sums = Counter(listener.drops)
+            sums.update(
+                syns=listener.syns,
+                established=listener.established,
+                accepts=listener.accepts,
+                q_sum=sum(listener.q_sums.values()),
+                wait_ns=listener.wait_ns,
+                waits=sum(listener.waits),
+            )
+            sums.update({f"found {at}": n for at, n in enumerate(listener.saturation)})
+            found[listener.identity] = sums
+        # A configured port that nobody has seen is one with zeros.
+        return {who: sums for who, sums in found.items() if who in self.table}
+
+    def lengths(self) -> dict[Identity, list[Gauges]]:
+        """Return the queues of all sockets that our reader knows."""
+        return {
+            listener.identity: sorted(
+                Gauges(one.q0, one.q, one.q_limit) for one in listener.sockets.values()
+            )
+            for listener in self.table
+            if listener.sockets
+        }
+
+    def queues(self, older: bool = True) -> dict[Identity, list[Gauges]]:
+        """Return the queues of all listening sockets of the model.
+
+        Args:
+            older: those too that listened when the session began.
+        """
+        found: dict[Identity, list[Gauges]] = {}
+        for totals, is_older in self._records():
+            if not totals["closed"] and totals["state"] == LISTEN and (older or not is_older):
+                one = Gauges(totals["tcp_q0"], totals["tcp_q"], totals["qmax"])
+                found.setdefault(self._identity(totals), []).append(one)
+        return {identity: sorted(gauges) for identity, gauges in found.items()}
+
+    def limits(self) -> bool:
+        """Tell whether all limits of Q0 are as the model has them."""
+        ours = sorted(
+            (listener.identity, queues.q0_limit)
+            for listener in self.table
+            for queues in listener.sockets.values()
+        )
+        return ours == sorted(
+            (self._identity(totals), totals["q0max"])
+            for totals, _ in self._records()
+            if not totals["closed"] and totals["state"] == LISTEN
+        )
+
+    def differences(self, gauges: str = "all") -> list[str]:
+        """Return where our reader's counts are not the model's, and its gauges.
+
+        Open is which Q a SYN found where Q changed while it was at the listener. Open is where
+        threads run at once whether a SYN is counted, and a connection, that was on its way when its
+        listener closed, and found it closed. Of times in Q a microsecond each is open, and what
+        they are of connections that are older than the session.
+
+        Args:
+            gauges: of which listeners; those of ``new`` ones, ``all`` of them or ``none``.
+        """
+        found = list(self.tally.wrong)
+        expected, counted = self.expected(), self.counted()
+        for identity in sorted({*expected, *counted}):
+            want = expected.get(identity, Counter())
+            have = counted.get(identity, Counter())
+            found += [
+                f"{identity[1:]} {name}: {have[name]}, not {want[name]}"
+                for name in self._names_of_counts()
+                if not self._alike(name, want, have)
+            ]
+        if gauges != "none":
+            lengths = self.lengths()
+            wanted = self.queues(older=True)
+            certain = wanted if gauges == "all" else self.queues(older=False)
+            for identity in sorted({*lengths, *wanted}):
+                ours, theirs = lengths.get(identity, []), wanted.get(identity, [])
+                surely = certain.get(identity, [])
+                if (gauges == "all" and ours != theirs) or (
+                    gauges == "new" and surely == theirs and ours != theirs
+                ):
+                    found.append(f"{identity[1:]} queues: {ours}, not {theirs}")
+        return found
+
+    def _names_of_counts(self) -> list[str]:
+        parts = self.features
+        names = ["syns", "q_sum", "found"]
+        names += DROPS if parts["syn_drops"] else ()
+        names += ["established"] if parts["established"] else []
+        names += ["accepts"] if parts["accepts"] else []
+        names += ["wait_ns"] if parts["accept_wait"] else []
+        return names
+
+    def _alike(self, name: str, want: Mapping[str, int], have: Mapping[str, int]) -> bool:
+        in_flight = want["not_listening"] if self.was_concurrent else 0
+        unsure = want["unsure"] + in_flight
+        if name == "syns":
+            return want[name] <= have[name] <= want[name] + in_flight
+        if name == "found":
+            keys = {key for key in (*want, *have) if key.startswith("found ")}
+            return sum(abs(want[key] - have[key]) for key in keys) <= 2 * unsure
+        if name == "q_sum":
+            return abs(want[name] - have[name]) <= 100 * unsure
+        if name == "wait_ns":
+            if want["older"]:
+                return have["waits"] <= want["accepts"]
+            if have["waits"] != want["accepts"]:
+                return False
+            # A few probes lie between the model's times and the program's, and jumps.
+            off = want["accepts"] * (1000 + 8 * PROBE_NS)
+            return bool(self.jumps) or abs(want[name] - have[name]) <= off
+        if name == "established":
+            return want[name] - want["late"] <= have[name] <= want[name]
+        return want[name] == have[name]
+
+
+def _remembered(line: Line) -> Line | None:
+    """Return a line less what would make the model forget totals."""
+    if isinstance(line, str):
+        return None if line == "forget" else line
+    inner = tuple(one for one in line.inner if one != "forget")
+    return None if line.line == "forget" else Nested(line.line, line.at, inner)
+
+
+def listener_of(table: ListenerTable, port: int) -> Listener:
+    """Return the only listener of a port."""
+    (found,) = [one for one in table if one.identity.port == port]
+    return found
