@@ -104,6 +104,32 @@ def test_a_kernel_that_cannot_be_asked(fake_dtrace: FakeDTrace) -> None:
         traced(fake_dtrace(), program="nonsense")
 
 
+def test_parts_left_out(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a kernel cannot do is left out one by one and said; the rest is traced."""
+    missing = ("tcp_accept_swap:entry", "tcp_send_conn_ind:entry")
+    why = "probe description fbt:ip:{} does not match any probes"
+    lacks = [{"lacks": [probe, why.format(probe)]} for probe in missing]
+    functions = {"functions": [["ip", "tcp_input_listener"]]}
+    steps = [functions, *lacks, {"print": [HEADER, LINE]}, {"exit": 0}]
+    assert traced(fake_dtrace(*steps)) == (0, [HEADER, SHOWN])
+    said = capsys.readouterr().err.splitlines()
+    left = [line.split(": ")[2] for line in said if "left out what this kernel cannot do" in line]
+    assert left == ["tli_accepts", "streams"]
+    assert all("does not match any probes" in line for line in said)
+
+
+def test_refused(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kernel that cannot do what every one must is not asked again, and what it said is told."""
+    functions = {"functions": [["ip", "tcp_input_listener"]]}
+    lacks = {"lacks": ["SYN_FLAG", "no \x1b[2Jsuch thing"]}
+    status, lines = traced(fake_dtrace(functions, lacks, {"print": [HEADER, LINE]}))
+    assert (status, lines) == (1, [])
+    said = capsys.readouterr().err
+    assert said.count("such thing") == 1
+    assert "\x1b" not in said
+    assert "left out" not in said
+
+
 FULL = "101,2026 Nov 22 08:00:01,drop:q_full_ack,20010db8000000ff:ff0001000200cafe,40001,22,0,9,8"
 
 

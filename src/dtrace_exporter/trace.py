@@ -54,7 +54,7 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
         part = program.blame(refusal, text, chosen.family) if refusal else None
         if stop.is_set() or part is None or part in without:
             break
-        without |= chosen.with_dependents({part}) | {part}
+        without |= chosen.with_dependents({part})
         _warn(f"dtrace-exporter: left out what this kernel cannot do: {part}: {refusal}")
     if stop.is_set():
         if out.isatty():
@@ -99,11 +99,11 @@ async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> 
 
     async def complain(stderr: asyncio.StreamReader) -> None:
         splitter = LineSplitter()
-        while chunk := await stderr.read(_CHUNK):
-            for message in splitter.feed(chunk):
+        ended = False
+        while not ended:
+            ended = not (chunk := await stderr.read(_CHUNK))
+            for message in splitter.end() if ended else splitter.feed(chunk):
                 held.append(message) if held is not None else _warn(message)
-        for message in splitter.end():
-            held.append(message) if held is not None else _warn(message)
 
     complaining = asyncio.create_task(complain(process.stderr))
     splitter = LineSplitter()
