@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from flood import Flood
+from lab import bpf
 from lab.exporter import Exporter
 from lab.traffic import HERE4, Listener, nowhere, sysctl
 from tools import (
@@ -29,7 +30,7 @@ from tools import (
     ours,
     with_program,
 )
-from tracing import Tracer, bpf_statistics, bpf_totals, complain, tell, tell_versions
+from tracing import Tracer, complain, tell, tell_versions
 from turns import by_turns
 
 from dtrace_exporter import program
@@ -146,12 +147,12 @@ class Event:
             tell(event="whole", tool=tool, what=self.name, ns=whole)
             if tracer is None:
                 return
-            with bpf_statistics():
+            with bpf.statistics():
                 self._make()
                 for _ in range(REPEATS):
-                    before = bpf_totals()
+                    before = bpf.totals()
                     self.make(self.count)
-                    after = bpf_totals()
+                    after = bpf.totals()
                     programs.append((after.ns - before.ns) / self.count)
                     runs.append((after.runs - before.runs) / self.count)
                     self.after(self.count)

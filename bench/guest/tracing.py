@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -14,11 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 READY_SECONDS = 120
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tell(**message: Any) -> None:
@@ -114,56 +111,6 @@ def running(command: Sequence[str], text: str | None, ready: str) -> Iterator[Tr
         yield tracer
     finally:
         tracer.end()
-
-
-@contextmanager
-def bpf_statistics() -> Iterator[None]:
-    """Have the kernel keep the time that BPF programs take; it costs some itself."""
-    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
-    switch.write_text("1")
-    try:
-        yield
-    finally:
-        switch.write_text("0")
-
-
-class Totals(NamedTuple):
-    """How long all BPF programs of this machine have run, and how often, while that was kept."""
-
-    ns: int
-    runs: int
-
-
-def bpf_totals() -> Totals:
-    """Return what the kernel has kept of its BPF programs.
-
-    Raises:
-        OSError: bpf(2) cannot tell; see linux/bpf.h.
-    """
-    ns, runs, number = 0, 0, 0
-    while True:
-        # BPF_PROG_GET_NEXT_ID: start_id, next_id, open_flags.
-        attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
-        if _bpf(11, attributes) < 0:
-            return Totals(ns, runs)
-        number = attributes[1]
-        # BPF_PROG_GET_FD_BY_ID: prog_id.
-        descriptor = _bpf(13, (ctypes.c_uint32 * 3)(number, 0, 0))
-        if descriptor < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        try:
-            text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-        finally:
-            os.close(descriptor)
-        kept = dict(re.findall(r"^run_(time_ns|cnt):\s+(\d+)$", text, re.MULTILINE))
-        ns += int(kept.get("time_ns", 0))
-        runs += int(kept.get("cnt", 0))
-
-
-def _bpf(command: int, attributes: ctypes.Array[ctypes.c_uint32]) -> int:
-    """Call bpf(2), 321 on x86-64; return a descriptor or 0, or -1 for an error."""
-    size = ctypes.sizeof(attributes)
-    return int(_libc.syscall(321, command, ctypes.byref(attributes), size))
 
 
 def resident(pid: int) -> int:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from lab import bpf
 from lab.exporter import Exporter, StartExporter
 from lab.load import finish, segments, start, steered
 from lab.traffic import (
@@ -24,7 +25,7 @@ from lab.traffic import (
     sysctl,
 )
 from lab.waiting import until
-from lab.witness import BpfRuns, CountSyns, Netstat, half_open, passive_opens
+from lab.witness import CountSyns, Netstat, half_open, passive_opens
 
 from dtrace_exporter import program
 
@@ -97,19 +98,22 @@ def test_flood_of_an_accepting_cpu(
     The programs at the entry and the return of tcp_conn_request() have been called, by the kernel's
     own count, as often as SYNs are told.
     """
-    netstat, syns, runs = Netstat(), count_syns(port), BpfRuns()
+    netstat, syns = Netstat(), count_syns(port)
     listen(port, 64, HERE4)
     (other,) = ports(1)  # type: ignore[operator]
     spinning = start("spin", other, 0)
     try:
-        with steered("lo", 0), steered("nowhere", 0), sysctl("net.ipv4.tcp_syncookies", 0):
-            with on_cpu(1):
-                assert send_syns(port, PACKETS) == PACKETS
-            syns.wait(port, PACKETS)
+        with bpf.statistics():
+            before = bpf.programs()
+            with steered("lo", 0), steered("nowhere", 0), sysctl("net.ipv4.tcp_syncookies", 0):
+                with on_cpu(1):
+                    assert send_syns(port, PACKETS) == PACKETS
+                syns.wait(port, PACKETS)
+            after = bpf.programs()
     finally:
         spinning.kill()
         spinning.wait()
-    called = [*runs.close().values()]
+    called = [after[one].runs - before[one].runs for one in after.keys() & before.keys()]
     metrics = everything.settle()
     assert metrics.value("dtrace_tcp_listen_syns_total", port=port) == PACKETS
     assert called.count(PACKETS) >= 2, called

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -107,49 +105,6 @@ class SynCounter:
 
     def _nft(self, rules: str) -> None:
         _in(self._netns, "nft", "-f", "-", stdin=rules)
-
-
-class BpfRuns:
-    """How often each of this machine's BPF programs has run since this object was made.
-
-    A run that ends at once, because another program of the same consumer is at work on the CPU, is
-    one as well. Make it when the consumer is up; see linux/bpf.h for the commands of bpf(2).
-    """
-
-    def __init__(self) -> None:
-        self._switch = Path("/proc/sys/kernel/bpf_stats_enabled")
-        self._switch.write_text("1")
-        self._before = self._read()
-
-    def close(self) -> dict[int, int]:
-        """Stop counting; return the runs of each program by its number."""
-        after = self._read()
-        self._switch.write_text("0")
-        return {number: runs - self._before.get(number, 0) for number, runs in after.items()}
-
-    def _read(self) -> dict[int, int]:
-        found = {}
-        number = 0
-        while True:
-            # BPF_PROG_GET_NEXT_ID: start_id, next_id, open_flags.
-            attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
-            if self._bpf(11, attributes) < 0:
-                return found
-            number = attributes[1]
-            # BPF_PROG_GET_FD_BY_ID: prog_id.
-            descriptor = self._bpf(13, (ctypes.c_uint32 * 3)(number, 0, 0))
-            if descriptor < 0:
-                continue
-            text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-            os.close(descriptor)
-            runs = re.search(r"^run_cnt:\s+(\d+)$", text, re.MULTILINE)
-            found[number] = int(runs[1]) if runs else 0
-
-    @staticmethod
-    def _bpf(command: int, attributes: ctypes.Array[ctypes.c_uint32]) -> int:
-        # 321 is bpf(2) on x86-64.
-        size = ctypes.sizeof(attributes)
-        return int(ctypes.CDLL(None).syscall(321, command, ctypes.byref(attributes), size))
 
 
 CountSyns = Callable[..., SynCounter]
