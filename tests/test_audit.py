@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter import audit
-from dtrace_exporter.audit import KINDS, Audit, Audits, totals
+from dtrace_exporter.audit import KINDS, Audit, DropAudits, TotalAudits, totals
+from dtrace_exporter.listeners import Identity
+from dtrace_exporter.sock_diag import Sample
 
 SNMP = """Ip: Forwarding DefaultTTL
 Ip: 1 64
@@ -134,7 +136,7 @@ def test_in_the_end_it_is_the_difference(steps: list[tuple[int, int]]) -> None:
 
 def test_each_kind_by_itself() -> None:
     """Kinds are looked at apart: one that is never calm does not keep another from being told."""
-    both = Audits()
+    both = TotalAudits()
     for n in range(6):
         found = both.look({"drops": 5, "established": n}, {"drops": 0, "established": n})
     assert found == {"drops": 0}
@@ -143,3 +145,88 @@ def test_each_kind_by_itself() -> None:
         if n == 3:
             assert found == {"drops": 2}
     assert found == {"drops": 0}
+
+
+# Listener by listener
+
+SSH = Identity("", "", "*", 22)
+WEB = Identity("", "", "*", 80)
+
+
+def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[Sample]]:
+    """Return what the kernel tells of a listener: what each of its sockets has dropped."""
+    return {
+        identity: [
+            Sample(identity.address, identity.port, 0, 8, dropped, ord(name))
+            for name, dropped in drops.items()
+        ]
+    }
+
+
+def told(one: DropAudits, kernel: dict[Identity, list[Sample]], ours: int) -> int | None:
+    """Look until nothing has changed for some time, and return what that tells in all."""
+    identity = next(iter(kernel), SSH)
+    found = [one.look(kernel, {identity: ours}) for _ in range(6)]
+    certain = [more for more in found if more is not None]
+    return sum(certain) if certain else None
+
+
+def test_drops_before_the_session() -> None:
+    """What a socket had dropped before the session is not missing; what it drops later is."""
+    one = DropAudits()
+    assert told(one, sockets(SSH, a=100), 0) == 0
+    assert told(one, sockets(SSH, a=104), 1) == 3
+
+
+def test_drops_of_a_new_socket() -> None:
+    """Of a socket that listens since the session is up, all drops have to be counted."""
+    one = DropAudits()
+    assert told(one, {}, 0) is None
+    assert told(one, sockets(SSH, a=5), 3) == 2
+    assert told(one, sockets(SSH, b=4), 6) == 1
+
+
+def test_drops_of_a_socket_beside_an_old_one() -> None:
+    """Where an old socket shares its listener, what was there when both were first seen is not."""
+    one = DropAudits()
+    assert told(one, sockets(SSH, a=100), 0) == 0
+    assert told(one, sockets(SSH, a=100, b=7), 7) == 0
+    assert told(one, sockets(SSH, a=101, b=9), 8) == 2
+
+
+def test_drops_of_a_socket_that_an_answer_lacked() -> None:
+    """A socket that is not in one of the kernel's answers is no new one in the next."""
+    one = DropAudits()
+    assert told(one, sockets(SSH, a=100, b=7), 0) == 0
+    assert told(one, sockets(SSH, a=100), 0) == 0
+    assert told(one, sockets(SSH, a=100, b=7), 0) == 0
+
+
+def test_drops_of_a_socket_that_the_first_answer_lacked() -> None:
+    """Nor is one that the very first answer did not have."""
+    one = DropAudits()
+    assert one.look(sockets(WEB, a=1), {}) is None
+    assert told(one, sockets(SSH, b=50), 0) == 0
+
+
+def test_drops_that_the_kernel_does_not_tell() -> None:
+    """Where the kernel is too old to tell, nothing is."""
+    assert told(DropAudits(), sockets(SSH, a=None), 0) is None
+
+
+def test_drops_one_listener_does_not_hide_another() -> None:
+    """A listener whose counters are ahead does not make up for one that lacks some."""
+    one = DropAudits()
+    kernel = {**sockets(SSH, a=10), **sockets(WEB, b=10)}
+    assert [one.look(kernel, {}) for _ in range(4)][-1] == 0
+    kernel = {**sockets(SSH, a=12), **sockets(WEB, b=10)}
+    assert [one.look(kernel, {WEB: 5}) for _ in range(4)][-1] == 2
+
+
+def test_sockets_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sockets come and go, no more than some are remembered."""
+    monkeypatch.setattr(audit, "_MOST_SEEN", 20)
+    one = DropAudits()
+    for n in range(100):
+        one.look({SSH: [Sample("*", 22, 0, 8, 0, n)]}, {})
+    assert len(one._seen) == 20

@@ -27,7 +27,7 @@ from dtrace_exporter.session import Plan, Session
 from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import State
-from linux_rows import ESTABLISHED, counted, syns, told
+from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
 
 FakeDTrace = Callable[..., list[str]]
 
@@ -36,6 +36,7 @@ WEB = SessionId("", "port-80")
 # No network namespace of this machine's.
 READY = {"ready": "1"}
 FOREVER = {"tick": True}
+NO_TOTALS = {"drops": 0, "established": 0}
 COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
 
@@ -67,6 +68,12 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def a_tick(one: Session) -> None:
+    """Wait until a session has had another heartbeat."""
+    before = one.status.last_record
+    await until(lambda: one.status.last_record != before)
 
 
 def is_there(pid: int) -> bool:
@@ -293,10 +300,28 @@ def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> No
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
             await until(lambda: one.status.up)
-            one.compare([sample], 5, {"drops": 0, "established": 0})
+            one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
             assert listener(one).queues == Queues(None, 3, None, 8)
+            assert [one.identity.port for one in one._state.table] == [22]
             # A session of one port cannot be held against the kernel's totals.
             assert one.status.unattributed == {}
+
+    asyncio.run(test())
+
+
+def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a socket has dropped and a session of its port has not counted is told."""
+    monkeypatch.setattr(session, "_own_netns", lambda: "1")
+    rows = [f"0 {told(22)}", f"0 {counted(22, 3, Q_FULL, qmax=8)}"]
+
+    async def test() -> None:
+        async with running(fake_dtrace({"rows": rows}, READY, FOREVER)) as one:
+            await until(lambda: listener(one).drops == {"q_full": 3})
+            for drops in (7, 9):
+                for _ in range(6):
+                    await a_tick(one)
+                    one.compare([Sample("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
+            assert one.status.unattributed == {"drops": 2}
 
     asyncio.run(test())
 
@@ -316,6 +341,7 @@ def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
             await until(lambda: one.status.up)
             for drops in (50, 52):
                 for _ in range(6):
+                    await a_tick(one)
                     one.compare([], 5, {"drops": drops, "established": 9})
             assert one.status.unattributed == {"drops": 2, "established": 0}
         finally:
@@ -331,7 +357,7 @@ def test_compare_another_place(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monk
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
             await until(lambda: one.status.up)
-            one.compare([Sample("*", 22, 3, 8, None, 77)], 5, {"drops": 0, "established": 0})
+            one.compare([Sample("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
             assert listener(one).queues is None
 
     asyncio.run(test())

@@ -505,39 +505,38 @@ def test_parts_missing(
 # What the kernel itself says
 
 
+def found(*samples: Sample) -> dict[Identity, list[Sample]]:
+    """Return samples of this place by their listener."""
+    those: dict[Identity, list[Sample]] = {}
+    for one in samples:
+        those.setdefault(Identity("", "", one.address, one.port), []).append(one)
+    return those
+
+
 def test_know_listeners_that_nobody_has_told_of(table: ListenerTable, tally: Tally) -> None:
     """Listeners that have seen no event yet are known from the kernel, with Q and Qmax."""
-    tally.know([sample(22), sample(80, bound="127.0.0.1", key=78)], 5)
-    found = {one.identity: one.queues for one in table}
+    tally.know(found(sample(22), sample(80, bound="127.0.0.1", key=78)), 5)
     queues = Queues(None, 3, None, 8)
-    assert found == {
+    assert {one.identity: one.queues for one in table} == {
         Identity("", "", "*", 22): queues,
         Identity("", "", "127.0.0.1", 80): queues,
     }
 
 
-def test_know_only_what_is_watched(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """Listeners of a port that nobody asked for do not become known by that."""
-    table.watch(SESSION, {80: ""})
-    for one in (tally, calls):
-        one.know([sample(22)], 5)
-    assert [one.identity.port for one in table] == [80]
-
-
 def test_know_goes_on(table: ListenerTable, tally: Tally) -> None:
     """What the kernel says next is newer, also that a listener is there no more."""
-    tally.know([sample(q=3)], 5)
-    tally.know([sample(q=0)], 6)
+    tally.know(found(sample(q=3)), 5)
+    tally.know(found(sample(q=0)), 6)
     assert only(table).queues == Queues(None, 0, None, 8)
-    tally.know([], 7)
+    tally.know(found(), 7)
     assert only(table).queues is None
-    tally.know([sample(q=2, key=78)], 8)
+    tally.know(found(sample(q=2, key=78)), 8)
     assert only(table).queues == Queues(None, 2, None, 8)
 
 
 def test_know_then_a_row(table: ListenerTable, tally: Tally) -> None:
     """The first row of a listener that was known from the kernel is of the same socket."""
-    tally.know([sample(q=3)], 5)
+    tally.know(found(sample(q=3)), 5)
     fed(tally, told(22, time=7, q0=2, q=4))
     assert only(table).sockets == {address(22): Queues(2, 4, None, 8)}
 
@@ -545,9 +544,9 @@ def test_know_then_a_row(table: ListenerTable, tally: Tally) -> None:
 def test_know_one_socket(table: ListenerTable, tally: Tally) -> None:
     """Where a listener has one socket the kernel's word is of that one, if it is newer."""
     fed(tally, told(22, time=7, q0=2, q=4))
-    tally.know([sample(q=5, qmax=9)], 9)
+    tally.know(found(sample(q=5, qmax=9)), 9)
     assert only(table).sockets == {address(22): Queues(2, 5, None, 9)}
-    tally.know([sample(q=6)], 8)
+    tally.know(found(sample(q=6)), 8)
     assert only(table).sockets == {address(22): Queues(2, 5, None, 9)}
 
 
@@ -555,23 +554,23 @@ def test_know_several_sockets(table: ListenerTable, tally: Tally) -> None:
     """Where a listener has several, which of them the kernel speaks of cannot be told."""
     fed(tally, told(22, time=7, q=4), told(22, socket=1, time=7, q=1))
     before = dict(only(table).sockets)
-    tally.know([sample(q=5), sample(q=6, key=78)], 9)
+    tally.know(found(sample(q=5), sample(q=6, key=78)), 9)
     assert only(table).sockets == before
 
 
 def test_know_of_other_places(table: ListenerTable, tally: Tally) -> None:
     """The kernel speaks of this place: a container's listener with the same address is another."""
     fed(tally, told(22, place=AWAY, time=7, q=4))
-    tally.know([sample(q=5)], 9)
-    found = {one.identity.place: one.queues for one in table}
-    assert found == {str(AWAY): Queues(0, 4, None, 8), "": Queues(None, 5, None, 8)}
+    tally.know(found(sample(q=5)), 9)
+    queues = {one.identity.place: one.queues for one in table}
+    assert queues == {str(AWAY): Queues(0, 4, None, 8), "": Queues(None, 5, None, 8)}
 
 
 def test_know_when_it_has_closed(table: ListenerTable, tally: Tally, calls: Tally) -> None:
     """What was read before a socket closed does not bring its gauges back."""
     fed(tally, told(22, time=5))
     fed(calls, closed(9))
-    tally.know([], 10)
+    tally.know(found(), 10)
     assert only(table).queues is None
 
 

@@ -1,15 +1,19 @@
-"""The kernel's own totals against the listeners' counters: what the latter lack is told."""
+"""The kernel's own counts against the listeners' counters: what the latter lack is told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from dtrace_exporter.listeners import Identity
+from dtrace_exporter.sock_diag import Sample
+
 KINDS = {"drops": ("TcpExt", "ListenDrops"), "established": ("Tcp", "PassiveOpens")}
 """What is compared, and the kernel's counter of it; include/uapi/linux/snmp.h."""
 
 _FILES = (Path("/proc/self/net/snmp"), Path("/proc/self/net/netstat"))
 _QUIET = 3
+_MOST_SEEN = 100_000
 
 
 def totals() -> dict[str, int]:
@@ -34,23 +38,26 @@ def totals() -> dict[str, int]:
 
 
 class Audit:
-    """Compares one total, from one start of a session to its end.
+    """Compares one of the kernel's counts, from one start of a session to its end.
 
     The two are not read at the same moment, so they are compared only when neither has changed for
-    some time. The first such comparison tells what lies before the session.
+    some ticks. The first such comparison tells what lies before the session.
+
+    Args:
+        before: how many more the kernel had counted before the session, where that is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: int | None = None) -> None:
         self._last: tuple[int, int] | None = None
         self._quiet = 0
-        self._before: int | None = None
+        self._before = before
         self._told = 0
 
     def look(self, kernel: int, ours: int) -> int | None:
         """Return how many more our counters lack than at the last look.
 
         Args:
-            kernel: the kernel's total.
+            kernel: the kernel's count.
             ours: that of the listeners' counters.
 
         Returns:
@@ -67,8 +74,8 @@ class Audit:
         return None if self._before is None else 0
 
 
-class Audits:
-    """One of each kind."""
+class TotalAudits:
+    """The totals of a network namespace, against the sums of all of its listeners."""
 
     def __init__(self) -> None:
         self._audits = {kind: Audit() for kind in KINDS}
@@ -77,3 +84,52 @@ class Audits:
         """Return by kind how many more are missing now, where that can be told."""
         found = {kind: one.look(kernel[kind], ours[kind]) for kind, one in self._audits.items()}
         return {kind: more for kind, more in found.items() if more is not None}
+
+
+class DropAudits:
+    """The drops of each listener, by its sockets' ``sk_drops``, which sock_diag tells.
+
+    Of a socket that listens since the session is up all drops have to be counted. What one that was
+    there before had dropped until then is not known.
+    """
+
+    def __init__(self) -> None:
+        self._audits: dict[Identity, tuple[frozenset[int], Audit]] = {}
+        self._seen: dict[int, None] = {}
+        self._looks = 0
+        self._ours: Mapping[Identity, int] = {}
+
+    def look(
+        self, kernel: Mapping[Identity, list[Sample]], ours: Mapping[Identity, int]
+    ) -> int | None:
+        """Return how many more drops the listeners' counters lack than at the last look.
+
+        Args:
+            kernel: the sockets that listen now, by their listener.
+            ours: the drops that are counted, by listener; none of one that is not known yet.
+
+        Returns:
+            None as long as that cannot be told.
+        """
+        # The kernel's answer may lack a socket now and then, so one of them does not tell all.
+        is_first = self._looks < _QUIET
+        self._looks += 1
+        told = []
+        audits = {}
+        for identity, those in kernel.items():
+            if any(one.drops is None for one in those):
+                continue
+            sockets = frozenset(one.socket for one in those)
+            known, audit = self._audits.get(identity, (None, Audit()))
+            if sockets != known and not is_first and self._seen.keys().isdisjoint(sockets):
+                audit = Audit(before=-self._ours.get(identity, 0))
+            elif sockets != known:
+                audit = Audit()
+            audits[identity] = sockets, audit
+            told.append(audit.look(sum(one.drops or 0 for one in those), ours.get(identity, 0)))
+        self._audits, self._ours = audits, ours
+        self._seen |= dict.fromkeys(one.socket for those in kernel.values() for one in those)
+        for old in [*self._seen][:-_MOST_SEEN]:
+            del self._seen[old]
+        certain = [more for more in told if more is not None]
+        return sum(certain) if certain else None

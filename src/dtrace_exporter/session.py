@@ -21,11 +21,11 @@ from dtrace_exporter import (
     program,
     rows,
 )
-from dtrace_exporter.audit import Audits
+from dtrace_exporter.audit import DropAudits, TotalAudits
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.families import Part
 from dtrace_exporter.lines import LineSplitter
-from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.listeners import Identity, SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.process import child
 from dtrace_exporter.program import Program
@@ -127,7 +127,9 @@ class Session:
             self.left_out["accept_wait"] = "switched off in the configuration"
         self._program: Program | None = None
         self._tally: Tally | None = None
-        self._audits = Audits()
+        self._totals = TotalAudits()
+        self._drops = DropAudits()
+        self._audited = 0
         self._last_row: float | None = None
         self._logged = False
         if plan.program is not None:
@@ -351,7 +353,7 @@ class Session:
 
     def _is_up(self) -> None:
         assert self._program is not None
-        self._audits = Audits()
+        self._totals, self._drops, self._audited = TotalAudits(), DropAudits(), 0
         if self._last_row is not None:
             self.status.uncounted += time.monotonic() - self._last_row
         features = self._features(self._program)
@@ -371,24 +373,34 @@ class Session:
         """Take the kernel's own word on this host's listeners, if it speaks of the same place.
 
         Args:
-            samples: as for Tally.know().
-            at: likewise.
-            totals: as audit.totals() gives them; only a session of all listeners can be held
-                against these.
+            samples: as sock_diag.listeners() gives them.
+            at: in nanoseconds of the monotonic clock, before they were read.
+            totals: as audit.totals() gives them; a session of all listeners is held against these,
+                another one against the drops of its listeners' sockets.
         """
-        reader = self._tally
+        reader, table = self._tally, self._state.table
         if reader is None or not self.status.up or reader.home != _own_netns():
             return
-        reader.know(samples, at)
-        if self.id.name != ALL or self._state.table.ports(self.id) is not None:
+        home = table.home(self.id)
+        found: dict[Identity, list[Sample]] = {}
+        for sample in samples:
+            if table.watches(self.id, sample.port):
+                identity = Identity(self.id.host, home, sample.address, sample.port)
+                found.setdefault(identity, []).append(sample)
+        reader.know(found, at)
+        if reader.ticks == self._audited or self.id.name == CALLS:
             return
-        home = self._state.table.home(self.id)
-        mine = [one for one in self._state.table.seen(self.id) if one.identity.place == home]
-        ours = {
-            "drops": sum(sum(one.drops.values()) for one in mine),
-            "established": sum(one.established for one in mine),
-        }
-        for kind, more in self._audits.look(totals, ours).items():
+        self._audited = reader.ticks
+        mine = [one for one in table.seen(self.id) if one.identity.place == home]
+        drops = {one.identity: sum(one.drops.values()) for one in mine}
+        if table.ports(self.id) is None:
+            established = sum(one.established for one in mine)
+            ours = {"drops": sum(drops.values()), "established": established}
+            missing = self._totals.look(totals, ours)
+        else:
+            more = self._drops.look(found, drops)
+            missing = {} if more is None else {"drops": more}
+        for kind, more in missing.items():
             self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
 
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:

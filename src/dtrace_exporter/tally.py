@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dtrace_exporter.accounts import Accounts
@@ -44,7 +45,8 @@ class _Who(NamedTuple):
 class Tally:
     """What one run of a session tells.
 
-    ``home`` is the place of the host itself, as the program names it.
+    ``home`` is the place of the host itself, as the program names it; ``ticks`` is the number of
+    heartbeats.
 
     Args:
         table: where the listeners are.
@@ -62,7 +64,7 @@ class Tally:
         self._waiting: dict[int, list[Counts]] = {}
         self._newest: dict[int, int] = {}
         self._old: deque[tuple[int, int]] = deque()
-        self._ticks = 0
+        self.ticks = 0
         self.wrong: list[str] = []
         """What accounts have come to that cannot be, until somebody takes it away."""
 
@@ -98,7 +100,7 @@ class Tally:
 
     def _close(self, socket: int, time: int) -> None:
         if (newest := self._newest.pop(socket, None)) is not None:
-            self._old.append((self._ticks, newest))
+            self._old.append((self.ticks, newest))
         self._accounts.close(socket, time)
         self._sockets.closed(socket, time)
 
@@ -106,22 +108,17 @@ class Tally:
         """Note that the kernel has lost rows or counts of this run."""
         self._accounts.lose()
 
-    def know(self, samples: list[Sample], time: int) -> None:
+    def know(self, found: Mapping[Identity, list[Sample]], time: int) -> None:
         """Take what the kernel tells, at a time, of the listeners of the host's own place.
 
         The kernel's address of a socket is not in it, so it is taken where a listener has only one;
         and where none has been seen yet, under a number that no address can be.
 
         Args:
-            samples: as sock_diag.listeners() gives them.
+            found: what sock_diag.listeners() gives, by listener; all that the session watches.
             time: in nanoseconds of the monotonic clock, before they were read.
         """
         home = self._table.home(self._session)
-        found: dict[Identity, list[Sample]] = {}
-        for sample in samples:
-            if self._table.watches(self._session, sample.port):
-                identity = Identity(self._session.host, home, sample.address, sample.port)
-                found.setdefault(identity, []).append(sample)
         for identity, those in found.items():
             listener = self._table.listener(self._session, *identity[1:])
             if not listener.sockets:
@@ -138,8 +135,8 @@ class Tally:
                     self._sockets.closed(socket, time)
 
     def _tick(self, tick: Tick) -> None:
-        self._ticks += 1
-        while self._old and self._old[0][0] < self._ticks - _FORGET_TICKS:
+        self.ticks += 1
+        while self._old and self._old[0][0] < self.ticks - _FORGET_TICKS:
             _, old = self._old.popleft()
             # Its number may have come round, and be in use again.
             who = self._listeners.get(old)
@@ -151,7 +148,7 @@ class Tally:
 
     def _listening(self, record: Listening) -> None:
         if record.told and self._newest.get(record.socket) in self._listeners:
-            self._old.append((self._ticks, self._newest[record.socket]))
+            self._old.append((self.ticks, self._newest[record.socket]))
         self._newest[record.socket] = record.id
         if not self._table.watches(self._session, record.port):
             self._listeners[record.id] = _Who(record.socket, None, record.qmax, record.told)

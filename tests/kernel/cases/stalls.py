@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,49 @@ def test_stopped(exporter: StartExporter, port: int, listen: Listen, count_syns:
     assert sum(metrics.drops(port=port).values()) == netstat["ListenDrops"]
     assert [count for _, count in metrics.select(RESTARTS)] == [0, 0]
     assert [seconds for _, seconds in metrics.select(UNCOUNTED)] == [0, 0]
+
+
+@pytest.mark.usefixtures("foreign")
+def test_frozen(exporter: StartExporter, port: int, listen: Listen, count_syns: CountSyns) -> None:
+    """An exporter that is frozen with its sessions for 20 s has lost nothing, and none restarts."""
+    running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
+    netstat, syns = Netstat(), count_syns(port)
+    listen(port, 64, HERE4)
+    running.settle()
+    sent = 0
+    with frozen([running.process.pid, *running.pids()]):
+        end = time.monotonic() + STOPPED_SECONDS
+        while time.monotonic() < end:
+            sent += send_syns(port, 500)
+    until(lambda: (running.value(SYNS, port=port, address=HERE4) or 0) >= sent, "all are told")
+    metrics = running.settle()
+    assert metrics.value(SYNS, port=port) == syns[port] == sent
+    assert sum(metrics.drops(port=port).values()) == netstat["ListenDrops"]
+    assert [count for _, count in metrics.select(RESTARTS)] == [0, 0]
+    assert [seconds for _, seconds in metrics.select(UNCOUNTED)] == [0, 0]
+
+
+@contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    """Freeze processes together, as a container is paused; Documentation/admin-guide/cgroup-v2."""
+    root = Path("/sys/fs/cgroup")
+    group = root / "paused"
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.freeze").write_text("1")
+        events = group / "cgroup.events"
+        until(lambda: "frozen 1" in events.read_text(), "they are frozen")
+        try:
+            yield
+        finally:
+            (group / "cgroup.freeze").write_text("0")
+    finally:
+        for pid in pids:
+            (root / "cgroup.procs").write_text(str(pid))
+        until(lambda: "populated 0" in events.read_text(), "it is empty")
+        group.rmdir()
 
 
 def test_killed(exporter: StartExporter, port: int) -> None:
