@@ -14,8 +14,9 @@ from lab.witness import Netstat, listen_queues
 
 UNATTRIBUTED = "dtrace_session_unattributed_total"
 SYNS = 300
-# include/uapi/asm-generic/socket.h; include/uapi/linux/filter.h: a filter that lets nothing through.
+# include/uapi/asm-generic/socket.h
 SO_ATTACH_FILTER = 26
+# include/uapi/linux/filter.h: a filter that lets nothing through.
 NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
