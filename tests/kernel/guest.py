@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The recipe. Whatever here changes, changes the name under which the result is cached.
-KERNELS = {"6.12": "trixie", "6.1": "bookworm"}
-"""Linux version to the Debian suite that has it; the two lie on both sides of Linux 6.10."""
+KERNELS = {"6.12": ("trixie", "cloud"), "6.1": ("bookworm", "cloud"), "6.12-rt": ("trixie", "rt")}
+"""A Linux to the Debian suite and the flavour that it is; the first two are either side of 6.10."""
+REALTIME = "6.12-rt"
+"""That with PREEMPT_RT, and how the cases' names begin that want it."""
+REALTIME_CASES = "realtime::"
 USERLAND = "sid"
 PACKAGES = (
     "dtrace",
@@ -136,8 +139,8 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
     """
     require_host()
     base = _cached("base", [USERLAND, *PACKAGES, *LEFT_OUT, SYSTEMD_FILES], _build_base)
-    suite = KERNELS[kernel]
-    linux = _cached(f"linux-{kernel}", [suite], partial(_build_linux, suite))
+    suite, flavour = KERNELS[kernel]
+    linux = _cached(f"linux-{kernel}", [suite, flavour], partial(_build_linux, suite, flavour))
     archives = [base / "base.cpio.zst", linux / "modules.cpio.zst"]
     for extra in extras:
         if extra == SYSTEMD:
@@ -352,10 +355,10 @@ def _build_base(directory: Path) -> None:
         _archive(scratch / "systemd", directory / "systemd.cpio.zst")
 
 
-def _build_linux(suite: str, directory: Path) -> None:
+def _build_linux(suite: str, flavour: str, directory: Path) -> None:
     with _scratch(directory.parent) as scratch:
         apt = _private_apt(suite, scratch)
-        depends = _run("apt-cache", *apt, "depends", "linux-image-cloud-amd64").split()
+        depends = _run("apt-cache", *apt, "depends", f"linux-image-{flavour}-amd64").split()
         package = next(word for word in depends if word.startswith("linux-image-6"))
         tree = _unpack(package, apt, scratch)
         shutil.copy(next(tree.glob("boot/vmlinuz-*")), directory / "vmlinuz")
@@ -366,6 +369,12 @@ def _build_linux(suite: str, directory: Path) -> None:
         root = scratch / "root"
         shutil.copytree(have, root / "usr/lib/modules", symlinks=True)
         (release,) = (root / "usr/lib/modules").iterdir()
+        # No guest has hardware; its drivers are nearly all that there is of some flavours.
+        for drivers in release.glob("kernel/drivers/*"):
+            if drivers.name not in ("block", "net", "virtio"):
+                shutil.rmtree(drivers)
+        for drivers in release.glob("kernel/drivers/net/*/"):
+            shutil.rmtree(drivers)
         _run("depmod", "-b", root / "usr", release.name)
         _archive(root, directory / "modules.cpio.zst")
 

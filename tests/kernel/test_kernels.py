@@ -57,6 +57,13 @@ def once(case: str) -> bool:
     return case.partition("::")[0] in _ONCE
 
 
+def runs_on(kernel: str, case: str) -> bool:
+    """Tell whether a case is run on a kernel."""
+    if kernel == guest.REALTIME or case.startswith(guest.REALTIME_CASES):
+        return kernel == guest.REALTIME and case.startswith(guest.REALTIME_CASES)
+    return kernel == guest.MODEL_KERNEL or not (guest.wants_model(case) or once(case))
+
+
 class Run:
     """One boot of a guest; the results come in while it runs.
 
@@ -181,10 +188,7 @@ class Run:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of every case under every kernel that can run it."""
     pairs = [
-        (kernel, case)
-        for kernel in guest.KERNELS
-        for case in all_cases()
-        if kernel == guest.MODEL_KERNEL or not (guest.wants_model(case) or once(case))
+        (kernel, case) for kernel in guest.KERNELS for case in all_cases() if runs_on(kernel, case)
     ]
     metafunc.parametrize(("kernel", "case"), pairs, ids=[f"{k}-{c}" for k, c in pairs])
 

@@ -60,9 +60,7 @@ this uint64_t qmax, part, value;
 this int64_t now, ns, over;
 BEGIN
 {
-	turn = 0;
-	turned = began0 = timestamp;
-	began1 = began0 + 1;
+	turn = 0; turned = began0 = timestamp; began1 = began0 + 1;
 	printf("\nready 5 %d\n", ((struct net *)&`init_net)->ns.inum);
 }
 
@@ -159,11 +157,9 @@ fbt::tcp_v*_syn_recv_sock:return
 }
 /* The child is in Q. Should one of these call the other, the inner one counts. */
 fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
-/ this->sk != NULL && (this->what = arg1 != this->added ? 30 : 0) /
+/ this->sk != NULL && (this->what = arg1 != this->added) /
 {
-	this->part = this->value = 0;
-	this->added = arg1;
-	parents[arg1] = this->id;
+	this->added = arg1; parents[arg1] = this->id;
 	this->now = timestamp;	/* before it looks, so that the newest has seen the last */
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
 	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
@@ -171,7 +167,6 @@ fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
 fbt::security_sock_graft:entry
 / this->sk != NULL /
 {
-	this->what = 40;
 	this->value = 0; this->part = 14;	/* not looked at */
 	this->now = timestamp;
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
@@ -196,26 +191,32 @@ fbt::tcp_conn_request:return
 / this->sk != NULL && turn & 2 /
 { @count1[this->id, this->what, this->qmax, this->part] = sum(10000000 * this->value + 1); }
 
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
-fbt::security_sock_graft:entry
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
 / this->sk != NULL && this->what && !(turn & 2) /
 {
-	@count0[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
+	@count0[this->id, 30, 0, 0] = sum(1);
+	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
+	@half0[this->id] = max(10000000 * (this->now - began0) + this->q0);
+}
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
+/ this->sk != NULL && this->what && turn & 2 /
+{
+	@count1[this->id, 30, 0, 0] = sum(1);
+	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
+	@half1[this->id] = max(10000000 * (this->now - began1) + this->q0);
+}
+fbt::security_sock_graft:entry
+/ this->sk != NULL && !(turn & 2) /
+{
+	@count0[this->id, 40, 0, this->part] = sum(10000000 * this->value + 1);
 	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
 }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
 fbt::security_sock_graft:entry
-/ this->sk != NULL && this->what && turn & 2 /
+/ this->sk != NULL && turn & 2 /
 {
-	@count1[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
+	@count1[this->id, 40, 0, this->part] = sum(10000000 * this->value + 1);
 	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
 }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
-/ this->sk != NULL && this->what && !(turn & 2) /
-{ @half0[this->id] = max(10000000 * (this->now - began0) + this->q0); }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
-/ this->sk != NULL && this->what && turn & 2 /
-{ @half1[this->id] = max(10000000 * (this->now - began1) + this->q0); }
 fbt::inet_csk_reqsk_queue_drop:return, fbt::reqsk_timer_handler:return
 / this->sk != NULL /
 {
@@ -228,10 +229,9 @@ fbt::inet_csk_reqsk_queue_drop:return, fbt::reqsk_timer_handler:return
 tick-1s
 / (this->over = timestamp - turned > TURN) /
 {
-	turned = timestamp;
-	began0 = turn % 4 == 3 ? turned : began0;
-	began1 = turn % 4 == 1 ? turned : began1;
-	turn++;
+	turned = timestamp; turn++;
+	began0 = turn % 4 == 0 ? turned : began0;
+	began1 = turn % 4 == 2 ? turned : began1;
 }
 tick-1s, END
 {
