@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from dtrace_exporter import config, page, trace, web
+from dtrace_exporter import config, page, rates, trace, web
 from dtrace_exporter.state import State
 from markdown_page import anchors, blocks, languages, links
 from test_web import get, no_reload, one_port
@@ -77,7 +77,7 @@ def test_command_lines(name: str) -> None:
         assert done.returncode == 0, line
 
 
-MPTCP = 95
+MPTCP = 93
 """The line of the program for Linux that a kernel without MPTCP is at a loss about."""
 
 
@@ -176,7 +176,7 @@ class TestConfiguration:
         assert shown == {path for path in served if path.startswith("/")}
         assert "port" in page.SORTS
         assert "Resume" in get(one_port(), "/?sort=port&refresh=off").body.decode()
-        assert f"{page.WINDOW_SECONDS:g} s when somebody has looked" in CONFIGURATION
+        assert f"{rates.WINDOW_SECONDS:g} s when somebody has looked" in CONFIGURATION
 
     def test_reload(self) -> None:
         """A reload by POST answers what the console shows."""

@@ -24,9 +24,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from browser import Served, chromium, console, served, use
-from dtrace_exporter import __version__, page
+from dtrace_exporter import __version__, page, rates
 from dtrace_exporter.listeners import Exports, SessionId
-from dtrace_exporter.page import Change, History
+from dtrace_exporter.rates import Change, History
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from test_web import HOSTILE, get, one_port
@@ -74,7 +74,7 @@ def rendered(
     state: State, history: History | None = None, path: str = "/metrics", **options: Any
 ) -> str:
     """Return the page."""
-    return page.render(state, history or History(), path, "n", **options).decode()
+    return page.render(state, history or History(), path, "n", page.View(**options)).decode()
 
 
 def fleet(rows: int = 0) -> State:
@@ -230,8 +230,8 @@ class TestHistory:
         for step in steps:
             now += step
             ago, _ = history.look(one_port())
-            assert ago is None or 0 < ago <= min(page._OLDEST_LOOK, now - first + 1e-6)
-            assert len(history._looks) <= page.WINDOW_SECONDS / page._LOOKS_APART + 2
+            assert ago is None or 0 < ago <= min(rates._OLDEST_LOOK, now - first + 1e-6)
+            assert len(history._looks) <= rates.WINDOW_SECONDS / rates._LOOKS_APART + 2
 
 
 class TestLanding:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import NamedTuple
@@ -14,7 +12,8 @@ from tornado.template import Template
 
 from dtrace_exporter import __version__
 from dtrace_exporter.collector import encodable
-from dtrace_exporter.listeners import WAIT_BUCKETS, Exports, Identity, Listener, SessionId
+from dtrace_exporter.listeners import WAIT_BUCKETS, Identity, Listener, SessionId
+from dtrace_exporter.rates import Change, History, wait_bound
 from dtrace_exporter.state import SessionStatus, State
 
 MAX_LISTENERS = 1000
@@ -23,125 +22,10 @@ MAX_LISTENERS = 1000
 REFRESH_SECONDS = 5
 """How often a page that is looked at shows newer numbers."""
 
-WINDOW_SECONDS = 15.0
-"""What rates are measured over, as soon as somebody has looked for that long."""
-
-_LOOKS_APART = 1.0
-_OLDEST_LOOK = 120.0
 _UNKNOWN = "\N{EN DASH}"
 _TEMPLATE = Template(
     files("dtrace_exporter").joinpath("templates/index.html").read_text("utf-8"), "index.html"
 )
-
-
-class Counts(NamedTuple):
-    """What a listener has counted up to some moment; times in nanoseconds."""
-
-    syns: int
-    drops: int
-    accepts: int
-    wait_ns: int
-    waits: tuple[int, ...]
-
-
-class Change(NamedTuple):
-    """What a listener did within a time, or None where its source cannot tell.
-
-    ``syns``, ``drops`` and ``accepts`` are per second, ``wait`` is the mean time in Q in seconds;
-    ``longest`` is a time in seconds that no wait exceeded.
-    """
-
-    syns: float | None = None
-    drops: float | None = None
-    accepts: float | None = None
-    wait: float | None = None
-    longest: float | None = None
-
-
-class _Look(NamedTuple):
-    when: float
-    clocks: Mapping[SessionId, float]
-    counts: Mapping[Identity, Counts]
-
-
-class History:
-    """What listeners had counted when somebody looked before: a rate needs two looks.
-
-    Only looks cost anything. A session's counters are as old as its last row, so that row's time
-    is their clock: a rate is right whatever the session's interval is.
-
-    Args:
-        clock: returns seconds since 1970.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._looks: deque[_Look] = deque()
-
-    def look(self, state: State) -> tuple[float | None, Mapping[Identity, Change]]:
-        """Compare a state, refreshed just now, with an earlier one, and remember it for later.
-
-        Returns:
-            How many seconds ago that was, or None when there is none, and the listeners' changes.
-        """
-        now = _look(state, self._clock())
-        looks = self._looks
-        # A clock that was set back makes all that came before it useless.
-        while looks and not 0 <= now.when - looks[0].when <= _OLDEST_LOOK:
-            looks.popleft()
-        while len(looks) > 1 and now.when - looks[1].when >= WINDOW_SECONDS:
-            looks.popleft()
-        before = looks[0] if looks and now.when > looks[0].when else None
-        if not looks or now.when - looks[-1].when >= _LOOKS_APART:
-            looks.append(now)
-        if before is None:
-            return None, {}
-        changes = {}
-        for listener in state.table:
-            status = state.sessions.get(listener.session)
-            if status is None or status.up:
-                exports = state.table.exports(listener)
-                changes[listener.identity] = _change(listener, exports, before, now)
-        return now.when - before.when, changes
-
-
-def _look(state: State, now: float) -> _Look:
-    clocks = {name: status.last_record or 0.0 for name, status in state.sessions.items()}
-    counts = {}
-    for listener in state.table:
-        # What is no session is read in the moment in which it is looked at.
-        clocks.setdefault(listener.session, now)
-        counts[listener.identity] = Counts(
-            listener.syns,
-            sum(listener.drops.values()),
-            listener.accepts,
-            listener.wait_ns,
-            tuple(listener.waits),
-        )
-    return _Look(now, clocks, counts)
-
-
-def _change(listener: Listener, exports: Exports, before: _Look, now: _Look) -> Change:
-    old, new = before.counts.get(listener.identity), now.counts[listener.identity]
-    began = before.clocks.get(listener.session)
-    seconds = now.clocks[listener.session] - began if began else 0.0
-    # Counters that went back are another listener's, which came in its place.
-    if old is None or seconds <= 0 or any(a < b for a, b in zip(new[:4], old[:4], strict=True)):
-        return Change()
-    waits = [a - b for a, b in zip(new.waits, old.waits, strict=True)]
-    waited = sum(waits)
-    timed = exports.accept_wait and waited > 0
-    return Change(
-        syns=(new.syns - old.syns) / seconds if exports.syns else None,
-        drops=(new.drops - old.drops) / seconds if exports.reasons else None,
-        accepts=(new.accepts - old.accepts) / seconds if exports.accepts else None,
-        wait=(new.wait_ns - old.wait_ns) / waited / 1e9 if timed else None,
-        longest=_bound(max(i for i, count in enumerate(waits) if count)) if timed else None,
-    )
-
-
-def _bound(bucket: int) -> float:
-    return float("inf") if bucket == WAIT_BUCKETS - 1 else 4 ** (bucket + 5) / 1e9
 
 
 class _SessionRow(NamedTuple):
@@ -205,15 +89,52 @@ SORTS = tuple(column.name for column in _COLUMNS if column.key)
 """What the table of listeners can be sorted by."""
 
 
-def render(
-    state: State,
-    history: History,
-    telemetry_path: str,
-    nonce: str,
-    *,
-    sort: str = "",
-    paused: bool = False,
-) -> bytes:
+class View(NamedTuple):
+    """How somebody wants to see the page.
+
+    ``sort`` is one of SORTS; any other is the fullest first. ``paused`` lets the page stay as it is
+    until somebody asks again.
+    """
+
+    sort: str = ""
+    paused: bool = False
+
+
+class _Listeners(NamedTuple):
+    """The table of listeners; ``seconds`` is what its rates are measured over, None for nothing."""
+
+    rows: list[_ListenerRow]
+    columns: list[_Column]
+    seconds: float | None
+
+    @property
+    def shown(self) -> list[_ListenerRow]:
+        return self.rows[:MAX_LISTENERS]
+
+    @property
+    def names(self) -> set[str]:
+        return {column.name for column in self.columns}
+
+    @property
+    def fullest(self) -> _ListenerRow | None:
+        most = max(self.rows, key=lambda row: row.fullness, default=None)
+        return most if most and most.fullness >= 0 else None
+
+    @property
+    def drops(self) -> float | None:
+        known = [row.change.drops for row in self.rows if row.change.drops is not None]
+        return sum(known) if known else None
+
+
+class _Sessions(NamedTuple):
+    rows: list[_SessionRow]
+
+    @property
+    def down(self) -> list[_SessionRow]:
+        return [row for row in self.rows if not row.up]
+
+
+def render(state: State, history: History, telemetry_path: str, nonce: str, view: View) -> bytes:
     """Render the page.
 
     Args:
@@ -221,48 +142,41 @@ def render(
         history: what it showed before.
         telemetry_path: where its link to the metrics leads.
         nonce: of the style sheet and the script, as in the page's Content-Security-Policy.
-        sort: one of SORTS; any other is the fullest first.
-        paused: let it stay as it is until somebody asks again.
+        view: how it is asked for.
     """
     state.refresh()
+    sort = view.sort if view.sort in SORTS else _FIRST_SORT
+    return _TEMPLATE.generate(
+        version=__version__,
+        source=encodable(_source(state)),
+        reload_failed=not state.last_reload_successful,
+        sessions=_sessions(state),
+        listeners=_listeners(state, history, sort),
+        view=View(sort, view.paused),
+        telemetry_path=encodable(telemetry_path),
+        nonce=nonce,
+        **_WORDS,
+    )
+
+
+def _sessions(state: State) -> _Sessions:
+    rows = [_session(*item) for item in sorted(state.sessions.items())]
+    return _Sessions(sorted(rows, key=lambda row: row.up))
+
+
+def _listeners(state: State, history: History, sort: str) -> _Listeners:
     seconds, changes = history.look(state)
     rows = [_listener(state, each, changes) for each in sorted(state.table, key=_order)]
-    sort = sort if sort in SORTS else _FIRST_SORT
     (key,) = (column.key for column in _COLUMNS if column.name == sort)
     assert key is not None
     rows.sort(key=key)
-    sessions = [_session(*item) for item in sorted(state.sessions.items())]
-    drops = [row.change.drops for row in rows if row.change.drops is not None]
-    fullest = max(rows, key=lambda row: row.fullness, default=None)
-    hidden = {
+    empty = {
         *({"host"} if not any(session.host for session in state.sessions) else ()),
         *({"name"} if not any(row.name for row in rows) else ()),
         *({"place"} if not any(row.place for row in rows) else ()),
     }
-    return _TEMPLATE.generate(
-        version=__version__,
-        source=encodable(_source(state)),
-        sessions=sorted(sessions, key=lambda row: row.up),
-        down=[row for row in sessions if not row.up],
-        reload_failed=not state.last_reload_successful,
-        listeners=rows[:MAX_LISTENERS],
-        total=len(rows),
-        fullest=fullest if fullest and fullest.fullness >= 0 else None,
-        drops=_rate(sum(drops)) if drops else _UNKNOWN,
-        dropping=any(drops),
-        columns=[column for column in _COLUMNS if column.name not in hidden],
-        hidden=hidden,
-        sort=sort,
-        href=_href,
-        paused=paused,
-        refresh=REFRESH_SECONDS,
-        seconds=seconds,
-        rate=_rate,
-        duration=_duration,
-        longest=_longest,
-        telemetry_path=encodable(telemetry_path),
-        nonce=nonce,
-    )
+    columns = [column for column in _COLUMNS if column.name not in empty]
+    return _Listeners(rows, columns, seconds)
 
 
 def compress(body: bytes) -> bytes:
@@ -270,9 +184,9 @@ def compress(body: bytes) -> bytes:
     return gzip.compress(body, compresslevel=1)
 
 
-def _href(sort: str, paused: bool) -> str:
-    query = {"sort": sort} if sort != _FIRST_SORT else {}
-    return "?" + urlencode(query | ({"refresh": "off"} if paused else {}))
+def _href(view: View) -> str:
+    query = {"sort": view.sort} if view.sort != _FIRST_SORT else {}
+    return "?" + urlencode(query | ({"refresh": "off"} if view.paused else {}))
 
 
 def _source(state: State) -> str:
@@ -345,9 +259,19 @@ def _longest(seconds: float | None) -> str:
     if seconds is None:
         return _UNKNOWN
     if seconds == float("inf"):
-        return f"> {_duration(_bound(WAIT_BUCKETS - 2))}"
+        return f"> {_duration(wait_bound(WAIT_BUCKETS - 2))}"
     return f"\N{LESS-THAN OR EQUAL TO} {_duration(seconds)}"
 
 
 def _shown(value: int | None) -> str:
     return _UNKNOWN if value is None else f"{value:,}" if value >= 1_000_000 else str(value)
+
+
+_WORDS = {
+    "href": _href,
+    "rate": _rate,
+    "duration": _duration,
+    "longest": _longest,
+    "refresh": REFRESH_SECONDS,
+}
+"""What the template writes with."""

@@ -20,6 +20,7 @@ from tornado.web import Application, Finish, HTTPError, RequestHandler
 from dtrace_exporter import page, server
 from dtrace_exporter.auth import Authenticator
 from dtrace_exporter.exposition import Exposition, chunks
+from dtrace_exporter.rates import History
 from dtrace_exporter.state import State
 from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 
@@ -52,7 +53,7 @@ def application(
             (
                 "/",
                 _Landing,
-                {"state": state, "history": page.History(), "telemetry_path": telemetry_path},
+                {"state": state, "history": History(), "telemetry_path": telemetry_path},
             ),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
@@ -199,7 +200,7 @@ def _accepts_gzip(accepted: str) -> bool:
 
 
 class _Landing(_Handler):
-    def initialize(self, state: State, history: page.History, telemetry_path: str) -> None:
+    def initialize(self, state: State, history: History, telemetry_path: str) -> None:
         self._state = state
         self._history = history
         self._telemetry_path = telemetry_path
@@ -213,11 +214,10 @@ class _Landing(_Handler):
             "connect-src 'self'; img-src data:; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         )
-        sort = self.get_query_argument("sort", "")
-        paused = self.get_query_argument("refresh", "") == "off"
-        body = page.render(
-            self._state, self._history, self._telemetry_path, nonce, sort=sort, paused=paused
+        view = page.View(
+            self.get_query_argument("sort", ""), self.get_query_argument("refresh", "") == "off"
         )
+        body = page.render(self._state, self._history, self._telemetry_path, nonce, view)
         if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)
