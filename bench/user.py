@@ -31,13 +31,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
-from dtrace_exporter import web
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.exposition import Texts
 from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
-from dtrace_exporter.server import bind
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
+from dtrace_exporter.web import handlers
+from dtrace_exporter.web.exposition import Texts
+from dtrace_exporter.web.server import bind
 
 HERE = Path(__file__).resolve().parent
 SIZES = (1, 10, 100, 1000)
@@ -474,7 +474,7 @@ async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
         pass
 
     port = _free_port()
-    server = web.serve(web.application(state, no_reload), bind([f"127.0.0.1:{port}"]))
+    server = handlers.serve(handlers.application(state, no_reload), bind([f"127.0.0.1:{port}"]))
     changing = "all changed five times a second"
     try:
         for row, times, at_once in (

@@ -72,9 +72,10 @@ def stderr_target() -> Callable[[bytes], None]:
 
 def config_target(*, web: bool = False) -> Callable[[bytes], None]:
     """Files: each is a configuration or one printable line that begins with the file's name."""
-    from dtrace_exporter import config, web_config
+    from dtrace_exporter import config
+    from dtrace_exporter.web import configuration
 
-    load: Callable[[Path], object] = web_config.load if web else config.load
+    load: Callable[[Path], object] = configuration.load if web else config.load
     path = Path(tempfile.mkdtemp()) / "fuzz.yml"
 
     def check(data: bytes) -> None:

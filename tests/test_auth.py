@@ -9,8 +9,8 @@ from threading import Semaphore
 import bcrypt
 import pytest
 
-from dtrace_exporter import auth
-from dtrace_exporter.auth import Authenticator
+from dtrace_exporter.web import auth
+from dtrace_exporter.web.auth import Authenticator
 
 USERS = {
     name: bcrypt.hashpw(password, bcrypt.gensalt(4))

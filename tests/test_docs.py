@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from dtrace_exporter import config, page, rates, trace, web
+from dtrace_exporter import config, trace
 from dtrace_exporter.state import State
+from dtrace_exporter.web import handlers, page, rates
 from markdown_page import anchors, blocks, languages, links
 from test_web import get, no_reload, one_port
 
@@ -170,7 +171,7 @@ class TestConfiguration:
         shown = set(re.findall(r"^\| `(/\S*)` \|", CONFIGURATION, re.MULTILINE))
         served = {
             path.rstrip("$").replace("\\", "")
-            for rule in web.application(State(), no_reload).wildcard_router.rules
+            for rule in handlers.application(State(), no_reload).wildcard_router.rules
             if (path := getattr(rule.matcher, "regex", re.compile("")).pattern)
         }
         assert shown == {path for path in served if path.startswith("/")}

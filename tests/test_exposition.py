@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from dtrace_exporter import exposition
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.exposition import Exposition, Texts
 from dtrace_exporter.listeners import Exports, Listener, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.web import exposition
+from dtrace_exporter.web.exposition import Exposition, Texts
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 ACCEPTS = (

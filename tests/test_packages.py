@@ -74,7 +74,7 @@ def test_wheel(packages: Path) -> None:
         names = set(archive.namelist())
         (metadata,) = (name for name in names if name.endswith("/METADATA"))
         assert "Requires-Python: >=3.11" in archive.read(metadata).decode()
-    for pattern in ("*.py", "py.typed", "programs/*.d", "templates/*.html"):
+    for pattern in ("*.py", "web/*.py", "py.typed", "programs/*.d", "web/templates/*.html"):
         wanted = {name.removeprefix("src/") for name in sources(f"src/dtrace_exporter/{pattern}")}
         assert wanted
         assert not wanted - names, pattern

@@ -24,11 +24,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from browser import Served, chromium, console, served, use
-from dtrace_exporter import __version__, page, rates
+from dtrace_exporter import __version__
 from dtrace_exporter.listeners import Exports, SessionId
-from dtrace_exporter.rates import Change, History
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.web import page, rates
+from dtrace_exporter.web.rates import Change, History
 from test_web import HOSTILE, get, one_port
 
 DASH = "\N{EN DASH}"

@@ -9,8 +9,9 @@ import pytest
 import trustme
 import yaml
 
-from dtrace_exporter import auth, cli, log, server, tls, web, web_config
+from dtrace_exporter import cli, log
 from dtrace_exporter.nodes import ConfigError
+from dtrace_exporter.web import auth, configuration, handlers, server, tls
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ def test_examples(example: str, tmp_path: Path) -> None:
     cert.private_key_pem.write_to_path(str(tmp_path / "server.key"))
     path = tmp_path / "web.yml"
     path.write_text(example, encoding="utf-8")
-    config = web_config.load(path)
+    config = configuration.load(path)
     assert bool(config.users) == ("basic_auth_users" in example)
     assert bool(config.tls) == ("tls_server_config" in example)
     assert bool(config.client_names) == ("client_allowed_sans" in example)
@@ -47,7 +48,7 @@ def test_all_keys(above: str, tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text(f"{above}: {{\x21\x21str zzzz: 1}}" if above else "zzzz: 1", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        web_config.load(path)
+        configuration.load(path)
     known = re.search(r"expected the key (.*) \(found", str(caught.value))
     assert known
     table = PAGE[PAGE.index("### All keys") :]
@@ -57,7 +58,7 @@ def test_all_keys(above: str, tmp_path: Path) -> None:
 
 def test_words() -> None:
     """Every value of a key that has a few is named."""
-    for word in (*web_config._VERIFYING, *tls.VERSIONS, *tls.CURVES, *web_config._HEADERS):
+    for word in (*configuration._VERIFYING, *tls.VERSIONS, *tls.CURVES, *configuration._HEADERS):
         assert f"`{word}`" in TEXT
 
 
@@ -70,7 +71,7 @@ def test_numbers() -> None:
     assert f"{server.MAX_BODY_BYTES >> 10} KB of body" in TEXT
     assert f"accept queue, {server._BACKLOG} long" in TEXT
     assert f"each of at most {auth._MOST_GONE} addresses one that has hung up" in TEXT
-    assert f"closed after {web._SEND_SECONDS:.0f} s" in TEXT
+    assert f"closed after {handlers._SEND_SECONDS:.0f} s" in TEXT
     assert f"at most {log.MOST} events of one kind in a minute" in TEXT
 
 

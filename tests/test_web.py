@@ -22,14 +22,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from dtrace_exporter import server as web_server
-from dtrace_exporter import web
 from dtrace_exporter.listeners import Exports, SessionId
-from dtrace_exporter.server import Server
 from dtrace_exporter.service import Reloads
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
-from dtrace_exporter.web_config import Live
+from dtrace_exporter.web import handlers
+from dtrace_exporter.web import server as web_server
+from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.server import Server
 
 HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -75,7 +75,7 @@ async def serving(
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[Server]:
     """Serve a state until the block ends."""
-    server = web.serve(web.application(state, reload, path), web_server.bind([address]))
+    server = handlers.serve(handlers.application(state, reload, path), web_server.bind([address]))
     try:
         yield server
     finally:
@@ -429,7 +429,7 @@ class TestLimits:
 
     def test_client_that_does_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client that asks for a large answer and reads none of it is hung up on."""
-        monkeypatch.setattr(web, "_SEND_SECONDS", 0.05)
+        monkeypatch.setattr(handlers, "_SEND_SECONDS", 0.05)
 
         async def ignore(server: Server) -> None:
             with socket.create_connection(("127.0.0.1", port_of(server))) as client:
@@ -592,8 +592,10 @@ class TestLimits:
             return answers
 
         async def run() -> list[bytes]:
-            app = web.application(one_port(), no_reload, live=Live(tmp_path / "web.yml"))
-            server = web.serve(app, web_server.bind(["127.0.0.1:0"]))
+            app = handlers.application(
+                one_port(), no_reload, web_config=WebConfigFile(tmp_path / "web.yml")
+            )
+            server = handlers.serve(app, web_server.bind(["127.0.0.1:0"]))
             try:
                 return await asyncio.to_thread(client, port_of(server))
             finally:
@@ -644,7 +646,7 @@ class TestListen:
         """An address in use is an error that names it; those before it are let go again."""
 
         async def run() -> None:
-            app = web.application(State(), no_reload)
+            app = handlers.application(State(), no_reload)
             with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 first = f"127.0.0.1:{free.getsockname()[1]}"
@@ -653,7 +655,7 @@ class TestListen:
                 with pytest.raises(OSError, match="cannot listen on") as caught:
                     web_server.bind([first, second])
                 assert str(caught.value) == f"cannot listen on {second}: Address already in use"
-                web.serve(app, web_server.bind([first])).stop()
+                handlers.serve(app, web_server.bind([first])).stop()
 
         asyncio.run(run())
         # Tornado leaves the socket that it could not bind to the collector, and to its warning.
@@ -682,9 +684,9 @@ class TestListen:
         assert web_server.split(":9748") == ("", 9748)
 
         async def run() -> tuple[set[socket.AddressFamily], int]:
-            app = web.application(State(), no_reload)
-            both = web.serve(app, web_server.bind([":0"]))
-            two = web.serve(app, web_server.bind(["127.0.0.1:0", "127.0.0.1:0"]))
+            app = handlers.application(State(), no_reload)
+            both = handlers.serve(app, web_server.bind([":0"]))
+            two = handlers.serve(app, web_server.bind(["127.0.0.1:0", "127.0.0.1:0"]))
             found = {sock.family for sock in both.sockets}, len(two.sockets)
             both.stop()
             two.stop()

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from dtrace_exporter import web
-from dtrace_exporter.server import bind
-from dtrace_exporter.web_config import Live
+from dtrace_exporter.web import handlers
+from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.server import bind
 from test_web import no_reload, one_port, port_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW")
@@ -84,12 +84,14 @@ requests = st.builds(
 )
 
 
-def ask(all_of_it: bytes, live: Live | None = None, *, to_the_end: bool = True) -> bytes:
+def ask(
+    all_of_it: bytes, web_config: WebConfigFile | None = None, *, to_the_end: bool = True
+) -> bytes:
     """Return what a server answers before it hangs up, or falls silent if it need not."""
 
     async def run() -> bytes:
-        app = web.application(one_port(), no_reload, live=live)
-        server = web.serve(app, bind(["127.0.0.1:0"]))
+        app = handlers.application(one_port(), no_reload, web_config=web_config)
+        server = handlers.serve(app, bind(["127.0.0.1:0"]))
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
         writer.write(all_of_it)
         answer = b""
@@ -163,17 +165,17 @@ def test_any_bytes(data: bytes, place: int, put: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def protected(tmp_path_factory: pytest.TempPathFactory) -> Live:
+def protected(tmp_path_factory: pytest.TempPathFactory) -> WebConfigFile:
     """A web configuration with one user."""
     path: Path = tmp_path_factory.mktemp("web") / "web.yml"
     hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
     path.write_text(f"basic_auth_users: {{a: {hashed}}}", encoding="utf-8")
-    return Live(path)
+    return WebConfigFile(path)
 
 
 @settings(max_examples=100)
 @given(requests)
-def test_any_request_without_a_password(protected: Live, request: Request) -> None:
+def test_any_request_without_a_password(protected: WebConfigFile, request: Request) -> None:
     """With users, no request without a right password gets anything to see."""
     status, _, body = split(ask(bytes(request), protected))
     known = request.method not in ("TRACE", "BREW")

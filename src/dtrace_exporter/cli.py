@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, notify, program, server, trace, web
+from dtrace_exporter import __version__, check, dtrace, log, notify, program, trace
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.service import Reloads, Service
-from dtrace_exporter.web_config import Live
+from dtrace_exporter.web import handlers, server
+from dtrace_exporter.web.configuration import WebConfigFile
 
 READY_FD = "DTRACE_EXPORTER_READY_FD"
 """Environment variable with the number of an open file descriptor: once the service has started, it
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
-        args.web = Live(args.web_config_file)
+        args.web = WebConfigFile(args.web_config_file)
         status = int(args.run(args, config))
         sys.stdout.flush()
         return status
@@ -162,9 +163,9 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
     service = Service(args.config_file, config)
     reloads = Reloads(service.reload)
     reload = reloads.ask if args.lifecycle else None
-    app = web.application(service.state, reload, args.telemetry_path, args.web)
-    serving = web.serve(
-        app, server.passed() if args.systemd_socket else server.bind(args.listen or [":9748"])
+    app = handlers.application(service.state, reload, args.telemetry_path, args.web)
+    serving = handlers.serve(
+        app, server.from_systemd() if args.systemd_socket else server.bind(args.listen or [":9748"])
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

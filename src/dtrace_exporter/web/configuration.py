@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtrace_exporter import nodes, tls
+from dtrace_exporter import nodes
 from dtrace_exporter.log import fields
 from dtrace_exporter.nodes import ConfigError, Value, boolean, choice, duration, integer, mapping
+from dtrace_exporter.web import tls
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def signature(path: Path) -> Signature:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-class Live:
+class WebConfigFile:
     """A web configuration that follows its files; ``config`` is the last good one.
 
     Args:

@@ -31,9 +31,9 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from dtrace_exporter import tls
 from dtrace_exporter.log import fields
-from dtrace_exporter.web_config import Live
+from dtrace_exporter.web import tls
+from dtrace_exporter.web.configuration import WebConfigFile
 
 _log = logging.getLogger(__name__)
 
@@ -81,10 +81,10 @@ class Server(HTTPServer):
 
     Args:
         app: what it serves.
-        live: whether it speaks TLS, and to whom.
+        web_config: whether it speaks TLS, and to whom.
     """
 
-    def initialize(self, app: Application, live: Live) -> None:  # type: ignore[override]
+    def initialize(self, app: Application, web_config: WebConfigFile) -> None:  # type: ignore[override]
         """Stand in for __init__, as Tornado has it."""
         super().initialize(
             app,
@@ -94,7 +94,7 @@ class Server(HTTPServer):
             body_timeout=_BODY_SECONDS,
         )
         self.sockets: list[socket.socket] = []
-        self._live = live
+        self._web_config = web_config
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # The other half is for the sessions and whatever else there is.
         self._limit = MAX_CONNECTIONS
@@ -144,7 +144,7 @@ class Server(HTTPServer):
         if client.ending:
             self._drop(stream)
         begin = partial(self._begin, stream)
-        return _Noting(super().start_request(server_conn, request_conn), begin)
+        return _RequestGate(super().start_request(server_conn, request_conn), begin)
 
     def on_close(self, server_conn: Any) -> None:
         """Note that a connection is over."""
@@ -226,12 +226,12 @@ class Server(HTTPServer):
         self._open[connection] = _Client(host)
         self._hosts[host] += 1
         self._silent[connection] = loop.call_later(_IDLE_SECONDS, self._drop, connection)
-        loop.add_reader(connection, self._hear, connection, address)
+        loop.add_reader(connection, self._first_byte, connection, address)
 
-    def _hear(self, connection: socket.socket, address: Any) -> None:
+    def _first_byte(self, connection: socket.socket, address: Any) -> None:
         self._silent.pop(connection).cancel()
         asyncio.get_running_loop().remove_reader(connection)
-        config = self._live.config
+        config = self._web_config.config
         sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
         if config.tls is None:
             stream = IOStream(connection, **sizes)
@@ -281,7 +281,7 @@ def _now() -> float:
     return time.time()
 
 
-class _Noting(HTTPMessageDelegate):
+class _RequestGate(HTTPMessageDelegate):
     """Tells when a request has been read whole, and learns whether it is to be answered."""
 
     def __init__(self, inner: HTTPMessageDelegate, begin: Callable[[], bool]) -> None:
@@ -341,7 +341,7 @@ def split(address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
-def passed() -> list[socket.socket]:
+def from_systemd() -> list[socket.socket]:
     """Take the listening sockets that systemd has opened, as sd_listen_fds(3) says.
 
     Raises:

@@ -17,12 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, Finish, HTTPError, RequestHandler
 
-from dtrace_exporter import page, server
-from dtrace_exporter.auth import Authenticator
-from dtrace_exporter.exposition import Exposition, chunks
-from dtrace_exporter.rates import History
 from dtrace_exporter.state import State
-from dtrace_exporter.web_config import Live, RateLimit, WebConfig
+from dtrace_exporter.web import page, server
+from dtrace_exporter.web.auth import Authenticator
+from dtrace_exporter.web.configuration import RateLimit, WebConfig, WebConfigFile
+from dtrace_exporter.web.exposition import Exposition, chunks
+from dtrace_exporter.web.rates import History
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def application(
     state: State,
     reload: Callable[[], Awaitable[None]] | None,
     telemetry_path: str = "/metrics",
-    live: Live | None = None,
+    web_config: WebConfigFile | None = None,
 ) -> Application:
     """Return the web application over a state.
 
@@ -45,7 +45,7 @@ def application(
         reload: reads the configuration again, as Reloads.ask(); raises an exception where it could
             not, and logs why. None if that cannot be asked for over the web.
         telemetry_path: where the metrics are.
-        live: who may use it and what headers its answers have, else everybody and none.
+        web_config: who may use it and what headers its answers have, else everybody and none.
     """
     return Application(
         [
@@ -61,7 +61,7 @@ def application(
         ],
         default_handler_class=_NotFound,
         log_function=_log_request,
-        live=live or Live(None),
+        web_config=web_config or WebConfigFile(None),
         authenticator=Authenticator(),
         bucket=_Bucket(),
     )
@@ -72,9 +72,9 @@ def serve(app: Application, sockets: Iterable[socket]) -> server.Server:
 
     Args:
         app: as application() returns it, in the running event loop.
-        sockets: the listening ones, as server.bind() or server.passed() returns them.
+        sockets: the listening ones, as server.bind() or server.from_systemd() returns them.
     """
-    serving = server.Server(app, app.settings["live"])
+    serving = server.Server(app, app.settings["web_config"])
     serving.add_sockets(sockets)
     return serving
 
@@ -94,8 +94,8 @@ class _Handler(RequestHandler):
 
     @property
     def _config(self) -> WebConfig:
-        live: Live = self.settings["live"]
-        return live.config
+        web_config: WebConfigFile = self.settings["web_config"]
+        return web_config.config
 
     async def prepare(self) -> None:
         """Let in whom the web configuration lets in; only then is it a request for its limit."""

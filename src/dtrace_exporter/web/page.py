@@ -13,8 +13,8 @@ from tornado.template import Template
 from dtrace_exporter import __version__
 from dtrace_exporter.collector import encodable
 from dtrace_exporter.listeners import WAIT_BUCKETS, Identity, Listener, SessionId
-from dtrace_exporter.rates import Change, History, wait_bound
 from dtrace_exporter.state import SessionStatus, State
+from dtrace_exporter.web.rates import Change, History, wait_bound
 
 MAX_LISTENERS = 1000
 """Rows of the table of listeners; a host with more has them all in its metrics."""
@@ -24,7 +24,7 @@ REFRESH_SECONDS = 5
 
 _UNKNOWN = "\N{EN DASH}"
 _TEMPLATE = Template(
-    files("dtrace_exporter").joinpath("templates/index.html").read_text("utf-8"), "index.html"
+    files("dtrace_exporter.web").joinpath("templates/index.html").read_text("utf-8"), "index.html"
 )
 
 

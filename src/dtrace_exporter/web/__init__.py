@@ -1,0 +1,1 @@
+"""The web side: metrics, landing page, health and reload, and who may see them."""
