@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Identity
-from dtrace_exporter.sock_diag import Sample
 
 KINDS = {"drops": ("TcpExt", "ListenDrops"), "established": ("Tcp", "PassiveOpens")}
 """What is compared, and the kernel's counter of it; include/uapi/linux/snmp.h."""

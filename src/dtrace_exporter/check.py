@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, families, session, sock_diag, terminal
+from dtrace_exporter import dtrace, families, inet_diag, session, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
 from dtrace_exporter.session import Session
@@ -36,7 +36,6 @@ _REMEDIES = {
     " the privilege dtrace_kernel",
     r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
     " its path in dtrace.command",
-    r"No module named": "install pyroute2",
     r"": "see what dtrace(1) says by hand: dtrace-exporter program >listen.d;"
     " {command} -s /dev/stdin <listen.d",
 }
@@ -79,10 +78,10 @@ async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     instead = config.source == "auto" and not good and sys.platform == "linux"
     if config.source == "sock_diag" or instead:
         try:
-            text = f"used instead: Q, Qmax and drops of {len(sock_diag.listeners())} sockets"
+            text = f"used instead: Q, Qmax and drops of {len(inet_diag.listeners())} sockets"
             good = True
             say("ok", "sock_diag", text, "")
-        except (OSError, ImportError) as error:
+        except OSError as error:
             say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
         if not config.hosts:
             return 0 if good else 1

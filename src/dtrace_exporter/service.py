@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import audit, dtrace, notify, program, sock_diag
+from dtrace_exporter import audit, dtrace, inet_diag, notify, program, sock_diag
 from dtrace_exporter.config import Config, HostConfig, load
 from dtrace_exporter.families import families
 from dtrace_exporter.listeners import SessionId
@@ -176,6 +176,7 @@ class Service:
 
     async def _compare(self) -> None:
         """Hold the sessions of this host against the kernel's own word, again and again."""
+        known: set[int] = set()
         while True:
             await asyncio.sleep(_COMPARE_SECONDS)
             mine = [one for one in self.sessions.values() if not one.id.host and one.status.up]
@@ -183,10 +184,11 @@ class Service:
                 continue
             try:
                 at = time.monotonic_ns()
-                samples = await asyncio.to_thread(sock_diag.listeners)
+                samples = await asyncio.to_thread(inet_diag.listeners, known)
                 totals = audit.totals()
-            except (OSError, ImportError):
+            except OSError:
                 continue
+            known = {sample.socket for sample in samples}
             for session in mine:
                 session.compare(samples, at, totals)
 
@@ -202,7 +204,7 @@ class Service:
     def _read_sock_diag(self) -> None:
         try:
             self._sock_diag.update(self.state.table, SOCK_DIAG)
-        except (OSError, ImportError) as error:
+        except OSError as error:
             self.state.table.clear_queues(SOCK_DIAG)
             _log.error("cannot read the listeners", extra=fields(why=str(error)))
 

@@ -24,13 +24,13 @@ from dtrace_exporter import (
 from dtrace_exporter.audit import DropAudits, TotalAudits
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.families import Part
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import Identity, SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.process import child
 from dtrace_exporter.program import Program
 from dtrace_exporter.rows import Ready, RowError, Tick
-from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
 from dtrace_exporter.uprobes import remove_leftovers
@@ -373,7 +373,7 @@ class Session:
         """Take the kernel's own word on this host's listeners, if it speaks of the same place.
 
         Args:
-            samples: as sock_diag.listeners() gives them.
+            samples: as inet_diag.listeners() gives them.
             at: in nanoseconds of the monotonic clock, before they were read.
             totals: as audit.totals() gives them; a session of all listeners is held against these,
                 another one against the drops of its listeners' sockets.

@@ -1,91 +1,28 @@
-"""Linux's own numbers about each listening socket, for hosts without DTrace.
-
-The kernel's sock_diag interface gives Q, Qmax and drops to any user, for the network namespace of
-the caller. pyroute2 knows the messages; its DiagSocket is not used, for in 0.9 it cannot be called
-while an event loop runs, and it takes a refusal of the kernel for an empty answer.
-"""
+"""Linux's own numbers about each listening socket, for hosts without DTrace."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import struct
-import sys
-from collections.abc import Iterator
-from ipaddress import ip_address
-from typing import Any, NamedTuple
-
+from dtrace_exporter.inet_diag import Sample, listeners
 from dtrace_exporter.listeners import Exports, Listener, ListenerTable, SessionId
 from dtrace_exporter.sockets import Queues
 
 EXPORTS = Exports(
-    syns=False, reasons=("other",), established=False, accepts=False, accept_wait=False
+    syns=False, reasons=("unknown",), established=False, accepts=False, accept_wait=False
 )
-"""The series that this source fills."""
+"""The series that this source fills: the kernel does not say why it has dropped."""
 
-# include/uapi/linux/netlink.h, sock_diag.h and inet_diag.h; the state in include/net/tcp_states.h.
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_DUMP_REQUEST = 0x301
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
-_TCP_LISTEN = 10
-_INET_DIAG_SKMEMINFO = 7
-_SK_MEMINFO_DROPS = 8
-
-_HEADER = struct.Struct("=IHHII")
-_BUFFER = 1 << 16
-_PATIENCE = 5.0
-
-
-class Sample(NamedTuple):
-    """One listening socket.
-
-    ``socket`` is the kernel's cookie of it, never used again for another one. ``drops`` is None
-    where the kernel is too old to say.
-    """
-
-    address: str
-    port: int
-    q: int
-    qmax: int
-    drops: int | None
-    socket: int
-
-
-def listeners() -> list[Sample]:
-    """Read every TCP socket in state LISTEN of this network namespace.
-
-    Only listening sockets are asked for, so the cost does not grow with the connections.
-
-    Raises:
-        OSError: the kernel refuses, or this is not Linux.
-        ImportError: pyroute2 is not installed.
-    """
-    if sys.platform != "linux":
-        raise OSError(errno.ENOSYS, "sock_diag is an interface of Linux")
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.settimeout(_PATIENCE)
-            netlink.bind((0, 0))
-            return [
-                _sample(message)
-                for family in (socket.AF_INET, socket.AF_INET6)
-                for message in _dump(netlink, family)
-            ]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno or errno.EIO, f"cannot read sock_diag: {reason}") from error
+_MOST_COUNTED = 100_000
 
 
 class SockDiagSource:
     """Fills the listener table from sock_diag.
 
-    Keep one for as long as the table: it remembers which of a socket's drops are counted already.
+    Keep one for as long as the table: it remembers which of a socket's drops are counted already,
+    of one that is not there now too, should it only have been missing in the kernel's answer.
     """
 
     def __init__(self) -> None:
+        self._open: set[int] = set()
         self._counted: dict[int, tuple[Listener, int]] = {}
 
     def update(self, table: ListenerTable, session: SessionId) -> None:
@@ -99,17 +36,15 @@ class SockDiagSource:
             session: whose listeners they are.
 
         Raises:
-            OSError: as listeners(); the table is then as it was before.
-            ImportError: as listeners().
+            OSError: as inet_diag.listeners(); the table is then as it was before.
         """
-        samples = listeners()
-        open_now = {sample.socket for sample in samples}
-        self._counted = {key: known for key, known in self._counted.items() if key in open_now}
+        samples = listeners(self._open)
+        self._open = {sample.socket for sample in samples}
         observed = set()
         for sample in samples:
             if table.watches(session, sample.port):
                 listener = table.listener(session, "", sample.address, sample.port)
-                _observe(listener, sample)
+                listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
                 self._count_drops(listener, sample)
                 observed.add((listener.identity, sample.socket))
         for listener in table:
@@ -117,68 +52,16 @@ class SockDiagSource:
                 for key in list(listener.sockets):
                     if (listener.identity, key) not in observed:
                         del listener.sockets[key]
+        while len(self._counted) > max(_MOST_COUNTED, len(self._open)):
+            del self._counted[next(iter(self._counted))]
 
     def _count_drops(self, listener: Listener, sample: Sample) -> None:
         if sample.drops is None:
             return
-        owner, before = self._counted.get(sample.socket, (listener, 0))
+        # The newest are last, so that what is forgotten first is what has been gone for longest.
+        owner, before = self._counted.pop(sample.socket, (listener, 0))
         # A listener that the table has forgotten and made anew counts from the start again.
         increase = sample.drops - before if owner is listener else sample.drops
         # The kernel's count is of 32 bits and goes round; nothing ever sets it back.
-        listener.drop("other", increase % (1 << 32))
+        listener.drop("unknown", increase % (1 << 32))
         self._counted[sample.socket] = listener, sample.drops
-
-
-def _observe(listener: Listener, sample: Sample) -> None:
-    listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
-
-
-def _dump(netlink: socket.socket, family: int) -> Iterator[Any]:
-    """Ask for one family's listeners and yield the kernel's answers, an inet_diag_msg each."""
-    from pyroute2.netlink.diag import inet_diag_msg, inet_diag_req
-
-    request = inet_diag_req()
-    request["header"]["type"] = _SOCK_DIAG_BY_FAMILY
-    request["header"]["flags"] = _DUMP_REQUEST
-    request["sdiag_family"] = family
-    request["sdiag_protocol"] = socket.IPPROTO_TCP
-    request["idiag_states"] = 1 << _TCP_LISTEN
-    request["idiag_ext"] = 1 << (_INET_DIAG_SKMEMINFO - 1)
-    request.encode()
-    netlink.send(request.data)
-    while True:
-        data = netlink.recv(_BUFFER)
-        at = 0
-        while at + _HEADER.size <= len(data):
-            length, kind, *_ = _HEADER.unpack_from(data, at)
-            body = data[at + _HEADER.size : at + length]
-            if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                # Both begin with an errno, negative; a dump without fault ends in DONE and 0.
-                code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-                if code or kind == _NLMSG_ERROR:
-                    raise OSError(code or errno.EPROTO, os.strerror(code or errno.EPROTO))
-                return
-            message = inet_diag_msg(data[at : at + length])
-            message.decode()
-            yield message
-            at += (max(length, _HEADER.size) + 3) & ~3
-
-
-def _sample(message: Any) -> Sample:
-    meminfo = message.get_attr("INET_DIAG_SKMEMINFO")
-    words = memoryview(bytes.fromhex(meminfo.replace(":", "")) if meminfo else b"").cast("I")
-    return Sample(
-        address=_address(message["idiag_src"]),
-        port=message["idiag_sport"],
-        q=message["idiag_rqueue"],
-        qmax=message["idiag_wqueue"],
-        drops=words[_SK_MEMINFO_DROPS] if len(words) > _SK_MEMINFO_DROPS else None,
-        socket=message["idiag_cookie"],
-    )
-
-
-def _address(text: str) -> str:
-    """Write an address as rows does: IPv4 where it is mapped, ``*`` for the wildcard."""
-    address = ip_address(text)
-    address = getattr(address, "ipv4_mapped", None) or address
-    return "*" if address.is_unspecified else str(address)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dtrace_exporter.accounts import Accounts
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
 from dtrace_exporter.rows import (
     Accepts,
@@ -26,7 +27,6 @@ from dtrace_exporter.rows import (
     Syns,
     Tick,
 )
-from dtrace_exporter.sock_diag import Sample
 
 _MOST_WAITING = 10_000
 _FORGET_TICKS = 30
@@ -115,7 +115,7 @@ class Tally:
         and where none has been seen yet, under a number that no address can be.
 
         Args:
-            found: what sock_diag.listeners() gives, by listener; all that the session watches.
+            found: what inet_diag.listeners() gives, by listener; all that the session watches.
             time: in nanoseconds of the monotonic clock, before they were read.
         """
         home = self._table.home(self._session)

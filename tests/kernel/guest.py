@@ -40,7 +40,6 @@ PACKAGES = (
     "python3",
     "python3-hypothesis",
     "python3-prometheus-client",
-    "python3-pyroute2",
     "python3-pytest",
     "python3-tornado",
     "python3-yaml",
