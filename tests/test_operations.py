@@ -33,7 +33,7 @@ def table(heading: str) -> list[list[str]]:
 def logged() -> dict[str, set[str]]:
     """Return the messages that the package logs and their levels, from its source."""
     found: dict[str, set[str]] = {}
-    for path in (ROOT / "src/dtrace_exporter").glob("*.py"):
+    for path in (ROOT / "src/dtrace_exporter").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)
