@@ -183,7 +183,7 @@ def test_files_and_programs(
 
 def test_the_only_place_where_programs_are_started() -> None:
     """Nothing else in the package can start a process or make a temporary file."""
-    sources = Path(process.__file__).parent.glob("*.py")
+    sources = Path(process.__file__).parent.rglob("*.py")
     found = {
         (path.name, word)
         for path in sources
