@@ -34,8 +34,9 @@ from bench.dtrace import FIRST_PORT, rows, sun_rows
 from dtrace_exporter import web
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.exposition import Texts
-from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
+from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
 from dtrace_exporter.server import bind
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
 
