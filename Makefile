@@ -40,6 +40,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/kernel/conftest.py
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -32,7 +32,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, ListenerTable, Queues, SessionId
+from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
+from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
 from dtrace_exporter.web import handlers

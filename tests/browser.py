@@ -106,4 +106,5 @@ def served(state: State) -> Iterator[Served]:
 
 def console(browser: Chrome) -> list[str]:
     """Return what the page has been complained of since the last time."""
-    return [entry["message"] for entry in browser.get_log("browser")]
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in entries]

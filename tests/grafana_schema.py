@@ -26,6 +26,7 @@ from grafana_foundation_sdk.models import (
     units,
 )
 
+Dashboard = dashboard.Dashboard
 PANELS: dict[str, tuple[type, type | None]] = {
     "heatmap": (heatmap.Options, heatmap.FieldConfig),
     "stat": (stat.Options, None),

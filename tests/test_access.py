@@ -9,6 +9,7 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Protocol
@@ -402,6 +403,10 @@ def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki)
         assert service.status(tls=tls, headers=right, path=whole) in (400, 404)
         service.status(tls=tls, headers={"Authorization": "Basic letmein\x01"})
         assert service.status(tls=tls, headers=right, path="/?sort=%ff&token=swordfish") == 400
+
+        def refused(before: int) -> bool:
+            return service.log().count("changed to a bad one") > before
+
         for bad in (
             web.replace(HASH, "hunter2"),
             web.replace("key: |", "key: swordfish\n  x: |"),
@@ -411,7 +416,7 @@ def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki)
         ):
             already = service.log().count("changed to a bad one")
             service.web.write_text(bad, encoding="utf-8")
-            until(lambda before=already: service.log().count("changed to a bad one") > before)
+            until(partial(refused, already))
         for line in service.log().splitlines():
             json.loads(line)
         log = service.log()

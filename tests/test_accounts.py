@@ -17,6 +17,7 @@ SESSION = SessionId("", "all")
 SETTLED = 5
 """After so many ticks books are closed on a telling that is not the newest."""
 KEPT = 32
+NOT_KNOWN: tuple[int | None, int | None] = (None, None)
 
 
 class Books:
@@ -63,7 +64,7 @@ class Books:
 
     def tick(self, times: int = 1) -> list[str]:
         """Let heartbeats come; return what is wrong."""
-        wrong = []
+        wrong: list[str] = []
         for _ in range(times):
             self.time += 1
             wrong += self.accounts.settle(self.time, *self.counted)
@@ -334,10 +335,10 @@ def test_loss(books: Books) -> None:
     assert {*books.listener.sockets.values()} == {Queues(None, None, None, 8)}
     books.move(1, q=1)
     books.tick()
-    assert books.lengths == (None, None)
+    assert books.lengths == NOT_KNOWN
     books.tell(3, q=9, time=books.time)
     books.tick(2)
-    assert books.lengths == (None, None)
+    assert books.lengths == NOT_KNOWN
     books.tell(4, q=4, time=books.time + 1)
     books.move(4, q=1)
     books.tick()
@@ -380,10 +381,10 @@ def test_below_zero_for_three_ticks(books: Books, q0: int, q: int) -> None:
     books.tick()
     books.move(1, q0=q0, q=q)
     assert books.tick(10) == [f"the queues of * port 22 come to {1 + q0} and {1 + q}"]
-    assert books.lengths == (None, None)
+    assert books.lengths == NOT_KNOWN
     books.move(1, q0=9, q=9)
     assert books.tick(10) == []
-    assert books.lengths == (None, None)
+    assert books.lengths == NOT_KNOWN
     books.tell(2, q0=1, q=1)
     books.move(2, q=1)
     books.tick()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dtrace_exporter import audit
 from dtrace_exporter.audit import KINDS, Audit, DropAudits, TotalAudits, totals
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Identity
-from dtrace_exporter.sock_diag import Sample
 
 SNMP = """Ip: Forwarding DefaultTTL
 Ip: 1 64

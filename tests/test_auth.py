@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from base64 import b64encode
 from threading import Semaphore
 
@@ -204,7 +205,7 @@ def test_addresses_take_turns(slow: Slow) -> None:
 
 def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those behind one address whoever is drawn is next, and not always who came first."""
-    monkeypatch.setattr(auth.secrets, "choice", lambda tries: tries[-1])
+    monkeypatch.setattr(secrets, "choice", lambda tries: tries[-1])
 
     async def run() -> None:
         authenticator = Authenticator()

@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ DOCS = ROOT / "docs"
 PAGE = (DOCS / "performance.md").read_text(encoding="utf-8")
 RESULTS = json.loads((DOCS / "performance.json").read_text(encoding="utf-8"))
 
-KERNEL = {
+KERNEL: dict[str, Any] = {
     "machine": "a guest",
     "date": "2026-11-24",
     "software": {"DTrace": "2.0.7"},
@@ -193,7 +194,7 @@ def test_failed_part(
 
     modules = {"bench.kernel": SimpleNamespace(linux=fail)}
     modules["bench.user"] = SimpleNamespace(measure=lambda: KERNEL)
-    monkeypatch.setattr(run.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
     assert run.main(["linux", "user"], tmp_path) == 1
     assert "no guest" in capsys.readouterr().err
@@ -206,7 +207,7 @@ def test_other_parts_stay(
 ) -> None:
     """What was measured before of the other parts stays as it is, in the order of the parts."""
     module = SimpleNamespace(instructions=lambda: KERNEL)
-    monkeypatch.setattr(run.importlib, "import_module", lambda _name: module)
+    monkeypatch.setattr(importlib, "import_module", lambda _name: module)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
     (tmp_path / "performance.json").write_text(json.dumps({"linux": KERNEL}))
     assert run.main(["instructions"], tmp_path) == 0

@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench/guest"))
 import flood
 import instructions
 import tools
+import tracing
 import turns
 
 
 def words(data: bytes) -> int:
     """Return the sum of 16-bit words, folded, as whoever checks a checksum does."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -114,7 +115,7 @@ class Load:
         return self.total
 
 
-class Output:
+class Output(tracing.Tracer):
     """A tracer that says one thing more each time it is waited for."""
 
     def __init__(self, told: list[int]) -> None:

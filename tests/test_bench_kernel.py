@@ -70,7 +70,7 @@ COSTS = [
     ("@[four words] = sum()", "taken", [900.0]),
     ("@[two words] = max()", "taken", [800.0]),
 ]
-INSTRUCTIONS = [
+INSTRUCTIONS: list[dict[str, Any]] = [
     *(
         {"event": "programs", "tool": tool, "what": what, "ns": ns, "runs": [9.0]}
         for tool, what, ns in COSTS

@@ -188,8 +188,8 @@ def test_only_check_on_a_terminal_shows_values(tmp_path: Path) -> None:
     path.write_text("dtrace: {command: sshpass -p hunter2 ssh a}", encoding="utf-8")
     flag = f"--config.file={path}"
     said = f"dtrace-exporter: {path}:1: dtrace.command: expected a list"
-    for command in ((), ("check",), ("program",)):
-        assert run(*command, flag).stderr == f"{said} (found text)\n"
+    for words in ((), ("check",), ("program",)):
+        assert run(*words, flag).stderr == f"{said} (found text)\n"
     for command, found in (("check", '"sshpass -p hunter2 ssh a"'), ("program", "text")):
         with on_terminal([*EXPORTER, command, flag], 200) as screen:
             assert screen.end()
@@ -317,6 +317,7 @@ def test_says_when_it_is_ready(tmp_path: Path, saved: Path, fake_dtrace: FakeDTr
             [*EXPORTER, f"--web.listen-address=127.0.0.1:{port}", f"--config.file={path}"],
             env={**os.environ, cli.READY_FD: str(writing)},
             pass_fds=[writing],
+            text=True,
         ) as process,
         open(reading, "rb") as end,  # noqa: PTH123
     ):
@@ -341,6 +342,7 @@ def test_nobody_waits_for_its_being_ready(tmp_path: Path, fake_dtrace: FakeDTrac
         [*EXPORTER, f"--web.listen-address=127.0.0.1:{port}", f"--config.file={path}"],
         env={**os.environ, cli.READY_FD: str(writing)},
         pass_fds=[writing],
+        text=True,
     ) as process:
         os.close(writing)
         try:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_generated() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_schema(name: str) -> None:
     """A dashboard has nothing that Grafana's schema does not have, and lacks nothing."""
-    found = grafana_schema.faults(DASHBOARDS[name], grafana_schema.dashboard.Dashboard)
+    found = grafana_schema.faults(DASHBOARDS[name], grafana_schema.Dashboard)
     assert list(found) == []
 
 
@@ -98,7 +99,7 @@ def test_schema_catches(path: list[Any], value: Any) -> None:
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
-    assert list(grafana_schema.faults(board, grafana_schema.dashboard.Dashboard))
+    assert list(grafana_schema.faults(board, grafana_schema.Dashboard))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -298,7 +299,7 @@ def prometheus(exporter: Exporter) -> Iterator[Prometheus]:
         stack.callback(made.stop)
         for name in ("TcpListenQueueNearLimit", "DTraceDataLost"):
             query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
-            until(lambda query=query: made.query(query), f"{name} fires", 120)
+            until(partial(made.query, query), f"{name} fires", 120)
         yield made
 
 

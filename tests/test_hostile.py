@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import pytest
@@ -76,10 +77,10 @@ def forget_peak(service: Service) -> None:
 
 
 @contextmanager
-def scraping(service: Service, ca: str = "", authorization: str = "") -> Iterator[dict[str, float]]:
+def scraping(service: Service, ca: str = "", authorization: str = "") -> Iterator[dict[str, Any]]:
     """Scrape honestly until the block ends; what it yields is then filled with what was seen."""
-    command = [sys.executable, SCRAPER, str(service.port), ca, authorization]
-    seen: dict[str, float] = {}
+    command = [sys.executable, str(SCRAPER), str(service.port), ca, authorization]
+    seen: dict[str, Any] = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as scraper:
         assert scraper.stdout is not None
         assert scraper.stdout.readline() == b"\n"
@@ -396,10 +397,10 @@ def test_guessing_after_a_restart(
             assert readable
             if honest in readable:
                 break
-            for client in readable:
-                assert isinstance(client, socket.socket)
-                assert client.recv(1 << 16).split()[1] == b"401"
-                client.sendall(wrong + b"\r\n")
+            for guesser in readable:
+                assert isinstance(guesser, socket.socket)
+                assert guesser.recv(1 << 16).split()[1] == b"401"
+                guesser.sendall(wrong + b"\r\n")
                 guesses += 1
         took = time.monotonic() - began
         assert honest.recv(100).split()[1] == b"200"

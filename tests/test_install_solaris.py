@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -118,13 +119,14 @@ def test_properties() -> None:
     for block in blocks("sh"):
         for name, kind in re.findall(r"setprop config/(\w+) = (\w+):", block):
             assert types[name] == kind
+    choices: dict[str, Iterable[str]] = {"log_level": log.LEVELS, "log_format": log.FORMATS}
     rows = re.findall(r"^\| `config/(\w+)` \| (.*) \| `([^`]*)`.* \|$", TEXT, re.MULTILINE)
     assert {name for name, _, _ in rows} == set(types)
     for name, meaning, value in rows:
         (each,) = (one for one in group if one.attrib["name"] == name)
         values = [node.attrib["value"] for node in each.iter("value_node")]
         assert [value.strip('"')] == (values or [each.attrib["value"]])
-        for choice in {"log_level": log.LEVELS, "log_format": log.FORMATS}.get(name, ()):
+        for choice in choices.get(name, ()):
             assert f"`{choice}`" in meaning
 
 

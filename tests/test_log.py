@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -220,7 +221,7 @@ def repeated(stream: io.StringIO) -> list[dict[str, object]]:
 def test_events_of_one_kind_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that keeps coming is left out for the rest of the minute, and counted."""
     now = 1000.0
-    monkeypatch.setattr(log_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     stream = started("json")
     for number in range(500):
         log.warning("refused %d", number, extra=fields(client=number))
@@ -261,4 +262,5 @@ def test_what_is_kept_of_kinds_is_bounded() -> None:
     assert len(repeated(stream)) == 5000
     (handler,) = logging.getLogger().handlers
     (limit,) = handler.filters
+    assert isinstance(limit, log_module._Limit)
     assert len(limit._kinds) <= log_module._MAX_KINDS

@@ -64,7 +64,8 @@ def exported(place_label: str, host: str) -> list[Any]:
 
 def name_of(family: Any) -> str:
     """Return a family's name as queries have it, a histogram's without its parts."""
-    return family.name + ("_total" if family.type == "counter" else "")
+    suffix = "_total" if family.type == "counter" else ""
+    return f"{family.name}{suffix}"
 
 
 def test_metrics() -> None:

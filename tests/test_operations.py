@@ -43,6 +43,7 @@ def logged() -> dict[str, set[str]]:
             ):
                 text = node.args[node.func.attr == "log"]
                 assert isinstance(text, ast.Constant)
+                assert isinstance(text.value, str)
                 levels = {"warning": "warn", "exception": "error", "log": "warn"}
                 level = levels.get(node.func.attr, node.func.attr)
                 found.setdefault(text.value.replace("%d", "N"), set()).add(level)

@@ -374,7 +374,8 @@ class TestLanding:
         """The fullest come first unless another order is asked for, which the links keep."""
         state = fleet(100)
         fullest = [port for port in Page(rendered(state)).ports if port != "5432"][:100]
-        q = {str(one.identity.port): one.queues.q for one in state.table if one.queues}
+        queues = {str(one.identity.port): one.queues for one in state.table}
+        q = {port: found.q for port, found in queues.items() if found and found.q is not None}
         assert [q[port] for port in fullest] == sorted((q[port] for port in fullest), reverse=True)
         text = rendered(state, sort="port", paused=True)
         assert Page(text).ports[:100] == [str(port) for port in range(1000, 1100)]

@@ -84,7 +84,7 @@ def test_forced_commands() -> None:
     forced = re.findall(r'^restrict,command="([^"]+)" ssh-', TEXT, re.MULTILINE)
     scripts = [shlex.split(command) for command in forced]
     assert [words[:2] for words in scripts] == [["/usr/sbin/dtrace", "-s"]] * 2
-    plan = session.Plan(config.DTraceConfig(command=("/usr/sbin/dtrace",)), None, (1, 1), {})
+    plan = session.Plan(config.DTraceConfig(command=("/usr/sbin/dtrace",)), None, 1, {})
     assert plan.argv == scripts[0]
     assert f"'cat >{scripts[1][2]}'" in TEXT
 

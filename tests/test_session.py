@@ -20,11 +20,11 @@ import pytest
 import zone_rows
 from dtrace_exporter import program, session
 from dtrace_exporter.config import DTraceConfig
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.lines import MAX_LINE
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import Window, load, window
 from dtrace_exporter.session import Plan, Session
-from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import State
 from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
@@ -225,8 +225,8 @@ def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
 
     async def test() -> None:
         async with running(fake_dtrace(*steps, FOREVER), name="illumos") as one:
-            for queues in (Queues(0, 1, None, 8), Queues(None, None, None, 8)):
-                await until(lambda queues=queues: listener(one).queues == queues)
+            await until(lambda: listener(one).queues == Queues(0, 1, None, 8))
+            await until(lambda: listener(one).queues == Queues(None, None, None, 8))
             assert one.status.lost["aggregation"] == 5
             go.touch()
             await until(lambda: listener(one).queues == Queues(0, 3, None, 8))
@@ -335,7 +335,7 @@ def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
         state = State()
         state.table.watch(id_, None)
         config = DTraceConfig(command=tuple(fake_dtrace(READY, FOREVER)), interval=0.1)
-        plan = Plan(config, load("linux"), (0, 65535), COUNTERS)
+        plan = Plan(config, load("linux"), 0, COUNTERS)
         one = Session(id_, plan, state, asyncio.Semaphore(1))
         try:
             await until(lambda: one.status.up)
@@ -667,7 +667,7 @@ def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
         ids = [SessionId("", f"port-{port}") for port in (22, 80, 443)]
         for port, id_ in zip((22, 80, 443), ids, strict=True):
             state.table.watch(id_, {port: ""})
-        plan = Plan(config, None, (0, 65535), COUNTERS)
+        plan = Plan(config, None, 0, COUNTERS)
         sessions = [Session(id_, plan, state, starting) for id_ in ids]
         try:
             await until(lambda: all(one.status.up for one in sessions))
@@ -951,7 +951,7 @@ def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
         state.table.watch(SSH, {22: ""})
         config = DTraceConfig(command=tuple(fake_dtrace()))
         async with starting:
-            one = Session(SSH, Plan(config, load("linux"), (22, 22), {}), state, starting)
+            one = Session(SSH, Plan(config, load("linux"), 22, {}), state, starting)
             await asyncio.sleep(0)
             async with asyncio.timeout(2):
                 await one.stop()

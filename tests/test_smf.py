@@ -154,8 +154,8 @@ def test_manifest_is_valid(manifest: Element) -> None:
     assert list(faults(manifest)) == []
 
 
-def _without(name: str) -> Callable[[Element], None]:
-    return lambda element: element.attrib.pop(name) and None
+def _without(name: str) -> Callable[[Element], object]:
+    return lambda element: element.attrib.pop(name)
 
 
 BREACHES: dict[str, tuple[str, Callable[[Element], object]]] = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import zone_rows
+from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
 from dtrace_exporter.rows import Ready, RowError, Tick
-from dtrace_exporter.sock_diag import Sample
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tally import Tally
 from linux_rows import (
@@ -486,7 +488,7 @@ def test_an_account_that_cannot_be(zones: ListenerTable, of_zones: Tally) -> Non
     ],
 )
 def test_parts_missing(
-    missing: dict[str, bool], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
+    missing: dict[str, Any], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
 ) -> None:
     """Where not all that enters and leaves a queue is counted, it is as it was last told."""
     zones.watch(SESSION, None, Exports(place_label="zone", home="global", **missing))

@@ -85,7 +85,7 @@ def test_one_that_cannot_be_removed(
         return real(descriptor, data)
 
     events.write_text(uprobe(dead) + uprobe(dead, "END"), encoding="ascii")
-    monkeypatch.setattr(uprobes.os, "write", refusing)
+    monkeypatch.setattr(os, "write", refusing)
     remove_leftovers()
     monkeypatch.undo()
     assert events.read_text(encoding="ascii").endswith(f"-:dt_{dead}_dtrace/END\n")

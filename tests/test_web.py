@@ -21,6 +21,7 @@ from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tornado.iostream import IOStream
 
 from dtrace_exporter.listeners import Exports, SessionId
 from dtrace_exporter.service import Reloads
@@ -63,8 +64,23 @@ def openmetrics(response: Response) -> dict[str, Metric]:
     return {family.name: family for family in parsed}
 
 
+def peers(server: Server) -> list[int]:
+    """Return the clients' ports of the connections that are open."""
+    sockets = (each.socket if isinstance(each, IOStream) else each for each in server._open)
+    return [each.getpeername()[1] for each in sockets]
+
+
 async def no_reload() -> None:
     """Read nothing again."""
+
+
+def reload_after(go: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    """Return a reload that lasts until an event."""
+
+    async def reload() -> None:
+        await go.wait()
+
+    return reload
 
 
 @asynccontextmanager
@@ -157,7 +173,7 @@ class TestMetrics:
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
         for refusing in (None, "", "br", "gzip;q=0", "GZIP ; q=0.000", "x-gzip", "gzip;q=0, br"):
-            headers = {"Accept-Encoding": refusing} if refusing is not None else {}
+            headers: dict[str, str] = {} if refusing is None else {"Accept-Encoding": refusing}
             answer = get(one_port(), "/metrics", headers=headers)
             assert "Content-Encoding" not in answer.headers
 
@@ -453,17 +469,14 @@ class TestLimits:
         go = asyncio.Event()
 
         async def run() -> list[bytes]:
-            async with serving(one_port(), go.wait) as server:
+            async with serving(one_port(), reload_after(go)) as server:
 
                 async def connect(host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
                     port = port_of(server)
                     both = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
                     number = both[1].get_extra_info("sockname")[1]
                     async with asyncio.timeout(10):
-                        while not any(  # noqa: ASYNC110
-                            getattr(each, "socket", each).getpeername()[1] == number
-                            for each in server._open
-                        ):
+                        while number not in peers(server):  # noqa: ASYNC110
                             await asyncio.sleep(0.01)
                     return both
 
@@ -530,7 +543,7 @@ class TestLimits:
         post = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n\r\n"
 
         async def run() -> bytes:
-            async with serving(one_port(), go.wait) as server:
+            async with serving(one_port(), reload_after(go)) as server:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
                 writer.write(post * 3)
                 async with asyncio.timeout(10):

@@ -7,6 +7,7 @@ only, not for recorded series, so that they need no rules; alerts show where rul
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def panel(
     options: Json,
     *,
     unit: str = "short",
-    steps: list[tuple[float | None, str]] = PLAIN,
+    steps: Sequence[tuple[float | None, str]] = PLAIN,
     custom: Json | None = None,
     overrides: list[Json] | None = None,
     **defaults: Any,

@@ -149,8 +149,8 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
             archives.append(_model(suite, _release(linux / "vmlinuz")))
             continue
         if extra == BENCH:
-            packages = [USERLAND, *BENCH_PACKAGES, *LEFT_OUT]
-            archives.append(_cached(BENCH, packages, _build_bench) / "bench.cpio.zst")
+            recipe = [USERLAND, *BENCH_PACKAGES, *LEFT_OUT]
+            archives.append(_cached(BENCH, recipe, _build_bench) / "bench.cpio.zst")
             continue
         packages = EXTRAS[extra]
         made = _cached(extra, [USERLAND, *packages], partial(_build_extra, packages))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from lab.consumer import consumer
 from lab.traffic import HERE4, Clients, Listen, Ports, send_syns
@@ -27,6 +29,10 @@ def test_listeners_come_and_go(ports: Ports, listen: Listen, clients: Clients) -
     """Listeners of the past leave no key behind: more of them than there is room for all fit."""
     # Room for some 1,500 keys a CPU; each listener here makes up to 15.
     with consumer("-x", "aggsize=128k") as running:
+
+        def later(before: int) -> bool:
+            return running.generation > before
+
         used = []
         first = running.generation
         while running.generation < first + 5:
@@ -38,7 +44,7 @@ def test_listeners_come_and_go(ports: Ports, listen: Listen, clients: Clients) -
                 opened.accept(1)
                 opened.close()
             clients.close()
-            running.until(lambda old=before: running.generation > old, "the next generation")
+            running.until(partial(later, before), "the next generation")
         quiet = running.generation + 2
         running.until(lambda: running.generation >= quiet, "two quiet generations")
         running.until(lambda: running.rows_of_tick == 0, "a tick without rows")

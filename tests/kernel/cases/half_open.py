@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from lab.consumer import consumer
@@ -103,10 +104,14 @@ def test_never_half_open(
         for name, value in parameters.items():
             stack.enter_context(sysctl(f"net.ipv4.{name}", value))
         running = stack.enter_context(consumer())
+
+        def later(before: int) -> bool:
+            return running.ticks > before
+
         listen(port, 32, HERE4)
         for _ in range(4):
             send_syns(port, 5_000)
-            running.until(lambda before=running.ticks: running.ticks > before, "a heartbeat")
+            running.until(partial(later, running.ticks), "a heartbeat")
         until(lambda: half_open(port) == 0, "the kernel gives them up")
         quiet = running.ticks + 3
         running.until(lambda: running.ticks > quiet, "some quiet heartbeats")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -569,6 +569,7 @@ def follow(model: Model, reference: Reference, event: str, number: int) -> None:
         assert not model.refuses("timeout L")
         reference.timeout()
     else:
+        same: Callable[[], bool]
         line, same = {
             "ack": ("ack L", reference.ack),
             "refused": ("ack L refused", lambda: reference.ack(refused=True)),

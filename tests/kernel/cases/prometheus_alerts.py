@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_slow_fill(server: Prometheus) -> None:
             clients.fill(1, PORT)
             length = len(clients.source_ports)
             query = f'dtrace_tcp_listen_q_length{{port="{PORT}"}} == {length}'
-            until(lambda query=query: server.query(query), "Prometheus has that Q", 60)
+            until(partial(server.query, query), "Prometheus has that Q", 60)
         assert netstat["ListenDrops"] == 0
         assert {PREDICTED, NEAR, STOPPED} <= alerts(server, "firing") | alerts(server, "pending")
         until(lambda: STOPPED in alerts(server, "firing"), f"{STOPPED} fires", 60)

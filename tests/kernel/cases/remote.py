@@ -175,17 +175,18 @@ def test_refused(program: str, exporter: StartExporter, east: Far, far: MakeFar,
     ]
     found: dict[str, str] = {}
 
-    def all_told() -> bool:
-        status, text = running.get("/-/ready")
-        assert status == 503
-        for line in text.splitlines():
-            name, told, reason = line.partition(f"/port-{port}: ")
-            if told and reason != "starting":
-                found[name] = reason
-        return found.keys() == expected.keys()
-
     with dark.cut():
         running = exporter({"source": "sock_diag", "hosts": hosts}, ready=False)
+
+        def all_told() -> bool:
+            status, text = running.get("/-/ready")
+            assert status == 503
+            for line in text.splitlines():
+                name, told, reason = line.partition(f"/port-{port}: ")
+                if told and reason != "starting":
+                    found[name] = reason
+            return found.keys() == expected.keys()
+
         running.wait_answers()
         began = time.monotonic()
         until(all_told, "all are down", REFUSAL_SECONDS)

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from lab.exporter import Exporter, StartExporter
-from lab.traffic import HERE4, Clients, Listen, Ports, send_syns
+from lab.traffic import HERE4, Clients, Listen, Listener, Ports, send_syns
 from lab.waiting import until
 from lab.witness import Netstat, listen_queues
 
@@ -46,15 +46,17 @@ def test_of_a_port(exporter: StartExporter, ports: Ports, listen: Listen, client
     metrics = running.settle()
     (queue,) = listen_queues(new)
     assert sum(metrics.drops(port=new).values()) == queue.drops == netstat["ListenDrops"]
-    for port, listener, more in ((new, after, 20), (old, before, 30)):
+
+    def drop_by_filter(port: int, listener: Listener, more: int) -> None:
         session = f"port-{port}"
-        until(lambda session=session: missing(running, session) == 0, "nothing is missing")
+        until(lambda: missing(running, session) == 0, "nothing is missing")
         refuse_all(listener.socket)
         dropped = listen_queues(port)[0].drops
         send_syns(port, more)
-        until(
-            lambda session=session, more=more: missing(running, session) == more,
-            "what the filter has dropped is told",
-        )
+        told = "what the filter has dropped is told"
+        until(lambda: missing(running, session) == more, told)
         assert listen_queues(port)[0].drops == dropped + more
+
+    drop_by_filter(new, after, 20)
+    drop_by_filter(old, before, 30)
     assert netstat["ListenDrops"] == sum(running.metrics().drops(port=new).values())

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,5 +101,5 @@ def _spin(port: str, cpu: str) -> int:
 
 
 if __name__ == "__main__":
-    programs = {"serve": _serve, "connect": _connect, "spin": _spin}
+    programs: dict[str, Callable[..., int]] = {"serve": _serve, "connect": _connect, "spin": _spin}
     _say(programs[sys.argv[1]](*sys.argv[2:]))

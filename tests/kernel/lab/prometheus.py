@@ -59,7 +59,8 @@ class Prometheus:
         Raises:
             AssertionError: Prometheus does not take the query.
         """
-        return self._ask("query", {"query": text})
+        found: list[dict[str, Any]] = self._ask("query", {"query": text})
+        return found
 
     def query_range(
         self, text: str, start: float, end: float, step: float

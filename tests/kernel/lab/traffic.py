@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -120,11 +121,17 @@ class Clients:
 
     def fill(self, count: int, port: int, address: str = "127.0.0.1") -> None:
         """Connect, each only when the one before is in Q; nobody may accept meanwhile."""
-        before = sum(queue.q for queue in listen_queues(port))
+
+        def in_q() -> int:
+            return sum(queue.q for queue in listen_queues(port))
+
+        def arrived(number: int) -> bool:
+            return in_q() == before + number
+
+        before = in_q()
         for number in range(1, count + 1):
             self.connect(1, port, address)
-            full = before + number
-            until(lambda full=full: sum(queue.q for queue in listen_queues(port)) == full, "Q")
+            until(partial(arrived, number), "Q")
 
     def knock(
         self, count: int, port: int, address: str = "127.0.0.1", netns: str | None = None
