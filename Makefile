@@ -1,4 +1,5 @@
-# make run, make test: all set-up included. make lint: what has to be clean before a commit.
+# make run, make test: all set-up included. make lint: what has to be clean before a commit, and is
+# looked at then where pre-commit(1) has been installed for it: pre-commit install.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -17,7 +17,8 @@ from dtrace_exporter import __version__
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-PARTS = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml",
+PARTS = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "MANIFEST.in",
+         "Makefile", "README.md", "pyproject.toml",
          "bench", "config", "docs", "man", "smf", "src", "systemd", "tests")  # fmt: skip
 DATA = f"dtrace_exporter-{__version__}.data/data/share/"
 
@@ -60,7 +61,8 @@ def test_source_distribution(packages: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for pattern in ("src/**/*.py", "src/**/*.d", "src/**/*.html", "docs/*.md", "man/*.8",
                     "smf/*", "systemd/*", "config/*.yml", "tests/**/*.py", "tests/kernel/model/*.c",
-                    "bench/**/*.py", "Makefile", "CHANGELOG.md", "LICENSE"):  # fmt: skip
+                    "bench/**/*.py", "Makefile", "CHANGELOG.md", "LICENSE",
+                    ".editorconfig", ".pre-commit-config.yaml"):  # fmt: skip
         wanted = sources(pattern)
         assert wanted
         assert not wanted - names, pattern
