@@ -32,6 +32,8 @@ _REMEDIES = {
     " with set dtrace:dtrace_dof_maxsize=0x80000 in /etc/system, and boot",
     r"DIF program content is invalid|[Ii]nsufficient (tuple )?registers": "this DTrace has too few"
     " registers for the program: report it, with uname -a and dtrace -V",
+    r"Destructive actions not allowed": "the program may only look: take system(), copyout()"
+    " and the like out of it",
     r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
     " the privilege dtrace_kernel",
     r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
