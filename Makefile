@@ -6,7 +6,7 @@ ARGS ?=
 
 FUZZ_SECONDS ?= 180
 
-.PHONY: run test unit kernel soak bench fuzz lint format clean
+.PHONY: run test unit lowest kernel soak bench fuzz lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/dtrace-exporter --config.file=config/dtrace_exporter.yml $(ARGS)
@@ -17,6 +17,11 @@ test: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --ignore=tests/kernel $(ARGS)
+
+# What others send us, with the lowest versions that pyproject.toml permits.
+lowest: $(VENV)-lowest/installed
+	$(VENV)-lowest/bin/python -m pytest $(ARGS) $(addprefix tests/test_, hostile.py access.py auth.py \
+	    config.py web.py web_config.py web_properties.py exposition.py collector.py sock_diag.py)
 
 kernel: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/kernel $(ARGS)
@@ -63,5 +68,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[auth,dev]'
 	touch $@
 
+$(VENV)-lowest/installed: $(VENV)/bin/python pyproject.toml tests/lowest.py
+	$(BIN)/python -m venv --clear $(VENV)-lowest
+	$(BIN)/python tests/lowest.py >$(VENV)-lowest/constraints
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint=$(VENV)-lowest/constraints \
+	    --editable '.[auth]' hypothesis pytest trustme
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
