@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, families, session, sock_diag, terminal
+from dtrace_exporter import dtrace, families, permissions, session, sock_diag, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
 from dtrace_exporter.session import Session
@@ -20,6 +20,10 @@ _EXACT = families.Part(
     without="SYNs, drops, completions and accepts may be missing in the counters under load",
 )
 
+_UNSAFE = (
+    "who changes it decides what the exporter runs: have it and its directories belong to root, and"
+    f" chmod go-w them; root takes them as they are with {permissions.FLAG}"
+)
 _FAR = (
     r"publickey|[Hh]ost key|Connection (refused|timed out|closed)|No route|resolve hostname"
     r"|not responding"
@@ -50,7 +54,14 @@ _STYLES = {"ok": "green", "no": "yellow", "FAIL": "red"}
 _INDENT = 30
 
 
-async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
+async def check(
+    config: Config,
+    out: TextIO,
+    faults: Sequence[str] = (),
+    *,
+    refuse: bool = False,
+    quiet: bool = False,
+) -> int:
     """Try out a configuration that was read without a fault, and print the findings.
 
     The sessions are started as the service starts them, and ended as soon as each is up or has
@@ -61,6 +72,8 @@ async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     Args:
         config: what to try out.
         out: where the findings go.
+        faults: by whom else files of it can be changed.
+        refuse: whether the service would not start because of that; then nothing else is tried.
         quiet: log nothing of the sessions, which is said anyway.
 
     Returns:
@@ -69,6 +82,10 @@ async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     say = _speaker(out)
     command = config.local.dtrace.command
     say("ok", "configuration", "no mistakes", "")
+    for fault in faults:
+        say("FAIL" if refuse else "no", "files", fault, _UNSAFE)
+    if faults and refuse:
+        return 1
     good = False
     if config.source != "sock_diag":
         version = await dtrace.version(command)

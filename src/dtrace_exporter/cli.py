@@ -18,8 +18,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, notify, program, server, trace, web
-from dtrace_exporter.config import Config, ConfigError, load
+from dtrace_exporter import (
+    __version__,
+    check,
+    dtrace,
+    log,
+    notify,
+    program,
+    server,
+    trace,
+    web,
+)
+from dtrace_exporter.config import Config, ConfigError, files, load
+from dtrace_exporter.permissions import FLAG, Guard, faults, refused
 from dtrace_exporter.service import Reloads, Service
 from dtrace_exporter.web_config import Live
 
@@ -50,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
-        args.web = Live(args.web_config_file)
+        guard = Guard(refuse=refused(allowed=args.allow_insecure_files))
+        if args.run is _check:
+            # It tells them all instead.
+            args.web = Live(args.web_config_file)
+        else:
+            guard.admit(files(args.config_file, config))
+            args.admit, args.web = guard.admit, Live(args.web_config_file, guard.admit)
         status = int(args.run(args, config))
         sys.stdout.flush()
         return status
@@ -130,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         default=False,
         help="reload on POST /-/reload (no)",
     )
+    parser.add_argument(
+        FLAG,
+        dest="allow_insecure_files",
+        action="store_true",
+        help="have root use files that others can change",
+    )
     parser.set_defaults(run=_serve, quiet_level="info")
     # A subcommand's defaults must not undo what was said before it.
     again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -159,7 +182,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 
 async def _run_service(args: argparse.Namespace, config: Config) -> None:
-    service = Service(args.config_file, config)
+    service = Service(args.config_file, config, args.admit)
     reloads = Reloads(service.reload)
     reload = reloads.ask if args.lifecycle else None
     app = web.application(service.state, reload, args.telemetry_path, args.web)
@@ -209,7 +232,12 @@ def _say_ready() -> None:
 
 
 def _check(args: argparse.Namespace, config: Config) -> int:
-    return asyncio.run(check.check(config, sys.stdout, quiet=not args.log_level))
+    used = [*files(args.config_file, config), *args.web.files]
+    found = [f"{file}: {fault}" for file in used for fault in faults(file)]
+    refuse = refused(allowed=args.allow_insecure_files)
+    return asyncio.run(
+        check.check(config, sys.stdout, found, refuse=refuse, quiet=not args.log_level)
+    )
 
 
 def _trace(args: argparse.Namespace, config: Config) -> int:

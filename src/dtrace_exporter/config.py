@@ -32,6 +32,7 @@ __all__ = [
     "DTraceConfig",
     "HostConfig",
     "ListenerConfig",
+    "files",
     "load",
 ]
 
@@ -103,6 +104,12 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config()
     return _config(nodes.load(path))
+
+
+def files(path: Path | None, config: Config) -> list[Path]:
+    """Return the files that a configuration consists of: its own, and those of D programs."""
+    programs = (host.dtrace.program for host in (config.local, *config.hosts))
+    return [*([path] if path else []), *(Path(each) for each in programs if each not in PROGRAMS)]
 
 
 def _config(value: Value) -> Config:
