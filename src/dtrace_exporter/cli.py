@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dtrace_exporter import (
     dtrace,
     log,
     notify,
+    privileges,
     program,
     server,
     trace,
@@ -182,7 +184,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 
 async def _run_service(args: argparse.Namespace, config: Config) -> None:
-    service = Service(args.config_file, config, args.admit)
+    service = Service(args.config_file, config, args.admit, privileges.Kept().keep)
     reloads = Reloads(service.reload)
     reload = reloads.ask if args.lifecycle else None
     app = web.application(service.state, reload, args.telemetry_path, args.web)
@@ -191,6 +193,8 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # No thread needs a privilege.
+    loop.set_default_executor(ThreadPoolExecutor(initializer=privileges.give_up))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
