@@ -101,6 +101,11 @@ def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         saved.unlink()
         os.kill(consumer, signal.SIGKILL)
         until(saved.exists)
+        # Changed over to sock_diag, the service has none either.
+        (tmp_path / "c.yml").write_text("source: sock_diag", encoding="utf-8")
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: not any(each["CapPrm"] for each in sets(pid)))
+        assert "_last_reload_successful 1.0" in exporter.get()
         exporter.process.terminate()
 
 
