@@ -103,6 +103,7 @@ def give_up(kept: Collection[int] = NONE) -> None:
 
 def _reduce(kept: set[int]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
     for number in EVERY - kept:
         # Not all numbers are capabilities, and without CAP_SETPCAP it is refused. Once no program
         # gives any back, that makes no difference.
