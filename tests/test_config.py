@@ -148,6 +148,7 @@ def test_takes(file: Path, text: str, expected: Config) -> None:
 
 NAME = "expected a name of at most 128 printable characters"
 INTERVAL = "expected a duration from 100ms to 10s, such as 1s or 500ms"
+HARMLESS_OPTION = "an option by which nothing is changed, run or written"
 OPTION = "expected a number, a size such as 8m, a rate such as 10hz, a word, true or false"
 PROGRAM = "expected auto, illumos, linux, solaris10 or the path of a D program"
 LONG = "x" * 129
@@ -341,6 +342,22 @@ LONG = "x" * 129
             "dtrace: {options: {Agg: 1}}",
             ':1: dtrace.options.Agg: expected the name of a D option, all lower case (found "Agg")',
         ),
+        *[
+            (
+                f"dtrace: {{options: {{{name}: {value}}}}}",
+                f':1: dtrace.options.{name}: expected {HARMLESS_OPTION} (found "{name}")',
+            )
+            for name, value in [
+                ("destructive", "true"),
+                ("destructive", "false"),
+                ("destructive", "set"),
+                ("cpppath", "/tmp/x"),
+                ("cppargs", "-o/etc/passwd"),
+                ("ctypes", "/etc/passwd"),
+                ("dtypes", "/etc/passwd"),
+                ("ldpath", "/tmp/x"),
+            ]
+        ],
         ("dtrace: {options: {a b: 1}}", None),
         ("dtrace: {options: {'': 1}}", None),
         ("dtrace: {options: {a: }}", f":1: dtrace.options.a: {OPTION} (found nothing)"),

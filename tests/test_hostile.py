@@ -38,7 +38,8 @@ LONGEST = 5.0
 ATTACK_SECONDS = 2.0
 """For so long at least an attack is repeated, so that scrapes fall into it."""
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+BODY = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n"
+POST = BODY + b"Content-Length: 4\r\n"
 
 ROWS = [
     row
@@ -442,6 +443,17 @@ def test_reloads(
         (GET + b"no colon\r\n\r\n", (400,)),
         (GET + b"X: a\x00b\r\n\r\n", (400,)),
         (GET + b"Transfer-Encoding: x\r\n\r\n", (400,)),
+        (BODY + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", (400,)),
+        (BODY + b"Transfer-Encoding: chunked, x\r\n\r\n0\r\n\r\n", (400,)),
+        (BODY + b"Transfer-Encoding: chunked\r\n\r\n+1\r\nx\r\n0\r\n\r\n", (400,)),
+        (BODY + b"Content-Length: +5\r\n\r\nxxxxx", (400,)),
+        (BODY + b"Content-Length: 1_0\r\n\r\nxxxxxxxxxx", (400,)),
+        (BODY + b"Content-Length : 5\r\n\r\nxxxxx", (400,)),
+        (BODY + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxxx", (400,)),
+        (GET + b"Host: y\r\n\r\n", (400,)),
+        (GET + b"X\x00: a\r\n\r\n", (400,)),
+        (b"GET /metrics\x00 HTTP/1.1\r\nHost: x\r\n\r\n", (400,)),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\x00\r\n\r\n", (400,)),
         (GET + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", (400,)),
         (GET + b"Content-Length: -1\r\n\r\n", (400,)),
         (GET + b"Content-Length: 1, 2\r\n\r\n", (400,)),

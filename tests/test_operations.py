@@ -127,3 +127,7 @@ def test_hardening_is_there(path: Path) -> None:
                  "MemoryDenyWriteExecute=yes", "RestrictNamespaces=yes", "UMask=0077",
                  "SystemCallArchitectures=native", "Type=notify"):  # fmt: skip
         assert f"\n{line}\n" in text
+    lines = re.findall(r"^InaccessiblePaths=(.*)$", text, re.MULTILINE)
+    hidden = [path.removeprefix("-") for path in " ".join(lines).split()]
+    for secret in ("/run/dbus", "/run/systemd/private", "/etc/shadow", "/etc/ssh/ssh_host_rsa_key"):
+        assert secret in hidden

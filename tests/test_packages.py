@@ -111,6 +111,8 @@ def test_install(packages: Path, tmp_path: Path) -> None:
     assert told_lines == ["daemon-reload", "enable --now dtrace-exporter"]
 
     exporter = root / "usr/local/bin/dtrace-exporter"
+    with exporter.open(encoding="utf-8") as installed:
+        assert installed.readline().endswith("/python -I\n")
     clean = {"PATH": "/usr/bin:/bin"}
     assert run(exporter, "--version", env=clean).startswith(f"dtrace-exporter {__version__} ")
     for name in ("linux", "illumos", "solaris10"):

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dtrace_exporter import btf, config, program, rows
@@ -48,6 +48,8 @@ TOO_LARGE = [
     "dtrace: failed to compile script /dev/stdin: Insufficient registers to generate code",
     "dtrace: failed to compile script /dev/stdin: Insufficient tuple registers to generate code",
 ]
+HARMLESS = "#pragma D option destructive=unset"
+END = f"\n{HARMLESS}\n"
 IN_SCRIPT = "dtrace: failed to compile script /dev/stdin: line {}: {}"
 
 PROBE = r"BEGIN|END|ERROR|tick-\w+|\w+:\w*:[\w.]*:[\w-]+"
@@ -306,8 +308,8 @@ def test_one_port_of_an_own_program() -> None:
     text = "/* begin one_port */\na\n/* end one_port */\nb\t/* only one_port */\nc\n"
     own = Program("own.d", text)
     assert own.parts == ()
-    assert render(own, window(1.0)) == "c\n"
-    assert render(own, window(1.0), 80) == text
+    assert render(own, window(1.0)) == f"c\n{END}"
+    assert render(own, window(1.0), 80) == text + END
 
 
 @each_file
@@ -360,10 +362,11 @@ def test_by_hand_it_is_the_default(name: str) -> None:
 @each_file
 def test_render_changes_nothing_else(name: str) -> None:
     """Apart from the numbers and the period, a program with every part is the file as it lies."""
-    text = render(FILES[name], window(0.5), 1)
+    *lines, empty, last = render(FILES[name], window(0.5), 1).splitlines()
+    assert (empty, last) == ("", HARMLESS)
     changed = [
         (before, after)
-        for before, after in zip(FILES[name].text.splitlines(), text.splitlines(), strict=True)
+        for before, after in zip(FILES[name].text.splitlines(), lines, strict=True)
         if before != after
     ]
     assert changed
@@ -378,7 +381,21 @@ def test_options_given_outside_are_not_inside(name: str) -> None:
     for option in before:
         text = render(FILES[name], window(1.0), options=[option, "nonsense"])
         after = re.findall(r"#pragma D option (\w+)", text)
-        assert after == [each for each in before if each != option]
+        assert after == [*(each for each in before if each != option), "destructive"]
+
+
+@given(st.text(max_size=200), st.sets(st.sampled_from(["quiet", "destructive"])))
+@example('#pragma D option destructive\nBEGIN { system("id"); }', set())
+@example('#pragma D option destructive\n#include "x.d"', {"destructive"})
+@example("BEGIN { }\n#pragma D option destructive \\", set())
+@example("/* begin x */\nBEGIN { }", set())
+def test_never_destructive(text: str, options: set[str]) -> None:
+    """Whatever a program says, the last word is that it may not change anything.
+
+    It stands in a line of its own, which no end of the program's last line can take in.
+    """
+    made = render(Program("/own.d", text), window(1.0), options=options)
+    assert made == END or made.endswith(f"\n{END}")
 
 
 # What is printed

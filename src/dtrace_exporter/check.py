@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, families, inet_diag, session, terminal
+from dtrace_exporter import dtrace, families, inet_diag, permissions, session, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
 from dtrace_exporter.session import Session
@@ -20,6 +20,10 @@ _EXACT = families.Part(
     without="SYNs, drops, completions and accepts may be missing in the counters under load",
 )
 
+_UNSAFE = (
+    "who changes it decides what the exporter runs: have it and its directories belong to root, and"
+    f" chmod go-w them; root takes them as they are with {permissions.FLAG}"
+)
 _FAR = (
     r"publickey|[Hh]ost key|Connection (refused|timed out|closed)|No route|resolve hostname"
     r"|not responding"
@@ -32,6 +36,8 @@ _REMEDIES = {
     " with set dtrace:dtrace_dof_maxsize=0x80000 in /etc/system, and boot",
     r"DIF program content is invalid|[Ii]nsufficient (tuple )?registers": "this DTrace has too few"
     " registers for the program: report it, with uname -a and dtrace -V",
+    r"Destructive actions not allowed": "the program may only look: take system(), copyout()"
+    " and the like out of it",
     r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
     " the privilege dtrace_kernel",
     r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
@@ -47,7 +53,14 @@ _STYLES = {"ok": "green", "no": "yellow", "FAIL": "red"}
 _INDENT = 30
 
 
-async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
+async def check(
+    config: Config,
+    out: TextIO,
+    faults: Sequence[str] = (),
+    *,
+    refuse: bool = False,
+    quiet: bool = False,
+) -> int:
     """Try out a configuration that was read without a fault, and print the findings.
 
     The sessions are started as the service starts them, and ended as soon as each is up or has
@@ -58,6 +71,8 @@ async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     Args:
         config: what to try out.
         out: where the findings go.
+        faults: by whom else files of it can be changed.
+        refuse: whether the service would not start because of that; then nothing else is tried.
         quiet: log nothing of the sessions, which is said anyway.
 
     Returns:
@@ -66,6 +81,10 @@ async def check(config: Config, out: TextIO, *, quiet: bool = False) -> int:
     say = _speaker(out)
     command = config.local.dtrace.command
     say("ok", "configuration", "no mistakes", "")
+    for fault in faults:
+        say("FAIL" if refuse else "no", "files", fault, _UNSAFE)
+    if faults and refuse:
+        return 1
     good = False
     if config.source != "sock_diag":
         version = await dtrace.version(command)

@@ -15,11 +15,22 @@ import platform
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import __version__, check, dtrace, log, notify, program, trace
-from dtrace_exporter.config import Config, ConfigError, load
+from dtrace_exporter import (
+    __version__,
+    check,
+    dtrace,
+    log,
+    notify,
+    privileges,
+    program,
+    trace,
+)
+from dtrace_exporter.config import Config, ConfigError, files, load
+from dtrace_exporter.permissions import FLAG, Guard, faults, refused
 from dtrace_exporter.service import Reloads, Service
 from dtrace_exporter.web import handlers, server
 from dtrace_exporter.web.configuration import WebConfigFile
@@ -51,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setup(args.log_level or args.quiet_level, args.log_format)
     try:
         config = load(args.config_file)
-        args.web = WebConfigFile(args.web_config_file)
+        guard = Guard(refuse=refused(allowed=args.allow_insecure_files))
+        if args.run is _check:
+            # It tells them all instead.
+            args.web = WebConfigFile(args.web_config_file)
+        else:
+            guard.admit(files(args.config_file, config))
+            args.admit, args.web = guard.admit, WebConfigFile(args.web_config_file, guard.admit)
         status = int(args.run(args, config))
         sys.stdout.flush()
         return status
@@ -131,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         default=False,
         help="reload on POST /-/reload (no)",
     )
+    parser.add_argument(
+        FLAG,
+        dest="allow_insecure_files",
+        action="store_true",
+        help="have root use files that others can change",
+    )
     parser.set_defaults(run=_serve, quiet_level="info")
     # A subcommand's defaults must not undo what was said before it.
     again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -160,7 +183,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 
 async def _run_service(args: argparse.Namespace, config: Config) -> None:
-    service = Service(args.config_file, config)
+    service = Service(args.config_file, config, args.admit, privileges.Kept().keep)
     reloads = Reloads(service.reload)
     reload = reloads.ask if args.lifecycle else None
     app = handlers.application(service.state, reload, args.telemetry_path, args.web)
@@ -169,6 +192,8 @@ async def _run_service(args: argparse.Namespace, config: Config) -> None:
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # No thread needs a privilege.
+    loop.set_default_executor(ThreadPoolExecutor(initializer=privileges.give_up))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
@@ -210,7 +235,12 @@ def _say_ready() -> None:
 
 
 def _check(args: argparse.Namespace, config: Config) -> int:
-    return asyncio.run(check.check(config, sys.stdout, quiet=not args.log_level))
+    used = [*files(args.config_file, config), *args.web.files]
+    found = [f"{file}: {fault}" for file in used for fault in faults(file)]
+    refuse = refused(allowed=args.allow_insecure_files)
+    return asyncio.run(
+        check.check(config, sys.stdout, found, refuse=refuse, quiet=not args.log_level)
+    )
 
 
 def _trace(args: argparse.Namespace, config: Config) -> int:

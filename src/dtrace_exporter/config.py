@@ -32,6 +32,7 @@ __all__ = [
     "DTraceConfig",
     "HostConfig",
     "ListenerConfig",
+    "files",
     "load",
 ]
 
@@ -40,6 +41,8 @@ PROGRAMS = ("auto", *families())
 _MAX_NAME = 128
 
 _OPTION_NAME = re.compile(r"[a-z]+")
+# What lets D do more than look, and what has dtrace(1) run a program or write a file.
+_REFUSED_OPTIONS = ("destructive", "cppargs", "cpppath", "ctypes", "dtypes", "ldpath")
 # Nothing that a remote shell would take apart.
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9_.,:/@%+=-]+")
 
@@ -101,6 +104,12 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config()
     return _config(nodes.load(path))
+
+
+def files(path: Path | None, config: Config) -> list[Path]:
+    """Return the files that a configuration consists of: its own, and those of D programs."""
+    programs = (host.dtrace.program for host in (config.local, *config.hosts))
+    return [*([path] if path else []), *(Path(each) for each in programs if each not in PROGRAMS)]
 
 
 def _config(value: Value) -> Config:
@@ -194,6 +203,8 @@ def _options(value: Value) -> dict[str, str]:
     for name, key, entry in value.entries():
         if not _OPTION_NAME.fullmatch(name):
             key.fail("the name of a D option, all lower case")
+        if name in _REFUSED_OPTIONS:
+            key.is_known(name).fail("an option by which nothing is changed, run or written")
         if entry.is_a("bool"):
             # dtrace(1) has no flag that a bare name turns off.
             options[name] = "" if boolean(entry) else "unset"

@@ -30,6 +30,7 @@ _ONE_PORT = "one_port"
 # Parts without which some listeners' connections go into Q or leave it uncounted.
 _MOVES = ("streams", "deferred", "tli_accepts")
 _OPTION = re.compile(r"#pragma D option (\w+)")
+_HARMLESS = "#pragma D option destructive=unset"
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d+)\b')
@@ -214,6 +215,10 @@ def render(
 ) -> str:
     """Make a program ready to run.
 
+    Whatever it says, it cannot take destructive actions: DTrace obeys the last word on an option,
+    of all that is included or given with -x or -w, and that is its last line. Before it is an empty
+    one, should the program end in the middle of a line.
+
     Args:
         program: the program.
         window: its timing.
@@ -246,7 +251,7 @@ def render(
             lines.append(line)
         if (end := _END.search(line)) and end[1] == skipped:
             skipped = ""
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _HARMLESS]) + "\n"
 
 
 def _without_probes(program: Program, without: Collection[str]) -> str:

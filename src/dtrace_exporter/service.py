@@ -9,13 +9,13 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import audit, dtrace, inet_diag, notify, program, sock_diag
-from dtrace_exporter.config import Config, HostConfig, load
+from dtrace_exporter import audit, dtrace, inet_diag, notify, privileges, program, sock_diag
+from dtrace_exporter.config import Config, HostConfig, files, load
 from dtrace_exporter.families import families
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
@@ -38,13 +38,23 @@ class Service:
     Args:
         path: the configuration file, or None where there is none.
         config: what was read from it.
+        admit: raises a ConfigError for files that are not to be used.
+        keep: gives up all capabilities but some; raises a ConfigError where they are gone already.
     """
 
-    def __init__(self, path: Path | None, config: Config) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        config: Config,
+        admit: Callable[[Iterable[Path]], None] = lambda _: None,
+        keep: Callable[[frozenset[int]], None] = lambda _: None,
+    ) -> None:
         self.state = State()
         self.sessions: dict[SessionId, Session] = {}
         self._path = path
         self._config = config
+        self._admit = admit
+        self._keep = keep
         self._one_at_a_time = asyncio.Lock()
         # By host: one that does not answer must not keep another's sessions from starting.
         self._starting = defaultdict[str, asyncio.Semaphore](
@@ -61,6 +71,7 @@ class Service:
         Raises:
             program.ProgramError: there is no D program to run.
         """
+        self._keep(privileges.needed(self._config, self._config.source))
         async with self._one_at_a_time:
             await self._apply(self._config)
         if sys.platform == "linux":
@@ -77,6 +88,7 @@ class Service:
             notify.tell_reloading()
             try:
                 config = load(self._path)
+                self._admit(files(self._path, config))
                 await self._apply(config)
             except Exception as error:
                 self.state.last_reload_successful = False
@@ -116,6 +128,7 @@ class Service:
                 plans[name] = session.plan, {}
         basis = config.source, config.local.dtrace.command, config.local.dtrace.program
         source = self.state.source if basis == self._basis else await choose_source(config)
+        self._keep(privileges.needed(config, source.name))
         if source.name == "sock_diag":
             plans = {name: plan for name, plan in plans.items() if name.host}
         ending = [

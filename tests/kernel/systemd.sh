@@ -11,14 +11,16 @@ ln -sf multi-user.target $units/default.target
 mkdir -p $units/multi-user.target.wants
 
 cat >/usr/local/bin/dtrace-exporter <<END
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 import sys
 sys.path.insert(0, "$tree/src")
 from dtrace_exporter.cli import main
 sys.exit(main())
 END
 chmod 755 /usr/local/bin/dtrace-exporter
-mkdir -p /etc/dtrace-exporter
+mkdir -p /etc/dtrace-exporter /etc/wireguard
+echo 'root:*:20000:0:99999:7:::' >/etc/shadow
+echo secret >/etc/wireguard/key
 cp $tree/config/dtrace_exporter.yml /etc/dtrace-exporter/
 cp $tree/systemd/dtrace-exporter.default /etc/default/dtrace-exporter
 cp $tree/systemd/*.service $tree/systemd/*.socket $units/

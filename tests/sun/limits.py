@@ -71,7 +71,7 @@ class Options:
                 known[name] = period(value)
             elif name in cls.__slots__:
                 known[name] = _size(name, value)
-            elif name not in {"quiet", "defaultargs", "zdefs", "bufpolicy"}:
+            elif name not in {"quiet", "defaultargs", "zdefs", "bufpolicy", "destructive"}:
                 raise OptionError(name, value, "Invalid option name")
         return cls(**known)
 

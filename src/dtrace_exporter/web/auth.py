@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from dtrace_exporter import privileges
+
 _MOST_GONE = 256
 # bcrypt has always ignored what comes after them; the package of that name now refuses it.
 _MAX_PASSWORD = 72
@@ -42,7 +44,7 @@ class Authenticator:
         self._right: dict[bytes, bytes] = {}
         self._waiting: dict[str, list[_Try]] = {}
         self._working: asyncio.Task[None] | None = None
-        self._one_at_a_time = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcrypt")
+        self._one_at_a_time = ThreadPoolExecutor(1, "bcrypt", initializer=privileges.give_up)
 
     async def allows(self, users: Mapping[bytes, bytes], authorization: str, client: str) -> bool:
         """Tell whether a request may come in.

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,15 +116,25 @@ class WebConfigFile:
 
     Args:
         path: the file, or None for a configuration that never asks for anything.
+        admit: raises a ConfigError for files that are not to be used.
 
     Raises:
-        ConfigError: the file is bad.
+        ConfigError: the file is bad, or not to be used.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(
+        self, path: Path | None, admit: Callable[[Iterable[Path]], None] = lambda _: None
+    ) -> None:
         self._path = path
+        self._admit = admit
         self._seen: dict[Path, Signature] = {}
         self.config = load(path, self._seen) if path else WebConfig()
+        admit(self._seen)
+
+    @property
+    def files(self) -> list[Path]:
+        """The file and those that it names."""
+        return list(self._seen)
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Take changes over until cancelled; bad ones are logged once and change nothing.
@@ -144,14 +154,15 @@ class WebConfigFile:
                 continue
             seen: dict[Path, Signature] = {}
             try:
-                self.config = await asyncio.to_thread(load, self._path, seen)
+                config = await asyncio.to_thread(load, self._path, seen)
+                self._admit(seen)
             except Exception as error:
                 why = fields(why=str(error))
                 _log.error("web configuration changed to a bad one, the last one kept", extra=why)
                 self._seen = now | seen
             else:
                 _log.info("web configuration changed", extra=fields(file=str(self._path)))
-                self._seen = seen
+                self.config, self._seen = config, seen
                 changed()
 
 

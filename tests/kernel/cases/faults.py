@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab.exporter import LAST_RECORD, UP, Exporter, StartExporter, runs
@@ -69,6 +70,16 @@ def test_dtrace_killed(
     assert not after.fell_since(before)
     assert other in running.pids()
     assert victim not in running.pids()
+
+
+def test_privileges(running: Exporter) -> None:
+    """Started by hand as root, the service keeps two capabilities, and each dtrace(1) has these."""
+    for pid in (running.process.pid, *running.pids()):
+        status = Path(f"/proc/{pid}/status").read_text()
+        # CAP_SYS_ADMIN is 21, CAP_SYSLOG 34.
+        for kind in ("Prm", "Eff", "Bnd"):
+            assert f"Cap{kind}:\t{1 << 21 | 1 << 34:016x}\n" in status
+        assert "NoNewPrivs:\t1\n" in status
 
 
 def last_record(running: Exporter, port: int) -> float:

@@ -78,6 +78,17 @@ def test_program(program: str, said: str, tmp_path: Path, exporter: StartExporte
     assert running.get("/-/ready")[0] == 503
 
 
+@pytest.mark.parametrize("flags", [[], ["-w"], ["-x", "destructive"]], ids=["", "-w", "-x"])
+def test_destructive(flags: list[str], tmp_path: Path) -> None:
+    """No program runs a command of the host, whatever it and the command line say about that."""
+    file, done = tmp_path / "own.d", tmp_path / "done"
+    file.write_text(f'#pragma D option destructive\nBEGIN {{ system("touch {done}"); }}\n')
+    keys = {"command": ["dtrace", *flags], "program": str(file)}
+    status, text = check({"source": "dtrace", "dtrace": keys})
+    assert (status, "Destructive actions not allowed" in text) == (1, True), text
+    assert not done.exists()
+
+
 def test_missing_parts(
     port: int, tmp_path: Path, exporter: StartExporter, listen: Listen, clients: Clients
 ) -> None:

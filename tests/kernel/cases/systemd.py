@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import urllib.error
 import urllib.request
@@ -98,9 +99,15 @@ def test_boot(port: int, listen: Listen, clients: Clients) -> None:
     for pid in (main, consumer):
         status = Path(f"/proc/{pid}/status").read_text()
         # CAP_SYS_ADMIN is 21, CAP_SYSLOG 34.
-        assert f"CapBnd:\t{1 << 21 | 1 << 34:016x}\n" in status
+        for kind in ("Prm", "Eff", "Bnd"):
+            assert f"Cap{kind}:\t{1 << 21 | 1 << 34:016x}\n" in status
         assert "NoNewPrivs:\t1\n" in status
         assert "Seccomp:\t2\n" in status
+    # What its unit hides is an empty file or directory that nobody may open.
+    for secret in ("etc/shadow", "etc/wireguard", "run/systemd/private"):
+        state = Path(f"/proc/{main}/root/{secret}").stat()
+        assert (stat.S_IMODE(state.st_mode), state.st_uid) == (0, 0), secret
+        assert stat.S_IMODE(Path(f"/{secret}").stat().st_mode), secret
     variables = Path(f"/proc/{consumer}/environ").read_text().split("\0")
     names = {line.partition("=")[0] for line in variables} - {""}
     assert names <= {"HOME", "LOGNAME", "PATH", "TZ", "USER", "LC_ALL"}

@@ -1,0 +1,170 @@
+"""What the service gives up once it has started: the real process, by what its kernel says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrace_exporter import privileges
+from dtrace_exporter.config import Config, ConfigError, DTraceConfig, HostConfig
+from dtrace_exporter.privileges import DTRACE, EVERY, NONE, needed
+from test_cli import SECONDS, FakeDTrace, serving, until, write
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux' own")
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
+Sets = dict[str, int]
+
+
+def sets(pid: int | str) -> list[Sets]:
+    """Return the sets of capabilities of each thread, and whether it can be given more."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    fields = re.compile(r"^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs):\s(\w+)$", re.MULTILINE)
+    return [{name: int(value, 16) for name, value in fields.findall(text)} for text in texts]
+
+
+def only(*numbers: int) -> list[Sets]:
+    """Return what sets() returns of threads that have all the same, and cannot get more."""
+    mask = sum(1 << number for number in numbers)
+    have = dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), mask)
+    return [{"CapInh": 0, "CapAmb": 0, "NoNewPrivs": 1, **have}]
+
+
+def called_dtrace(place: Path, command: list[str]) -> list[str]:
+    """Return the command of a fake dtrace(1) that has the real one's name."""
+    script = place / "dtrace"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return [str(script)]
+
+
+@root
+def test_sock_diag(tmp_path: Path) -> None:
+    """With sock_diag as its source no thread of the service has any capability, or gets one."""
+    path = tmp_path / "c.yml"
+    path.write_text("source: sock_diag", encoding="utf-8")
+    with serving(f"--config.file={path}") as exporter:
+        until(lambda: "dtrace_exporter_source_info" in exporter.get())
+        # A scrape is made in a thread.
+        assert len(sets(exporter.process.pid)) > 1
+        assert [each for each in sets(exporter.process.pid) if [each] != only()] == []
+        exporter.process.terminate()
+
+
+@root
+def test_falls_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """So it is where sock_diag is what is left because dtrace(1) refuses."""
+    command = called_dtrace(tmp_path, fake_dtrace({"unprivileged": True}))
+    path = tmp_path / "c.yml"
+    config: dict[str, Any] = {"source": "auto", "dtrace": {"command": command}}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with serving(f"--config.file={path}") as exporter:
+        until(lambda: 'source_info{dtrace_version="",program="",source="sock' in exporter.get())
+        for each in sets(exporter.process.pid):
+            # The limit of what a program could get cannot be lowered twice, but none gets anything.
+            assert [{**each, "CapBnd": 0}] == only()
+        # There is no way back but a restart.
+        config["source"] = "dtrace"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: "_last_reload_successful 0.0" in exporter.get())
+        exporter.process.terminate()
+        _, said = exporter.process.communicate(timeout=SECONDS)
+    assert "given up at the start: restart the service" in said
+
+
+@root
+def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """For dtrace(1) the two stay that it needs, and it gets them; threads that answer have none."""
+    saved = tmp_path / "start.json"
+    steps = ({"save": str(saved)}, {"ready": "1"}, {"tick": True})
+    command = called_dtrace(tmp_path, fake_dtrace(*steps))
+    with serving(f"--config.file={write(tmp_path / 'c.yml', command)}") as exporter:
+        until(lambda: 'session_up{session="port-22"} 1.0' in exporter.get())
+        pid = exporter.process.pid
+        found = sets(pid)
+        assert [each for each in found if each["CapPrm"] and [each] != only(*DTRACE)] == []
+        assert [each for each in found if not each["CapPrm"]]
+        assert {each["CapBnd"] for each in found} == {only(*DTRACE)[0]["CapBnd"]}
+        consumer = int(json.loads(saved.read_text(encoding="utf-8"))["pid"])
+        assert sets(consumer) == only(*DTRACE)
+        # Killed, it is started again as before.
+        saved.unlink()
+        os.kill(consumer, signal.SIGKILL)
+        until(saved.exists)
+        # Changed over to sock_diag, the service has none either.
+        (tmp_path / "c.yml").write_text("source: sock_diag", encoding="utf-8")
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: not any(each["CapPrm"] for each in sets(pid)))
+        assert "_last_reload_successful 1.0" in exporter.get()
+        exporter.process.terminate()
+
+
+@root
+def test_no_program_gives_anything_back() -> None:
+    """A program that root starts has no more than what was left, even if it would have been."""
+    code = (
+        "import subprocess\n"
+        "from dtrace_exporter.privileges import DTRACE, give_up\n"
+        "give_up(DTRACE)\n"
+        "give_up()\n"
+        "subprocess.run(['cat', '/proc/self/status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith(("CapPrm", "CapEff"))]
+    assert found == ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000"], done.stderr
+
+
+@root
+def test_another_command(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Where nobody knows what a command needs it gets all that the service has."""
+    with serving(f"--config.file={write(tmp_path / 'c.yml', fake_dtrace())}") as exporter:
+        until(lambda: 'session_up{session="port-22"} 1.0' in exporter.get())
+        before = sets("self")[0]
+        assert before in sets(exporter.process.pid)
+        exporter.process.terminate()
+
+
+def configured(local: str, *far: str, source: Any = "dtrace") -> Config:
+    """Return a configuration with these commands."""
+    one, *hosts = (HostConfig(dtrace=DTraceConfig((name, "-x"))) for name in (local, *far))
+    return Config(source, one, tuple(hosts))
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        (configured("dtrace"), DTRACE),
+        (configured("/usr/sbin/dtrace", source="auto"), DTRACE),
+        (configured("dtrace", source="sock_diag"), NONE),
+        (configured("dtrace", "ssh"), DTRACE),
+        (configured("sudo", "/usr/bin/ssh", source="sock_diag"), NONE),
+        (configured("dtrace", "ssh", "sudo"), EVERY),
+        (configured("sudo", source="auto"), EVERY),
+        (configured("/opt/dtrace/run"), EVERY),
+    ],
+)
+def test_needed(config: Config, kept: frozenset[int]) -> None:
+    """What is kept follows from the source and from what the commands are."""
+    assert needed(config, config.source) == kept
+
+
+def test_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given up cannot be kept any more; what was kept can, and less."""
+    given: list[Any] = []
+    monkeypatch.setattr(privileges, "give_up", given.append)
+    kept = privileges.Kept()
+    for wanted in (EVERY, DTRACE, DTRACE, NONE, NONE):
+        kept.keep(wanted)
+    with pytest.raises(ConfigError, match="restart the service"):
+        kept.keep(DTRACE)
+    assert given == [EVERY, DTRACE, DTRACE, NONE, NONE]
