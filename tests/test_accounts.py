@@ -66,7 +66,7 @@ class Books:
         wrong = []
         for _ in range(times):
             self.time += 1
-            wrong += self.accounts.settle(self.time, *self.counted)
+            wrong += filter(None, self.accounts.settle(self.time, *self.counted))
         return wrong
 
     @property

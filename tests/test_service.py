@@ -403,7 +403,7 @@ def test_auto_falls_back(
         async with running(configure({22: "ssh"}, "auto", command=refusing)) as one:
             assert one.state.source.name == "sock_diag"
             assert not one.state.sessions
-            one.state.refresh()
+            await one.state.refresh()
             assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
             configure({22: "ssh"}, "dtrace")
             await one.reload()

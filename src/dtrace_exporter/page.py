@@ -224,7 +224,6 @@ def render(
         sort: one of SORTS; any other is the fullest first.
         paused: let it stay as it is until somebody asks again.
     """
-    state.refresh()
     seconds, changes = history.look(state)
     rows = [_listener(state, each, changes) for each in sorted(state.table, key=_order)]
     sort = sort if sort in SORTS else _FIRST_SORT

@@ -8,16 +8,21 @@ while an event loop runs, and it takes a refusal of the kernel for an empty answ
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
+from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Exports, Listener, ListenerTable, SessionId
+from dtrace_exporter.log import fields
 from dtrace_exporter.sockets import Queues
+
+_log = logging.getLogger(__name__)
 
 EXPORTS = Exports(
     syns=False, reasons=("other",), established=False, accepts=False, accept_wait=False
@@ -87,36 +92,50 @@ class SockDiagSource:
 
     def __init__(self) -> None:
         self._counted: dict[int, tuple[Listener, int]] = {}
+        self._refused = ""
 
-    def update(self, table: ListenerTable, session: SessionId) -> None:
-        """Read all listeners into the table, and take the gauges of those that are gone.
+    def update(
+        self, table: ListenerTable, session: SessionId, samples: list[Sample]
+    ) -> Generator[None, None, None]:
+        """Take all listeners into the table, and take the gauges of those that are gone.
 
         A socket's drops are all counted when it is first seen, for they are its own since it was
         opened: after the first reading the counters are what ``ss -lntm`` shows.
 
         Args:
-            table: has to have a watch of the session.
+            table: where they go as long as it has a watch of the session.
             session: whose listeners they are.
+            samples: as listeners() gives them.
 
-        Raises:
-            OSError: as listeners(); the table is then as it was before.
-            ImportError: as listeners().
+        Yields:
+            After each of them.
         """
-        samples = listeners()
-        open_now = {sample.socket for sample in samples}
-        self._counted = {key: known for key, known in self._counted.items() if key in open_now}
-        observed = set()
+        open_now = {(sample.address, sample.port, sample.socket) for sample in samples}
+        sockets = {sample.socket for sample in samples}
+        self._counted = {key: known for key, known in self._counted.items() if key in sockets}
+        for listener in table.seen(session):
+            address, port = listener.identity.address, listener.identity.port
+            for key in [*listener.sockets]:
+                if (address, port, key) not in open_now:
+                    del listener.sockets[key]
+            if not listener.sockets:
+                table.idle(listener)
+        refused = ""
         for sample in samples:
+            yield
+            if not table.is_watched(session):
+                return
             if table.watches(session, sample.port):
-                listener = table.listener(session, "", sample.address, sample.port)
+                try:
+                    listener = table.listener(session, "", sample.address, sample.port)
+                except LimitError as error:
+                    refused = str(error)
+                    continue
                 _observe(listener, sample)
                 self._count_drops(listener, sample)
-                observed.add((listener.identity, sample.socket))
-        for listener in table:
-            if listener.session == session:
-                for key in list(listener.sockets):
-                    if (listener.identity, key) not in observed:
-                        del listener.sockets[key]
+        if refused and not self._refused:
+            _log.warning("listeners left out", extra=fields(why=refused))
+        self._refused = refused
 
     def _count_drops(self, listener: Listener, sample: Sample) -> None:
         if sample.drops is None:

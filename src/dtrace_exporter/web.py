@@ -8,6 +8,8 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from socket import gethostname, socket
@@ -21,6 +23,7 @@ from dtrace_exporter import page, server
 from dtrace_exporter.auth import Authenticator
 from dtrace_exporter.exposition import Exposition, chunks
 from dtrace_exporter.state import State
+from dtrace_exporter.turns import by_turns
 from dtrace_exporter.web_config import Live, RateLimit, WebConfig
 
 _log = logging.getLogger(__name__)
@@ -52,7 +55,12 @@ def application(
             (
                 "/",
                 _Landing,
-                {"state": state, "history": page.History(), "telemetry_path": telemetry_path},
+                {
+                    "state": state,
+                    "history": page.History(),
+                    "one_at_a_time": asyncio.Lock(),
+                    "telemetry_path": telemetry_path,
+                },
             ),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
@@ -199,9 +207,16 @@ def _accepts_gzip(accepted: str) -> bool:
 
 
 class _Landing(_Handler):
-    def initialize(self, state: State, history: page.History, telemetry_path: str) -> None:
+    def initialize(
+        self,
+        state: State,
+        history: page.History,
+        one_at_a_time: asyncio.Lock,
+        telemetry_path: str,
+    ) -> None:
         self._state = state
         self._history = history
+        self._one_at_a_time = one_at_a_time
         self._telemetry_path = telemetry_path
 
     async def get(self) -> None:
@@ -215,9 +230,18 @@ class _Landing(_Handler):
         )
         sort = self.get_query_argument("sort", "")
         paused = self.get_query_argument("refresh", "") == "off"
-        body = page.render(
-            self._state, self._history, self._telemetry_path, nonce, sort=sort, paused=paused
-        )
+        render = partial(page.render, sort=sort, paused=paused)
+        async with self._one_at_a_time:
+            await self._state.refresh()
+            # Thousands of listeners take longer than others should wait.
+            shown = replace(
+                self._state,
+                table=await by_turns(self._state.table.copying()),
+                sessions={id_: replace(status) for id_, status in self._state.sessions.items()},
+            )
+            body = await asyncio.to_thread(
+                render, shown, self._history, self._telemetry_path, nonce
+            )
         if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)
