@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
+from dtrace_exporter.rows import Tick
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
@@ -415,7 +417,9 @@ def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
         ):
             began = time.thread_time()
             for line in lines:
-                readers[name].feed(line)
+                record = readers[name].feed(line)
+                if isinstance(record, Tick):
+                    deque(readers[name].settle(record), maxlen=0)
             used = time.thread_time() - began
             # The first one tells who Linux's listeners are.
             if repetition >= 0:

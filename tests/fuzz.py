@@ -20,6 +20,7 @@ SEEDS = Path(__file__).with_name("seeds")
 def rows_target() -> Callable[[bytes], None]:
     """Rows of any kernel: each line is one or a RowError, and the tally counts what they tell."""
     from dtrace_exporter import rows
+    from dtrace_exporter.limits import LimitError
     from dtrace_exporter.lines import MAX_LINE, LineSplitter
     from dtrace_exporter.listeners import ListenerTable, SessionId
     from dtrace_exporter.tally import Tally
@@ -43,9 +44,11 @@ def rows_target() -> Callable[[bytes], None]:
         tally = Tally(table, session)
         for line in split(data):
             try:
-                tally.feed(line)
-            except rows.RowError:
+                record = tally.feed(line)
+            except (rows.RowError, LimitError):
                 continue
+            if isinstance(record, rows.Tick):
+                list(tally.settle(record))
         for listener in table:
             assert 0 <= listener.identity.port < 1 << 64
             assert listener.identity.address == "*" or ip_address(listener.identity.address)

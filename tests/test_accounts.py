@@ -67,7 +67,7 @@ class Books:
         wrong: list[str] = []
         for _ in range(times):
             self.time += 1
-            wrong += self.accounts.settle(self.time, *self.counted)
+            wrong += filter(None, self.accounts.settle(self.time, *self.counted))
         return wrong
 
     @property

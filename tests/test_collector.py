@@ -156,6 +156,7 @@ def test_types() -> None:
         "dtrace_session_lost": "counter",
         "dtrace_session_probe_errors": "counter",
         "dtrace_session_bad_rows": "counter",
+        "dtrace_session_refused": "counter",
         "dtrace_session_last_record_timestamp_seconds": "gauge",
         "dtrace_session_feature_enabled": "gauge",
         "dtrace_exporter_source_info": "gauge",

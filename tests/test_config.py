@@ -23,6 +23,7 @@ from dtrace_exporter.config import (
     ListenerConfig,
     load,
 )
+from dtrace_exporter.limits import Limits
 
 EXAMPLE = Path(__file__).parents[1] / "config" / "dtrace_exporter.yml"
 COMMENTED = re.compile(r"^(\s*)#(?=[a-z_]+:|  +(?:- )?[a-z]+:)")
@@ -116,6 +117,7 @@ def test_no_file_means_the_defaults() -> None:
             "dtrace: {offsets: {conn_tcp: 0, conn_lport: 65535}}",
             local(offsets={"conn_tcp": 0, "conn_lport": 65535}),
         ),
+        ("dtrace: {limits: {listeners: 5, rows: 10000000}}", local(limits=Limits(5, rows=10**7))),
         ("listeners: [{port: 1}]", listening(ListenerConfig(1))),
         ("listeners: [{port: 65535, name: a b}]", listening(ListenerConfig(65535, "a b"))),
         ("listeners: [{port: 0x16}]", listening(ListenerConfig(22))),
@@ -375,6 +377,12 @@ LONG = "x" * 129
             ":1: dtrace.offsets.conn_tcp: expected an offset from 0 to 65535 (found 65536)",
         ),
         ("dtrace: {offsets: {conn_tcp: -1}}", None),
+        (
+            "dtrace: {limits: {places: 0}}",
+            ":1: dtrace.limits.places: expected a limit from 1 to 10000000 (found 0)",
+        ),
+        ("dtrace: {limits: {places: none}}", None),
+        ("dtrace: {limits: {ports: 5}}", None),
         # Not YAML, or not text.
         ("", ":1: expected a configuration (found an empty file)"),
         ("# nothing\n", ":1: expected a configuration (found an empty file)"),
@@ -595,7 +603,7 @@ def test_example_uncommented(file: Path) -> None:
     """Every key that the example has commented out is taken when it is not, alone or with all."""
     example = EXAMPLE.read_text()
     _, blocks = uncomment(example, set())
-    assert blocks == 8
+    assert blocks == 9
     for block in range(blocks):
         text, _ = uncomment(example, {block})
         assert text != example
@@ -734,6 +742,7 @@ dtraces = st.builds(
         st.from_regex(r"\A[a-z]{1,12}\Z"), st.from_regex(r"\A[a-z0-9.:]{1,9}\Z"), max_size=3
     ),
     offsets=st.dictionaries(st.sampled_from(["conn_tcp", "conn_lport"]), st.integers(0, 65535)),
+    limits=st.builds(Limits, *[st.integers(1, 10**7)] * 4),
 )
 configs = st.builds(
     Config,

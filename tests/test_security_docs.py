@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import trustme
 import yaml
 
-from dtrace_exporter import cli, log
+from dtrace_exporter import cli, log, turns
+from dtrace_exporter.limits import Limits
+from dtrace_exporter.lines import MAX_LINE
 from dtrace_exporter.nodes import ConfigError
 from dtrace_exporter.web import auth, configuration, handlers, server, tls
 
@@ -73,6 +76,14 @@ def test_numbers() -> None:
     assert f"each of at most {auth._MOST_GONE} addresses one that has hung up" in TEXT
     assert f"closed after {handlers._SEND_SECONDS:.0f} s" in TEXT
     assert f"at most {log.MOST} events of one kind in a minute" in TEXT
+
+
+def test_limits() -> None:
+    """Every limit is explained, with its default."""
+    for limit in fields(Limits):
+        assert re.search(rf"^\| `{limit.name}` \| {limit.default:,} ", PAGE, re.MULTILINE), limit
+    assert f"for {1000 * turns._SECONDS:.0f} ms at a time" in TEXT
+    assert f"cut at {MAX_LINE >> 10} KB" in TEXT
 
 
 def test_flags_and_files() -> None:

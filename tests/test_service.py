@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import zone_rows
-from dtrace_exporter import program, session, sock_diag
+from dtrace_exporter import inet_diag, program, session
 from dtrace_exporter.config import ConfigError, load
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import ProgramError
@@ -395,7 +395,7 @@ def test_auto_falls_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where dtrace(1) refuses, sock_diag fills in; the log says why, and no session runs."""
-    monkeypatch.setattr(sock_diag, "listeners", list)
+    monkeypatch.setattr(inet_diag, "listeners", list)
     refusing = fake_dtrace({"unprivileged": True})
     caplog.set_level("INFO")
 
@@ -403,7 +403,7 @@ def test_auto_falls_back(
         async with running(configure({22: "ssh"}, "auto", command=refusing)) as one:
             assert one.state.source.name == "sock_diag"
             assert not one.state.sessions
-            one.state.refresh()
+            await one.state.refresh()
             assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
             configure({22: "ssh"}, "dtrace")
             await one.reload()

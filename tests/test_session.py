@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 import zone_rows
-from dtrace_exporter import program, session
+from dtrace_exporter import program, session, turns
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.lines import MAX_LINE
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.program import Window, load, window
@@ -214,6 +215,42 @@ def test_counts_that_cannot_be(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptur
     assert logged(caplog, "bad row")[0]["why"] == "the queues of * port 22 come to 0 and -2"
 
 
+def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+    """What there is no room for is counted by limit and said once a run; the session goes on."""
+    rows = [told(22, socket=socket, place=place) for place in (1, 2, 3) for socket in (0, 1)]
+    state = State()
+    state.table.limit("", Limits(sockets=1, places=1))
+
+    async def test() -> None:
+        steps = [READY, {"print": ["set 1", *rows, counted(22, 4)]}]
+        async with running(fake_dtrace(*steps, FOREVER), state=state) as one:
+            await until(lambda: sum(found.syns for found in state.table) == 4)
+            assert one.status.refused == {"listeners": 0, "sockets": 1, "places": 4, "rows": 0}
+            assert (one.status.up, one.status.bad_rows) == (True, 0)
+
+    asyncio.run(test())
+    assert [each["why"] for each in logged(caplog, "no room")] == [
+        "more sockets than dtrace.limits.sockets allows",
+        "more places than dtrace.limits.places allows",
+    ]
+
+
+def test_others_have_their_turn(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows that come at once are dealt with in many steps, and messages likewise."""
+    monkeypatch.setattr(turns, "_SECONDS", 0.0)
+    steps = [READY, {"print": ["x"] * 1000}, {"stderr": ["x"] * 1000}, FOREVER]
+
+    async def test() -> None:
+        async with running(fake_dtrace(*steps)) as one:
+            seen = set()
+            while one.status.bad_rows < 1000:
+                seen.add(one.status.bad_rows)
+                await asyncio.sleep(0)
+            assert len(seen) > 500
+
+    asyncio.run(test())
+
+
 def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """After a loss the queues of zones are not known until they are told anew."""
     go = tmp_path / "go"
@@ -300,7 +337,7 @@ def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> No
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
             await until(lambda: one.status.up)
-            one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
+            await one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
             assert listener(one).queues == Queues(None, 3, None, 8)
             assert [one.identity.port for one in one._state.table] == [22]
             # A session of one port cannot be held against the kernel's totals.
@@ -320,7 +357,7 @@ def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
             for drops in (7, 9):
                 for _ in range(6):
                     await a_tick(one)
-                    one.compare([Sample("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
+                    await one.compare([Sample("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
             assert one.status.unattributed == {"drops": 2}
 
     asyncio.run(test())
@@ -342,7 +379,7 @@ def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
             for drops in (50, 52):
                 for _ in range(6):
                     await a_tick(one)
-                    one.compare([], 5, {"drops": drops, "established": 9})
+                    await one.compare([], 5, {"drops": drops, "established": 9})
             assert one.status.unattributed == {"drops": 2, "established": 0}
         finally:
             await one.stop()
@@ -357,7 +394,7 @@ def test_compare_another_place(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monk
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
             await until(lambda: one.status.up)
-            one.compare([Sample("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
+            await one.compare([Sample("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
             assert listener(one).queues is None
 
     asyncio.run(test())

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import zone_rows
 from dtrace_exporter import inet_diag, rows, sock_diag
 from dtrace_exporter.inet_diag import Sample, listeners
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.sock_diag import EXPORTS, SockDiagSource
 from dtrace_exporter.sockets import Queues
@@ -100,6 +101,11 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not become true"
         time.sleep(0.005)
+
+
+def update(source: SockDiagSource, table: ListenerTable) -> None:
+    """Take a reading into the table, as the service does."""
+    list(source.update(table, SESSION, listeners(source.open)))
 
 
 def ss(listener: socket.socket) -> tuple[int, int, int]:
@@ -205,7 +211,7 @@ def test_reuse_port(net: Net) -> None:
     }
     table = ListenerTable()
     table.watch(SESSION, {port_of(first): ""}, EXPORTS)
-    SockDiagSource().update(table, SESSION)
+    list(SockDiagSource().update(table, SESSION, listeners()))
     [listener] = table
     fullest = max(found, key=lambda sample: sample.q / sample.qmax)
     assert len(listener.sockets) == 2
@@ -281,7 +287,7 @@ def test_sockets_that_close_between_parts_of_an_answer(
     cookies = {one: cookie(one) for one in (first, *others)}
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, {port: ""}, EXPORTS)
-    source.update(table, SESSION)
+    update(source, table)
     # The newest are told first.
     closing = iter([others[400:], others[300:400], others[200:300]])
     lacking = []
@@ -303,12 +309,12 @@ def test_sockets_that_close_between_parts_of_an_answer(
 
     monkeypatch.setattr(inet_diag, "_messages", close_after_a_part)
     monkeypatch.setattr(inet_diag, "_read", noting)
-    source.update(table, SESSION)
+    update(source, table)
     assert lacking[0]
     [listener] = table
     assert listener.sockets.keys() >= open_now()
     monkeypatch.undo()
-    source.update(table, SESSION)
+    update(source, table)
     assert listener.sockets.keys() == open_now()
 
 
@@ -387,16 +393,13 @@ def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 class Kernel:
     """What listeners() returns, made up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self) -> None:
         self.table = ListenerTable()
         self.source = SockDiagSource()
-        monkeypatch.setattr(sock_diag, "listeners", lambda _: self.samples)
 
     def read(self, *samples: Sample) -> None:
         """Take one reading into the table."""
-        self.samples = list(samples)
-        self.source.update(self.table, SESSION)
+        list(self.source.update(self.table, SESSION, [*samples]))
 
     def drops(self, port: int = 80) -> int:
         """Return the counter of the one listener of a port."""
@@ -405,9 +408,9 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+def kernel() -> Kernel:
     """Return a Kernel whose ports are all watched."""
-    kernel = Kernel(monkeypatch)
+    kernel = Kernel()
     kernel.table.watch(SESSION, None, EXPORTS)
     return kernel
 
@@ -513,36 +516,32 @@ def test_only_watched_ports(kernel: Kernel) -> None:
     assert (kernel.drops(80), kernel.drops(81)) == (3, 9)
 
 
-def test_failed_reading_leaves_the_table(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error is passed on, and nothing is lost or counted twice by it."""
-    kernel.read(sample(1, 3))
-
-    def refuse(_: object) -> list[Sample]:
-        raise OSError(errno.EPERM, "no")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sock_diag, "listeners", refuse)
-        with pytest.raises(PermissionError):
-            kernel.source.update(kernel.table, SESSION)
-    kernel.read(sample(1, 4))
-    assert kernel.drops() == 4
-
-
 @given(st.lists(st.dictionaries(st.integers(0, 4), st.integers(0, 9)), max_size=12))
 def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
     """Over any history of sockets the counter is the sum of what each of them dropped."""
-    with pytest.MonkeyPatch.context() as patch:
-        kernel = Kernel(patch)
-        kernel.table.watch(SESSION, {80: ""}, EXPORTS)
-        total, open_now, born = 0, dict[int, tuple[int, int]](), 0
-        for reading in readings:
-            # A number that was away for a reading is another socket with another cookie.
-            for slot in set(open_now) - set(reading):
-                del open_now[slot]
-            for slot, more in reading.items():
-                born += slot not in open_now
-                cookie, before = open_now.get(slot, (born, 0))
-                open_now[slot] = cookie, before + more
-                total += more
-            kernel.read(*(sample(cookie, drops) for cookie, drops in open_now.values()))
-            assert kernel.drops() == total
+    kernel = Kernel()
+    kernel.table.watch(SESSION, {80: ""}, EXPORTS)
+    total, open_now, born = 0, dict[int, tuple[int, int]](), 0
+    for reading in readings:
+        # A number that was away for a reading is another socket with another cookie.
+        for slot in set(open_now) - set(reading):
+            del open_now[slot]
+        for slot, more in reading.items():
+            born += slot not in open_now
+            cookie, before = open_now.get(slot, (born, 0))
+            open_now[slot] = cookie, before + more
+            total += more
+        kernel.read(*(sample(cookie, drops) for cookie, drops in open_now.values()))
+        assert kernel.drops() == total
+
+
+def test_more_than_there_is_room_for(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    """Listeners beyond the limit are left out, said once, until another one has closed."""
+    kernel.table.limit("", Limits(listeners=2))
+    three = [sample(number, 1, port) for number, port in enumerate((80, 81, 82), 1)]
+    for _ in range(2):
+        kernel.read(*three)
+        assert {one.identity.port for one in kernel.table} == {80, 81}
+    assert len(caplog.records) == 1
+    kernel.read(*three[1:])
+    assert {one.identity.port: one.drops["unknown"] for one in kernel.table} == {81: 1, 82: 1}

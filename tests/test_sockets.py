@@ -9,7 +9,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.sockets import Queues, Sockets
+from dtrace_exporter.sockets import UNKNOWN, Queues, Sockets
 
 Action = tuple[str, int, int, int]
 
@@ -19,6 +19,11 @@ class Owner:
     """A listener, as far as its sockets go."""
 
     sockets: dict[int, Queues] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> int:
+        """What tells it from others."""
+        return id(self)
 
 
 def one() -> tuple[Sockets, Owner]:
@@ -30,7 +35,7 @@ def test_a_listening_socket_has_gauges() -> None:
     """A socket that listens has what was seen of it last, part by part; Q0 need have no limit."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
-    assert owner.sockets == {}
+    assert owner.sockets == {1: UNKNOWN}
     sockets.saw(1, 10, q0=1, q=2, qmax=8)
     sockets.saw(1, 12, q=5)
     sockets.saw(1, 11, q0=3, q=4)
@@ -66,9 +71,10 @@ def test_unsee_of_nobody() -> None:
     """A socket that nobody has told of, has seen or that has closed gets no gauges by that."""
     sockets, owner = one()
     sockets.unsee(1)
+    assert owner.sockets == {}
     sockets.listening(1, 10, owner)
     sockets.unsee(1)
-    assert owner.sockets == {}
+    assert owner.sockets == {1: UNKNOWN}
     sockets.saw(1, 10, q=2)
     sockets.closed(1, 11)
     sockets.unsee(1)
@@ -88,7 +94,7 @@ def test_nobody_knows_whose_it_is() -> None:
     """What is seen of a socket that nobody has told about is of nobody."""
     sockets, owner = one()
     sockets.saw(1, 10, q=2)
-    sockets.limit(1, 10, 5)
+    sockets.saw(1, 10, qmax=5)
     sockets.closed(1, 11)
     assert owner.sockets == {}
 
@@ -103,7 +109,7 @@ def test_closed() -> None:
     sockets.saw(1, 15, q=2)
     sockets.listening(1, 15, owner)
     sockets.saw(1, 25, q=2)
-    sockets.limit(1, 25, 9)
+    sockets.saw(1, 25, qmax=9)
     assert owner.sockets == {}
 
 
@@ -132,7 +138,7 @@ def test_listens_again() -> None:
     sockets.saw(1, 10, q0=1, q=2, qmax=8)
     sockets.closed(1, 20)
     sockets.listening(1, 30, owner)
-    assert owner.sockets == {}
+    assert owner.sockets == {1: UNKNOWN}
     sockets.saw(1, 30, q=0)
     assert owner.sockets == {1: Queues(None, 0, None, None)}
 
@@ -175,23 +181,22 @@ def test_memory_is_used_again_and_no_close_was_told() -> None:
 
 
 def test_limit() -> None:
-    """A new limit is of the sockets that are known, and is no news where it is old."""
+    """A new limit is no news where it is old."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q=2, qmax=8)
-    sockets.limit(1, 12, 9)
-    sockets.limit(1, 11, 7)
-    sockets.limit(2, 12, 9)
+    sockets.saw(1, 12, qmax=9)
+    sockets.saw(1, 11, qmax=7)
     assert owner.sockets == {1: Queues(None, 2, None, 9)}
 
 
 def test_what_has_closed_is_forgotten() -> None:
     """However many sockets come and go, those that have gone do not pile up."""
     sockets, owner = one()
-    for number in range(30_000):
+    for number in range(3 * sockets.most):
         sockets.listening(number, 2 * number, owner)
         sockets.closed(number, 2 * number + 1)
-    assert len(sockets._sockets) <= 10_001
+    assert len(sockets._sockets) == len(sockets._closed) == sockets.most
     assert owner.sockets == {}
 
 
@@ -200,21 +205,21 @@ def test_open_sockets_are_not_forgotten() -> None:
     sockets, owner = one()
     sockets.listening(1, 1, owner)
     sockets.saw(1, 1, q=3)
-    for number in range(2, 12_000):
+    for number in range(2, sockets.most + 9):
         sockets.closed(number, number)
-    sockets.saw(1, 20_000, q=4)
+    sockets.saw(1, 2 * sockets.most, q=4)
     assert owner.sockets == {1: Queues(None, 4, None, None)}
 
 
 def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
     """Tell one thing; the last number is a queue's length, or whose the socket is."""
     kind, socket, time, number = action
-    does: dict[str, Callable[[], None]] = {
+    does: dict[str, Callable[[], object]] = {
         "listening": lambda: sockets.listening(socket, time, owners[0]),
         "closed": lambda: sockets.closed(socket, time),
         "q0": lambda: sockets.saw(socket, time, q0=number),
         "q": lambda: sockets.saw(socket, time, q=number),
-        "limit": lambda: sockets.limit(socket, time, number),
+        "limit": lambda: sockets.saw(socket, time, qmax=number),
         "unsee": lambda: sockets.unsee(socket),
     }
     does[kind]()

@@ -9,7 +9,7 @@ the account only if the next one says the same.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,6 +27,8 @@ _FORGET_TICKS = 30
 """So many ticks after a socket has closed, no row tells what it was before."""
 _PATIENCE = 3
 """For so many ticks in a row an account may be below zero, as CPUs are read one after the other."""
+_MOST_TELLINGS = 64
+"""So often a listener may be told in those ticks; listen() again and again makes it more often."""
 
 
 @dataclass(slots=True)
@@ -61,8 +63,10 @@ class Accounts:
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._accounts: dict[int, _Account] = {}
-        self._closed: dict[int, tuple[int, int]] = {}
+        # The one that was told first is the first to be forgotten.
+        self._closed = OrderedDict[int, tuple[int, int]]()
         self._touched: set[int] = set()
+        self._known: set[int] = set()
         self._tick = 0
         self._losing = 0
         self._lost = -1
@@ -76,10 +80,17 @@ class Accounts:
         telling = _Telling(record, self._tick)
         account = self._accounts.get(record.socket)
         self._touched.add(record.socket)
-        if account is None or account.listener is not listener or not account.known:
+        if (
+            account is None
+            or account.listener is not listener
+            or not account.known
+            or len(account.tellings) >= _MOST_TELLINGS
+        ):
             if account is None or record.time > account.tellings[-1].record.time:
                 base = [record.q0, record.q]
                 self._accounts[record.socket] = _Account(listener, [telling], base, known=is_sure)
+                if is_sure:
+                    self._known.add(record.socket)
             return
         if not is_sure:
             return
@@ -104,13 +115,17 @@ class Accounts:
 
     def close(self, socket: int, time: int) -> None:
         """Note that a socket had stopped listening at a time."""
-        self._closed[socket] = max(time, self._closed.get(socket, (-1, 0))[0]), self._tick
+        before, _ = self._closed.pop(socket, (-1, 0))
+        self._closed[socket] = max(time, before), self._tick
+        if len(self._closed) > self._sockets.most:
+            self._closed.popitem(last=False)
         account = self._accounts.get(socket)
         if account is None:
             return
         account.tellings = [one for one in account.tellings if one.record.time > time]
         if not account.tellings:
             del self._accounts[socket]
+            self._known.discard(socket)
             return
         first = account.tellings[0].record
         account.base, account.off = [first.q0, first.q], None
@@ -122,12 +137,15 @@ class Accounts:
         The notice and the rows come by ways of their own, so a row behind it may be from before.
         """
         self._losing = _LOSS_TICKS
-        for socket, account in self._accounts.items():
-            account.known = False
+        for socket in self._known:
+            self._accounts[socket].known = False
             self._sockets.unsee(socket)
+        self._known.clear()
 
     def settle(self, time: int, q0_counted: bool, q_counted: bool) -> Iterator[str]:
-        """Give all queues that may have changed, as they were at a heartbeat.
+        """Give all queues that may have changed, as they were at a heartbeat, one by one.
+
+        Rows of later heartbeats must not be taken before it has come to its end.
 
         Args:
             time: the heartbeat's.
@@ -135,20 +153,21 @@ class Accounts:
             q_counted: likewise for Q.
 
         Yields:
-            What is wrong with an account that is known no more, until its listener is told anew.
+            An empty text before each account, and what is wrong with one that is known no more
+            until its listener is told anew.
         """
         self._tick += 1
         if self._losing:
             self._losing -= 1
             self._lost = time
         touched, self._touched = self._touched, set()
-        for socket in [
-            socket
-            for socket, (_, tick) in self._closed.items()
-            if tick + _FORGET_TICKS < self._tick
-        ]:
+        while self._closed:
+            socket, (_, tick) = next(iter(self._closed.items()))
+            if tick + _FORGET_TICKS >= self._tick:
+                break
             del self._closed[socket]
         for socket in touched:
+            yield ""
             account = self._accounts.get(socket)
             if account is None or not account.known:
                 continue
@@ -169,6 +188,7 @@ class Accounts:
                 self._touched.add(socket)
             else:
                 account.known = False
+                self._known.discard(socket)
                 self._sockets.unsee(socket)
                 yield f"the queues of {newest.address} port {newest.port} come to {q0} and {q}"
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import platform
 import signal
@@ -178,6 +179,8 @@ def _port(text: str) -> int:
 
 
 def _serve(args: argparse.Namespace, config: Config) -> int:
+    # Python need not look for garbage in what has been loaded: nothing else runs meanwhile.
+    gc.freeze()
     asyncio.run(_run_service(args, config))
     return 0
 

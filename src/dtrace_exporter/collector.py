@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -35,19 +35,25 @@ _log = logging.getLogger(__name__)
 Labels = tuple[tuple[str, str], ...]
 
 
-class Layout(NamedTuple):
-    """Which samples a block has: the suffix and the labels of its own of each."""
+# There are very many of these. Tuples of nothing but tuples, texts and numbers, unlike any other
+# class's, are left out where Python looks for garbage, during which nothing else runs.
+Layout = tuple[tuple[str, Labels], ...]
+"""Which samples a block has: the suffix and the labels of its own of each."""
 
-    samples: tuple[tuple[str, Labels], ...]
+Block = tuple[str, Layout, tuple[float, ...]]
+"""The samples of one family that one listener, session or the exporter itself has.
+
+The family, and the values in the order of the layout.
+"""
 
 
 def _histogram(bounds: Iterable[str]) -> Layout:
     buckets = (("_bucket", (("le", bound),)) for bound in (*bounds, "+Inf"))
-    return Layout((*buckets, ("_count", ()), ("_sum", ())))
+    return (*buckets, ("_count", ()), ("_sum", ()))
 
 
-_COUNTER = Layout((("_total", ()),))
-_GAUGE = Layout((("", ()),))
+_COUNTER: Layout = (("_total", ()),)
+_GAUGE: Layout = (("", ()),)
 _SATURATION = _histogram(str(tenth / 10) for tenth in range(SYN_BUCKETS - 1))
 _WAIT = _histogram(str(4**n / 1e9) for n in range(5, WAIT_BUCKETS + 4))
 
@@ -117,6 +123,10 @@ FAMILIES = {
         "counter",
         "Lines on dtrace(1)'s standard output that are no rows of the D program.",
     ),
+    "dtrace_session_refused": (
+        "counter",
+        "Rows that were not taken in for want of room, by the limit that the configuration sets.",
+    ),
     "dtrace_session_last_record_timestamp_seconds": (
         "gauge",
         "When the last row of the D program arrived, by the exporter's clock.",
@@ -144,17 +154,6 @@ FAMILIES = {
 }
 
 
-class Block(NamedTuple):
-    """The samples of one family that one listener, session or the exporter itself has.
-
-    ``values`` are in the order of the layout's samples.
-    """
-
-    family: str
-    layout: Layout
-    values: tuple[float, ...]
-
-
 class Series:
     """Blocks whose samples share labels; put together before any of them is exported.
 
@@ -170,35 +169,35 @@ class Series:
 
     def counter(self, family: str, value: float) -> None:
         """Add a counter."""
-        self.blocks.append(Block(family, _COUNTER, (float(value),)))
+        self.blocks.append((family, _COUNTER, (float(value),)))
 
     def gauge(self, family: str, value: float) -> None:
         """Add a gauge."""
-        self.blocks.append(Block(family, _GAUGE, (float(value),)))
+        self.blocks.append((family, _GAUGE, (float(value),)))
 
     def counters(self, family: str, label: str, values: Mapping[str, float]) -> None:
         """Add a counter for each value of a label."""
         if values:
             layout = _each("_total", label, tuple(values))
-            self.blocks.append(Block(family, layout, tuple(map(float, values.values()))))
+            self.blocks.append((family, layout, tuple(map(float, values.values()))))
 
     def gauges(self, family: str, label: str, values: Mapping[str, float]) -> None:
         """Add a gauge for each value of a label."""
         if values:
             layout = _each("", label, tuple(values))
-            self.blocks.append(Block(family, layout, tuple(map(float, values.values()))))
+            self.blocks.append((family, layout, tuple(map(float, values.values()))))
 
     def info(self, family: str, **labels: str) -> None:
         """Add a gauge that is 1, for the sake of its labels."""
-        self.blocks.append(Block(family, Layout((("", _labels(labels)),)), (1.0,)))
+        self.blocks.append((family, (("", _labels(labels)),), (1.0,)))
 
     def histogram(self, family: str, layout: Layout, cells: Sequence[int], total: float) -> None:
         """Add a histogram, from what each of its buckets has for itself and the values' sum."""
         counts = tuple(map(float, accumulate(cells)))
         values = (*counts, counts[-1], float(total))
-        if len(values) != len(layout.samples):
-            raise ValueError(f"{len(cells)} buckets in a histogram of {len(layout.samples) - 2}")
-        self.blocks.append(Block(family, layout, values))
+        if len(values) != len(layout):
+            raise ValueError(f"{len(cells)} buckets in a histogram of {len(layout) - 2}")
+        self.blocks.append((family, layout, values))
 
 
 class Collector(prometheus_registry.Collector):
@@ -214,19 +213,27 @@ class Collector(prometheus_registry.Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families that have samples."""
-        found = {name: family(name) for name in FAMILIES}
-        for series in self.read():
-            for block in series.blocks:
-                found[block.family].samples.extend(samples(series.labels, block))
-        return (family for family in found.values() if family.samples)
+        return families(self.read())
 
     def read(self) -> list[Series]:
+        """Read all series at once, as reading() does."""
+        work = self.reading()
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                series: list[Series] = end.value
+                return series
+
+    def reading(self) -> Generator[None, None, list[Series]]:
         """Read all series, of which no two have the same labels.
 
         What cannot be read is left out and logged: one odd listener must not cost the scrape of
         all others. The series of a listener that has not changed is the very same as before.
+
+        Yields:
+            After each of them.
         """
-        self._state.refresh()
         before, self._known = self._known, {}
         found: dict[Labels, Series] = {}
         errors: list[Exception] = []
@@ -237,15 +244,19 @@ class Collector(prometheus_registry.Collector):
                 errors.append(error)
                 continue
             found.setdefault(series.identity, series)
+            yield
         if errors:
             _log.error("series left out of a scrape: %d", len(errors), exc_info=errors[0])
         return list(found.values())
 
     def _readers(self, before: dict[Identity, _Known]) -> Iterator[Callable[[], Series]]:
         for listener in self._state.table:
+            # A session may have ended meanwhile, and its listeners with it.
+            if not self._state.table.is_watched(listener.session):
+                continue
             # Taken out, so that no more than one changed listener is kept twice at a time.
             yield partial(self._listener, listener, before.pop(listener.identity, None))
-        for session, status in self._state.sessions.items():
+        for session, status in [*self._state.sessions.items()]:
             yield partial(_session, session, status)
         yield partial(_exporter, self._state)
 
@@ -258,7 +269,7 @@ class Collector(prometheus_registry.Collector):
         return known.series
 
 
-def registry(collector: Collector | None = None) -> CollectorRegistry:
+def registry(collector: prometheus_registry.Collector | None = None) -> CollectorRegistry:
     """Return a registry of what a collector has, if any, and the process's, platform's and gc's."""
     result = CollectorRegistry()
     if collector is not None:
@@ -267,6 +278,15 @@ def registry(collector: Collector | None = None) -> CollectorRegistry:
     PlatformCollector(registry=result)
     GCCollector(registry=result)
     return result
+
+
+def families(series: Iterable[Series]) -> Iterator[Metric]:
+    """Yield the families that have samples in some series."""
+    found = {name: family(name) for name in FAMILIES}
+    for one in series:
+        for block in one.blocks:
+            found[block[0]].samples.extend(samples(one.labels, block))
+    return (family for family in found.values() if family.samples)
 
 
 def family(name: str) -> Metric:
@@ -278,8 +298,9 @@ def family(name: str) -> Metric:
 def samples(labels: Labels, block: Block) -> Iterator[Sample]:
     """Yield the samples of a block, with its own labels and those of its series."""
     shared = dict(labels)
-    for (suffix, more), value in zip(block.layout.samples, block.values, strict=True):
-        yield Sample(block.family + suffix, shared | dict(more), value)
+    family, layout, values = block
+    for (suffix, more), value in zip(layout, values, strict=True):
+        yield Sample(family + suffix, shared | dict(more), value)
 
 
 def encodable(value: str) -> str:
@@ -296,7 +317,7 @@ def _labels(labels: Mapping[str, str]) -> Labels:
 
 @cache
 def _each(suffix: str, label: str, values: tuple[str, ...]) -> Layout:
-    return Layout(tuple((suffix, _labels({label: value})) for value in values))
+    return tuple((suffix, _labels({label: value})) for value in values)
 
 
 class _Known(NamedTuple):
@@ -358,6 +379,7 @@ def _session(session: SessionId, status: SessionStatus) -> Series:
     series.counters("dtrace_session_lost", "kind", status.lost)
     series.counter("dtrace_session_probe_errors", status.probe_errors)
     series.counter("dtrace_session_bad_rows", status.bad_rows)
+    series.counters("dtrace_session_refused", "limit", status.refused)
     if status.last_record is not None:
         series.gauge("dtrace_session_last_record_timestamp_seconds", status.last_record)
     series.gauges("dtrace_session_feature_enabled", "feature", status.features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from os import R_OK, access
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dtrace_exporter import nodes
 from dtrace_exporter.families import families
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.nodes import (
     ConfigError,
     Reader,
@@ -39,6 +40,7 @@ __all__ = [
 PROGRAMS = ("auto", *families())
 
 _MAX_NAME = 128
+_MOST = 10_000_000
 
 _OPTION_NAME = re.compile(r"[a-z]+")
 # What lets D do more than look, and what has dtrace(1) run a program or write a file.
@@ -61,7 +63,7 @@ class DTraceConfig:
 
     ``program`` is one of PROGRAMS or an absolute path. ``interval`` is in seconds. ``options`` are
     those for -x; one whose value is empty is given by its name alone. ``offsets`` are those of
-    struct members in bytes.
+    struct members in bytes. ``limits`` is how much of the host is taken in.
     """
 
     command: tuple[str, ...] = ("dtrace",)
@@ -71,6 +73,7 @@ class DTraceConfig:
     accept_wait: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ def _dtrace(value: Value) -> DTraceConfig:
         "accept_wait": boolean,
         "options": _options,
         "offsets": _offsets,
+        "limits": _limits,
     }
     return DTraceConfig(**mapping(value, readers))
 
@@ -218,6 +222,11 @@ def _options(value: Value) -> dict[str, str]:
 def _offsets(value: Value) -> dict[str, int]:
     offset = partial(integer, 0, 65535, "an offset")
     return mapping(value, {"conn_tcp": offset, "conn_lport": offset})
+
+
+def _limits(value: Value) -> Limits:
+    limit = partial(integer, 1, _MOST, "a limit")
+    return Limits(**mapping(value, {each.name: limit for each in fields(Limits)}))
 
 
 def _port(value: Value) -> int:

@@ -14,7 +14,7 @@ from dtrace_exporter.terminal import printable
 _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"
 _CHUNK = 1 << 16
-_MOST = 1 << 20
+_MOST = 1 << 16
 
 
 class DTraceError(Exception):
@@ -91,10 +91,11 @@ async def _output(process: Process, program: str) -> bytes:
         process.stdin.write(program.encode())
         await process.stdin.drain()
     process.stdin.close()
-    output = b""
+    output = bytearray()
     while chunk := await process.stdout.read(_CHUNK):
         output += chunk
         if len(output) > _MOST:
-            return output
-    await process.wait()
-    return output
+            break
+    else:
+        await process.wait()
+    return bytes(output)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import NamedTuple
 
-from dtrace_exporter.sockets import Queues, Sockets
+from dtrace_exporter.limits import LimitError, Limits
+from dtrace_exporter.sockets import UNKNOWN, Queues, Sockets
 
 SYN_BUCKETS = 12
 """Buckets of Q/Qmax at a SYN: 0, up to 0.1, ... up to 1, above."""
 
 WAIT_BUCKETS = 14
 """Buckets of the time in Q: up to 4^5 ns, ... up to 4^17 ns, above."""
+
+
+_MOST_LIMITS = 32
+"""So many of the limits that a listener's Q has had have a sum of their own."""
+
+_LOOKS = 16
+"""Among so many closed listeners one is looked for whose place may be forgotten."""
 
 
 def syn_bucket(q: int, qmax: int) -> int:
@@ -70,16 +80,18 @@ class Listener:
     waits: list[int] = field(default_factory=lambda: [0] * WAIT_BUCKETS)
     wait_ns: int = 0
     sockets: dict[int, Queues] = field(default_factory=dict)
+    older_sum: float = 0.0
 
     @property
     def saturation_sum(self) -> float:
         """Sum of Q/Qmax over all SYNs; a backlog of 0, which admits one connection, counts as 1."""
-        return sum(total / max(qmax, 1) for qmax, total in self.q_sums.items())
+        return self.older_sum + sum(total / max(qmax, 1) for qmax, total in self.q_sums.items())
 
     @property
     def queues(self) -> Queues | None:
         """The queues of the fullest open socket; None when none is known."""
-        return max(self.sockets.values(), key=_fullness, default=None)
+        known = (queues for queues in self.sockets.values() if queues != UNKNOWN)
+        return max(known, key=_fullness, default=None)
 
     def copy(self) -> Listener:
         """Return one that is equal, and stays as it is."""
@@ -96,6 +108,9 @@ class Listener:
         """Add SYNs that found Q/Qmax in a bucket; ``total`` is the sum of the Q that they found."""
         self.syns += count
         self.saturation[bucket] += count
+        if qmax not in self.q_sums and len(self.q_sums) >= _MOST_LIMITS:
+            first = next(iter(self.q_sums))
+            self.older_sum += self.q_sums.pop(first) / max(first, 1)
         self.q_sums[qmax] = self.q_sums.get(qmax, 0) + total
 
     def count_accepts(self, bucket: int | None, count: int, nanoseconds: int) -> None:
@@ -117,21 +132,42 @@ class _Watch:
     exports: Exports
 
 
+@dataclass(slots=True)
+class _Place:
+    """A place that has listeners; ``cookie`` tells the uses of its name apart, if it is known."""
+
+    cookie: int | None = None
+    identities: set[Identity] = field(default_factory=set)
+
+
+class _Host:
+    def __init__(self) -> None:
+        self.limits = Limits()
+        self.sockets = Sockets()
+        self.listeners: dict[Identity, Listener] = {}
+        self.places: dict[str, _Place] = {}
+
+
 class ListenerTable:
     """All listeners of all sessions.
 
     A listener that closed keeps its counters, so that it goes on counting when it comes back. Only
-    where there are more than ``max_closed`` such listeners, none of them configured, are those
-    forgotten that were new first.
+    where its host has as many listeners as it may, the one that closed first makes room for a new
+    one; but not a configured one of the host's own place.
     """
 
-    def __init__(self, max_closed: int = 10_000) -> None:
-        self._max_closed = max_closed
-        self._listeners: dict[Identity, Listener] = {}
+    def __init__(self) -> None:
         self._watches: dict[SessionId, _Watch] = {}
-        self._sockets: dict[str, Sockets] = {}
-        self._cookies: dict[tuple[str, str], int] = {}
-        self._enough = max_closed
+        self._hosts = defaultdict[str, _Host](_Host)
+
+    def limit(self, host: str, limits: Limits) -> None:
+        """Say how much of a host is taken in from now on."""
+        self._hosts[host].limits = limits
+        self._hosts[host].sockets.most = limits.sockets
+
+    def limits(self, host: str) -> Limits:
+        """Return how much of a host is taken in."""
+        return self._hosts[host].limits
 
     def watch(
         self, session: SessionId, ports: Mapping[int, str] | None, exports: Exports | None = None
@@ -147,22 +183,23 @@ class ListenerTable:
         if exports is None:
             exports = known.exports if known else Exports()
         self._watches[session] = _Watch(ports, exports)
-        for listener in list(self._listeners.values()):
-            if listener.identity.host != session.host:
-                continue
+        for listener in [*self._hosts[session.host].listeners.values()]:
             if ports is None or listener.identity.port in ports:
                 if listener.session != session:
                     listener.session = session
-                    listener.sockets.clear()
+                    self._close(listener)
+                elif not listener.sockets:
+                    self.idle(listener)
             elif listener.session == session:
-                del self._listeners[listener.identity]
+                self._forget(listener)
 
     def unwatch(self, session: SessionId) -> None:
         """Forget a session and all of its listeners."""
         self._watches.pop(session, None)
-        for listener in list(self._listeners.values()):
-            if listener.session == session:
-                del self._listeners[listener.identity]
+        for listener in self.seen(session):
+            self._forget(listener)
+        if not any(other.host == session.host for other in self._watches):
+            self._hosts.pop(session.host, None)
 
     def ports(self, session: SessionId) -> Mapping[int, str] | None:
         """Return the ports that a session watches and their names, or None for every port."""
@@ -173,42 +210,75 @@ class ListenerTable:
         ports = self._watches[session].ports
         return ports is None or port in ports
 
-    def listener(self, session: SessionId, place: str, address: str, port: int) -> Listener:
-        """Return the listener of that identity, new when not yet known."""
+    def listener(
+        self, session: SessionId, place: str, address: str, port: int, cookie: int | None = None
+    ) -> Listener:
+        """Return the listener of that identity, new when not yet known.
+
+        Args:
+            session: whose it is.
+            place: where it is.
+            address: what it is bound to.
+            port: likewise.
+            cookie: which use of the place's number it is, if known; what is known of another use
+                is forgotten. A network namespace's inode is used again, and a new container must
+                not go on with the counters of one that is gone. Its cookie is not used again:
+                ``net_cookie`` of the kernel's struct net.
+
+        Raises:
+            LimitError: it is new, and its host has as many listeners or places as it may.
+        """
+        host = self._hosts[session.host]
+        known = host.places.get(place)
+        if known is not None and cookie is not None and cookie != known.cookie:
+            if known.cookie is not None:
+                self._end(host, known)
+            known.cookie = cookie
         identity = Identity(session.host, place, address, port)
-        listener = self._listeners.get(identity)
+        listener = host.listeners.get(identity)
         if listener is None:
-            if len(self._listeners) >= self._enough:
-                self._forget_closed()
-            listener = self._listeners[identity] = Listener(identity, session)
+            self._make_room(host, place)
+            listener = host.listeners[identity] = Listener(identity, session)
+            host.places.setdefault(place, _Place(cookie)).identities.add(identity)
+            self.idle(listener)
         return listener
+
+    def idle(self, listener: Listener) -> None:
+        """Note that a listener has no open socket: it may make room for another one."""
+        self._hosts[listener.identity.host].sockets.idle.setdefault(listener.identity)
 
     def seen(self, session: SessionId) -> list[Listener]:
         """Return the listeners of a session that have been seen."""
-        return [one for one in self._listeners.values() if one.session == session]
+        listeners = self._hosts[session.host].listeners.values()
+        return [one for one in listeners if one.session == session]
 
     def sockets(self, host: str) -> Sockets:
         """Return the listening sockets of a host."""
-        return self._sockets.setdefault(host, Sockets())
-
-    def live(self, host: str, place: str, cookie: int) -> None:
-        """Note which use of a place's number is alive; what is known of another use is forgotten.
-
-        A network namespace's inode is used again, and a new container must not go on with the
-        counters of one that is gone. Its cookie is not: ``net_cookie`` of the kernel's struct net.
-        """
-        before = self._cookies.get((host, place), cookie)
-        self._cookies[host, place] = cookie
-        if before != cookie:
-            for identity in list(self._listeners):
-                if (identity.host, identity.place) == (host, place):
-                    del self._listeners[identity]
+        return self._hosts[host].sockets
 
     def clear_queues(self, session: SessionId) -> None:
         """Forget the queues of a session's listeners: nobody observes them any more."""
-        for listener in self._listeners.values():
-            if listener.session == session:
-                listener.sockets.clear()
+        for listener in self.seen(session):
+            self._close(listener)
+
+    def copying(self) -> Generator[None, None, ListenerTable]:
+        """Make a copy that stays as it is, for another thread to read.
+
+        Yields:
+            After each listener.
+        """
+        result = ListenerTable()
+        result._watches = self._watches.copy()
+        for host, known in [*self._hosts.items()]:
+            for listener in [*known.listeners.values()]:
+                if listener.session in result._watches:
+                    result._hosts[host].listeners[listener.identity] = listener.copy()
+                yield
+        return result
+
+    def is_watched(self, session: SessionId) -> bool:
+        """Tell whether there is a watch of a session."""
+        return session in self._watches
 
     def session_exports(self, session: SessionId) -> Exports:
         """Return which series a session can fill."""
@@ -229,8 +299,9 @@ class ListenerTable:
 
     def __iter__(self) -> Iterator[Listener]:
         """Iterate over all listeners; a configured port not seen yet is one with all zeroes."""
-        yield from list(self._listeners.values())
-        seen = {(identity.host, identity.port) for identity in self._listeners}
+        listeners = [*chain(*(host.listeners.values() for host in self._hosts.values()))]
+        yield from listeners
+        seen = {(one.identity.host, one.identity.port) for one in listeners}
         for session, watch in self._watches.items():
             for port in watch.ports or ():
                 if (session.host, port) not in seen:
@@ -238,23 +309,62 @@ class ListenerTable:
 
     def __contains__(self, identity: object) -> bool:
         """Tell whether a listener has been seen and not been forgotten."""
-        return identity in self._listeners
+        return any(identity in host.listeners for host in self._hosts.values())
 
     def __len__(self) -> int:
         """Return the number of listeners that have been seen."""
-        return len(self._listeners)
+        return sum(len(host.listeners) for host in self._hosts.values())
 
-    def _forget_closed(self) -> None:
-        closed = [
-            listener
-            for listener in self._listeners.values()
-            if not listener.sockets and self._watches[listener.session].ports is None
-        ]
-        if len(closed) > self._max_closed:
-            for listener in closed[: len(closed) - self._max_closed // 2]:
-                del self._listeners[listener.identity]
-        # Looking again pays only when as many more as may stay have come.
-        self._enough = len(self._listeners) + self._max_closed // 2 + 1
+    def _make_room(self, host: _Host, place: str) -> None:
+        """Let closed listeners go until there is room for one more, perhaps in a new place."""
+        idle = host.sockets.idle
+        while place not in host.places and len(host.places) >= host.limits.places:
+            # Few at a time, so that it costs no more the more listeners there are.
+            for identity in [*islice(idle, _LOOKS)]:
+                del idle[identity]
+                known = host.places.get(identity.place)
+                if known and all(self._is_spare(host.listeners[one]) for one in known.identities):
+                    self._end(host, known)
+                    break
+                if identity in host.listeners:
+                    idle[identity] = None
+            else:
+                raise LimitError("places")
+        while len(host.listeners) >= host.limits.listeners:
+            if not idle:
+                raise LimitError("listeners")
+            identity, _ = idle.popitem(last=False)
+            listener = host.listeners.get(identity)
+            if listener is not None and self._is_spare(listener):
+                self._forget(listener)
+
+    def _is_spare(self, listener: Listener) -> bool:
+        watch = self._watches[listener.session]
+        is_configured = watch.ports is not None and listener.identity.place == watch.exports.home
+        return not listener.sockets and not is_configured
+
+    def _end(self, host: _Host, place: _Place) -> None:
+        for identity in [*place.identities]:
+            self._forget(host.listeners[identity])
+
+    def _forget(self, listener: Listener) -> None:
+        self._close(listener)
+        identity = listener.identity
+        host = self._hosts[identity.host]
+        del host.listeners[identity]
+        host.sockets.idle.pop(identity, None)
+        place = host.places[identity.place]
+        place.identities.remove(identity)
+        if not place.identities:
+            del host.places[identity.place]
+
+    def _close(self, listener: Listener) -> None:
+        """Forget a listener's sockets."""
+        sockets = self._hosts[listener.identity.host].sockets
+        for socket in [*listener.sockets]:
+            sockets.forget(socket)
+        listener.sockets.clear()
+        self.idle(listener)
 
 
 def _fullness(queues: Queues) -> tuple[float, int]:

@@ -33,7 +33,7 @@ _OPTION = re.compile(r"#pragma D option (\w+)")
 _HARMLESS = "#pragma D option destructive=unset"
 _TICK = re.compile(r"\btick-1s\b")
 # A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
-_LINE = re.compile(r'(?<!", )\bline (\d+)\b')
+_LINE = re.compile(r'(?<!", )\bline (\d{1,9})\b')
 # What Sun's DTrace says, of no line, where a program needs more than there is: the kernel's
 # dtrace_dof_maxsize, the registers of its virtual machine or those of the compiler.
 _TOO_LARGE = re.compile(
@@ -41,7 +41,10 @@ _TOO_LARGE = re.compile(
     r"|[Ii]nsufficient (?:tuple )?registers"
 )
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
-_PROBE = re.compile(r"\w*:\w*:(?:([\w.*]+):(?:entry|return)\b|[\w.]*:(\w+))")
+# It begins where a word does, so that each is looked through but a few times.
+_PROBE = re.compile(r"(?<!\w)\w*:\w*:(?:([\w.*]+):(?:entry|return)\b|[\w.]*:(\w+))")
+# An error is about one.
+_MOST_PROBES = 10
 # A probe of a function where the facts give it to a part.
 _FUNCTION = re.compile(r"fbt::([\w*]+):(entry|return)")
 
@@ -315,7 +318,7 @@ def blame(message: str, text: str, family: Family) -> str | None:
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]
-    for function, name in _PROBE.findall(message):
+    for function, name in _PROBE.findall(message)[:_MOST_PROBES]:
         for part, facts in family.parts.items():
             if any(_covers(probe, function, message) for probe in facts.probes):
                 return part

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from dtrace_exporter.limits import LimitError, Limits
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
 
 PROTOCOL = 5
@@ -23,6 +24,8 @@ _U64 = (1 << 64) - 1
 _PAIR = 10_000_000
 # zonecfg(8): letters, digits, and _ - . of at most 63; empty where the program cannot tell it.
 _PLACE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
+# RFC 4291, 2.2: what is longest is an IPv6 address whose end is written as IPv4. None has a zone.
+_ADDRESS_LENGTH = 45
 _LISTEN = 10
 _SETS = 2
 
@@ -185,9 +188,13 @@ class Reader:
 
     Most rows have come before and differ in their last number alone; so what the words before that
     say is read once, and kept for as long as the row's set of aggregations is in use.
+
+    Args:
+        most: how many different rows of counts may be in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = Limits().rows) -> None:
+        self._most = most
         self._sets: dict[int, dict[str, _Told]] = {}
         self._began = -1
         self._told: dict[str, _Told] = {}
@@ -200,6 +207,7 @@ class Reader:
 
         Raises:
             RowError: it is no row, or a number in it is out of its field's range.
+            LimitError: it is a row of counts that was not there before, and too many are.
         """
         key, _, text = line.rpartition(" ")
         if told := self._told.get(key):
@@ -218,6 +226,8 @@ class Reader:
         if self._began < 0:
             raise RowError("not a row")
         make = _counted(words, self._began)
+        if sum(map(len, self._sets.values())) >= self._most:
+            raise LimitError("rows")
         value = _number(text, signed=True)
         record = make(value, 0)
         self._told[key] = _Told(text, value, make)
@@ -292,7 +302,7 @@ def _q0(listener: int, began: int, value: int, _: int) -> Queue:
 
 
 def _ready(words: list[str], value: str) -> Ready:
-    return Ready(_number(words[1]), value)
+    return Ready(_number(words[1]), _place(value))
 
 
 def _tick(_: list[str], value: str) -> Tick:
@@ -316,8 +326,6 @@ def _listening(words: list[str], value: str) -> Listening:
 def _told(words: list[str], value: str) -> Listening:
     time, *numbers = [_number(word) for word in (words[2], *words[5:], value)]
     identity = _number(words[1], base=16)
-    if not _PLACE.fullmatch(words[3]):
-        raise RowError(f"not a zone: {words[3][:64]!r}")
     address = _address(words[4])
     port, q0, q, qmax, syn, *q0max = numbers
     return Listening(
@@ -325,7 +333,7 @@ def _told(words: list[str], value: str) -> Listening:
         _socket(identity),
         time,
         qmax > 0,
-        words[3],
+        _place(words[3]),
         0,
         address,
         port,
@@ -336,6 +344,12 @@ def _told(words: list[str], value: str) -> Listening:
         told=True,
         syn=bool(syn),
     )
+
+
+def _place(word: str) -> str:
+    if not _PLACE.fullmatch(word):
+        raise RowError(f"not a zone or network namespace: {word[:64]!r}")
+    return word
 
 
 def _socket(identity: int) -> int:
@@ -425,6 +439,8 @@ def _number(word: str, base: int = 10, *, signed: bool = False) -> int:
 @lru_cache(maxsize=4096)
 def _address(text: str) -> str:
     """Write an address: IPv4 where it is mapped, ``*`` for the wildcard."""
+    if len(text) > _ADDRESS_LENGTH or "%" in text:
+        raise RowError(f"not an address: {text[:48]!r}")
     try:
         address = ip_address(text)
     except ValueError:

@@ -20,7 +20,8 @@ from dtrace_exporter.families import families
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.session import ALL, CALLS, Plan, Session
-from dtrace_exporter.state import Source, State
+from dtrace_exporter.state import Source, State, unchanged
+from dtrace_exporter.turns import Turn, by_turns
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Service:
             lambda: asyncio.Semaphore(os.cpu_count() or 1)
         )
         self._sock_diag = sock_diag.SockDiagSource()
+        self._reading = asyncio.Lock()
         self._basis: tuple[object, ...] = ()
         self._asked: dict[tuple[str, ...], asyncio.Task[str]] = {}
         self._comparing: asyncio.Task[None] | None = None
@@ -87,7 +89,8 @@ class Service:
         async with self._one_at_a_time:
             notify.tell_reloading()
             try:
-                config = load(self._path)
+                # Of a large file YAML alone takes a second.
+                config = await asyncio.to_thread(load, self._path)
                 self._admit(files(self._path, config))
                 await self._apply(config)
             except Exception as error:
@@ -114,7 +117,8 @@ class Service:
             asking.cancel()
 
     async def _apply(self, config: Config) -> None:
-        plans = self._plans(config)
+        plans = await asyncio.to_thread(_plans, config)
+        turn = Turn()
         self._asked = {
             command: asking
             for command, asking in self._asked.items()
@@ -138,17 +142,25 @@ class Service:
         ]
         await asyncio.gather(*(session.stop() for session in ending))
         # Before anything is forgotten, so that listeners go over to the session that watches them.
+        for host in (config.local, *config.hosts):
+            self.state.table.limit(host.name, host.dtrace.limits)
         for name, (_, ports) in plans.items():
             self.state.table.watch(name, ports)
+            if turn.is_over:
+                await turn.rest()
         self._use_sock_diag(source.name == "sock_diag", config)
         for session in ending:
             del self.sessions[session.id]
             if session.id not in plans:
                 self.state.table.unwatch(session.id)
                 del self.state.sessions[session.id]
+            if turn.is_over:
+                await turn.rest()
         for name, (plan, _) in plans.items():
             if name not in self.sessions:
                 self._start(name, plan)
+                # Its own first steps are part of it.
+                await asyncio.sleep(0)
         self._basis, self.state.source = basis, source
         self.state.last_reload_successful = True
         self.state.last_reload_success = time.time()
@@ -173,50 +185,42 @@ class Service:
             self._start(name, plan)
         return family
 
-    def _plans(self, config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
-        counters = program.drop_counters(config.local.dtrace.command)
-        plans: dict[SessionId, tuple[Plan, Ports]] = {}
-        for host in (config.local, *config.hosts):
-            chosen = _program(host)
-            for name, port, watched in _split(host):
-                plan = Plan(host.dtrace, chosen, port, {} if host.name else counters)
-                plans[SessionId(host.name, name)] = plan, watched
-            calls = chosen.calls if chosen is not None else ""
-            if calls:
-                plan = Plan(host.dtrace, program.load(calls), 0, {})
-                plans[SessionId(host.name, CALLS)] = plan, {}
-        return plans
-
     async def _compare(self) -> None:
         """Hold the sessions of this host against the kernel's own word, again and again."""
         known: set[int] = set()
+        took = 0.0
         while True:
-            await asyncio.sleep(_COMPARE_SECONDS)
+            # Thousands of listeners take the kernel's word a second to read.
+            await asyncio.sleep(max(_COMPARE_SECONDS, 10 * took))
             mine = [one for one in self.sessions.values() if not one.id.host and one.status.up]
             if not mine:
                 continue
             try:
                 at = time.monotonic_ns()
+                began = time.monotonic()
                 samples = await asyncio.to_thread(inet_diag.listeners, known)
+                took = time.monotonic() - began
                 totals = audit.totals()
             except OSError:
                 continue
             known = {sample.socket for sample in samples}
             for session in mine:
-                session.compare(samples, at, totals)
+                await session.compare(samples, at, totals)
 
     def _use_sock_diag(self, use: bool, config: Config) -> None:
         if not use:
-            self.state.refresh = lambda: None
+            self.state.refresh = unchanged
             self.state.table.unwatch(SOCK_DIAG)
             return
         ports = {listener.port: listener.name for listener in config.local.listeners} or None
         self.state.table.watch(SOCK_DIAG, ports, sock_diag.EXPORTS)
         self.state.refresh = self._read_sock_diag
 
-    def _read_sock_diag(self) -> None:
+    async def _read_sock_diag(self) -> None:
         try:
-            self._sock_diag.update(self.state.table, SOCK_DIAG)
+            async with self._reading:
+                samples = await asyncio.to_thread(inet_diag.listeners, self._sock_diag.open)
+                await by_turns(self._sock_diag.update(self.state.table, SOCK_DIAG, samples))
         except OSError as error:
             self.state.table.clear_queues(SOCK_DIAG)
             _log.error("cannot read the listeners", extra=fields(why=str(error)))
@@ -297,6 +301,22 @@ async def choose_source(config: Config) -> Source:
                 source = Source("sock_diag")
     _log.info("source chosen", extra=fields(source=source.name, why=why))
     return source
+
+
+def _plans(config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
+    """Return what each session is to run, and the ports that it is to watch."""
+    counters = program.drop_counters(config.local.dtrace.command)
+    plans: dict[SessionId, tuple[Plan, Ports]] = {}
+    for host in (config.local, *config.hosts):
+        chosen = _program(host)
+        for name, port, watched in _split(host):
+            plan = Plan(host.dtrace, chosen, port, {} if host.name else counters)
+            plans[SessionId(host.name, name)] = plan, watched
+        calls = chosen.calls if chosen is not None else ""
+        if calls:
+            plan = Plan(host.dtrace, program.load(calls), 0, {})
+            plans[SessionId(host.name, CALLS)] = plan, {}
+    return plans
 
 
 def _program(host: HostConfig) -> program.Program | None:

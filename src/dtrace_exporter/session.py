@@ -11,7 +11,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 from dtrace_exporter import (
@@ -25,6 +25,7 @@ from dtrace_exporter.audit import DropAudits, TotalAudits
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.families import Part
 from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.limits import LimitError
 from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import Identity, SessionId
 from dtrace_exporter.log import fields
@@ -33,6 +34,7 @@ from dtrace_exporter.program import Program
 from dtrace_exporter.rows import Ready, RowError, Tick
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tally import Tally
+from dtrace_exporter.turns import Turn, by_turns
 from dtrace_exporter.uprobes import remove_leftovers
 
 _log = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ class Session:
         self._audited = 0
         self._last_row: float | None = None
         self._logged = False
+        self._told_limits: set[str] = set()
         if plan.program is not None:
             self._use(plan.program)
         self._task = asyncio.create_task(self._supervise())
@@ -250,6 +253,7 @@ class Session:
             process.stdin.close()
             self._tally = None
             self._logged = False
+            self._told_limits.clear()
             splitter = LineSplitter()
             late = await self._read_stdout(process.stdout, splitter, starting, messages)
             if late:
@@ -258,7 +262,7 @@ class Session:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_DRAIN_SECONDS):
                         while chunk := await process.stdout.read(_CHUNK):
-                            self._take(splitter.feed(chunk), messages)
+                            await self._take(splitter.feed(chunk), messages)
                 return late
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _STOP_SECONDS)
@@ -291,7 +295,7 @@ class Session:
                     chunk = await stdout.read(_CHUNK)
                 ended = not chunk
                 lines = splitter.end() if ended else splitter.feed(chunk)
-            records = self._take(lines, messages)
+            records = await self._take(lines, messages)
             # A slice that took longer was no silence: we did not run either. Rows without a
             # heartbeat among them are one.
             now = time.monotonic()
@@ -309,10 +313,13 @@ class Session:
                     return f"no heartbeat for {patience:g} s"
                 return f"not ready after {_START_SECONDS:g} s"
 
-    def _take(self, lines: list[str], messages: deque[str]) -> list[Ready | Tick]:
+    async def _take(self, lines: list[str], messages: deque[str]) -> list[Ready | Tick]:
         """Give lines to the tally; return those of the session itself."""
         found = []
+        turn = Turn()
         for line in lines:
+            if turn.is_over:
+                await turn.rest()
             try:
                 if self._tally is None:
                     record: Ready | Tick | None = self._greeted(line)
@@ -323,8 +330,16 @@ class Session:
             except RowError as error:
                 self._bad(line, str(error))
                 continue
-            while self._tally and self._tally.wrong:
-                self._bad(line, self._tally.wrong.pop())
+            except LimitError as error:
+                self._refused(error)
+                continue
+            if isinstance(record, Tick):
+                assert self._tally is not None
+                for wrong in self._tally.settle(record):
+                    if wrong:
+                        self._bad(line, wrong)
+                    if turn.is_over:
+                        await turn.rest()
             if record is not None:
                 found.append(record)
                 self.status.last_record = time.time()
@@ -336,6 +351,12 @@ class Session:
         if not self._logged:
             self._logged = True
             _log.warning("bad row", extra=self._fields(row=line[:200], why=why))
+
+    def _refused(self, error: LimitError) -> None:
+        self.status.refused[error.limit] += 1
+        if error.limit not in self._told_limits:
+            self._told_limits.add(error.limit)
+            _log.warning("no room", extra=self._fields(why=str(error)))
 
     def _greeted(self, line: str) -> Ready:
         """Read the first row, which says how the others are written."""
@@ -369,7 +390,7 @@ class Session:
         self.settled.set()
         _log.info("session up", extra=self._fields(pid=self.status.pid))
 
-    def compare(self, samples: list[Sample], at: int, totals: Mapping[str, int]) -> None:
+    async def compare(self, samples: list[Sample], at: int, totals: Mapping[str, int]) -> None:
         """Take the kernel's own word on this host's listeners, if it speaks of the same place.
 
         Args:
@@ -382,23 +403,24 @@ class Session:
         if reader is None or not self.status.up or reader.home != _own_netns():
             return
         home = table.home(self.id)
-        found: dict[Identity, list[Sample]] = {}
-        for sample in samples:
-            if table.watches(self.id, sample.port):
-                identity = Identity(self.id.host, home, sample.address, sample.port)
-                found.setdefault(identity, []).append(sample)
-        reader.know(found, at)
+        found = await by_turns(_by_listener(samples, self.id.host, home))
+        for limit in await by_turns(reader.know(found, at)):
+            self._refused(LimitError(limit))
+        if not table.is_watched(self.id):
+            return
         if reader.ticks == self._audited or self.id.name == CALLS:
             return
         self._audited = reader.ticks
         mine = [one for one in table.seen(self.id) if one.identity.place == home]
         drops = {one.identity: sum(one.drops.values()) for one in mine}
-        if table.ports(self.id) is None:
+        ports = table.ports(self.id)
+        if ports is None:
             established = sum(one.established for one in mine)
             ours = {"drops": sum(drops.values()), "established": established}
             missing = self._totals.look(totals, ours)
         else:
-            more = self._drops.look(found, drops)
+            watched = {one: those for one, those in found.items() if one.port in ports}
+            more = self._drops.look(watched, drops)
             missing = {} if more is None else {"drops": more}
         for kind, more in missing.items():
             self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
@@ -406,8 +428,11 @@ class Session:
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:
         splitter = LineSplitter()
         logged = set()
+        turn = Turn()
         while chunk := await stderr.read(_CHUNK):
             for line in splitter.feed(chunk):
+                if turn.is_over:
+                    await turn.rest()
                 diagnostic = diagnostics.classify(line)
                 if diagnostic.kind == "lost":
                     self.status.lost[diagnostic.lost] += diagnostic.count
@@ -438,6 +463,18 @@ class Session:
     def _fields(self, **values: object) -> dict[str, dict[str, object]]:
         host = {"host": self.id.host} if self.id.host else {}
         return fields(session=self.id.name, **host, **values)
+
+
+def _by_listener(
+    samples: list[Sample], host: str, place: str
+) -> Generator[None, None, dict[Identity, list[Sample]]]:
+    """Return the sockets of a place by their listener; yields after each."""
+    found: dict[Identity, list[Sample]] = {}
+    for sample in samples:
+        identity = Identity(host, place, sample.address, sample.port)
+        found.setdefault(identity, []).append(sample)
+        yield
+    return found
 
 
 def _own_netns() -> str:

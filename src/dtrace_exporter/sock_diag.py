@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dtrace_exporter.inet_diag import Sample, listeners
+import logging
+from collections.abc import Generator
+
+from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Exports, Listener, ListenerTable, SessionId
+from dtrace_exporter.log import fields
 from dtrace_exporter.sockets import Queues
+
+_log = logging.getLogger(__name__)
 
 EXPORTS = Exports(
     syns=False, reasons=("unknown",), established=False, accepts=False, accept_wait=False
@@ -22,38 +29,54 @@ class SockDiagSource:
     """
 
     def __init__(self) -> None:
-        self._open: set[int] = set()
+        self.open: set[int] = set()
+        """The sockets that were there at the last update."""
         self._counted: dict[int, tuple[Listener, int]] = {}
+        self._refused = ""
 
-    def update(self, table: ListenerTable, session: SessionId) -> None:
-        """Read all listeners into the table, and take the gauges of those that are gone.
+    def update(
+        self, table: ListenerTable, session: SessionId, samples: list[Sample]
+    ) -> Generator[None, None, None]:
+        """Take all listeners into the table, and take the gauges of those that are gone.
 
         A socket's drops are all counted when it is first seen, for they are its own since it was
         opened: after the first reading the counters are what ``ss -lntm`` shows.
 
         Args:
-            table: has to have a watch of the session.
+            table: where they go as long as it has a watch of the session.
             session: whose listeners they are.
+            samples: as inet_diag.listeners() gives them, by what was open before.
 
-        Raises:
-            OSError: as inet_diag.listeners(); the table is then as it was before.
+        Yields:
+            After each of them.
         """
-        samples = listeners(self._open)
-        self._open = {sample.socket for sample in samples}
-        observed = set()
+        open_now = {(sample.address, sample.port, sample.socket) for sample in samples}
+        self.open = {sample.socket for sample in samples}
+        for listener in table.seen(session):
+            address, port = listener.identity.address, listener.identity.port
+            for key in [*listener.sockets]:
+                if (address, port, key) not in open_now:
+                    del listener.sockets[key]
+            if not listener.sockets:
+                table.idle(listener)
+        refused = ""
         for sample in samples:
+            yield
+            if not table.is_watched(session):
+                return
             if table.watches(session, sample.port):
-                listener = table.listener(session, "", sample.address, sample.port)
+                try:
+                    listener = table.listener(session, "", sample.address, sample.port)
+                except LimitError as error:
+                    refused = str(error)
+                    continue
                 listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
                 self._count_drops(listener, sample)
-                observed.add((listener.identity, sample.socket))
-        for listener in table:
-            if listener.session == session:
-                for key in list(listener.sockets):
-                    if (listener.identity, key) not in observed:
-                        del listener.sockets[key]
-        while len(self._counted) > max(_MOST_COUNTED, len(self._open)):
+        while len(self._counted) > max(_MOST_COUNTED, len(self.open)):
             del self._counted[next(iter(self._counted))]
+        if refused and not self._refused:
+            _log.warning("listeners left out", extra=fields(why=refused))
+        self._refused = refused
 
     def _count_drops(self, listener: Listener, sample: Sample) -> None:
         if sample.drops is None:

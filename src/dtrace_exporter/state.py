@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, fields
 
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
 
+LIMITS = tuple(limit.name for limit in fields(Limits))
 LOST_KINDS = ("principal", "aggregation", "dynamic_variable", "speculation")
 
 
@@ -18,7 +20,7 @@ class SessionStatus:
     in seconds since 1970, or None before the first row. ``features`` has every optional part of
     the program, and whether it is enabled. ``uncounted`` is for how many seconds nobody counted,
     and ``unattributed`` what the kernel's own totals have and the listeners' counters do not; a
-    kind that nobody can tell is not in it.
+    kind that nobody can tell is not in it. ``refused`` is by limit how often it left no room.
     """
 
     up: bool = False
@@ -30,6 +32,7 @@ class SessionStatus:
     lost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOST_KINDS, 0))
     probe_errors: int = 0
     bad_rows: int = 0
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0))
     last_record: float | None = None
     features: dict[str, bool] = field(default_factory=dict)
 
@@ -43,16 +46,20 @@ class Source:
     dtrace_version: str = ""
 
 
+async def unchanged() -> None:
+    """Do nothing: what writes the state keeps it new."""
+
+
 @dataclass(slots=True)
 class State:
-    """All of it; ``refresh`` is called before it is read."""
+    """All of it; ``refresh`` is to be awaited before it is read."""
 
     table: ListenerTable = field(default_factory=ListenerTable)
     sessions: dict[SessionId, SessionStatus] = field(default_factory=dict)
     source: Source = Source("dtrace")
     last_reload_successful: bool = True
     last_reload_success: float = 0.0
-    refresh: Callable[[], None] = lambda: None
+    refresh: Callable[[], Awaitable[None]] = unchanged
 
     @property
     def ready(self) -> bool:

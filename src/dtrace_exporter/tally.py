@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 from dtrace_exporter.accounts import Accounts
 from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
 from dtrace_exporter.rows import (
     Accepts,
@@ -29,8 +30,10 @@ from dtrace_exporter.rows import (
 )
 
 _MOST_WAITING = 10_000
-_FORGET_TICKS = 30
-"""So many ticks after a listener was told under another ID, no row has the old one any more."""
+_FORGET_TICKS = 60
+"""So many ticks after Sun's engine told a listener's ID, no row has it any more."""
+_PATIENCE_TICKS = 600
+"""A listener of which there are rows is told within so many ticks, or its own row has been lost."""
 
 
 class _Who(NamedTuple):
@@ -40,6 +43,7 @@ class _Who(NamedTuple):
     listener: Listener | None
     qmax: int
     told: bool
+    tick: int
 
 
 class Tally:
@@ -56,31 +60,33 @@ class Tally:
     def __init__(self, table: ListenerTable, session: SessionId) -> None:
         self._table = table
         self._session = session
+        self._most = table.limits(session.host).rows
         self._sockets = table.sockets(session.host)
-        self._reader = Reader()
+        self._reader = Reader(self._most)
         self._accounts = Accounts(self._sockets)
         self.home = ""
-        self._listeners: dict[int, _Who] = {}
-        self._waiting: dict[int, list[Counts]] = {}
-        self._newest: dict[int, int] = {}
-        self._old: deque[tuple[int, int]] = deque()
+        # By ID: in the order in which they were last told; and in that of the first row of each.
+        self._listeners = OrderedDict[int, _Who]()
+        self._waiting = OrderedDict[int, tuple[int, list[Counts]]]()
+        self._waiting_rows = 0
         self.ticks = 0
-        self.wrong: list[str] = []
-        """What accounts have come to that cannot be, until somebody takes it away."""
 
     def feed(self, line: str) -> Ready | Tick | None:
-        """Take a line; return it if the session has to know.
+        """Take a line; return it if the session has to know. Behind a Tick comes settle().
 
         Raises:
             RowError: it is no row.
+            LimitError: there is no room for what it tells.
         """
         record = self._reader.read(line)
         match record:
             case Ready():
+                if self.home:
+                    raise RowError("ready once more")
                 self.home = record.home
                 return record
             case Tick():
-                self._tick(record)
+                self.ticks += 1
                 return record
             case Listening():
                 self._listening(record)
@@ -89,7 +95,7 @@ class Tally:
                     socket = self._listeners[record.id].socket
                     self._sockets.saw(socket, record.time, record.q0, record.q, record.qmax)
             case Limit():
-                self._sockets.limit(record.socket, record.time, record.qmax)
+                self._sockets.saw(record.socket, record.time, qmax=record.qmax)
             case Closed():
                 self._close(record.socket, record.time)
             case None:
@@ -98,9 +104,29 @@ class Tally:
                 self._count(record)
         return None
 
+    def settle(self, tick: Tick) -> Iterator[str]:
+        """Do what a heartbeat is the time for, in many small steps.
+
+        Yields:
+            What has come to light that cannot be; an empty text at most steps.
+        """
+        while self._listeners:
+            id_, who = next(iter(self._listeners.items()))
+            if not who.told or who.tick + _FORGET_TICKS >= self.ticks:
+                break
+            del self._listeners[id_]
+            yield ""
+        while self._waiting:
+            id_, (began, _) = next(iter(self._waiting.items()))
+            if began + _PATIENCE_TICKS >= self.ticks:
+                break
+            lost = self._awaited(id_)
+            yield f"no row has told who {id_:x} is, which has {len(lost)} rows of counts"
+        counted = self._table.session_exports(self._session)
+        q = counted.established and counted.departures
+        yield from self._accounts.settle(tick.time, q and counted.opened, q)
+
     def _close(self, socket: int, time: int) -> None:
-        if (newest := self._newest.pop(socket, None)) is not None:
-            self._old.append((self.ticks, newest))
         self._accounts.close(socket, time)
         self._sockets.closed(socket, time)
 
@@ -108,78 +134,104 @@ class Tally:
         """Note that the kernel has lost rows or counts of this run."""
         self._accounts.lose()
 
-    def know(self, found: Mapping[Identity, list[Sample]], time: int) -> None:
+    def know(
+        self, found: Mapping[Identity, list[Sample]], time: int
+    ) -> Generator[None, None, set[str]]:
         """Take what the kernel tells, at a time, of the listeners of the host's own place.
 
         The kernel's address of a socket is not in it, so it is taken where a listener has only one;
         and where none has been seen yet, under a number that no address can be.
 
         Args:
-            found: what inet_diag.listeners() gives, by listener; all that the session watches.
+            found: what inet_diag.listeners() gives, by listener.
             time: in nanoseconds of the monotonic clock, before they were read.
+
+        Yields:
+            Before each listener. It ends at once where the session has ended meanwhile.
+
+        Returns:
+            The limits that left no room for some of them.
         """
         home = self._table.home(self._session)
+        refused = set[str]()
         for identity, those in found.items():
-            listener = self._table.listener(self._session, *identity[1:])
-            if not listener.sockets:
-                for sample in those:
-                    self._sockets.listening(-sample.socket, time, listener)
-                    self._sockets.saw(-sample.socket, time, q=sample.q, qmax=sample.qmax)
-            elif len(listener.sockets) == len(those) == 1:
-                (socket,) = listener.sockets
-                self._sockets.saw(socket, time, q=those[0].q, qmax=those[0].qmax)
+            yield
+            if not self._table.is_watched(self._session):
+                return refused
+            if not self._table.watches(self._session, identity.port):
+                continue
+            try:
+                listener = self._table.listener(self._session, *identity[1:])
+                self._know(listener, those, time)
+            except LimitError as error:
+                refused.add(error.limit)
         for listener in self._table.seen(self._session):
             # One that is not among them had closed before they were read.
             if listener.identity.place == home and listener.identity not in found:
                 for socket in [*listener.sockets]:
                     self._sockets.closed(socket, time)
+            yield
+        return refused
 
-    def _tick(self, tick: Tick) -> None:
-        self.ticks += 1
-        while self._old and self._old[0][0] < self.ticks - _FORGET_TICKS:
-            _, old = self._old.popleft()
-            # Its number may have come round, and be in use again.
-            who = self._listeners.get(old)
-            if who is not None and self._newest.get(who.socket) != old:
-                del self._listeners[old]
-        counted = self._table.session_exports(self._session)
-        q = counted.established and counted.departures
-        self.wrong += self._accounts.settle(tick.time, q and counted.opened, q)
+    def _know(self, listener: Listener, samples: list[Sample], time: int) -> None:
+        if not listener.sockets:
+            for sample in samples:
+                self._sockets.listening(-sample.socket, time, listener)
+                self._sockets.saw(-sample.socket, time, q=sample.q, qmax=sample.qmax)
+        elif len(listener.sockets) == len(samples) == 1:
+            (socket,) = listener.sockets
+            self._sockets.saw(socket, time, q=samples[0].q, qmax=samples[0].qmax)
 
     def _listening(self, record: Listening) -> None:
-        if record.told and self._newest.get(record.socket) in self._listeners:
-            self._old.append((self.ticks, self._newest[record.socket]))
-        self._newest[record.socket] = record.id
+        waiting = self._awaited(record.id)
+        self._listeners.pop(record.id, None)
+        if len(self._listeners) >= self._most:
+            self._listeners.popitem(last=False)
+        # Nobody's where nobody asked for its port, or there is no room for it.
+        who = _Who(record.socket, None, record.qmax, record.told, self.ticks)
+        self._listeners[record.id] = who
         if not self._table.watches(self._session, record.port):
-            self._listeners[record.id] = _Who(record.socket, None, record.qmax, record.told)
-            self._waiting.pop(record.id, None)
             return
         home = record.place in (self.home, "")
         place = self._table.home(self._session) if home else record.place
-        self._table.live(self._session.host, place, record.cookie)
-        listener = self._table.listener(self._session, place, record.address, record.port)
-        self._listeners[record.id] = _Who(record.socket, listener, record.qmax, record.told)
-        if record.told:
-            self._sockets.listening(record.socket, record.time, listener)
-            self._accounts.tell(record, listener)
+        listener = self._table.listener(
+            self._session, place, record.address, record.port, record.cookie
+        )
+        self._listeners[record.id] = who._replace(listener=listener)
+        try:
+            self._see(record, listener)
+        finally:
             if record.syn:
                 self._count(Found(record.id, record.q, 1))
-            if not record.open:
+            for each in waiting:
+                self._count(each)
+            if record.told and not record.open:
                 self._close(record.socket, record.time)
-        for each in self._waiting.pop(record.id, ()):
-            self._count(each)
-        if record.open and not record.told:
-            for number in [number for number in listener.sockets if number < 0]:
-                self._sockets.closed(number, record.time)
+
+    def _see(self, record: Listening, listener: Listener) -> None:
+        if record.told:
+            if self._sockets.listening(record.socket, record.time, listener):
+                self._accounts.tell(record, listener)
+        elif record.open:
+            # Those that know() has found are the first ones.
+            while (number := next(iter(listener.sockets), 0)) < 0:
+                self._sockets.forget(number)
             self._sockets.listening(record.socket, record.time, listener)
             self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
+
+    def _awaited(self, id: int) -> list[Counts]:  # noqa: A002
+        """Take what waits until an ID is told."""
+        _, rows = self._waiting.pop(id, (0, []))
+        self._waiting_rows -= len(rows)
+        return rows
 
     def _count(self, record: Counts) -> None:
         who = self._listeners.get(record.id)
         if who is None:
-            if len(self._waiting) >= _MOST_WAITING and record.id not in self._waiting:
-                raise RowError(f"no row has told who {_MOST_WAITING} listeners are")
-            self._waiting.setdefault(record.id, []).append(record)
+            if self._waiting_rows >= _MOST_WAITING:
+                raise RowError(f"no row has told whose {_MOST_WAITING} rows of counts are")
+            self._waiting.setdefault(record.id, (self.ticks, []))[1].append(record)
+            self._waiting_rows += 1
             return
         listener = who.listener
         if listener is None:

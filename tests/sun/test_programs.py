@@ -255,7 +255,7 @@ def with_faults(
         for name in "ABD" * 3:
             watch.quiet(name)
         watch.seconds(5)
-        watch.tally.wrong.clear()
+        watch.wrong.clear()
         gauges = [one for one in watch.differences() if "queues" in one]
         assert len(watch.messages) == watch.errors["fault"] <= 8 * len(failing)
         return memory.count, high, gauges

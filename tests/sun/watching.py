@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from dtrace_exporter import diagnostics, program
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.rows import Tick
 from dtrace_exporter.tally import Tally
 from sun.c_types import Types
 from sun.engine import Engine, Session
@@ -296,6 +297,7 @@ class Watch(Host):
         ports = {port: ""} if port else None
         self.table.watch(_ME, ports, program.exports(chosen, features))
         self.tally = Tally(self.table, _ME)
+        self.wrong: list[str] = []
         self.rows: list[str] = []
         self.errors: Counter[str] = Counter()
         self.messages: list[str] = []
@@ -318,7 +320,9 @@ class Watch(Host):
         *lines, self._rest = (self._rest + new).split("\n")
         for line in filter(None, lines):
             self.rows.append(line)
-            self.tally.feed(line)
+            record = self.tally.feed(line)
+            if isinstance(record, Tick):
+                self.wrong += filter(None, self.tally.settle(record))
 
     def seconds(self, count: int = 1) -> None:
         """Let seconds pass in which nothing happens, not even a stall, and read the rows."""
@@ -431,7 +435,7 @@ class Watch(Host):
         Args:
             gauges: of which listeners; those of ``new`` ones, ``all`` of them or ``none``.
         """
-        found = list(self.tally.wrong)
+        found = [*self.wrong]
         expected, counted = self.expected(), self.counted()
         for identity in sorted({*expected, *counted}):
             want = expected.get(identity, Counter())

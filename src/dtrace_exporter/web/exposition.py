@@ -24,14 +24,19 @@ from dtrace_exporter.collector import (
     Block,
     Collector,
     Labels,
+    Layout,
     Series,
+    families,
     family,
     registry,
     samples,
 )
 from dtrace_exporter.state import State
+from dtrace_exporter.turns import by_turns
 
 Encode = Callable[[Any], bytes]
+# A block's layout, its values and its lines.
+_Text = tuple[Layout, tuple[float, ...], bytes]
 
 # Of a text that repeats itself as much as this, more work makes little less.
 _GZIP_LEVEL = 2
@@ -53,8 +58,8 @@ class Exposition:
 
     def __init__(self, state: State) -> None:
         sys.setswitchinterval(_TURN_SECONDS)
+        self._state = state
         self._collector = Collector(state)
-        self._everything = registry(self._collector)
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
@@ -87,14 +92,12 @@ class Exposition:
             del self._waiting[content_type, names, compress]
             # The state may only be read here, in the event loop; most of the time goes into the
             # text.
+            await self._state.refresh()
+            series = await by_turns(self._collector.reading())
             if names or content_type.endswith(_RENAMING):
-                wanted: AnyCollector = self._everything
-                if names:
-                    wanted = self._everything.restricted_registry(names)
-                families = _Families(list(wanted.collect()))
-                render: Callable[[], Iterable[bytes]] = partial(_whole, encode, families)
+                render: Callable[[], Iterable[bytes]] = partial(_whole, encode, series, names)
             else:
-                render = partial(self._texts.render, self._collector.read(), self._process, encode)
+                render = partial(self._texts.render, series, self._process, encode)
             return await asyncio.to_thread(_body, render, compress)
 
 
@@ -119,10 +122,13 @@ class Texts:
         for one in series:
             texts = self._known[one.labels] = before.get(one.labels, {})
             for block in one.blocks:
-                text = texts.get(block.family)
-                if text is None or text.layout != block.layout:
-                    text = texts[block.family] = _Text(one.labels, block)
-                found[block.family].append(text.of(block.values))
+                name, layout, values = block
+                text = texts.get(name)
+                if text is None or text[0] != layout:
+                    text = texts[name] = _written(one.labels, block)
+                elif text[1] != values:
+                    text = texts[name] = _changed(text, values)
+                found[name].append(text[2])
         for name, blocks in found.items():
             if blocks:
                 yield encode(_Families([family(name)])).removesuffix(_END)
@@ -130,27 +136,25 @@ class Texts:
         yield encode(others)
 
 
-class _Text:
-    """A block's lines, written by prometheus_client once: then only numbers change."""
+def _written(labels: Labels, block: Block) -> _Text:
+    """Return the text of a block as prometheus_client writes it; then only numbers change."""
+    name, layout, values = block
+    metric = Metric(name, "", "unknown")
+    metric.samples = list(samples(labels, block))
+    _help, _type, lines = generate_latest(_Families([metric])).split(b"\n", 2)
+    return layout, values, lines
 
-    __slots__ = ("_lines", "_values", "layout")
 
-    def __init__(self, labels: Labels, block: Block) -> None:
-        self.layout, self._values = block.layout, block.values
-        metric = Metric(block.family, "", "unknown")
-        metric.samples = list(samples(labels, block))
-        _help, _type, self._lines = generate_latest(_Families([metric])).split(b"\n", 2)
-
-    def of(self, values: tuple[float, ...]) -> bytes:
-        if values != self._values:
-            lines = self._lines.split(b"\n")
-            for index, (old, new) in enumerate(zip(self._values, values, strict=True)):
-                if new != old:
-                    name, _, _ = lines[index].rpartition(b" ")
-                    number: str = floatToGoString(new)  # type: ignore[no-untyped-call]
-                    lines[index] = b"%b %b" % (name, number.encode())
-            self._lines, self._values = b"\n".join(lines), values
-        return self._lines
+def _changed(text: _Text, values: tuple[float, ...]) -> _Text:
+    """Return the text of the same block with other values."""
+    layout, before, whole = text
+    lines = whole.split(b"\n")
+    for index, (old, new) in enumerate(zip(before, values, strict=True)):
+        if new != old:
+            name, _, _ = lines[index].rpartition(b" ")
+            number: str = floatToGoString(new)  # type: ignore[no-untyped-call]
+            lines[index] = b"%b %b" % (name, number.encode())
+    return layout, values, b"\n".join(lines)
 
 
 class _Families(AnyCollector):
@@ -160,9 +164,13 @@ class _Families(AnyCollector):
     def collect(self) -> Iterable[Metric]:
         return self._families
 
+    describe = collect
 
-def _whole(encode: Encode, families: _Families) -> list[bytes]:
-    return [encode(families)]
+
+def _whole(encode: Encode, series: Iterable[Series], names: frozenset[str]) -> list[bytes]:
+    everything = registry(_Families(list(families(series))))
+    wanted: AnyCollector = everything.restricted_registry(names) if names else everything
+    return [encode(_Families(list(wanted.collect())))]
 
 
 def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from http import HTTPStatus
 from ipaddress import ip_address
 from socket import gethostname, socket
@@ -18,6 +19,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application, Finish, HTTPError, RequestHandler
 
 from dtrace_exporter.state import State
+from dtrace_exporter.turns import by_turns
 from dtrace_exporter.web import page, server
 from dtrace_exporter.web.auth import Authenticator
 from dtrace_exporter.web.configuration import RateLimit, WebConfig, WebConfigFile
@@ -53,7 +55,12 @@ def application(
             (
                 "/",
                 _Landing,
-                {"state": state, "history": History(), "telemetry_path": telemetry_path},
+                {
+                    "state": state,
+                    "history": History(),
+                    "one_at_a_time": asyncio.Lock(),
+                    "telemetry_path": telemetry_path,
+                },
             ),
             ("/-/healthy", _Healthy),
             ("/-/ready", _Ready, {"state": state}),
@@ -200,9 +207,16 @@ def _accepts_gzip(accepted: str) -> bool:
 
 
 class _Landing(_Handler):
-    def initialize(self, state: State, history: History, telemetry_path: str) -> None:
+    def initialize(
+        self,
+        state: State,
+        history: History,
+        one_at_a_time: asyncio.Lock,
+        telemetry_path: str,
+    ) -> None:
         self._state = state
         self._history = history
+        self._one_at_a_time = one_at_a_time
         self._telemetry_path = telemetry_path
 
     async def get(self) -> None:
@@ -217,7 +231,17 @@ class _Landing(_Handler):
         view = page.View(
             self.get_query_argument("sort", ""), self.get_query_argument("refresh", "") == "off"
         )
-        body = page.render(self._state, self._history, self._telemetry_path, nonce, view)
+        async with self._one_at_a_time:
+            await self._state.refresh()
+            # Thousands of listeners take longer than others should wait.
+            shown = replace(
+                self._state,
+                table=await by_turns(self._state.table.copying()),
+                sessions={id_: replace(status) for id_, status in self._state.sessions.items()},
+            )
+            body = await asyncio.to_thread(
+                page.render, shown, self._history, self._telemetry_path, nonce, view
+            )
         if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)

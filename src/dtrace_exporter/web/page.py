@@ -144,7 +144,6 @@ def render(state: State, history: History, telemetry_path: str, nonce: str, view
         nonce: of the style sheet and the script, as in the page's Content-Security-Policy.
         view: how it is asked for.
     """
-    state.refresh()
     sort = view.sort if view.sort in SORTS else _FIRST_SORT
     return _TEMPLATE.generate(
         version=__version__,

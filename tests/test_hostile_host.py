@@ -1,0 +1,359 @@
+"""Hostile hosts against the real service, in a process of its own that measures its event loop.
+
+Each attack prints what it cost: the longest step of the loop, less Python's search for garbage, and
+that; by how much the memory grew; and what a scrape meanwhile took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import zone_rows
+from dtrace_exporter import (
+    config,
+    diagnostics,
+    dtrace,
+    families,
+    nodes,
+    program,
+    rows,
+    service,
+    trace,
+)
+from dtrace_exporter.limits import Limits
+from dtrace_exporter.service import Service
+from linux_rows import told
+from step_meter import metered
+
+METER = Path(__file__).with_name("step_meter.py")
+LINUX, ZONES = "ready 5 1", "ready 5 global"
+MANY = 50_000
+STEP_MS = 250
+"""A step should take less than 50 ms; here, where the machine may be busy, less than a few."""
+MEMORY_MB = 300
+
+Lines = Callable[[], Iterator[str]]
+
+
+def wide(number: int, *, place: int = 1, address: str = "", cookie: int = 1, port: int = 0) -> str:
+    """Return a row of one of very many listeners."""
+    who = f"{(1 << 47 | number) << 16:x} 1 10 {place} {cookie}"
+    where = address or f"10.{number >> 16}.0.1"
+    return f"listener {who} {where} {port or number % 65536} 0 0 8"
+
+
+def zone(number: int, telling: int = 1, *, name: str = "global", port: int | None = None) -> str:
+    """Return a row of one of very many listeners in zones."""
+    who = f"{(1 << 47 | number) << 16 | telling:x} {telling} {name}"
+    return f"listener {who} 10.0.0.1 {number if port is None else port} 0 0 8 1"
+
+
+def closed(number: int, time: int = 1) -> str:
+    """Return the row of one of very many sockets that has closed."""
+    return f"closed {0xFFFF << 48 | 1 << 47 | number:x} {time}"
+
+
+def each(start: str, make: Callable[[int], str], times: int = MANY, end: str = "tick 1") -> Lines:
+    """Return what yields a row for each number, between others."""
+
+    def lines() -> Iterator[str]:
+        yield start
+        yield "set 1"
+        yield from map(make, range(times))
+        yield end
+
+    return lines
+
+
+def again(make: Callable[[int, int], str], times: int, size: int) -> Lines:
+    """Return what yields as many rows before each of some heartbeats."""
+
+    def lines() -> Iterator[str]:
+        yield ZONES
+        for turn in range(1, times + 1):
+            for number in range(size):
+                yield make(number, turn)
+            yield f"tick {turn}000"
+
+    return lines
+
+
+def flap(number: int) -> str:
+    """Return the rows of a listener in a zone of its own, which closes at once."""
+    return zone(number, 1, name=f"z{number}", port=80) + "\n" + closed(number, 2)
+
+
+LINUX_ATTACKS: dict[str, Lines] = {
+    "ready again and again": each(LINUX, lambda _: LINUX),
+    "heartbeats": each(LINUX, lambda number: f"tick {number}"),
+    "ever new sets": each(LINUX, lambda number: f"set {number}"),
+    "listeners": each(LINUX, wide),
+    "places": each(LINUX, lambda number: wide(number, place=number)),
+    "uses of a place": each(LINUX, lambda number: wide(number, cookie=number, port=80)),
+    "sockets of a listener": each(LINUX, lambda number: wide(number, address="::", port=80)),
+    "sockets that close": each(LINUX, closed),
+    "limits of Q": each(LINUX, lambda number: f"count 1 10 {number} 1 10000001", 3 * MANY),
+    "rows of nobody": each(LINUX, lambda number: f"count {number:x} 10 8 1 10000001"),
+    "addresses of 16 KB": each(LINUX, lambda _: wide(1, address="fe80::1%" + "x" * 16000), 500),
+    "lines that are no rows": each(LINUX, lambda _: "x", 10 * MANY),
+}
+ZONES_ATTACKS: dict[str, Lines] = {
+    "zones": each(ZONES, lambda number: zone(number, name="z" * 55 + str(number), port=80)),
+    "listeners in zones, told again": again(zone, 5, 10_000),
+    "sockets in zones, told again": again(lambda n, turn: zone(n, turn, port=80), 3, 20_000),
+    "one listener told again and again": each(ZONES, lambda n: zone(1, n % 65535 + 1)),
+    "listeners that come and go": each(ZONES, flap),
+    "heartbeats after many closes": again(lambda n, turn: closed(n + 9 * turn), 3, 20_000),
+}
+
+
+def measure(place: Path, lines: Iterator[str], name: str, said: str = "") -> dict[str, Any]:
+    """Return what a host costs that prints some lines, and says something beside them."""
+    out, err, file = place / "out", place / "err", place / "c.yml"
+    with out.open("w", encoding="ascii") as written:
+        written.writelines(line + "\n" for line in lines)
+    err.write_text(said, encoding="ascii")
+    # The second program of a Linux host prints nothing.
+    script = f'grep -q "limit %x" && exec echo ready 5 1; cat {err} >&2 & cat {out}; wait'
+    host = {"name": "evil", "dtrace": {"command": ["/bin/sh", "-c", script], "program": name}}
+    nothing = {"command": ["/bin/true"], "program": "linux"}
+    whole = {"source": "dtrace", "dtrace": nothing, "listeners": [{"port": 1}], "hosts": [host]}
+    file.write_text(yaml.safe_dump(whole), encoding="ascii")
+    command = [sys.executable, str(METER), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def endure(
+    place: Path, lines: Iterator[str], name: str, capsys: pytest.CaptureFixture[str], said: str = ""
+) -> dict[str, Any]:
+    """Let a host attack; no step of the loop is long, and the memory has its bounds."""
+    found = measure(place, lines, name, said)
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\n    longest step {found['step_ms']:.0f} ms, search for garbage "
+            f"{found['collection_ms']:.0f} ms, {found['memory_mb']:.0f} MB more, scrape "
+            f"{found['scrape_mb']:.1f} MB in {found['scrape_s']:.2f} s",
+            end=" ",
+        )
+    assert found["step_ms"] < STEP_MS, found["step"]
+    assert found["memory_mb"] < MEMORY_MB
+    assert found["listeners"] <= Limits().listeners + 1
+    assert any(found["up"])
+    return found
+
+
+@pytest.mark.parametrize("attack", LINUX_ATTACKS)
+def test_linux(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever rows a host prints as of Linux, others have their turn and the memory its bounds."""
+    endure(tmp_path, LINUX_ATTACKS[attack](), "linux", capsys)
+
+
+@pytest.mark.parametrize("attack", ZONES_ATTACKS)
+def test_zones(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Likewise whatever rows a host prints as of Solaris."""
+    endure(tmp_path, ZONES_ATTACKS[attack](), "illumos", capsys)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "x\n" * 5 * MANY,
+        "dtrace: 1 drop on CPU 0\n" * MANY,
+        ("dtrace: error in " + "x" * 16000) * 99,
+    ],
+    ids=["nothing", "losses", "endless"],
+)
+def test_messages(said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it matter what it says meanwhile, with many listeners to lose."""
+    lines = again(lambda n, turn: zone(n, turn, port=80), 1, 10_000)
+    endure(tmp_path, lines(), "illumos", capsys, said)
+
+
+def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 30,000 listeners that somebody opens as many are there as may be, and others stay."""
+    lines = each(LINUX, wide, 30_000)
+    found = endure(tmp_path, lines(), "linux", capsys)
+    assert {name: sum(one[name] for one in found["refused"]) for name in ("listeners", "rows")} == {
+        "listeners": 30_000 - Limits().listeners,
+        "rows": 0,
+    }
+
+
+# A reload
+
+
+def large(ports: int, hosts: int) -> str:
+    """Return a configuration with many ports, and hosts with some."""
+    command = "dtrace: {command: [/bin/sleep, '600'], program: linux, session: shared}\n"
+    listeners = "".join(f"  - port: {port}\n    name: p{port}\n" for port in range(1, ports + 1))
+    others = "".join(
+        f"  - name: host-{host}\n    {command}    listeners: [{{port: 80, name: web}}]\n"
+        for host in range(hosts)
+    )
+    return f"source: dtrace\n{command}listeners:\n{listeners}hosts:\n{others or '  []'}"
+
+
+def test_reload(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload of 1,000 ports and 20 hosts takes its time beside the event loop, not in it."""
+    threads = []
+
+    def load(file: Path | None) -> config.Config:
+        threads.append(threading.current_thread())
+        return config.load(file)
+
+    monkeypatch.setattr(service, "load", load)
+    path = tmp_path / "c.yml"
+    path.write_text(large(1, 0), encoding="ascii")
+
+    async def test() -> tuple[float, float]:
+        one = Service(path, config.load(path))
+        await one.start()
+        with metered() as meter:
+            path.write_text(large(1000, 20), encoding="ascii")
+            began = time.monotonic()
+            await one.reload()
+            took = time.monotonic() - began
+            assert len(one.sessions) == 2 * 21
+            path.write_text(large(999, 0), encoding="ascii")
+            await one.reload()
+        await one.stop()
+        return 1000 * meter.longest, took
+
+    gc.collect()
+    step, took = asyncio.run(test())
+    with capsys.disabled():
+        print(f"\n    longest step {step:.0f} ms of {took:.1f} s", end=" ")  # noqa: T201
+    assert step < STEP_MS
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+# Patterns
+
+ALPHABET = ["a", "0", " ", "-", ".", ":", "1 ", "a:", "::", "* ", "()", "line ", "1h", "ms", "9"]
+STARTS = [
+    "",
+    "dtrace: ",
+    "dtrace: error in ",
+    "dtrace: error on enabled probe ID ",
+    "dtrace: 1 failed speculation (",
+    "dtrace: 1 drop with non-empty ",
+    "dtrace: failed to compile script /dev/stdin: line ",
+    "dtrace: invalid probe specifier fbt::",
+    "f:g:",
+    "0123456789abcdef:",
+]
+PATTERNS = {
+    f"{module.__name__}.{name}": value
+    for module in (config, diagnostics, dtrace, families, nodes, program, rows, trace)
+    for name, value in vars(module).items()
+    if isinstance(value, re.Pattern)
+}
+
+
+def hostile(size: int) -> Iterator[str]:
+    """Yield lines of about a size, each the same a long time."""
+    for start in STARTS:
+        for piece in ALPHABET:
+            yield start + piece * (size // len(piece)) + "!"
+
+
+def shortest(work: Callable[[str], object], text: str) -> float:
+    """Return the processor time of the quickest of some tries."""
+    times = []
+    for _ in range(3):
+        began = time.thread_time()
+        work(text)
+        times.append(time.thread_time() - began)
+    return min(times)
+
+
+def assert_linear(work: Callable[[str], object], what: str) -> None:
+    """Show that no text of four times the size takes much more than four times as long.
+
+    What takes less than a few milliseconds may take any multiple of that.
+    """
+    for small, big in zip(hostile(4000), hostile(16000), strict=True):
+        took = shortest(work, big)
+        if took > 0.005:
+            assert took < 10 * shortest(work, small), (what, big[:60])
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_are_linear(name: str) -> None:
+    """No pattern takes more than linear time, whatever it looks through and wherever it begins."""
+    pattern = PATTERNS[name]
+    for method in (pattern.match, pattern.fullmatch, pattern.search, pattern.findall):
+        assert_linear(method, method.__name__)
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "message": diagnostics.classify,
+    "trace": trace.csv,
+    "reason": dtrace._plain,
+    "blame": lambda text: program.blame(
+        text, program.load("illumos").text, families.families()["illumos"]
+    ),
+}
+
+
+def read(line: str) -> None:
+    """Read a line as a row, whatever it is."""
+    reader = rows.Reader()
+    reader.read("set 1")
+    with suppress(rows.RowError):
+        reader.read(line)
+
+
+@pytest.mark.parametrize("name", [*READERS, "row"])
+def test_readers_are_linear(name: str) -> None:
+    """Nor does anything that reads what a host says."""
+    assert_linear({**READERS, "row": read}[name], name)
+
+
+def read_behind(start: str, text: str) -> None:
+    """Read a row that goes on with a text."""
+    read(start + text)
+
+
+def read_within(start: str, text: str) -> None:
+    """Read a row that has a text in place of its first space."""
+    read(start.replace(" ", text, 1))
+
+
+def test_rows_of_any_length_are_linear() -> None:
+    """Rows that begin as rows do are no slower for what they go on with."""
+    for start in (told(22), zone_rows.told(22), "count 1 10 8 1 ", "q 1 8 ", "syn 1 0 ", "left 1 "):
+        assert_linear(partial(read_behind, start), start)
+        assert_linear(partial(read_within, start), start)
+
+
+def test_blame_looks_at_few_probes() -> None:
+    """A message that names very many probes, and no line, costs no more than one with some."""
+    family = families.families()["illumos"]
+    text = program.load("illumos").text
+    messages = [
+        "dtrace: " + " ".join(f"fbt:ip:f{number}:entry" for number in range(size))
+        for size in (100, 1000)
+    ]
+    few, many = (shortest(lambda m: program.blame(m, text, family), one) for one in messages)
+    assert many < 5 * few

@@ -1,0 +1,400 @@
+"""How much of a host is taken in: within the limits all is exact, beyond nothing is there."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zone_rows
+from dtrace_exporter.limits import LimitError, Limits
+from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.rows import RowError, Tick
+from dtrace_exporter.tally import Tally
+from linux_rows import ESTABLISHED, address, counted, told
+
+SESSION = SessionId("", "all")
+CALLS = SessionId("", "calls")
+READY = "ready 5 1"
+AWAY = 4026532281
+ZONES = Exports(place_label="zone", home="global")
+
+
+def taking(limits: Limits, ports: dict[int, str] | None = None) -> tuple[ListenerTable, Tally]:
+    """Return a table with limits, and a Tally of a Linux host whose first set has begun."""
+    table = ListenerTable()
+    table.limit("", limits)
+    table.watch(SESSION, ports)
+    table.watch(CALLS, {})
+    tally = Tally(table, SESSION)
+    feed(tally, READY, "set 1")
+    return table, tally
+
+
+def feed(tally: Tally, *lines: str) -> Counter[str]:
+    """Give lines to a Tally; return how many were refused, by limit."""
+    refused = Counter[str]()
+    for line in lines:
+        try:
+            record = tally.feed(line)
+        except LimitError as error:
+            refused[error.limit] += 1
+        else:
+            if isinstance(record, Tick):
+                assert not any(tally.settle(record))
+    return refused
+
+
+def close(table: ListenerTable, port: int, *, place: int = 1, time: int = 9) -> None:
+    """Let the second session tell that a port's socket has closed."""
+    feed(Tally(table, CALLS), READY, f"closed {address(port, place):x} {time}")
+
+
+def syns(table: ListenerTable) -> dict[int, int]:
+    """Return the SYNs of each port."""
+    return {one.identity.port: one.syns for one in table}
+
+
+def test_listeners() -> None:
+    """A listener beyond the limit is not there, its counts are nobody's, and others stay exact."""
+    table, tally = taking(Limits(listeners=2))
+    refused = feed(tally, told(1), told(2), told(3), *(counted(port, 5) for port in (1, 2, 3)))
+    assert refused == {"listeners": 1}
+    assert syns(table) == {1: 5, 2: 5}
+    assert feed(tally, told(1, time=2), told(3, time=2), counted(2, 6), counted(3, 9)) == refused
+    assert syns(table) == {1: 5, 2: 6}
+
+
+def test_room_again() -> None:
+    """Once another one has closed a listener comes in when it is told next; it counts from then."""
+    table, tally = taking(Limits(listeners=2))
+    feed(tally, told(1), told(2), told(3), counted(1, 5), counted(2, 5), counted(3, 5))
+    close(table, 1)
+    assert feed(tally, told(3, time=12), counted(3, 7)) == {}
+    assert syns(table) == {2: 5, 3: 2}
+    assert {one.identity.port for one in table if one.queues} == {2, 3}
+
+
+def test_who_closed_first_makes_room() -> None:
+    """Of those that have closed the first to do so is forgotten, and no more than has to be."""
+    table, tally = taking(Limits(listeners=3))
+    feed(tally, told(1), told(2), told(3))
+    for port in (2, 3, 1):
+        close(table, port)
+    assert feed(tally, told(4)) == {}
+    assert syns(table).keys() == {1, 3, 4}
+    # It had closed, but has come back meanwhile.
+    assert feed(tally, told(3, time=12, generation=1), told(5)) == {}
+    assert syns(table).keys() == {3, 4, 5}
+
+
+def test_configured_ports_stay() -> None:
+    """A configured listener of the host's own place keeps its counters, whoever wants its room."""
+    table, tally = taking(Limits(listeners=1), {22: "", 80: ""})
+    feed(tally, told(22), counted(22, 5))
+    close(table, 22)
+    assert feed(tally, told(80)) == {"listeners": 1}
+    assert syns(table) == {22: 5, 80: 0}
+    assert Identity("", "", "*", 80) not in table
+
+
+def test_places() -> None:
+    """A place beyond the limit comes in once another one has no open listener."""
+    table, tally = taking(Limits(places=2))
+    rows = [told(22, place=place) for place in (1, AWAY, AWAY + 1)]
+    assert feed(tally, *rows, told(80), told(80, place=AWAY + 1)) == {"places": 2}
+    assert {one.identity.place for one in table} == {"", str(AWAY)}
+    close(table, 22, place=AWAY)
+    assert feed(tally, told(22, place=AWAY + 1, time=12)) == {}
+    assert {one.identity.place for one in table} == {"", str(AWAY + 1)}
+
+
+def test_sockets() -> None:
+    """A socket beyond the limit has no gauges, and its counts are its listener's all the same."""
+    table, tally = taking(Limits(sockets=2))
+    rows = [told(22, socket=socket, q=socket) for socket in range(3)]
+    counts = [counted(22, 5, socket=socket) for socket in range(3)]
+    assert feed(tally, *rows, *counts) == {"sockets": 1}
+    [listener] = table
+    assert (listener.syns, {*listener.sockets}) == (15, {address(22), address(22, socket=1)})
+    close(table, 22)
+    assert feed(tally, told(22, socket=2, q=2, time=12)) == {}
+    assert [queues.q for queues in listener.sockets.values()] == [1, 2]
+
+
+def test_rows() -> None:
+    """Rows beyond the limit are not read; those that were there before go on counting."""
+    table, tally = taking(Limits(rows=2))
+    rows = counted(22, 1), counted(22, 1, ESTABLISHED), counted(22, 1, qmax=9)
+    assert feed(tally, told(22), *rows) == {"rows": 1}
+    assert feed(tally, counted(22, 4), counted(22, 5, ESTABLISHED)) == {}
+    assert [(one.syns, one.established) for one in table] == [(4, 5)]
+    # The set that is used next has room once the one before it is printed no more.
+    assert feed(tally, "set 2", counted(22, 1), "set 3", counted(22, 1)) == {"rows": 1}
+
+
+def test_hosts_are_apart() -> None:
+    """What one host has too much of costs another one nothing."""
+    table = ListenerTable()
+    sessions = [SessionId(host, "all") for host in ("good", "evil")]
+    for id_ in sessions:
+        table.watch(id_, None)
+        table.limit(id_.host, Limits(listeners=5))
+    good, evil = (Tally(table, id_) for id_ in sessions)
+    feed(evil, READY, *(told(port) for port in range(100)))
+    assert feed(good, READY, *(told(port) for port in range(5))) == {}
+    assert len(table) == 10
+
+
+def test_fewer_after_a_reload() -> None:
+    """Where the limit has been lowered, closed listeners go until no more are left than may be."""
+    table, tally = taking(Limits(listeners=9))
+    feed(tally, *(told(port) for port in range(9)))
+    table.clear_queues(SESSION)
+    table.limit("", Limits(listeners=3))
+    assert feed(tally, told(100, time=5)) == {}
+    assert len(table) == 3
+
+
+def test_a_session_that_ends_leaves_no_sockets() -> None:
+    """Sockets of a run that is over take no room from those of the next one."""
+    table, tally = taking(Limits(sockets=3))
+    for run in range(10):
+        rows = [told(22, socket=socket + run % 2, time=run + 1) for socket in range(3)]
+        assert feed(tally, *rows) == {}
+        table.clear_queues(SESSION)
+        tally = Tally(table, SESSION)
+        feed(tally, READY)
+
+
+def test_ready_once_more() -> None:
+    """A run has one ready row: a second one is no row."""
+    _, tally = taking(Limits())
+    for row in (READY, "ready 5 2"):
+        with pytest.raises(RowError):
+            tally.feed(row)
+    assert tally.home == "1"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f"listener ff1 1 {'z' * 64} 10.0.0.1 80 0 0 8 0",
+        "listener ff1 1 a/b 10.0.0.1 80 0 0 8 0",
+        f"listener ff1 1 global fe80::1%{'z' * 9000} 80 0 0 8 0",
+        "listener ff1 1 global fe80::1%z 80 0 0 8 0",
+        f"listener ff1 1 global {'0' * 60}::1 80 0 0 8 0",
+        f"ready 5 {'z' * 64}",
+        "ready 5 a/b",
+    ],
+)
+def test_names(row: str) -> None:
+    """A zone's or an address' name that no kernel can have is no row."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    tally = Tally(table, SESSION)
+    with pytest.raises(RowError):
+        tally.feed(row)
+
+
+def test_limits_of_a_queue() -> None:
+    """However many limits a listener's Q has had, few are remembered, and the sum stays right."""
+    listener = Listener(Identity("", "", "*", 22), SESSION)
+    for qmax in range(1, 1001):
+        listener.count_syns(5, qmax, 2, qmax)
+    assert len(listener.q_sums) < 50
+    assert listener.saturation_sum == pytest.approx(1000)
+    assert listener.copy() == listener
+
+
+FEW = Limits(listeners=3, sockets=4, places=2, rows=5)
+small = st.integers(0, 9)
+
+
+def rows_of_linux() -> st.SearchStrategy[str]:
+    """Return rows as linux.d and linux_calls.d print them, of any listener at any time."""
+    places = st.sampled_from([1, AWAY, AWAY + 1, AWAY + 2])
+    return st.one_of(
+        st.builds(
+            lambda port, place, socket, generation, time, cookie, qmax: told(
+                port,
+                place=place,
+                socket=socket,
+                generation=generation,
+                time=time,
+                cookie=cookie,
+                qmax=qmax,
+            ),
+            *(small, places, small, small, small, st.integers(1, 2), small),
+        ),
+        st.builds(
+            lambda p, n, s, g, q: counted(p, n, socket=s, generation=g, qmax=q), *[small] * 5
+        ),
+        st.builds(lambda p, s, t: f"closed {address(p, socket=s):x} {t}", *[small] * 3),
+        st.builds("set {}".format, small),
+        st.builds("tick {}".format, small),
+        st.just(READY),
+    )
+
+
+def rows_of_zones() -> st.SearchStrategy[str]:
+    """Return rows as illumos.d prints them, of any listener at any time."""
+    return st.one_of(
+        st.builds(
+            lambda p, n, s, t, z, q: zone_rows.told(p, n, socket=s, time=t, zone=f"z{z}", q=q),
+            *[small] * 6,
+        ),
+        st.builds(zone_rows.syns, *[small] * 4),
+        st.builds(zone_rows.opened, *[small] * 3),
+        st.builds(lambda p, e, n: zone_rows.left(p, e, telling=n), *[small] * 3),
+        st.builds(zone_rows.closed, *[small] * 3),
+        st.builds("tick {}".format, small),
+    )
+
+
+def sizes(table: ListenerTable, tally: Tally) -> dict[str, int]:
+    """Return how large everything is that rows can make larger."""
+    host, accounts = table._hosts[""], tally._accounts
+    return {
+        "listeners": len(host.listeners),
+        "places": len(host.places),
+        "sockets": len(host.sockets),
+        "closed": len(host.sockets._closed),
+        "idle": len(host.sockets.idle),
+        "rows": sum(map(len, tally._reader._sets.values())),
+        "ids": len(tally._listeners),
+        "accounts": len(accounts._accounts),
+        "accounts closed": len(accounts._closed),
+        "known": len(accounts._known),
+    }
+
+
+MOST = {
+    "listeners": FEW.listeners,
+    "places": FEW.places,
+    "sockets": FEW.sockets,
+    "closed": FEW.sockets,
+    "idle": FEW.listeners,
+    "rows": FEW.rows,
+    "ids": FEW.rows,
+    "accounts": FEW.sockets,
+    "accounts closed": FEW.sockets,
+    "known": FEW.sockets,
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "ready", "exports"),
+    [(rows_of_linux(), READY, None), (rows_of_zones(), "ready 5 global", ZONES)],
+    ids=["linux", "zones"],
+)
+@given(data=st.data())
+def test_never_more(
+    rows: st.SearchStrategy[str], ready: str, exports: Exports | None, data: st.DataObject
+) -> None:
+    """Whatever rows come, nothing is more than it may be, and nothing else goes wrong."""
+    table = ListenerTable()
+    table.limit("", FEW)
+    table.watch(SESSION, None, exports)
+    tally = Tally(table, SESSION)
+    for line in [ready, "set 0", *data.draw(st.lists(rows, min_size=30, max_size=90))]:
+        with suppress(RowError, LimitError):
+            record = tally.feed(line)
+            if isinstance(record, Tick):
+                list(tally.settle(record))
+        found = sizes(table, tally)
+        assert all(found[name] <= most for name, most in MOST.items()), found
+        open_ = [socket for one in table for socket in one.sockets]
+        assert len(open_) == len(set(open_)) == found["sockets"]
+
+
+def steps(work: Iterable[object]) -> int:
+    """Return in how many steps some work is done."""
+    return sum(1 for _ in work)
+
+
+def test_a_heartbeat_is_settled_in_small_steps() -> None:
+    """However many sockets there are, settling a heartbeat lets others have their turn between."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    tally = Tally(table, SESSION)
+    feed(tally, "ready 5 global", *(zone_rows.told(22, socket=socket) for socket in range(200)))
+    record = tally.feed("tick 5")
+    assert isinstance(record, Tick)
+    assert steps(tally.settle(record)) == 200
+
+
+def test_listener_that_is_told_again_and_again() -> None:
+    """A listener told without a heartbeat between has few tellings; its counts stay exact."""
+    table = ListenerTable()
+    table.watch(SESSION, None, ZONES)
+    tally = Tally(table, SESSION)
+    feed(tally, "ready 5 global")
+    for number in range(1, 1000):
+        feed(tally, zone_rows.told(22, number, time=number, q=3), zone_rows.syns(22, 1, 3, number))
+    [account] = tally._accounts._accounts.values()
+    assert len(account.tellings) <= 64
+    feed(tally, "tick 2000")
+    [listener] = table
+    assert listener.syns == 999
+    assert listener.queues is not None
+    assert listener.queues.q == 3
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """Return how many functions a function calls, its own among them."""
+    count = 0
+
+    def note(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("kind", ["listener", "place", "socket", "cookie", "closed"])
+def test_work_for_a_row_does_not_grow(kind: str) -> None:
+    """What a row beyond the limits costs does not depend on how many listeners there are."""
+    costs = []
+    for size in (100, 1000):
+        _, tally = taking(Limits(listeners=size, sockets=size, places=size))
+        for number in range(size):
+            feed(tally, told(number, place=AWAY + number if kind == "place" else 1))
+        row = {
+            "listener": told(9999),
+            "place": told(1, place=2),
+            "socket": told(1, socket=1),
+            "cookie": told(5, cookie=1),
+            "closed": f"closed {address(9999):x} 5",
+        }[kind]
+        # What the first one finds out the next ones know.
+        feed(tally, row)
+        costs.append(calls_of(partial(feed, tally, row)))
+    assert costs[0] == costs[1]
+
+
+def test_a_second_loss_costs_nothing() -> None:
+    """Once no queue is known any more, one more loss need not say so of each of them."""
+    costs = []
+    for size in (10, 100):
+        table = ListenerTable()
+        table.watch(SESSION, None, ZONES)
+        tally = Tally(table, SESSION)
+        feed(
+            tally, "ready 5 global", *(zone_rows.told(22, socket=socket) for socket in range(size))
+        )
+        costs += [calls_of(tally.lose), calls_of(tally.lose)]
+    first, again, more, again_more = costs
+    assert first < more
+    assert again == again_more
