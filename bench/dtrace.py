@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from dtrace_exporter.rows import PROTOCOL
+from dtrace_exporter.tracing.rows import PROTOCOL
 
 FIRST_PORT = 10_000
 # Ticks; much shorter than in truth, so that both sets are in use before anything is measured.

@@ -34,10 +34,10 @@ from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
-from dtrace_exporter.rows import Tick
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing.rows import Tick
+from dtrace_exporter.tracing.tally import Tally
 from dtrace_exporter.web import handlers
 from dtrace_exporter.web.exposition import Texts
 from dtrace_exporter.web.server import bind

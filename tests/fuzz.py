@@ -19,11 +19,11 @@ SEEDS = Path(__file__).with_name("seeds")
 
 def rows_target() -> Callable[[bytes], None]:
     """Rows of any kernel: each line is one or a RowError, and the tally counts what they tell."""
-    from dtrace_exporter import rows
     from dtrace_exporter.limits import LimitError
-    from dtrace_exporter.lines import MAX_LINE, LineSplitter
     from dtrace_exporter.listeners import ListenerTable, SessionId
-    from dtrace_exporter.tally import Tally
+    from dtrace_exporter.tracing import rows
+    from dtrace_exporter.tracing.lines import MAX_LINE, LineSplitter
+    from dtrace_exporter.tracing.tally import Tally
 
     session = SessionId("", "all")
 
@@ -61,7 +61,7 @@ def rows_target() -> Callable[[bytes], None]:
 
 def stderr_target() -> Callable[[bytes], None]:
     """Messages: each is of a kind, fit to log and with a count that DTrace can have."""
-    from dtrace_exporter import diagnostics
+    from dtrace_exporter.tracing import diagnostics
 
     def check(data: bytes) -> None:
         found = diagnostics.classify(data.decode("utf-8", "replace"))

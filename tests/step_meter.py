@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dtrace_exporter import session
 from dtrace_exporter.config import load
 from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import session
 from dtrace_exporter.web.exposition import Exposition
 
 FORMAT = "text/plain"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.accounts import Accounts
 from dtrace_exporter.listeners import Identity, Listener, SessionId
-from dtrace_exporter.rows import Listening
 from dtrace_exporter.sockets import Queues, Sockets
+from dtrace_exporter.tracing.accounts import Accounts
+from dtrace_exporter.tracing.rows import Listening
 
 SESSION = SessionId("", "all")
 SETTLED = 5

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import audit
-from dtrace_exporter.audit import KINDS, Audit, DropAudits, TotalAudits, totals
 from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Identity
+from dtrace_exporter.tracing import audit
+from dtrace_exporter.tracing.audit import KINDS, Audit, DropAudits, TotalAudits, totals
 
 SNMP = """Ip: Forwarding DefaultTTL
 Ip: 1 64

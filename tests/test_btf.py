@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrace_exporter.btf import BTFError, enumerators
+from dtrace_exporter.tracing.btf import BTFError, enumerators
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 both_orders = pytest.mark.parametrize("order", ["<", ">"])

@@ -22,10 +22,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from dtrace_exporter import __version__, cli, program
+from dtrace_exporter import __version__, cli
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
-from dtrace_exporter.dtrace import DTraceError
 from dtrace_exporter.trace import HEADER, csv
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.dtrace import DTraceError
 from dtrace_exporter.web import server
 from linux_rows import syns
 from pseudo_terminal import on_terminal

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.diagnostics import MAX_TEXT, Diagnostic, classify
 from dtrace_exporter.state import LOST_KINDS
+from dtrace_exporter.tracing.diagnostics import MAX_TEXT, Diagnostic, classify
 
 U64 = (1 << 64) - 1
 

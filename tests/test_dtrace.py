@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import dtrace
 from dtrace_exporter.config import PROGRAMS
-from dtrace_exporter.dtrace import DTraceError, attempt, find_program, version
 from dtrace_exporter.families import families
+from dtrace_exporter.tracing import dtrace
+from dtrace_exporter.tracing.dtrace import DTraceError, attempt, find_program, version
 
 FakeDTrace = Callable[..., list[str]]
 Ask = Callable[[Sequence[str]], Awaitable[str]]

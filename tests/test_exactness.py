@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import exactness
+from dtrace_exporter.tracing import exactness
 
 KPROBES = "p:dt_{pid}_fbt_vmlinux/tcp_conn_request tcp_conn_request\n"
 

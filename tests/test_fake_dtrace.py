@@ -14,9 +14,9 @@ import pytest
 
 import zone_rows
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.program import load
-from dtrace_exporter.rows import PROTOCOL, Reader, Ready, Tick
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing.program import load
+from dtrace_exporter.tracing.rows import PROTOCOL, Reader, Ready, Tick
+from dtrace_exporter.tracing.tally import Tally
 from linux_rows import ESTABLISHED, counted, told
 
 Fake = Callable[..., list[str]]

@@ -10,7 +10,7 @@ import pytest
 
 from dtrace_exporter import config, families
 from dtrace_exporter.families import Part, parts
-from dtrace_exporter.program import clauses, load
+from dtrace_exporter.tracing.program import clauses, load
 
 PROGRAMS = Path(families.__file__).with_name("programs")
 FAMILIES = families.families()

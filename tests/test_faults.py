@@ -24,11 +24,11 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dtrace_exporter import program, session
 from dtrace_exporter.collector import Collector, registry
 from dtrace_exporter.config import load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import program, session
 from linux_rows import syns
 from test_cli import is_alive, pid_in, serving, write
 from test_cli import until as wait_until

@@ -24,19 +24,10 @@ import pytest
 import yaml
 
 import zone_rows
-from dtrace_exporter import (
-    config,
-    diagnostics,
-    dtrace,
-    families,
-    nodes,
-    program,
-    rows,
-    service,
-    trace,
-)
+from dtrace_exporter import config, families, nodes, service, trace
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import diagnostics, dtrace, program, rows
 from linux_rows import told
 from step_meter import metered
 

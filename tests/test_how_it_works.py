@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import program, trace
+from dtrace_exporter import trace
+from dtrace_exporter.tracing import program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import zone_rows
 from dtrace_exporter.limits import LimitError, Limits
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
-from dtrace_exporter.rows import RowError, Tick
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing.rows import RowError, Tick
+from dtrace_exporter.tracing.tally import Tally
 from linux_rows import ESTABLISHED, address, counted, told
 
 SESSION = SessionId("", "all")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.lines import MAX_LINE, LineSplitter
+from dtrace_exporter.tracing.lines import MAX_LINE, LineSplitter
 
 TEXT = st.lists(
     st.sampled_from([b"tick 1 2", b"a", b"\n", b"\n", b" ", b"\xff\xfe\0", "é".encode()])

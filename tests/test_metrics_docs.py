@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dtrace_exporter import families, program, sock_diag
+from dtrace_exporter import families, sock_diag
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS, Exports, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import LOST_KINDS, SessionStatus, State
+from dtrace_exporter.tracing import program
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

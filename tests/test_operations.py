@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import cli, session
-from dtrace_exporter.process import ENVIRONMENT
-from dtrace_exporter.program import window
+from dtrace_exporter import cli
+from dtrace_exporter.tracing import heartbeat, session
+from dtrace_exporter.tracing.process import ENVIRONMENT
+from dtrace_exporter.tracing.program import window
 from host_tools import require
 from test_faults import FAULTS
 
@@ -74,7 +75,7 @@ def test_exit_statuses() -> None:
 def test_times() -> None:
     """The times that are named are those in force."""
     assert f"`no heartbeat for {window(1.0).patience:g} s`" in GUIDE
-    assert f"`not ready after {session._START_SECONDS:g} s`" in GUIDE
+    assert f"`not ready after {heartbeat.START_SECONDS:g} s`" in GUIDE
     assert session._FIRST_DELAY == 1.0
     assert session._LONGEST_DELAY == 60.0
 

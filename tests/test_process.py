@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import process
-from dtrace_exporter.process import ENVIRONMENT, child, resolve
+from dtrace_exporter.tracing import process
+from dtrace_exporter.tracing.process import ENVIRONMENT, child, resolve
 from test_cli import serving, until, write
 
 FakeDTrace = Callable[..., list[str]]
@@ -183,7 +183,7 @@ def test_files_and_programs(
 
 def test_the_only_place_where_programs_are_started() -> None:
     """Nothing else in the package can start a process or make a temporary file."""
-    sources = Path(process.__file__).parent.rglob("*.py")
+    sources = Path(process.__file__).parents[1].rglob("*.py")
     found = {
         (path.name, word)
         for path in sources

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dtrace_exporter import btf, config, program, rows
+import dtrace_exporter
+from dtrace_exporter import config
 from dtrace_exporter.families import families
 from dtrace_exporter.families import parts as all_parts
-from dtrace_exporter.program import (
+from dtrace_exporter.trace import HEADER
+from dtrace_exporter.tracing import btf, program, rows
+from dtrace_exporter.tracing.program import (
     Program,
     ProgramError,
     blame,
@@ -25,10 +28,10 @@ from dtrace_exporter.program import (
     render,
     window,
 )
-from dtrace_exporter.trace import HEADER
 
 FILES = {
-    file.stem: load(file.stem) for file in Path(program.__file__).with_name("programs").glob("*.d")
+    file.stem: load(file.stem)
+    for file in Path(dtrace_exporter.__file__).with_name("programs").glob("*.d")
 }
 """Every program there is: those that count, and those that print a line for each event."""
 NAMES = sorted(families())

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dtrace_exporter import config, families, program, session
+from dtrace_exporter import config, families
+from dtrace_exporter.tracing import program, session
+from dtrace_exporter.tracing.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "remote-hosts.md"
@@ -84,7 +86,7 @@ def test_forced_commands() -> None:
     forced = re.findall(r'^restrict,command="([^"]+)" ssh-', TEXT, re.MULTILINE)
     scripts = [shlex.split(command) for command in forced]
     assert [words[:2] for words in scripts] == [["/usr/sbin/dtrace", "-s"]] * 2
-    plan = session.Plan(config.DTraceConfig(command=("/usr/sbin/dtrace",)), None, 1, {})
+    plan = Plan(config.DTraceConfig(command=("/usr/sbin/dtrace",)), None, 1, {})
     assert plan.argv == scripts[0]
     assert f"'cat >{scripts[1][2]}'" in TEXT
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
-from dtrace_exporter.program import load
-from dtrace_exporter.rows import (
+from dtrace_exporter.tracing.lines import LineSplitter
+from dtrace_exporter.tracing.program import load
+from dtrace_exporter.tracing.rows import (
     PROTOCOL,
     Accepts,
     Closed,

@@ -12,8 +12,8 @@ import yaml
 
 from dtrace_exporter import cli, log, turns
 from dtrace_exporter.limits import Limits
-from dtrace_exporter.lines import MAX_LINE
 from dtrace_exporter.nodes import ConfigError
+from dtrace_exporter.tracing.lines import MAX_LINE
 from dtrace_exporter.web import auth, configuration, handlers, server, tls
 
 ROOT = Path(__file__).parents[1]

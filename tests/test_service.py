@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 import zone_rows
-from dtrace_exporter import inet_diag, program, session
+from dtrace_exporter import inet_diag
 from dtrace_exporter.config import ConfigError, load
 from dtrace_exporter.listeners import Identity, Listener, SessionId
-from dtrace_exporter.program import ProgramError
-from dtrace_exporter.program import load as load_program
-from dtrace_exporter.service import Reloads, Service
+from dtrace_exporter.reloads import Reloads
+from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import program, session
+from dtrace_exporter.tracing.program import ProgramError
+from dtrace_exporter.tracing.program import load as load_program
 from linux_rows import syns as rows_of_syns
 
 FakeDTrace = Callable[..., list[str]]

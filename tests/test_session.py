@@ -18,16 +18,18 @@ from typing import Any
 import pytest
 
 import zone_rows
-from dtrace_exporter import program, session, turns
+from dtrace_exporter import turns
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.limits import Limits
-from dtrace_exporter.lines import MAX_LINE
 from dtrace_exporter.listeners import Identity, Listener, SessionId
-from dtrace_exporter.program import Window, load, window
-from dtrace_exporter.session import Plan, Session
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import State
+from dtrace_exporter.tracing import heartbeat, program, session
+from dtrace_exporter.tracing.lines import MAX_LINE
+from dtrace_exporter.tracing.plan import ALL, Plan
+from dtrace_exporter.tracing.program import Window, load, window
+from dtrace_exporter.tracing.session import Session
 from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
 
 FakeDTrace = Callable[..., list[str]]
@@ -366,7 +368,7 @@ def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
 def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel has counted and a session of all listeners has not is told, by kind."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
-    id_ = SessionId("", session.ALL)
+    id_ = SessionId("", ALL)
 
     async def test() -> None:
         state = State()
@@ -761,7 +763,7 @@ def test_command_not_found(tmp_path: Path) -> None:
 
 def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
     """A dtrace(1) that starts and says nothing is given up."""
-    monkeypatch.setattr(session, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeat, "START_SECONDS", 0.3)
 
     async def test() -> None:
         async with running(fake_dtrace({"sleep": 60})) as one:

@@ -21,12 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zone_rows
-from dtrace_exporter import inet_diag, rows, sock_diag
+from dtrace_exporter import inet_diag, sock_diag
 from dtrace_exporter.inet_diag import Sample, listeners
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.sock_diag import EXPORTS, SockDiagSource
 from dtrace_exporter.sockets import Queues
+from dtrace_exporter.tracing import rows
 from linux_rows import told
 
 SESSION = SessionId("", "all")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import zone_rows
 from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
-from dtrace_exporter.rows import Ready, RowError, Tick
 from dtrace_exporter.sockets import Queues
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing.rows import Ready, RowError, Tick
+from dtrace_exporter.tracing.tally import Tally
 from linux_rows import (
     ACCEPTED,
     ACK_OTHER,

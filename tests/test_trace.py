@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from dtrace_exporter import program
 from dtrace_exporter.config import DTraceConfig
-from dtrace_exporter.dtrace import DTraceError
-from dtrace_exporter.program import ProgramError
 from dtrace_exporter.trace import HEADER, table, trace
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.dtrace import DTraceError
+from dtrace_exporter.tracing.program import ProgramError
 from pseudo_terminal import on_terminal
 
 FakeDTrace = Callable[..., list[str]]

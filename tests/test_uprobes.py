@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter import uprobes
-from dtrace_exporter.uprobes import remove_leftovers
+from dtrace_exporter.tracing import uprobes
+from dtrace_exporter.tracing.uprobes import remove_leftovers
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from tornado.iostream import IOStream
 
 from dtrace_exporter.listeners import Exports, SessionId
-from dtrace_exporter.service import Reloads
+from dtrace_exporter.reloads import Reloads
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from dtrace_exporter.web import handlers

@@ -33,7 +33,7 @@ from tools import (
 from tracing import Tracer, complain, tell, tell_versions
 from turns import by_turns
 
-from dtrace_exporter import program
+from dtrace_exporter.tracing import program
 
 DTRACE = "dtrace"
 ENTRY = "fbt::tcp_conn_request:entry"

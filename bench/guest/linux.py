@@ -26,7 +26,7 @@ from tools import (
 from tracing import Tracer, complain, resident, tell, tell_versions
 from turns import Account, by_turns, losses, rates, settle
 
-from dtrace_exporter import program
+from dtrace_exporter.tracing import program
 
 DTRACE = "dtrace"
 PORT = 7001

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dtrace_exporter import program
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.rows import RowError
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.rows import RowError
+from dtrace_exporter.tracing.tally import Tally
 
 
 @dataclass(frozen=True)

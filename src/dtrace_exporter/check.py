@@ -10,10 +10,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
-from dtrace_exporter import dtrace, families, inet_diag, permissions, session, terminal
+from dtrace_exporter import families, inet_diag, permissions, terminal
 from dtrace_exporter.config import Config
 from dtrace_exporter.service import Service
-from dtrace_exporter.session import Session
+from dtrace_exporter.tracing import dtrace, session
+from dtrace_exporter.tracing.session import Session
 
 _EXACT = families.Part(
     what="nothing is missed, whatever interrupts",

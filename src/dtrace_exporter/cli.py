@@ -20,19 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import (
-    __version__,
-    check,
-    dtrace,
-    log,
-    notify,
-    privileges,
-    program,
-    trace,
-)
+from dtrace_exporter import __version__, check, log, notify, privileges, trace
 from dtrace_exporter.config import Config, ConfigError, files, load
 from dtrace_exporter.permissions import FLAG, Guard, faults, refused
-from dtrace_exporter.service import Reloads, Service
+from dtrace_exporter.reloads import Reloads
+from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import dtrace, plan, program
 from dtrace_exporter.web import handlers, server
 from dtrace_exporter.web.configuration import WebConfigFile
 
@@ -252,11 +245,7 @@ def _trace(args: argparse.Namespace, config: Config) -> int:
 
 def _program(args: argparse.Namespace, config: Config) -> int:
     settings = config.local.dtrace
-    name = args.name or settings.program
-    if name == "auto":
-        name = program.local(settings.command) or asyncio.run(dtrace.find_program(settings.command))
-    without = () if settings.accept_wait else ("accept_wait",)
-    numbers = {**program.drop_counters(settings.command), **program.offsets(settings.offsets)}
-    window = program.window(settings.interval)
-    sys.stdout.write(program.render(program.load(name), window, numbers=numbers, without=without))
+    chosen = program.load(args.name or asyncio.run(plan.needed(config.local)))
+    wanted = plan.Plan(settings, chosen, counters=program.drop_counters(settings.command))
+    sys.stdout.write(wanted.render(chosen, wanted.switched_off))
     return 0

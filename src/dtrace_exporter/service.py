@@ -9,26 +9,27 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import audit, dtrace, inet_diag, notify, privileges, program, sock_diag
-from dtrace_exporter.config import Config, HostConfig, files, load
+from dtrace_exporter import inet_diag, notify, privileges, sock_diag
+from dtrace_exporter.config import Config, files, load
 from dtrace_exporter.families import families
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.session import ALL, CALLS, Plan, Session
 from dtrace_exporter.state import Source, State, unchanged
-from dtrace_exporter.turns import Turn, by_turns
+from dtrace_exporter.tracing import audit, dtrace, plan
+from dtrace_exporter.tracing.plan import Plan
+from dtrace_exporter.tracing.session import Session
+from dtrace_exporter.turns import by_turns
 
 _log = logging.getLogger(__name__)
 
 SOCK_DIAG = SessionId("", "sock_diag")
 """Whose listeners they are where no session is: not a session, and not exported as one."""
 
-Ports = Mapping[int, str] | None
+Plans = dict[SessionId, tuple[Plan, plan.Ports]]
 
 _COMPARE_SECONDS = 1.0
 
@@ -117,72 +118,92 @@ class Service:
             asking.cancel()
 
     async def _apply(self, config: Config) -> None:
-        plans = await asyncio.to_thread(_plans, config)
-        turn = Turn()
-        self._asked = {
-            command: asking
-            for command, asking in self._asked.items()
-            if asking.done() and not asking.cancelled() and not asking.exception()
-        }
-        for name, session in self.sessions.items():
-            # One that was started when the host's kernel was known goes on beside the others.
-            others = [plan for other, (plan, _) in plans.items() if other.host == name.host]
-            same = any(plan.dtrace == session.plan.dtrace for plan in others)
-            if name.name == CALLS and name not in plans and same:
-                plans[name] = session.plan, {}
+        plans = await asyncio.to_thread(plan.sessions, config)
+        self._forget_failures()
+        self._go_on_with_calls(plans)
         basis = config.source, config.local.dtrace.command, config.local.dtrace.program
-        source = self.state.source if basis == self._basis else await choose_source(config)
+        source = self.state.source
+        if basis != self._basis:
+            source = await choose_source(config, self._ask)
         self._keep(privileges.needed(config, source.name))
         if source.name == "sock_diag":
-            plans = {name: plan for name, plan in plans.items() if name.host}
-        ending = [
-            session
-            for name, session in self.sessions.items()
-            if name not in plans or plans[name][0] != session.plan
-        ]
-        await asyncio.gather(*(session.stop() for session in ending))
-        # Before anything is forgotten, so that listeners go over to the session that watches them.
+            plans = {name: planned for name, planned in plans.items() if name.host}
+        ended = await self._end(plans)
         for host in (config.local, *config.hosts):
             self.state.table.limit(host.name, host.dtrace.limits)
-        for name, (_, ports) in plans.items():
-            self.state.table.watch(name, ports)
-            if turn.is_over:
-                await turn.rest()
+        # Before anything is forgotten, so that listeners go over to the session that watches them.
+        await by_turns(self._watch(plans))
         self._use_sock_diag(source.name == "sock_diag", config)
-        for session in ending:
-            del self.sessions[session.id]
-            if session.id not in plans:
-                self.state.table.unwatch(session.id)
-                del self.state.sessions[session.id]
-            if turn.is_over:
-                await turn.rest()
-        for name, (plan, _) in plans.items():
+        await by_turns(self._forget(ended, plans))
+        for name, (wanted, _) in plans.items():
             if name not in self.sessions:
-                self._start(name, plan)
+                self._start(name, wanted)
                 # Its own first steps are part of it.
                 await asyncio.sleep(0)
         self._basis, self.state.source = basis, source
         self.state.last_reload_successful = True
         self.state.last_reload_success = time.time()
 
-    def _start(self, name: SessionId, plan: Plan) -> None:
+    def _forget_failures(self) -> None:
+        """Have hosts asked again that did not answer."""
+        self._asked = {
+            command: asking
+            for command, asking in self._asked.items()
+            if asking.done() and not asking.cancelled() and not asking.exception()
+        }
+
+    def _go_on_with_calls(self, plans: Plans) -> None:
+        """Keep second sessions that were started when their host's kernel was known."""
+        for name, session in self.sessions.items():
+            others = [planned for other, (planned, _) in plans.items() if other.host == name.host]
+            same = any(planned.dtrace == session.plan.dtrace for planned in others)
+            if name.name == plan.CALLS and name not in plans and same:
+                plans[name] = session.plan, {}
+
+    async def _end(self, plans: Plans) -> list[Session]:
+        """End the sessions that are not wanted any more, or not as they are."""
+        ending = [
+            session
+            for name, session in self.sessions.items()
+            if name not in plans or plans[name][0] != session.plan
+        ]
+        await asyncio.gather(*(session.stop() for session in ending))
+        return ending
+
+    def _watch(self, plans: Plans) -> Generator[None, None, None]:
+        for name, (_, ports) in plans.items():
+            self.state.table.watch(name, ports)
+            yield
+
+    def _forget(self, ended: list[Session], plans: Plans) -> Generator[None, None, None]:
+        for session in ended:
+            del self.sessions[session.id]
+            if session.id not in plans:
+                self.state.table.unwatch(session.id)
+                del self.state.sessions[session.id]
+            yield
+
+    def _start(self, name: SessionId, wanted: Plan) -> None:
         finding = partial(self._find, name.host)
-        session = Session(name, plan, self.state, self._starting[name.host], finding)
+        session = Session(name, wanted, self.state, self._starting[name.host], finding)
         self.sessions[name] = session
 
-    async def _find(self, host: str, command: tuple[str, ...]) -> str:
-        """Ask a host which program it needs, once for all of its sessions; start its second one."""
+    async def _ask(self, command: tuple[str, ...]) -> str:
+        """Ask a host by its command which program it needs, once for all of its sessions."""
         if command not in self._asked or (
             self._asked[command].done() and self._asked[command].exception()
         ):
             self._asked[command] = asyncio.create_task(dtrace.find_program(command))
-        family = await asyncio.shield(self._asked[command])
-        name = SessionId(host, CALLS)
+        return await asyncio.shield(self._asked[command])
+
+    async def _find(self, host: str, command: tuple[str, ...]) -> str:
+        """Ask a host which program it needs, and start its second session."""
+        family = await self._ask(command)
+        name = SessionId(host, plan.CALLS)
         main = next((one for one in self.sessions.values() if one.id.host == host), None)
         if families()[family].calls and name not in self.sessions and main is not None:
             self.state.table.watch(name, {})
-            plan = replace(main.plan, program=program.load(families()[family].calls), port=0)
-            self._start(name, plan)
+            self._start(name, plan.calls(main.plan.dtrace, families()[family].calls))
         return family
 
     async def _compare(self) -> None:
@@ -226,63 +247,15 @@ class Service:
             _log.error("cannot read the listeners", extra=fields(why=str(error)))
 
 
-class Reloads:
-    """Reloads for all who ask: one at a time, and one more that is shared by all who wait for it.
-
-    Args:
-        reload: does it once.
-    """
-
-    def __init__(self, reload: Callable[[], Awaitable[None]]) -> None:
-        self._reload = reload
-        self._asked: list[asyncio.Future[None]] = []
-        self._working: asyncio.Task[None] | None = None
-
-    def ask(self) -> asyncio.Future[None]:
-        """Return what is done when a reload is that begins from now on.
-
-        It has the exception of one that failed. Who waits no more cancels it; for nobody there is
-        no reload.
-        """
-        asked = asyncio.get_running_loop().create_future()
-        self._asked.append(asked)
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work())
-        return asked
-
-    async def stop(self) -> None:
-        """Give up the one that runs, and those that wait."""
-        for asked in self._asked:
-            asked.cancel()
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.wait([self._working])
-
-    async def _work(self) -> None:
-        while self._asked:
-            asked, self._asked = [each for each in self._asked if not each.done()], []
-            if not asked:
-                return
-            try:
-                await self._reload()
-            except Exception as error:
-                for each in asked:
-                    if not each.done():
-                        each.set_exception(error)
-            else:
-                for each in asked:
-                    if not each.done():
-                        each.set_result(None)
-            finally:
-                for each in asked:
-                    each.cancel()
-
-
-async def choose_source(config: Config) -> Source:
+async def choose_source(config: Config, ask: plan.Ask = dtrace.find_program) -> Source:
     """Decide where the local host's numbers come from, and log why.
 
     Where the configuration leaves it open this is DTrace if a trial shows that it may be used, and
     on Linux otherwise the kernel's sock_diag.
+
+    Args:
+        config: the configuration.
+        ask: asks a host which program it needs, as plan.needed() has it.
     """
     if config.source == "sock_diag":
         source, why = Source("sock_diag"), "configured"
@@ -290,10 +263,8 @@ async def choose_source(config: Config) -> Source:
         command = config.local.dtrace.command
         version = await dtrace.version(command)
         source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
-        if source.program == "auto":
-            with contextlib.suppress(dtrace.DTraceError):
-                local = program.local(command) or await dtrace.find_program(command)
-                source = Source("dtrace", local, version)
+        with contextlib.suppress(dtrace.DTraceError):
+            source = Source("dtrace", await plan.needed(config.local, ask), version)
         if config.source == "auto":
             refusal = await dtrace.attempt(command)
             why = refusal or "dtrace(1) is there and may be used"
@@ -301,35 +272,3 @@ async def choose_source(config: Config) -> Source:
                 source = Source("sock_diag")
     _log.info("source chosen", extra=fields(source=source.name, why=why))
     return source
-
-
-def _plans(config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
-    """Return what each session is to run, and the ports that it is to watch."""
-    counters = program.drop_counters(config.local.dtrace.command)
-    plans: dict[SessionId, tuple[Plan, Ports]] = {}
-    for host in (config.local, *config.hosts):
-        chosen = _program(host)
-        for name, port, watched in _split(host):
-            plan = Plan(host.dtrace, chosen, port, {} if host.name else counters)
-            plans[SessionId(host.name, name)] = plan, watched
-        calls = chosen.calls if chosen is not None else ""
-        if calls:
-            plan = Plan(host.dtrace, program.load(calls), 0, {})
-            plans[SessionId(host.name, CALLS)] = plan, {}
-    return plans
-
-
-def _program(host: HostConfig) -> program.Program | None:
-    """Return a host's program, None where its kernel has to be asked first."""
-    name = host.dtrace.program
-    if name == "auto":
-        name = "" if host.name else program.local(host.dtrace.command)
-    return program.load(name) if name else None
-
-
-def _split(host: HostConfig) -> list[tuple[str, int, Ports]]:
-    """Divide a host's listeners among sessions: name, the port or 0 for all, ports and names."""
-    watched = {listener.port: listener.name for listener in host.listeners}
-    if not watched or host.dtrace.session == "shared":
-        return [(ALL, 0, watched or None)]
-    return [(f"port-{port}", port, {port: name}) for port, name in watched.items()]

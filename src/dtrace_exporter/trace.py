@@ -11,11 +11,12 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import TextIO
 
-from dtrace_exporter import dtrace, program, terminal
-from dtrace_exporter.config import DTraceConfig
-from dtrace_exporter.lines import LineSplitter
-from dtrace_exporter.process import child
-from dtrace_exporter.session import Plan
+from dtrace_exporter import terminal
+from dtrace_exporter.config import DTraceConfig, HostConfig
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.lines import LineSplitter
+from dtrace_exporter.tracing.plan import Plan, needed
+from dtrace_exporter.tracing.process import child
 
 HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
 _HALVES = re.compile(r"([0-9a-f]{1,16}):([0-9a-f]{1,16})")
@@ -38,10 +39,7 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
         dtrace.DTraceError: which program this system needs is not known.
         program.ProgramError: the program cannot be read.
     """
-    name = config.program
-    if name == "auto":
-        name = program.local(config.command) or await dtrace.find_program(config.command)
-    chosen = program.load_trace(name)
+    chosen = program.load_trace(await needed(HostConfig(dtrace=config)))
     plan = Plan(config, chosen, port, program.drop_counters(config.command))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

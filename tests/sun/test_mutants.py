@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dtrace_exporter.rows import RowError
+from dtrace_exporter.tracing.rows import RowError
 from sun.engine import Refused
 from sun.fixed import CASES, first_wrong, starting
 from sun.library import GENERATIONS, why_not

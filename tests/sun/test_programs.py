@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dtrace_exporter
-from dtrace_exporter import program
+from dtrace_exporter.tracing import program
 from sun.engine import Refused
 from sun.evaluate import BAD_ADDRESS, Fault, Memory
 from sun.events import PLACES, Script, scripts

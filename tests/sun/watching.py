@@ -18,10 +18,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from dtrace_exporter import diagnostics, program
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
-from dtrace_exporter.rows import Tick
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing import diagnostics, program
+from dtrace_exporter.tracing.rows import Tick
+from dtrace_exporter.tracing.tally import Tally
 from sun.c_types import Types
 from sun.engine import Engine, Session
 from sun.events import Script

@@ -27,7 +27,7 @@ from lab.traffic import (
 from lab.waiting import until
 from lab.witness import CountSyns, Netstat, half_open, passive_opens
 
-from dtrace_exporter import program
+from dtrace_exporter.tracing import program
 
 CONNECTIONS = 16_000
 PACKETS = 100_000

@@ -10,7 +10,7 @@ from lab.exporter import UP, StartExporter, run
 from lab.traffic import Clients, Listen
 from lab.waiting import until
 
-from dtrace_exporter.program import load
+from dtrace_exporter.tracing.program import load
 
 NOBODY = 65534
 BROKEN = "fbt::tcp_conn_request:entry { @ = no_such_function(); }\n"

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from dtrace_exporter import program
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.tally import Tally
 
 ME = SessionId("", "all")
 WINDOW = program.Window(interval=1, turn=5_000_000_000, patience=60)

@@ -5,93 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import random
 import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from dtrace_exporter import (
-    diagnostics,
-    dtrace,
-    exactness,
-    program,
-    rows,
-)
-from dtrace_exporter.audit import DropAudits, TotalAudits
-from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.families import Part
 from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.limits import LimitError
-from dtrace_exporter.lines import LineSplitter
 from dtrace_exporter.listeners import Identity, SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.process import child
-from dtrace_exporter.program import Program
-from dtrace_exporter.rows import Ready, RowError, Tick
 from dtrace_exporter.state import SessionStatus, State
-from dtrace_exporter.tally import Tally
+from dtrace_exporter.tracing import diagnostics, dtrace, exactness, program, rows
+from dtrace_exporter.tracing.audit import Audits
+from dtrace_exporter.tracing.heartbeat import SLICE, Heartbeat
+from dtrace_exporter.tracing.lines import LineSplitter
+from dtrace_exporter.tracing.plan import CALLS, Plan
+from dtrace_exporter.tracing.process import child
+from dtrace_exporter.tracing.program import Program
+from dtrace_exporter.tracing.rows import Ready, RowError, Tick
+from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.tracing.uprobes import remove_leftovers
 from dtrace_exporter.turns import Turn, by_turns
-from dtrace_exporter.uprobes import remove_leftovers
 
 _log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
-_START_SECONDS = 180.0
 _STOP_SECONDS = 5.0
 # So long a consumer that is late may take to print what it has counted, once it is told to end.
 _DRAIN_SECONDS = 20.0
-# A wait that takes so much longer than it should is time in which we did not run ourselves.
-_SLICE = 1.0
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 # A run that lasted this long was a good one: the next failure is a first one again.
 _GOOD_RUN_SECONDS = 60.0
 _KEPT_MESSAGES = 8
 
-ALL = "all"
-"""The name of the session of all listeners."""
 EXACT = "exact"
 """The feature that says whether a session of this host sees everything; see exactness.py."""
-CALLS = "calls"
-"""The name of the session of what only processes do, one a host: it observes and counts nothing."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a session's process depends on. Two plans alike need no new process.
-
-    ``program`` is None where the host's kernel has to be asked which one it needs; ``port`` is 0
-    for all; ``counters`` are as program.drop_counters() gives them.
-    """
-
-    dtrace: DTraceConfig
-    program: Program | None
-    port: int
-    counters: Mapping[str, int]
-
-    @property
-    def argv(self) -> list[str]:
-        """The command that runs the program from its standard input."""
-        options = [
-            f"{name}={value}" if value else name for name, value in self.dtrace.options.items()
-        ]
-        return [
-            *self.dtrace.command,
-            *(word for option in options for word in ("-x", option)),
-            *("-s", "/dev/stdin"),
-        ]
-
-    def render(self, chosen: Program, without: set[str]) -> str:
-        """Return a program's text less some optional parts."""
-        window = program.window(self.dtrace.interval)
-        counters = self.counters or program.no_drop_counters()
-        numbers = {**counters, **program.offsets(self.dtrace.offsets)}
-        options = list(self.dtrace.options)
-        return program.render(chosen, window, self.port, numbers, without, options)
 
 
 class Session:
@@ -123,15 +76,11 @@ class Session:
         self._finding = finding
         self._stopping = False
         self._process: asyncio.subprocess.Process | None = None
-        self.left_out: dict[str, str] = {}
+        self.left_out = plan.switched_off
         """Optional parts that are not enabled, and why."""
-        if not plan.dtrace.accept_wait:
-            self.left_out["accept_wait"] = "switched off in the configuration"
         self._program: Program | None = None
         self._tally: Tally | None = None
-        self._totals = TotalAudits()
-        self._drops = DropAudits()
-        self._audited = 0
+        self._audits = Audits()
         self._last_row: float | None = None
         self._logged = False
         self._told_limits: set[str] = set()
@@ -283,35 +232,20 @@ class Session:
         Returns:
             An empty string, or what it was that did not come in time.
         """
-        patience = program.window(self.plan.dtrace.interval).patience
-        lateness = _Lateness()
-        silent = 0.0
-        began = time.monotonic()
-        while True:
+        heartbeat = Heartbeat(program.window(self.plan.dtrace.interval).patience)
+        ended, late = False, ""
+        while not (ended or late):
             lines: list[str] = []
-            ended = False
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SLICE):
+                async with asyncio.timeout(SLICE):
                     chunk = await stdout.read(_CHUNK)
                 ended = not chunk
                 lines = splitter.end() if ended else splitter.feed(chunk)
             records = await self._take(lines, messages)
-            # A slice that took longer was no silence: we did not run either. Rows without a
-            # heartbeat among them are one.
-            now = time.monotonic()
-            silent = 0.0 if records else silent + min(now - began, 2 * _SLICE)
-            began = now
-            for record in records:
-                if isinstance(record, Ready):
-                    await starting.aclose()
-                elif (late := lateness.of(record)) > patience:
-                    return f"rows come {late:.0f} s late"
-            if ended:
-                return ""
-            if silent > (patience if self.status.up else _START_SECONDS):
-                if self.status.up:
-                    return f"no heartbeat for {patience:g} s"
-                return f"not ready after {_START_SECONDS:g} s"
+            if any(isinstance(record, Ready) for record in records):
+                await starting.aclose()
+            late = heartbeat.look(records, is_up=self.status.up)
+        return late
 
     async def _take(self, lines: list[str], messages: deque[str]) -> list[Ready | Tick]:
         """Give lines to the tally; return those of the session itself."""
@@ -374,7 +308,7 @@ class Session:
 
     def _is_up(self) -> None:
         assert self._program is not None
-        self._totals, self._drops, self._audited = TotalAudits(), DropAudits(), 0
+        self._audits = Audits()
         if self._last_row is not None:
             self.status.uncounted += time.monotonic() - self._last_row
         features = self._features(self._program)
@@ -406,23 +340,9 @@ class Session:
         found = await by_turns(_by_listener(samples, self.id.host, home))
         for limit in await by_turns(reader.know(found, at)):
             self._refused(LimitError(limit))
-        if not table.is_watched(self.id):
+        if self.id.name == CALLS or not table.is_watched(self.id):
             return
-        if reader.ticks == self._audited or self.id.name == CALLS:
-            return
-        self._audited = reader.ticks
-        mine = [one for one in table.seen(self.id) if one.identity.place == home]
-        drops = {one.identity: sum(one.drops.values()) for one in mine}
-        ports = table.ports(self.id)
-        if ports is None:
-            established = sum(one.established for one in mine)
-            ours = {"drops": sum(drops.values()), "established": established}
-            missing = self._totals.look(totals, ours)
-        else:
-            watched = {one: those for one, those in found.items() if one.port in ports}
-            more = self._drops.look(watched, drops)
-            missing = {} if more is None else {"drops": more}
-        for kind, more in missing.items():
+        for kind, more in self._audits.look(table, self.id, found, totals, reader.ticks).items():
             self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
 
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:
@@ -483,19 +403,6 @@ def _own_netns() -> str:
         return str(os.stat("/proc/self/ns/net").st_ino)  # noqa: PTH116
     except OSError:
         return ""
-
-
-class _Lateness:
-    """How late rows are: of two clocks, that their difference grows is all that it tells."""
-
-    def __init__(self) -> None:
-        self._least = math.inf
-
-    def of(self, tick: Tick) -> float:
-        """Return by how many seconds a heartbeat is later than the promptest has been."""
-        age = time.monotonic() - tick.time / 1e9
-        self._least = min(self._least, age)
-        return age - self._least
 
 
 def _describe(status: int | None, messages: deque[str]) -> str:

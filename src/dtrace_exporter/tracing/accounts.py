@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dtrace_exporter.listeners import Listener
-from dtrace_exporter.rows import Listening
 from dtrace_exporter.sockets import Sockets
+from dtrace_exporter.tracing.rows import Listening
 
 _SETTLED = 3
 """After so many ticks all rows of an ID that is no longer used have come, but for the odd one."""

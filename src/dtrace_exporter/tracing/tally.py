@@ -6,11 +6,11 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
-from dtrace_exporter.accounts import Accounts
 from dtrace_exporter.inet_diag import Sample
 from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
-from dtrace_exporter.rows import (
+from dtrace_exporter.tracing.accounts import Accounts
+from dtrace_exporter.tracing.rows import (
     Accepts,
     Closed,
     Counts,

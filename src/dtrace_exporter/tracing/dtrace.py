@@ -8,8 +8,8 @@ from asyncio.subprocess import STDOUT, Process
 from collections.abc import Sequence
 
 from dtrace_exporter.families import families
-from dtrace_exporter.process import child
 from dtrace_exporter.terminal import printable
+from dtrace_exporter.tracing.process import child
 
 _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"

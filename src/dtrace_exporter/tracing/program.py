@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dtrace_exporter import btf, rows
 from dtrace_exporter.families import Family, families
 from dtrace_exporter.listeners import Exports
+from dtrace_exporter.tracing import btf, rows
 
 KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 

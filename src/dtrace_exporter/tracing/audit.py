@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dtrace_exporter.inet_diag import Sample
-from dtrace_exporter.listeners import Identity
+from dtrace_exporter.listeners import Identity, ListenerTable, SessionId
 
 KINDS = {"drops": ("TcpExt", "ListenDrops"), "established": ("Tcp", "PassiveOpens")}
 """What is compared, and the kernel's counter of it; include/uapi/linux/snmp.h."""
@@ -133,3 +133,45 @@ class DropAudits:
             del self._seen[old]
         certain = [more for more in told if more is not None]
         return sum(certain) if certain else None
+
+
+class Audits:
+    """All of them, of a session from one start to its end."""
+
+    def __init__(self) -> None:
+        self._totals = TotalAudits()
+        self._drops = DropAudits()
+        self._ticks = 0
+
+    def look(
+        self,
+        table: ListenerTable,
+        session: SessionId,
+        sockets: Mapping[Identity, list[Sample]],
+        totals: Mapping[str, int],
+        ticks: int,
+    ) -> dict[str, int]:
+        """Return by kind how many more are missing now, where that can be told.
+
+        Args:
+            table: where the listeners are.
+            session: whose they are; one of all listeners is held against the totals, another one
+                against the drops of its listeners' sockets.
+            sockets: those that listen now in the host's own place, by listener.
+            totals: as totals() gives them.
+            ticks: how many heartbeats there were; without a new one there is nothing to compare.
+        """
+        if ticks == self._ticks:
+            return {}
+        self._ticks = ticks
+        home = table.home(session)
+        mine = [one for one in table.seen(session) if one.identity.place == home]
+        drops = {one.identity: sum(one.drops.values()) for one in mine}
+        ports = table.ports(session)
+        if ports is None:
+            established = sum(one.established for one in mine)
+            ours = {"drops": sum(drops.values()), "established": established}
+            return self._totals.look(totals, ours)
+        watched = {one: those for one, those in sockets.items() if one.port in ports}
+        more = self._drops.look(watched, drops)
+        return {} if more is None else {"drops": more}
