@@ -33,7 +33,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from bench import bare, client
 from bench.dtrace import FIRST_PORT, rows, sun_rows
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
+from dtrace_exporter.listeners import Capabilities, ListenerTable, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tracing.rows import Tick
@@ -201,7 +201,7 @@ def _state(size: int) -> State:
     state = State()
     ports = {FIRST_PORT + number: f"service-{number}" for number in range(size)}
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
-    state.table.watch(_SESSION, ports, Exports(reasons=reasons))
+    state.table.watch(_SESSION, ports, Capabilities(reasons=reasons))
     state.sessions[_SESSION] = SessionStatus(up=True, last_record=time.time())
     _change(state, 0)
     return state

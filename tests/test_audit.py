@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.listeners import Identity
 from dtrace_exporter.tracing import audit
 from dtrace_exporter.tracing.audit import KINDS, Audit, DropAudits, TotalAudits, totals
@@ -153,17 +153,17 @@ SSH = Identity("", "", "*", 22)
 WEB = Identity("", "", "*", 80)
 
 
-def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[Sample]]:
+def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[ListeningSocket]]:
     """Return what the kernel tells of a listener: what each of its sockets has dropped."""
     return {
         identity: [
-            Sample(identity.address, identity.port, 0, 8, dropped, ord(name))
+            ListeningSocket(identity.address, identity.port, 0, 8, dropped, ord(name))
             for name, dropped in drops.items()
         ]
     }
 
 
-def told(one: DropAudits, kernel: dict[Identity, list[Sample]], ours: int) -> int | None:
+def told(one: DropAudits, kernel: dict[Identity, list[ListeningSocket]], ours: int) -> int | None:
     """Look until nothing has changed for some time, and return what that tells in all."""
     identity = next(iter(kernel), SSH)
     found = [one.look(kernel, {identity: ours}) for _ in range(6)]
@@ -228,5 +228,5 @@ def test_sockets_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_MOST_SEEN", 20)
     one = DropAudits()
     for n in range(100):
-        one.look({SSH: [Sample("*", 22, 0, 8, 0, n)]}, {})
+        one.look({SSH: [ListeningSocket("*", 22, 0, 8, 0, n)]}, {})
     assert len(one._seen) == 20

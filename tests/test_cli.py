@@ -25,7 +25,7 @@ import pytest
 from dtrace_exporter import __version__, cli
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.trace import HEADER, csv
-from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.dtrace import DTraceError
 from dtrace_exporter.web import server
 from linux_rows import syns
@@ -426,10 +426,10 @@ def test_program_of_another_system(tmp_path: Path) -> None:
     for name in ("illumos", "solaris10"):
         file = program.load(name)
         plain = run("program", name)
-        expected = program.render(file, program.window(1.0))
+        expected = rendering.render(file, rendering.window(1.0))
         assert (plain.returncode, plain.stdout, plain.stderr) == (0, expected, "")
         numbers = program.offsets(offsets)
-        changed = program.render(file, program.window(1.0), 0, numbers, ["accept_wait"])
+        changed = rendering.render(file, rendering.window(1.0), 0, numbers, ["accept_wait"])
         assert run("program", name, "--config.file", path).stdout == changed != expected
 
 
@@ -442,7 +442,7 @@ def test_program_of_the_kernel(
     arguments = argparse.Namespace(name=None)
     config = Config(local=HostConfig(dtrace=DTraceConfig(command=tuple(command))))
     assert cli._program(arguments, config) == 0
-    expected = program.render(program.load("solaris10"), program.window(1.0))
+    expected = rendering.render(program.load("solaris10"), rendering.window(1.0))
     assert capsys.readouterr().out == expected
     refusing = DTraceConfig(command=tuple(fake_dtrace({"unprivileged": True})))
     with pytest.raises(DTraceError, match="run as root"):

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dtrace_exporter import __version__
 from dtrace_exporter.collector import Collector, registry
-from dtrace_exporter.listeners import Exports, ListenerTable, SessionId
+from dtrace_exporter.listeners import Capabilities, ListenerTable, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 
@@ -43,11 +43,13 @@ def buckets(state: State, family: str) -> list[tuple[str, float]]:
     return [(s.labels["le"], s.value) for s in samples if s.name == family + "_bucket"]
 
 
-def one_port(exports: Exports | None = None) -> State:
+def one_port(capabilities: Capabilities | None = None) -> State:
     """A state that watches port 22 as ``ssh``, with nothing counted yet."""
     state = State()
     state.table.watch(
-        LOCAL, {22: "ssh"}, exports or Exports(reasons=("q_full", "q0_full", "q_full_ack"))
+        LOCAL,
+        {22: "ssh"},
+        capabilities or Capabilities(reasons=("q_full", "q0_full", "q_full_ack")),
     )
     return state
 
@@ -183,7 +185,9 @@ def test_configured_port_starts_at_zero() -> None:
 def test_sock_diag_exports_only_what_it_knows() -> None:
     """A source without SYNs has no SYN counter and no histogram, not ones at 0."""
     state = one_port(
-        Exports(reasons=("other",), syns=False, established=False, accepts=False, accept_wait=False)
+        Capabilities(
+            reasons=("other",), syns=False, established=False, accepts=False, accept_wait=False
+        )
     )
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.sockets[1] = Queues(None, 2, None, 128)
@@ -207,7 +211,7 @@ def test_place_and_host_labels() -> None:
     """The place's label is the source's; a remote host's series, and only they, carry `host`."""
     state = busy_port()
     remote = SessionId("sol10", "all")
-    state.table.watch(remote, None, Exports(place_label="zone"))
+    state.table.watch(remote, None, Capabilities(place_label="zone"))
     state.table.listener(remote, "web", "192.0.2.1", 80).established += 1
     state.sessions = {LOCAL: SessionStatus(), remote: SessionStatus(up=True, reason="")}
     labels = [s.labels for s in families(state)["dtrace_tcp_listen_established"].samples]
@@ -226,8 +230,8 @@ def test_zones() -> None:
     """
     state = State()
     remote = SessionId("omnios", "all")
-    exports = Exports("zone", "global", reasons=("q_full", "q0_full", "q0_evicted"))
-    state.table.watch(remote, {22: "ssh", 80: "web"}, exports)
+    capabilities = Capabilities("zone", "global", reasons=("q_full", "q0_full", "q0_evicted"))
+    state.table.watch(remote, {22: "ssh", 80: "web"}, capabilities)
     web = state.table.listener(remote, "web", "*", 80)
     web.count_syns(10, 4, 9, 36)
     web.drop("q_full", 3)
@@ -284,7 +288,7 @@ def test_exporter_series() -> None:
 def test_no_duplicates() -> None:
     """Two sessions that ask for the same unseen port, as while reloading, give one series."""
     state = one_port()
-    state.table.watch(SessionId("", "all"), {22: "ssh"}, Exports(reasons=("q_full",)))
+    state.table.watch(SessionId("", "all"), {22: "ssh"}, Capabilities(reasons=("q_full",)))
     assert len(list(state.table)) == 2
     assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
 
@@ -300,7 +304,7 @@ def test_rename() -> None:
 def test_no_duplicates_by_empty_labels() -> None:
     """Prometheus takes an empty label for none: `netns` and `zone`, both empty, are one series."""
     state = one_port()
-    other = Exports(place_label="zone", reasons=("q_full",))
+    other = Capabilities(place_label="zone", reasons=("q_full",))
     state.table.watch(SessionId("", "all"), {22: "ssh"}, other)
     assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
 
@@ -314,7 +318,7 @@ def test_odd_listener_does_not_fail_the_scrape(
 ) -> None:
     """A listener that cannot be exported is left out whole and logged; the others stay."""
     state = busy_port()
-    state.table.watch(SessionId("", "port-80"), {80: "web"}, Exports(reasons=("q_full",)))
+    state.table.watch(SessionId("", "port-80"), {80: "web"}, Capabilities(reasons=("q_full",)))
     web = state.table.listener(SessionId("", "port-80"), "", "*", 80)
     setattr(web, field, odd)
     ports = {s.labels["port"] for f in families(state).values() for s in f.samples if "tcp" in s[0]}
@@ -371,7 +375,7 @@ def test_both_formats_parse_alike() -> None:
 def test_hostile_names_survive(name: str) -> None:
     """Any listener name comes back from both formats as it went in, lone surrogates as `?`."""
     state = State(table=ListenerTable())
-    state.table.watch(LOCAL, {22: name}, Exports())
+    state.table.watch(LOCAL, {22: name}, Capabilities())
     shown = "".join("?" if "\ud800" <= c <= "\udfff" else c for c in name)
     key = "dtrace_tcp_listen_syns_total", frozenset((SSH | {"listener": shown}).items())
     text, openmetrics = both_formats(state)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, Listener, SessionId
+from dtrace_exporter.listeners import Capabilities, Listener, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from dtrace_exporter.web import exposition
@@ -94,14 +94,14 @@ class Scrapes(RuleBasedStateMachine):
 
     @rule(
         session=sessions,
-        exports=st.builds(
-            Exports,
+        capabilities=st.builds(
+            Capabilities,
             place_label=st.sampled_from(["zone", "netns"]),
             reasons=st.lists(reasons, unique=True).map(tuple),
         ),
     )
-    def start(self, session: SessionId, exports: Exports) -> None:
-        self.state.table.watch(session, self.state.table.ports(session), exports)
+    def start(self, session: SessionId, capabilities: Capabilities) -> None:
+        self.state.table.watch(session, self.state.table.ports(session), capabilities)
 
     @rule(
         session=sessions, restarts=numbers, last=st.floats(0.5, 1e10), name=texts, up=st.booleans()
@@ -131,7 +131,7 @@ TestScrapes.settings = settings(deadline=None, max_examples=15, stateful_step_co
 def busy() -> State:
     """Port 22 with something in every family."""
     state = State(source=Source("dtrace", "linux", "2.0.7"))
-    state.table.watch(LOCAL, {22: "ssh"}, Exports(reasons=("q_full",)))
+    state.table.watch(LOCAL, {22: "ssh"}, Capabilities(reasons=("q_full",)))
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.established += 3
     ssh.sockets[1] = Queues(7, 3, None, 4)

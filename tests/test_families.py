@@ -73,7 +73,7 @@ def test_entrances(name: str) -> None:
 @each_family
 def test_places(name: str) -> None:
     """Linux has network namespaces, of which the host's own has no name; the others have zones."""
-    found = FAMILIES[name].place, FAMILIES[name].home
+    found = FAMILIES[name].place, FAMILIES[name].own_place
     assert found == (("netns", "") if name == "linux" else ("zone", "global"))
 
 

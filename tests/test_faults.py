@@ -28,7 +28,7 @@ from dtrace_exporter.collector import Collector, registry
 from dtrace_exporter.config import load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
-from dtrace_exporter.tracing import program, session
+from dtrace_exporter.tracing import rendering, session
 from linux_rows import syns
 from test_cli import is_alive, pid_in, serving, write
 from test_cli import until as wait_until
@@ -53,8 +53,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(session, "_STOP_SECONDS", 1.0)
     monkeypatch.setattr(session, "_DRAIN_SECONDS", 1.0)
-    real = program.window
-    monkeypatch.setattr(program, "window", lambda interval: replace(real(interval), patience=3.0))
+    real = rendering.window
+    monkeypatch.setattr(rendering, "window", lambda interval: replace(real(interval), patience=3.0))
 
 
 @pytest.fixture(autouse=True)

@@ -24,10 +24,10 @@ import pytest
 import yaml
 
 import zone_rows
-from dtrace_exporter import config, families, nodes, service, trace
+from dtrace_exporter import config, families, service, trace, yaml_reader
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.service import Service
-from dtrace_exporter.tracing import diagnostics, dtrace, program, rows
+from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rows
 from linux_rows import told
 from step_meter import metered
 
@@ -255,7 +255,7 @@ STARTS = [
 ]
 PATTERNS = {
     f"{module.__name__}.{name}": value
-    for module in (config, diagnostics, dtrace, families, nodes, program, rows, trace)
+    for module in (config, diagnostics, dtrace, families, yaml_reader, program, rows, trace)
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
 }
@@ -301,7 +301,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "message": diagnostics.classify,
     "trace": trace.csv,
     "reason": dtrace._plain,
-    "blame": lambda text: program.blame(
+    "blame": lambda text: refusal.blame(
         text, program.load("illumos").text, families.families()["illumos"]
     ),
 }
@@ -346,5 +346,5 @@ def test_blame_looks_at_few_probes() -> None:
         "dtrace: " + " ".join(f"fbt:ip:f{number}:entry" for number in range(size))
         for size in (100, 1000)
     ]
-    few, many = (shortest(lambda m: program.blame(m, text, family), one) for one in messages)
+    few, many = (shortest(lambda m: refusal.blame(m, text, family), one) for one in messages)
     assert many < 5 * few

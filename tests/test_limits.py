@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import zone_rows
 from dtrace_exporter.limits import LimitError, Limits
-from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.listeners import Capabilities, Identity, Listener, ListenerTable, SessionId
 from dtrace_exporter.tracing.rows import RowError, Tick
 from dtrace_exporter.tracing.tally import Tally
 from linux_rows import ESTABLISHED, address, counted, told
@@ -23,7 +23,7 @@ SESSION = SessionId("", "all")
 CALLS = SessionId("", "calls")
 READY = "ready 5 1"
 AWAY = 4026532281
-ZONES = Exports(place_label="zone", home="global")
+ZONES = Capabilities(place_label="zone", own_place="global")
 
 
 def taking(limits: Limits, ports: dict[int, str] | None = None) -> tuple[ListenerTable, Tally]:
@@ -179,7 +179,7 @@ def test_ready_once_more() -> None:
     for row in (READY, "ready 5 2"):
         with pytest.raises(RowError):
             tally.feed(row)
-    assert tally.home == "1"
+    assert tally.own_place == "1"
 
 
 @pytest.mark.parametrize(
@@ -290,18 +290,18 @@ MOST = {
 
 
 @pytest.mark.parametrize(
-    ("rows", "ready", "exports"),
+    ("rows", "ready", "capabilities"),
     [(rows_of_linux(), READY, None), (rows_of_zones(), "ready 5 global", ZONES)],
     ids=["linux", "zones"],
 )
 @given(data=st.data())
 def test_never_more(
-    rows: st.SearchStrategy[str], ready: str, exports: Exports | None, data: st.DataObject
+    rows: st.SearchStrategy[str], ready: str, capabilities: Capabilities | None, data: st.DataObject
 ) -> None:
     """Whatever rows come, nothing is more than it may be, and nothing else goes wrong."""
     table = ListenerTable()
     table.limit("", FEW)
-    table.watch(SESSION, None, exports)
+    table.watch(SESSION, None, capabilities)
     tally = Tally(table, SESSION)
     for line in [ready, "set 0", *data.draw(st.lists(rows, min_size=30, max_size=90))]:
         with suppress(RowError, LimitError):

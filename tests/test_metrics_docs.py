@@ -11,7 +11,7 @@ import yaml
 
 from dtrace_exporter import families, sock_diag
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS, Exports, SessionId
+from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS, Capabilities, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import LOST_KINDS, SessionStatus, State
 from dtrace_exporter.tracing import program
@@ -53,8 +53,8 @@ def exported(place_label: str, host: str) -> list[Any]:
     session = SessionId(host, "all")
     features = dict.fromkeys(families.parts(), True)
     reasons = ("q_full", "q0_full", "q0_evicted", "q_full_ack", "other")
-    exports = Exports(place_label=place_label, reasons=reasons)
-    state.table.watch(session, None, exports)
+    capabilities = Capabilities(place_label=place_label, reasons=reasons)
+    state.table.watch(session, None, capabilities)
     state.table.listener(session, "place", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
     state.sessions[session] = SessionStatus(
         up=True, last_record=1.0, features=features, unattributed={"drops": 1}
@@ -107,9 +107,9 @@ def test_reasons() -> None:
         for name in names:
             one = program.load(name)
             parts = dict.fromkeys(one.parts, True)
-            assert {*program.exports(one, parts).reasons} == said
+            assert {*program.capabilities(one, parts).reasons} == said
     said = {reason for reason, cell in column("reason", "sock_diag").items() if cell == "yes"}
-    assert said == {*sock_diag.EXPORTS.reasons}
+    assert said == {*sock_diag.CAPABILITIES.reasons}
 
 
 @pytest.mark.parametrize("name", ["linux", "illumos", "solaris10"])
@@ -130,7 +130,7 @@ def test_needs() -> None:
         missing = {name for name, cell in named.items() if re.search(rf"\b{part}\b", cell)}
         state = State()
         session = SessionId("", "port-80")
-        state.table.watch(session, {80: ""}, program.exports(one, {**every, part: False}))
+        state.table.watch(session, {80: ""}, program.capabilities(one, {**every, part: False}))
         state.table.listener(session, "", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
         have = {name_of(family) for family in Collector(state).collect()}
         assert {name for name in named if name not in have} == missing
@@ -140,7 +140,7 @@ def test_sock_diag() -> None:
     """What sock_diag fills is what the table says."""
     state = State()
     session = SessionId("", "all")
-    state.table.watch(session, None, sock_diag.EXPORTS)
+    state.table.watch(session, None, sock_diag.CAPABILITIES)
     state.table.listener(session, "", "*", 80).sockets[1] = Queues(None, 1, None, 8)
     have = {name_of(family) for family in Collector(state).collect()}
     said = {name for name, cell in column("metric", "sock_diag").items() if cell == "yes"}

@@ -13,7 +13,7 @@ import pytest
 from dtrace_exporter import cli
 from dtrace_exporter.tracing import heartbeat, session
 from dtrace_exporter.tracing.process import ENVIRONMENT
-from dtrace_exporter.tracing.program import window
+from dtrace_exporter.tracing.rendering import window
 from host_tools import require
 from test_faults import FAULTS
 

@@ -25,7 +25,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from browser import Served, chromium, console, served, use
 from dtrace_exporter import __version__
-from dtrace_exporter.listeners import Exports, SessionId
+from dtrace_exporter.listeners import Capabilities, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from dtrace_exporter.web import page, rates
@@ -90,8 +90,8 @@ def fleet(rows: int = 0) -> State:
     if rows:
         queues = {1000 + n: (n * 7 % 129, 128) for n in range(rows)}
         names = {port: f"service-{port}" for port in queues}
-    state.table.watch(here, names, Exports(reasons=reasons))
-    state.table.watch(away, {5432: "postgres"}, Exports(reasons=reasons))
+    state.table.watch(here, names, Capabilities(reasons=reasons))
+    state.table.watch(away, {5432: "postgres"}, Capabilities(reasons=reasons))
     for number, (port, (q, q_limit)) in enumerate(queues.items()):
         address = "::1" if port == 9090 else "*"
         listener = state.table.listener(here, "", address, port)
@@ -101,7 +101,7 @@ def fleet(rows: int = 0) -> State:
         silent = SessionId("sol10-u9", "all")
         reason = "dtrace(1) ended: exit status 255: ssh: connect to host sol10-u9: timed out"
         state.sessions[silent] = SessionStatus(reason=reason, restarts=12)
-        zones = Exports(place_label="zone", home="global", reasons=("q_full", "q0_full"))
+        zones = Capabilities(place_label="zone", own_place="global", reasons=("q_full", "q0_full"))
         state.table.watch(silent, {80: "intranet"}, zones)
     work(state)
     return state
@@ -215,7 +215,7 @@ class TestHistory:
         history = History(lambda: next(times))
         state = State()
         source = SessionId("", "sock_diag")
-        nothing = Exports(syns=False, reasons=("other",), accepts=False, accept_wait=False)
+        nothing = Capabilities(syns=False, reasons=("other",), accepts=False, accept_wait=False)
         state.table.watch(source, None, nothing)
         listener = state.table.listener(source, "", "*", 22)
         history.look(state)
@@ -348,7 +348,7 @@ class TestLanding:
         assert {"Host", "Name", "Zone or netns"} & {*cells} == set()
         remote = SessionId("sol10", "all")
         state.sessions[remote] = SessionStatus()
-        state.table.watch(remote, {80: "web"}, Exports(place_label="zone", syns=False))
+        state.table.watch(remote, {80: "web"}, Capabilities(place_label="zone", syns=False))
         state.table.listener(remote, "zone1", "::1", 80)
         cells = Page(rendered(state)).cells
         assert cells.count("Host") == cells.count("sol10") == 2
@@ -359,7 +359,7 @@ class TestLanding:
         state = State()
         session = SessionId("", "all")
         state.sessions[session] = SessionStatus()
-        nothing = Exports(syns=False, established=False, accepts=False, accept_wait=False)
+        nothing = Capabilities(syns=False, established=False, accepts=False, accept_wait=False)
         state.table.watch(session, None, nothing)
         state.table.listener(session, "", "*", 22).sockets[1] = Queues(None, 2, None, 0)
         state.table.listener(session, "", "*", 23)
@@ -421,7 +421,7 @@ class TestLanding:
         state = State(source=Source(text, text, text))
         session = SessionId("host" + text, text)
         state.sessions[session] = SessionStatus(reason=text, lost={text: 1})
-        state.table.watch(session, {22: text}, Exports(reasons=(text,)))
+        state.table.watch(session, {22: text}, Capabilities(reasons=(text,)))
         listener = state.table.listener(session, text, text, 22)
         listener.drops[text] = 1
         listener.sockets[1] = Queues(1, 1, 1, 1)

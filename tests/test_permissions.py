@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrace_exporter import cli
-from dtrace_exporter.nodes import ConfigError
 from dtrace_exporter.permissions import FLAG, Guard, faults, refused
+from dtrace_exporter.yaml_reader import ConfigError
 from test_cli import SECONDS, FakeDTrace, run, serving, until, write
 
 STRANGER = 65534

@@ -21,13 +21,12 @@ from dtrace_exporter.tracing import btf, program, rows
 from dtrace_exporter.tracing.program import (
     Program,
     ProgramError,
-    blame,
-    exports,
+    capabilities,
     load,
     load_trace,
-    render,
-    window,
 )
+from dtrace_exporter.tracing.refusal import blame
+from dtrace_exporter.tracing.rendering import render, window
 
 FILES = {
     file.stem: load(file.stem)
@@ -268,7 +267,7 @@ def test_place_of_an_own_program(text: str, label: str) -> None:
     """A program that names no place, or one that there is not, is taken to have Linux's."""
     own = Program("own.d", text)
     assert own.place_label == label
-    assert exports(own, {}).place_label == label
+    assert capabilities(own, {}).place_label == label
 
 
 @each_file
@@ -882,10 +881,10 @@ def test_blaming_comes_to_an_end_on_linux() -> None:
 def test_exports_of_everything(name: str) -> None:
     """With every part enabled every series is filled, and every reason a drop can have there."""
     file = FILES[name]
-    found = exports(file, dict.fromkeys(file.parts, True))
+    found = capabilities(file, dict.fromkeys(file.parts, True))
     linux = ("netns", "", {"q_full", "q0_full", "q_full_ack", "other"})
     zones = ("zone", "global", {"q_full", "q0_full", "q0_evicted"})
-    assert (found.place_label, found.home, {*found.reasons}) == (
+    assert (found.place_label, found.own_place, {*found.reasons}) == (
         linux if name == "linux" else zones
     )
     assert len(found.reasons) == len({*found.reasons})
@@ -898,24 +897,28 @@ def test_exports_of_everything(name: str) -> None:
 @each_program
 def test_exports_of_little(name: str) -> None:
     """A part that is left out takes its series along, and drops nobody sees have no reason."""
-    found = exports(FILES[name], {})
+    found = capabilities(FILES[name], {})
     assert found.reasons == ()
     assert (found.syns, found.established) == (True, False)
     assert (found.accepts, found.accept_wait) == (False, False)
     assert (found.opened, found.departures) == (False, False)
-    assert exports(FILES[name], {"half_open": True}).opened
-    assert exports(FILES[name], {"departures": True}).departures
-    assert exports(FILES[name], {"established": True}).established
-    assert exports(FILES[name], {"accepts": True}).accepts
-    assert exports(FILES[name], {"accept_wait": True}).accept_wait
+    assert capabilities(FILES[name], {"half_open": True}).opened
+    assert capabilities(FILES[name], {"departures": True}).departures
+    assert capabilities(FILES[name], {"established": True}).established
+    assert capabilities(FILES[name], {"accepts": True}).accepts
+    assert capabilities(FILES[name], {"accept_wait": True}).accept_wait
 
 
 def test_reasons_of_each_part() -> None:
     """On Linux drops at the final ACK are a part of their own; where zones are there are none."""
-    assert {*exports(LINUX, {"ack_drops": True}).reasons} == {"q_full_ack", "other"}
-    assert {*exports(LINUX, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "other"}
-    assert exports(OF_ZONES, {"ack_drops": True}).reasons == ()
-    assert {*exports(OF_ZONES, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "q0_evicted"}
+    assert {*capabilities(LINUX, {"ack_drops": True}).reasons} == {"q_full_ack", "other"}
+    assert {*capabilities(LINUX, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "other"}
+    assert capabilities(OF_ZONES, {"ack_drops": True}).reasons == ()
+    assert {*capabilities(OF_ZONES, {"syn_drops": True}).reasons} == {
+        "q_full",
+        "q0_full",
+        "q0_evicted",
+    }
 
 
 def test_drop_counters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dtrace_exporter import families
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Exports, SessionId
+from dtrace_exporter.listeners import Capabilities, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from host_tools import require
@@ -28,7 +28,7 @@ def exported() -> dict[str, set[str]]:
     state = State()
     session = SessionId("", "port-7200")
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
-    state.table.watch(session, {7200: "web"}, Exports(reasons=reasons))
+    state.table.watch(session, {7200: "web"}, Capabilities(reasons=reasons))
     listener = state.table.listener(session, "", "127.0.0.1", 7200)
     listener.sockets[1] = Queues(0, 2, 7, 3)
     state.sessions[session] = SessionStatus(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dtrace_exporter import config, families
-from dtrace_exporter.tracing import program, session
+from dtrace_exporter.tracing import program, rendering, session
 from dtrace_exporter.tracing.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -73,12 +73,12 @@ def test_ssh_config_is_explained() -> None:
     assert f"silent for {alive} s" in table
     assert f"after {options['ConnectTimeout']} s" in table
     # ssh gives its reason before the exporter loses its patience.
-    patience = program.window(1.0).patience
+    patience = rendering.window(1.0).patience
     assert alive < patience
     assert f"heartbeat after {patience:g} s" in table
     assert f"no heartbeat for {patience:g} s" in TEXT
     interval, seconds = re.findall(r"with `interval: (\d+)s` .* after (\d+) s", TEXT)[0]
-    assert program.window(float(interval)).patience == float(seconds)
+    assert rendering.window(float(interval)).patience == float(seconds)
 
 
 def test_forced_commands() -> None:

@@ -12,9 +12,9 @@ import yaml
 
 from dtrace_exporter import cli, log, turns
 from dtrace_exporter.limits import Limits
-from dtrace_exporter.nodes import ConfigError
 from dtrace_exporter.tracing.lines import MAX_LINE
 from dtrace_exporter.web import auth, configuration, handlers, server, tls
+from dtrace_exporter.yaml_reader import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

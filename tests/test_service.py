@@ -480,10 +480,15 @@ def test_the_kernel_of_another_host(
             assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
             web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
             await until(lambda: {web, netns} <= {each.identity for each in one.state.table})
-            exports = {each.identity: one.state.table.exports(each) for each in one.state.table}
-            assert (exports[web].place_label, exports[netns].place_label) == ("zone", "netns")
-            assert "q0_evicted" in exports[web].reasons
-            assert exports[netns].reasons == ()
+            capabilities = {
+                each.identity: one.state.table.capabilities(each) for each in one.state.table
+            }
+            assert (capabilities[web].place_label, capabilities[netns].place_label) == (
+                "zone",
+                "netns",
+            )
+            assert "q0_evicted" in capabilities[web].reasons
+            assert capabilities[netns].reasons == ()
             assert one.state.source.program == "linux"
             before = pids(one)
             await one.reload()

@@ -20,15 +20,16 @@ import pytest
 import zone_rows
 from dtrace_exporter import turns
 from dtrace_exporter.config import DTraceConfig
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import Identity, Listener, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import State
-from dtrace_exporter.tracing import heartbeat, program, session
+from dtrace_exporter.tracing import heartbeat, rendering, session
 from dtrace_exporter.tracing.lines import MAX_LINE
 from dtrace_exporter.tracing.plan import ALL, Plan
-from dtrace_exporter.tracing.program import Window, load, window
+from dtrace_exporter.tracing.program import load
+from dtrace_exporter.tracing.rendering import Window, window
 from dtrace_exporter.tracing.session import Session
 from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
 
@@ -55,7 +56,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(session, "_STOP_SECONDS", 0.5)
     monkeypatch.setattr(session, "_DRAIN_SECONDS", 0.5)
-    monkeypatch.setattr(program, "window", patient(1.0))
+    monkeypatch.setattr(rendering, "window", patient(1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -195,9 +196,9 @@ def test_zones(fake_dtrace: FakeDTrace) -> None:
             assert [found[zones[place]].syns for place in zones] == [3, 4]
             assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
             assert one.status.bad_rows == 0
-            exports = one._state.table.exports(found[zones["web"]])
-            assert (exports.place_label, exports.home) == ("zone", "global")
-            assert set(exports.reasons) == {"q_full", "q0_full", "q0_evicted"}
+            capabilities = one._state.table.capabilities(found[zones["web"]])
+            assert (capabilities.place_label, capabilities.own_place) == ("zone", "global")
+            assert set(capabilities.reasons) == {"q_full", "q0_full", "q0_evicted"}
 
     asyncio.run(test())
 
@@ -334,7 +335,7 @@ def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
 def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the rows are of this place, the kernel's own word on its listeners is taken."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
-    sample = Sample("*", 22, 3, 8, None, 77)
+    sample = ListeningSocket("*", 22, 3, 8, None, 77)
 
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
@@ -359,7 +360,7 @@ def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
             for drops in (7, 9):
                 for _ in range(6):
                     await a_tick(one)
-                    await one.compare([Sample("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
+                    await one.compare([ListeningSocket("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
             assert one.status.unattributed == {"drops": 2}
 
     asyncio.run(test())
@@ -396,7 +397,7 @@ def test_compare_another_place(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monk
     async def test() -> None:
         async with running(fake_dtrace(READY, FOREVER)) as one:
             await until(lambda: one.status.up)
-            await one.compare([Sample("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
+            await one.compare([ListeningSocket("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
             assert listener(one).queues is None
 
     asyncio.run(test())
@@ -522,10 +523,10 @@ def test_what_the_kernel_lacks(
             assert one.status.up
             assert {name for name, enabled in one.status.features.items() if not enabled} == gone
             assert one.status.restarts == 0
-            exports = one._state.table.exports(listener(one))
-            assert ("q_full_ack" in exports.reasons) == ("ack_drops" not in gone)
-            assert exports.accepts == ("accepts" not in gone)
-            assert exports.accept_wait == ("accept_wait" not in gone)
+            capabilities = one._state.table.capabilities(listener(one))
+            assert ("q_full_ack" in capabilities.reasons) == ("ack_drops" not in gone)
+            assert capabilities.accepts == ("accepts" not in gone)
+            assert capabilities.accept_wait == ("accept_wait" not in gone)
 
     asyncio.run(test())
     (event,) = logged(caplog, "left out what this kernel cannot do")
@@ -571,11 +572,11 @@ def test_drop_counters_not_known(
         steps = [{"save": str(saved)}, READY, FOREVER]
         async with running(fake_dtrace(*steps), name=name, counters=counters) as one:
             assert one.left_out.keys() == without
-            assert bool(one._state.table.exports(listener(one)).reasons) == (not without)
+            assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
             await until(lambda: one.status.up)
             off = {part for part, enabled in one.status.features.items() if not enabled}
             assert off == without
-            assert bool(one._state.table.exports(listener(one)).reasons) == (not without)
+            assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
             start = json.loads(saved.read_text(encoding="utf-8"))
             assert start["program"] == one.plan.render(load(name), without)
 
@@ -611,8 +612,8 @@ def test_the_kernel_is_asked(
             await until(lambda: one.status.up)
             exact = ["exact"] if name == "linux" else []
             assert [*one.status.features] == [*load(name).parts, *exact]
-            exports = state.table.exports(listener(one))
-            assert (exports.place_label, exports.home) == (place_label, home)
+            capabilities = state.table.capabilities(listener(one))
+            assert (capabilities.place_label, capabilities.own_place) == (place_label, home)
             assert listener(one).identity == Identity(host, home, "*", 22)
             start = json.loads(saved.read_text(encoding="utf-8"))
             assert start["program"] == one.plan.render(load(name), set())
@@ -806,7 +807,7 @@ def test_stderr_flood(
 ) -> None:
     """However much dtrace(1) complains, it is not held up, and the log stays short."""
     # How long a busy machine takes for it says nothing.
-    monkeypatch.setattr(program, "window", patient(60.0))
+    monkeypatch.setattr(rendering, "window", patient(60.0))
     flood = ["dtrace: nonsense " + "x" * 2000] * 2000
 
     async def test() -> None:

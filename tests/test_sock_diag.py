@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 import zone_rows
 from dtrace_exporter import inet_diag, sock_diag
-from dtrace_exporter.inet_diag import Sample, listeners
+from dtrace_exporter.inet_diag import ListeningSocket, listeners
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.sock_diag import EXPORTS, SockDiagSource
+from dtrace_exporter.sock_diag import CAPABILITIES, SockDiagSource
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tracing import rows
 from linux_rows import told
@@ -86,7 +86,7 @@ def port_of(listener: socket.socket) -> int:
     return port
 
 
-def samples(listener: socket.socket) -> list[Sample]:
+def samples(listener: socket.socket) -> list[ListeningSocket]:
     """Read the samples of a listener's port."""
     return [sample for sample in listeners() if sample.port == port_of(listener)]
 
@@ -211,7 +211,7 @@ def test_reuse_port(net: Net) -> None:
         ("127.0.0.1", 4),
     }
     table = ListenerTable()
-    table.watch(SESSION, {port_of(first): ""}, EXPORTS)
+    table.watch(SESSION, {port_of(first): ""}, CAPABILITIES)
     list(SockDiagSource().update(table, SESSION, listeners()))
     [listener] = table
     fullest = max(found, key=lambda sample: sample.q / sample.qmax)
@@ -250,7 +250,7 @@ class Answers:
         monkeypatch.setattr(inet_diag, "_read", self._read)
         monkeypatch.setattr(sys, "platform", "linux")
 
-    def _read(self) -> dict[int, Sample]:
+    def _read(self) -> dict[int, ListeningSocket]:
         return {key: sample(key, 0) for key in self.left.pop(0)}
 
 
@@ -287,7 +287,7 @@ def test_sockets_that_close_between_parts_of_an_answer(
     others = [net.listen("127.0.0.1", port=port, reuse_port=True) for _ in range(600)]
     cookies = {one: cookie(one) for one in (first, *others)}
     table, source = ListenerTable(), SockDiagSource()
-    table.watch(SESSION, {port: ""}, EXPORTS)
+    table.watch(SESSION, {port: ""}, CAPABILITIES)
     update(source, table)
     # The newest are told first.
     closing = iter([others[400:], others[300:400], others[200:300]])
@@ -303,7 +303,7 @@ def test_sockets_that_close_between_parts_of_an_answer(
     def open_now() -> set[int]:
         return {key for one, key in cookies.items() if one.fileno() >= 0}
 
-    def noting() -> dict[int, Sample]:
+    def noting() -> dict[int, ListeningSocket]:
         found = read()
         lacking.append(open_now() - found.keys())
         return found
@@ -351,7 +351,7 @@ def test_any_answer(data: bytes) -> None:
 def test_in_a_running_event_loop() -> None:
     """It may be called from a coroutine."""
 
-    async def read() -> list[Sample]:
+    async def read() -> list[ListeningSocket]:
         return listeners()
 
     assert {sample.port for sample in asyncio.run(read())} == {s.port for s in listeners()}
@@ -398,7 +398,7 @@ class Kernel:
         self.table = ListenerTable()
         self.source = SockDiagSource()
 
-    def read(self, *samples: Sample) -> None:
+    def read(self, *samples: ListeningSocket) -> None:
         """Take one reading into the table."""
         list(self.source.update(self.table, SESSION, [*samples]))
 
@@ -412,13 +412,13 @@ class Kernel:
 def kernel() -> Kernel:
     """Return a Kernel whose ports are all watched."""
     kernel = Kernel()
-    kernel.table.watch(SESSION, None, EXPORTS)
+    kernel.table.watch(SESSION, None, CAPABILITIES)
     return kernel
 
 
-def sample(key: int, drops: int | None, port: int = 80, q: int = 0) -> Sample:
+def sample(key: int, drops: int | None, port: int = 80, q: int = 0) -> ListeningSocket:
     """Make up a sample."""
-    return Sample("*", port, q, 10, drops, key)
+    return ListeningSocket("*", port, q, 10, drops, key)
 
 
 def test_drops_count_up(kernel: Kernel) -> None:
@@ -521,7 +521,7 @@ def test_only_watched_ports(kernel: Kernel) -> None:
 def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
     """Over any history of sockets the counter is the sum of what each of them dropped."""
     kernel = Kernel()
-    kernel.table.watch(SESSION, {80: ""}, EXPORTS)
+    kernel.table.watch(SESSION, {80: ""}, CAPABILITIES)
     total, open_now, born = 0, dict[int, tuple[int, int]](), 0
     for reading in readings:
         # A number that was away for a reading is another socket with another cookie.

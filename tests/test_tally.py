@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zone_rows
-from dtrace_exporter.inet_diag import Sample
-from dtrace_exporter.listeners import Exports, Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.inet_diag import ListeningSocket
+from dtrace_exporter.listeners import Capabilities, Identity, Listener, ListenerTable, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tracing.rows import Ready, RowError, Tick
 from dtrace_exporter.tracing.tally import Tally
@@ -78,12 +78,12 @@ def closed(time: int, port: int = 22) -> str:
     return f"closed {address(port):x} {time}"
 
 
-def know(tally: Tally, samples: list[Sample], time: int) -> None:
+def seed(tally: Tally, samples: list[ListeningSocket], time: int) -> None:
     """Give a Tally what the kernel tells of the listeners."""
-    found: dict[Identity, list[Sample]] = {}
+    found: dict[Identity, list[ListeningSocket]] = {}
     for one in samples:
         found.setdefault(Identity("", "", one.address, one.port), []).append(one)
-    list(tally.know(found, time))
+    list(tally.seed(found, time))
 
 
 def only(table: ListenerTable) -> Listener:
@@ -92,9 +92,11 @@ def only(table: ListenerTable) -> Listener:
     return listener
 
 
-def sample(port: int = 22, *, bound: str = "*", q: int = 3, qmax: int = 8, key: int = 77) -> Sample:
+def sample(
+    port: int = 22, *, bound: str = "*", q: int = 3, qmax: int = 8, key: int = 77
+) -> ListeningSocket:
     """Return a listening socket as sock_diag has it."""
-    return Sample(bound, port, q, qmax, None, key)
+    return ListeningSocket(bound, port, q, qmax, None, key)
 
 
 # Counting
@@ -104,7 +106,7 @@ def test_what_the_session_has_to_know(table: ListenerTable) -> None:
     """The ready row and heartbeats are handed on; the home place is known after the first."""
     tally = Tally(table, SESSION)
     assert tally.feed(READY) == Ready(5, str(HOME))
-    assert tally.home == str(HOME)
+    assert tally.own_place == str(HOME)
     assert tally.feed("tick 7") == Tick(7)
     assert tally.feed("set 7") is None
     assert tally.feed(told(22)) is None
@@ -332,7 +334,7 @@ def test_a_forgotten_listener_counts_on(table: ListenerTable, tally: Tally) -> N
 
 # Zones
 
-ZONES = Exports(place_label="zone", home="global")
+ZONES = Capabilities(place_label="zone", own_place="global")
 
 
 @pytest.fixture
@@ -516,7 +518,7 @@ def test_parts_missing(
     missing: dict[str, Any], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
 ) -> None:
     """Where not all that enters and leaves a queue is counted, it is as it was last told."""
-    zones.watch(SESSION, None, Exports(place_label="zone", home="global", **missing))
+    zones.watch(SESSION, None, Capabilities(place_label="zone", own_place="global", **missing))
     fed(of_zones, zone_rows.told(22, q0=1, q=2), zone_rows.told(22, 2, time=2, q0=4, q=5))
     fed(of_zones, zone_rows.opened(22, 5), zone_rows.established(22, 4))
     fed(of_zones, zone_rows.left(22, 1, how=16), *ticks())
@@ -534,7 +536,7 @@ def test_parts_missing(
 
 def test_know_listeners_that_nobody_has_told_of(table: ListenerTable, tally: Tally) -> None:
     """Listeners that have seen no event yet are known from the kernel, with Q and Qmax."""
-    know(tally, [sample(22), sample(80, bound="127.0.0.1", key=78)], 5)
+    seed(tally, [sample(22), sample(80, bound="127.0.0.1", key=78)], 5)
     queues = Queues(None, 3, None, 8)
     assert {one.identity: one.queues for one in table} == {
         Identity("", "", "*", 22): queues,
@@ -546,24 +548,24 @@ def test_know_only_what_is_watched(table: ListenerTable, tally: Tally, calls: Ta
     """Listeners of a port that nobody asked for do not become known by that."""
     table.watch(SESSION, {80: ""})
     for one in (tally, calls):
-        know(one, [sample(22)], 5)
+        seed(one, [sample(22)], 5)
     assert [one.identity.port for one in table] == [80]
 
 
 def test_know_goes_on(table: ListenerTable, tally: Tally) -> None:
     """What the kernel says next is newer, also that a listener is there no more."""
-    know(tally, [sample(q=3)], 5)
-    know(tally, [sample(q=0)], 6)
+    seed(tally, [sample(q=3)], 5)
+    seed(tally, [sample(q=0)], 6)
     assert only(table).queues == Queues(None, 0, None, 8)
-    know(tally, [], 7)
+    seed(tally, [], 7)
     assert only(table).queues is None
-    know(tally, [sample(q=2, key=78)], 8)
+    seed(tally, [sample(q=2, key=78)], 8)
     assert only(table).queues == Queues(None, 2, None, 8)
 
 
 def test_know_then_a_row(table: ListenerTable, tally: Tally) -> None:
     """The first row of a listener that was known from the kernel is of the same socket."""
-    know(tally, [sample(q=3)], 5)
+    seed(tally, [sample(q=3)], 5)
     fed(tally, told(22, time=7, q0=2, q=4))
     assert only(table).sockets == {address(22): Queues(2, 4, None, 8)}
 
@@ -571,9 +573,9 @@ def test_know_then_a_row(table: ListenerTable, tally: Tally) -> None:
 def test_know_one_socket(table: ListenerTable, tally: Tally) -> None:
     """Where a listener has one socket the kernel's word is of that one, if it is newer."""
     fed(tally, told(22, time=7, q0=2, q=4))
-    know(tally, [sample(q=5, qmax=9)], 9)
+    seed(tally, [sample(q=5, qmax=9)], 9)
     assert only(table).sockets == {address(22): Queues(2, 5, None, 9)}
-    know(tally, [sample(q=6)], 8)
+    seed(tally, [sample(q=6)], 8)
     assert only(table).sockets == {address(22): Queues(2, 5, None, 9)}
 
 
@@ -581,14 +583,14 @@ def test_know_several_sockets(table: ListenerTable, tally: Tally) -> None:
     """Where a listener has several, which of them the kernel speaks of cannot be told."""
     fed(tally, told(22, time=7, q=4), told(22, socket=1, time=7, q=1))
     before = dict(only(table).sockets)
-    know(tally, [sample(q=5), sample(q=6, key=78)], 9)
+    seed(tally, [sample(q=5), sample(q=6, key=78)], 9)
     assert only(table).sockets == before
 
 
 def test_know_of_other_places(table: ListenerTable, tally: Tally) -> None:
     """The kernel speaks of this place: a container's listener with the same address is another."""
     fed(tally, told(22, place=AWAY, time=7, q=4))
-    know(tally, [sample(q=5)], 9)
+    seed(tally, [sample(q=5)], 9)
     found = {one.identity.place: one.queues for one in table}
     assert found == {str(AWAY): Queues(0, 4, None, 8), "": Queues(None, 5, None, 8)}
 
@@ -597,7 +599,7 @@ def test_know_when_it_has_closed(table: ListenerTable, tally: Tally, calls: Tall
     """What was read before a socket closed does not bring its gauges back."""
     fed(tally, told(22, time=5))
     fed(calls, closed(9))
-    know(tally, [], 10)
+    seed(tally, [], 10)
     assert only(table).queues is None
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.trace import HEADER, table, trace
-from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.dtrace import DTraceError
 from dtrace_exporter.tracing.program import ProgramError
 from pseudo_terminal import on_terminal
@@ -75,7 +75,7 @@ def test_program_of_the_kernel(
     start = json.loads(saved.read_text(encoding="utf-8"))
     assert start["argv"] == ["-s", "/dev/stdin"]
     counters = program.drop_counters(["dtrace"]) or program.no_drop_counters()
-    expected = program.render(program.load_trace(name), program.window(1.0), 22, counters)
+    expected = rendering.render(program.load_trace(name), rendering.window(1.0), 22, counters)
     assert start["program"] == expected
 
 

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tornado.iostream import IOStream
 
-from dtrace_exporter.listeners import Exports, SessionId
+from dtrace_exporter.listeners import Capabilities, SessionId
 from dtrace_exporter.reloads import Reloads
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
@@ -46,7 +46,7 @@ def one_port(name: str = "ssh") -> State:
     """Port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
     state = State(source=Source("dtrace", "linux", "2.0.1"), last_reload_success=1.5e9)
     session = SessionId("", "port-22")
-    state.table.watch(session, {22: name}, Exports(reasons=("q_full", "q0_full")))
+    state.table.watch(session, {22: name}, Capabilities(reasons=("q_full", "q0_full")))
     ssh = state.table.listener(session, "", "*", 22)
     ssh.count_syns(0, 4, 2, 0)
     ssh.count_syns(10, 4, 1, 4)

@@ -14,9 +14,9 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrace_exporter.nodes import ConfigError
 from dtrace_exporter.web import tls
 from dtrace_exporter.web.configuration import RateLimit, WebConfig, load
+from dtrace_exporter.yaml_reader import ConfigError
 from host_tools import require
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.rows import RowError
 from dtrace_exporter.tracing.tally import Tally
 
@@ -60,9 +60,9 @@ def ours(dtrace: str, name: str, port: int = 0, numbers: dict[str, int] | None =
         dtrace: the command.
         name: the program's.
         port: the one that it watches, 0 for all.
-        numbers: those of the kernel, as program.render takes them.
+        numbers: those of the kernel, as rendering.render takes them.
     """
-    text = program.render(program.load(name), program.window(1), port, numbers)
+    text = rendering.render(program.load(name), rendering.window(1), port, numbers)
     which = "per-port" if port else "shared"
     command = with_program(dtrace)
     return Tool(f"{name}.d, {which}", command, text, "tick", rows_seen, 4.0, bool(port))

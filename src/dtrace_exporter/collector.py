@@ -23,7 +23,7 @@ from dtrace_exporter import __version__
 from dtrace_exporter.listeners import (
     SYN_BUCKETS,
     WAIT_BUCKETS,
-    Exports,
+    Capabilities,
     Identity,
     Listener,
     SessionId,
@@ -262,9 +262,11 @@ class Collector(prometheus_registry.Collector):
 
     def _listener(self, listener: Listener, known: _Known | None) -> Series:
         table = self._state.table
-        exports, name = table.exports(listener), table.name(listener)
-        if known is None or (listener, exports, name) != known[:3]:
-            known = _Known(listener.copy(), exports, name, _listener(listener, exports, name))
+        capabilities, name = table.capabilities(listener), table.name(listener)
+        if known is None or (listener, capabilities, name) != known[:3]:
+            known = _Known(
+                listener.copy(), capabilities, name, _listener(listener, capabilities, name)
+            )
         self._known[listener.identity] = known
         return known.series
 
@@ -322,21 +324,21 @@ def _each(suffix: str, label: str, values: tuple[str, ...]) -> Layout:
 
 class _Known(NamedTuple):
     listener: Listener
-    exports: Exports
+    capabilities: Capabilities
     name: str
     series: Series
 
 
-def _listener(listener: Listener, exports: Exports, name: str) -> Series:
+def _listener(listener: Listener, capabilities: Capabilities, name: str) -> Series:
     identity = listener.identity
     labels = {
         "port": str(identity.port),
         "address": identity.address,
         "listener": name,
-        exports.place_label: identity.place,
+        capabilities.place_label: identity.place,
     }
     series = Series(labels | _host(identity.host))
-    if exports.syns:
+    if capabilities.syns:
         series.counter("dtrace_tcp_listen_syns", listener.syns)
         series.histogram(
             "dtrace_tcp_listen_q_saturation_ratio",
@@ -344,13 +346,13 @@ def _listener(listener: Listener, exports: Exports, name: str) -> Series:
             listener.saturation,
             listener.saturation_sum,
         )
-    drops = {reason: listener.drops.get(reason, 0) for reason in exports.reasons}
+    drops = {reason: listener.drops.get(reason, 0) for reason in capabilities.reasons}
     series.counters("dtrace_tcp_listen_drops", "reason", drops)
-    if exports.established:
+    if capabilities.established:
         series.counter("dtrace_tcp_listen_established", listener.established)
-    if exports.accepts:
+    if capabilities.accepts:
         series.counter("dtrace_tcp_listen_accepts", listener.accepts)
-    if exports.accept_wait:
+    if capabilities.accept_wait:
         series.histogram(
             "dtrace_tcp_listen_accept_wait_seconds",
             _WAIT,

@@ -10,10 +10,10 @@ from os import R_OK, access
 from pathlib import Path
 from typing import Any, Literal
 
-from dtrace_exporter import nodes
+from dtrace_exporter import yaml_reader
 from dtrace_exporter.families import families
 from dtrace_exporter.limits import Limits
-from dtrace_exporter.nodes import (
+from dtrace_exporter.yaml_reader import (
     ConfigError,
     Reader,
     Value,
@@ -106,7 +106,7 @@ def load(path: Path | None) -> Config:
     """
     if path is None:
         return Config()
-    return _config(nodes.load(path))
+    return _config(yaml_reader.load(path))
 
 
 def files(path: Path | None, config: Config) -> list[Path]:

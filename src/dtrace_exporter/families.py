@@ -35,15 +35,15 @@ class Family:
     """A kernel family.
 
     ``entrance`` is the probe that only its hosts have, ``place`` the label of a listener's place
-    and ``home`` its value for the host's own. ``spare`` are the parts that are left out first where
-    the kernel does not take the program's size. ``drop_counters`` are names of inlines by which its
-    programs find the kernel's counters of drops, and the enumerators that number these.
+    and ``own_place`` its value for the host's own. ``spare`` are the parts that are left out first
+    where the kernel does not take the program's size. ``drop_counters`` are names of inlines by
+    which its programs find the kernel's counters of drops, and the enumerators that number these.
     """
 
     name: str
     entrance: str
     place: str
-    home: str
+    own_place: str
     parts: Mapping[str, Part]
     spare: tuple[str, ...] = ()
     drop_counters: Mapping[str, str] = field(default_factory=dict)

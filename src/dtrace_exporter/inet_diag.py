@@ -35,7 +35,7 @@ _PATIENCE = 5.0
 _READINGS = 3
 
 
-class Sample(NamedTuple):
+class ListeningSocket(NamedTuple):
     """One listening socket.
 
     ``socket`` is the kernel's cookie of it, never used again for another one. ``drops`` is None
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     socket: int
 
 
-def listeners(known: Collection[int] = ()) -> list[Sample]:
+def listeners(known: Collection[int] = ()) -> list[ListeningSocket]:
     """Read every TCP socket in state LISTEN of this network namespace.
 
     Only listening sockets are asked for, so the cost does not grow with the connections. Of many
@@ -78,7 +78,7 @@ def listeners(known: Collection[int] = ()) -> list[Sample]:
     return [*found.values()]
 
 
-def _read() -> dict[int, Sample]:
+def _read() -> dict[int, ListeningSocket]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_PATIENCE)
         netlink.bind((0, 0))
@@ -129,13 +129,13 @@ def _bad(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _sample(message: memoryview) -> Sample:
+def _sample(message: memoryview) -> ListeningSocket:
     if len(message) < _MESSAGE.size:
         raise _bad(errno.EPROTO)
     (family, _, _, _, port, _, source, _, _, low, high, _, q, qmax, _, _) = _MESSAGE.unpack_from(
         message
     )
-    return Sample(
+    return ListeningSocket(
         address=_address(source if family == socket.AF_INET6 else source[:4]),
         port=int.from_bytes(port),
         q=q,

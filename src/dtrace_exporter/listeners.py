@@ -47,15 +47,16 @@ class Identity(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Exports:
+class Capabilities:
     """Which series the source of a listener's numbers can fill; the others are not exported.
 
-    ``place_label`` is the label of a listener's place, and ``home`` its value for the host's own.
-    ``opened`` and ``departures`` are whether what enters Q0, and what leaves it and Q, is counted.
+    ``place_label`` is the label of a listener's place, and ``own_place`` its value for the host's
+    own. ``opened`` and ``departures`` are whether what enters Q0, and what leaves it and Q, is
+    counted.
     """
 
     place_label: str = "netns"
-    home: str = ""
+    own_place: str = ""
     syns: bool = True
     reasons: tuple[str, ...] = ()
     opened: bool = True
@@ -129,7 +130,7 @@ class Listener:
 @dataclass(slots=True)
 class _Watch:
     ports: Mapping[int, str] | None
-    exports: Exports
+    capabilities: Capabilities
 
 
 @dataclass(slots=True)
@@ -170,19 +171,22 @@ class ListenerTable:
         return self._hosts[host].limits
 
     def watch(
-        self, session: SessionId, ports: Mapping[int, str] | None, exports: Exports | None = None
+        self,
+        session: SessionId,
+        ports: Mapping[int, str] | None,
+        capabilities: Capabilities | None = None,
     ) -> None:
         """Say which ports a session watches; it takes over the host's listeners of these ports.
 
         Args:
             session: whose listeners they are.
             ports: the configured port numbers and names, or None for every listener of the host.
-            exports: which series the session can fill; None leaves what was said before.
+            capabilities: which series the session can fill; None leaves what was said before.
         """
         known = self._watches.get(session)
-        if exports is None:
-            exports = known.exports if known else Exports()
-        self._watches[session] = _Watch(ports, exports)
+        if capabilities is None:
+            capabilities = known.capabilities if known else Capabilities()
+        self._watches[session] = _Watch(ports, capabilities)
         for listener in [*self._hosts[session.host].listeners.values()]:
             if ports is None or listener.identity.port in ports:
                 if listener.session != session:
@@ -280,17 +284,17 @@ class ListenerTable:
         """Tell whether there is a watch of a session."""
         return session in self._watches
 
-    def session_exports(self, session: SessionId) -> Exports:
+    def session_capabilities(self, session: SessionId) -> Capabilities:
         """Return which series a session can fill."""
-        return self._watches[session].exports
+        return self._watches[session].capabilities
 
-    def exports(self, listener: Listener) -> Exports:
+    def capabilities(self, listener: Listener) -> Capabilities:
         """Return which series the listener's session can fill."""
-        return self._watches[listener.session].exports
+        return self._watches[listener.session].capabilities
 
-    def home(self, session: SessionId) -> str:
+    def own_place(self, session: SessionId) -> str:
         """Return the name of the host's own place, as the session's program has it."""
-        return self._watches[session].exports.home
+        return self._watches[session].capabilities.own_place
 
     def name(self, listener: Listener) -> str:
         """Return the name that the configuration gives the listener, or an empty one."""
@@ -305,7 +309,9 @@ class ListenerTable:
         for session, watch in self._watches.items():
             for port in watch.ports or ():
                 if (session.host, port) not in seen:
-                    yield Listener(Identity(session.host, watch.exports.home, "*", port), session)
+                    yield Listener(
+                        Identity(session.host, watch.capabilities.own_place, "*", port), session
+                    )
 
     def __contains__(self, identity: object) -> bool:
         """Tell whether a listener has been seen and not been forgotten."""
@@ -340,7 +346,9 @@ class ListenerTable:
 
     def _is_spare(self, listener: Listener) -> bool:
         watch = self._watches[listener.session]
-        is_configured = watch.ports is not None and listener.identity.place == watch.exports.home
+        is_configured = (
+            watch.ports is not None and listener.identity.place == watch.capabilities.own_place
+        )
         return not listener.sockets and not is_configured
 
     def _end(self, host: _Host, place: _Place) -> None:

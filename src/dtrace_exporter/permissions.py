@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dtrace_exporter.log import fields
-from dtrace_exporter.nodes import ConfigError
+from dtrace_exporter.yaml_reader import ConfigError
 
 _log = logging.getLogger(__name__)
 

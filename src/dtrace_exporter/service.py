@@ -234,7 +234,7 @@ class Service:
             self.state.table.unwatch(SOCK_DIAG)
             return
         ports = {listener.port: listener.name for listener in config.local.listeners} or None
-        self.state.table.watch(SOCK_DIAG, ports, sock_diag.EXPORTS)
+        self.state.table.watch(SOCK_DIAG, ports, sock_diag.CAPABILITIES)
         self.state.refresh = self._read_sock_diag
 
     async def _read_sock_diag(self) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import LimitError
-from dtrace_exporter.listeners import Exports, Listener, ListenerTable, SessionId
+from dtrace_exporter.listeners import Capabilities, Listener, ListenerTable, SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.sockets import Queues
 
 _log = logging.getLogger(__name__)
 
-EXPORTS = Exports(
+CAPABILITIES = Capabilities(
     syns=False, reasons=("unknown",), established=False, accepts=False, accept_wait=False
 )
 """The series that this source fills: the kernel does not say why it has dropped."""
@@ -35,7 +35,7 @@ class SockDiagSource:
         self._refused = ""
 
     def update(
-        self, table: ListenerTable, session: SessionId, samples: list[Sample]
+        self, table: ListenerTable, session: SessionId, samples: list[ListeningSocket]
     ) -> Generator[None, None, None]:
         """Take all listeners into the table, and take the gauges of those that are gone.
 
@@ -78,7 +78,7 @@ class SockDiagSource:
             _log.warning("listeners left out", extra=fields(why=refused))
         self._refused = refused
 
-    def _count_drops(self, listener: Listener, sample: Sample) -> None:
+    def _count_drops(self, listener: Listener, sample: ListeningSocket) -> None:
         if sample.drops is None:
             return
         # The newest are last, so that what is forgotten first is what has been gone for longest.

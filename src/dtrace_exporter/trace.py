@@ -17,6 +17,7 @@ from dtrace_exporter.tracing import program
 from dtrace_exporter.tracing.lines import LineSplitter
 from dtrace_exporter.tracing.plan import Plan, needed
 from dtrace_exporter.tracing.process import child
+from dtrace_exporter.tracing.refusal import blame
 
 HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
 _HALVES = re.compile(r"([0-9a-f]{1,16}):([0-9a-f]{1,16})")
@@ -49,7 +50,7 @@ async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
     while True:
         text = plan.render(chosen, without)
         status, refusal = await _run(plan, text, out, stop)
-        part = program.blame(refusal, text, chosen.family) if refusal else None
+        part = blame(refusal, text, chosen.family) if refusal else None
         if stop.is_set() or part is None or part in without:
             break
         without |= chosen.with_dependents({part})

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dtrace_exporter
-from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing import program, refusal
 from sun.engine import Refused
 from sun.evaluate import BAD_ADDRESS, Fault, Memory
 from sun.events import PLACES, Script, scripts
@@ -329,7 +329,7 @@ def run_as_a_session(
             try:
                 made.engine.start(rendered)
             except Refused as refused:
-                part = program.blame(str(refused), rendered, chosen.family)
+                part = refusal.blame(str(refused), rendered, chosen.family)
                 if part is None:
                     return blamed, str(refused)
                 blamed.append(part)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId
-from dtrace_exporter.tracing import diagnostics, program
+from dtrace_exporter.tracing import diagnostics, program, rendering
 from dtrace_exporter.tracing.rows import Tick
 from dtrace_exporter.tracing.tally import Tally
 from sun.c_types import Types
@@ -67,7 +67,7 @@ class Gauges(NamedTuple):
 def text(generation: str, port: int = 0, without: Collection[str] = (), trace: bool = False) -> str:
     """Return a program as a session runs it."""
     found = program.load_trace(generation) if trace else program.load(generation)
-    return program.render(found, program.window(1.0), port, without=without)
+    return rendering.render(found, rendering.window(1.0), port, without=without)
 
 
 class _Library(Library):
@@ -295,7 +295,7 @@ class Watch(Host):
         self.features = features
         self.table = ListenerTable()
         ports = {port: ""} if port else None
-        self.table.watch(_ME, ports, program.exports(chosen, features))
+        self.table.watch(_ME, ports, program.capabilities(chosen, features))
         self.tally = Tally(self.table, _ME)
         self.wrong: list[str] = []
         self.rows: list[str] = []

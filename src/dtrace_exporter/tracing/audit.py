@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.listeners import Identity, ListenerTable, SessionId
 
 KINDS = {"drops": ("TcpExt", "ListenDrops"), "established": ("Tcp", "PassiveOpens")}
@@ -100,7 +100,7 @@ class DropAudits:
         self._ours: Mapping[Identity, int] = {}
 
     def look(
-        self, kernel: Mapping[Identity, list[Sample]], ours: Mapping[Identity, int]
+        self, kernel: Mapping[Identity, list[ListeningSocket]], ours: Mapping[Identity, int]
     ) -> int | None:
         """Return how many more drops the listeners' counters lack than at the last look.
 
@@ -147,7 +147,7 @@ class Audits:
         self,
         table: ListenerTable,
         session: SessionId,
-        sockets: Mapping[Identity, list[Sample]],
+        sockets: Mapping[Identity, list[ListeningSocket]],
         totals: Mapping[str, int],
         ticks: int,
     ) -> dict[str, int]:
@@ -164,8 +164,8 @@ class Audits:
         if ticks == self._ticks:
             return {}
         self._ticks = ticks
-        home = table.home(session)
-        mine = [one for one in table.seen(session) if one.identity.place == home]
+        own_place = table.own_place(session)
+        mine = [one for one in table.seen(session) if one.identity.place == own_place]
         drops = {one.identity: sum(one.drops.values()) for one in mine}
         ports = table.ports(session)
         if ports is None:

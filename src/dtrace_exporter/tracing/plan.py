@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.listeners import SessionId
-from dtrace_exporter.tracing import dtrace, program
+from dtrace_exporter.tracing import dtrace, program, rendering
 from dtrace_exporter.tracing.program import Program
 
 ALL = "all"
@@ -53,11 +53,11 @@ class Plan:
 
     def render(self, chosen: Program, without: Collection[str]) -> str:
         """Return a program's text less some optional parts."""
-        window = program.window(self.dtrace.interval)
+        window = rendering.window(self.dtrace.interval)
         counters = self.counters or program.no_drop_counters()
         numbers = {**counters, **program.offsets(self.dtrace.offsets)}
         options = list(self.dtrace.options)
-        return program.render(chosen, window, self.port, numbers, without, options)
+        return rendering.render(chosen, window, self.port, numbers, without, options)
 
 
 def known(host: HostConfig) -> str:

@@ -31,10 +31,10 @@ _SETS = 2
 
 
 class Ready(NamedTuple):
-    """Every probe is enabled; ``home`` is the place of the host itself."""
+    """Every probe is enabled; ``own_place`` is the place of the host itself."""
 
     version: int
-    home: str
+    own_place: str
 
 
 class Tick(NamedTuple):

@@ -14,12 +14,20 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 
 from dtrace_exporter.families import Part
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, SessionId
 from dtrace_exporter.log import fields
 from dtrace_exporter.state import SessionStatus, State
-from dtrace_exporter.tracing import diagnostics, dtrace, exactness, program, rows
+from dtrace_exporter.tracing import (
+    diagnostics,
+    dtrace,
+    exactness,
+    program,
+    refusal,
+    rendering,
+    rows,
+)
 from dtrace_exporter.tracing.audit import Audits
 from dtrace_exporter.tracing.heartbeat import SLICE, Heartbeat
 from dtrace_exporter.tracing.lines import LineSplitter
@@ -123,7 +131,7 @@ class Session:
             self.left_out |= dict.fromkeys(chosen.with_dependents({"syn_drops"}), why)
         features = self.status.features or self._features(chosen)
         ports = self._state.table.ports(self.id)
-        self._state.table.watch(self.id, ports, program.exports(chosen, features))
+        self._state.table.watch(self.id, ports, program.capabilities(chosen, features))
 
     def _features(self, chosen: Program) -> dict[str, bool]:
         return {part: part not in self.left_out for part in chosen.parts}
@@ -146,7 +154,7 @@ class Session:
                 reason = f"internal error: {error}"
             part = None
             if self._program is not None and not self.status.up:
-                part = program.blame(reason, text, self._program.family)
+                part = refusal.blame(reason, text, self._program.family)
             if part is not None and self._program is not None and not self._stopping:
                 for each in self._program.with_dependents({part}):
                     self.left_out.setdefault(each, reason)
@@ -232,7 +240,7 @@ class Session:
         Returns:
             An empty string, or what it was that did not come in time.
         """
-        heartbeat = Heartbeat(program.window(self.plan.dtrace.interval).patience)
+        heartbeat = Heartbeat(rendering.window(self.plan.dtrace.interval).patience)
         ended, late = False, ""
         while not (ended or late):
             lines: list[str] = []
@@ -318,13 +326,15 @@ class Session:
             features[EXACT] = not why
         self.status.features = features
         ports = self._state.table.ports(self.id)
-        self._state.table.watch(self.id, ports, program.exports(self._program, features))
+        self._state.table.watch(self.id, ports, program.capabilities(self._program, features))
         self.status.up = True
         self.status.reason = ""
         self.settled.set()
         _log.info("session up", extra=self._fields(pid=self.status.pid))
 
-    async def compare(self, samples: list[Sample], at: int, totals: Mapping[str, int]) -> None:
+    async def compare(
+        self, samples: list[ListeningSocket], at: int, totals: Mapping[str, int]
+    ) -> None:
         """Take the kernel's own word on this host's listeners, if it speaks of the same place.
 
         Args:
@@ -334,11 +344,11 @@ class Session:
                 another one against the drops of its listeners' sockets.
         """
         reader, table = self._tally, self._state.table
-        if reader is None or not self.status.up or reader.home != _own_netns():
+        if reader is None or not self.status.up or reader.own_place != _own_netns():
             return
-        home = table.home(self.id)
-        found = await by_turns(_by_listener(samples, self.id.host, home))
-        for limit in await by_turns(reader.know(found, at)):
+        own_place = table.own_place(self.id)
+        found = await by_turns(_by_listener(samples, self.id.host, own_place))
+        for limit in await by_turns(reader.seed(found, at)):
             self._refused(LimitError(limit))
         if self.id.name == CALLS or not table.is_watched(self.id):
             return
@@ -386,10 +396,10 @@ class Session:
 
 
 def _by_listener(
-    samples: list[Sample], host: str, place: str
-) -> Generator[None, None, dict[Identity, list[Sample]]]:
+    samples: list[ListeningSocket], host: str, place: str
+) -> Generator[None, None, dict[Identity, list[ListeningSocket]]]:
     """Return the sockets of a place by their listener; yields after each."""
-    found: dict[Identity, list[Sample]] = {}
+    found: dict[Identity, list[ListeningSocket]] = {}
     for sample in samples:
         identity = Identity(host, place, sample.address, sample.port)
         found.setdefault(identity, []).append(sample)

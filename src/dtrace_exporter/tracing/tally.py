@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
-from dtrace_exporter.inet_diag import Sample
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
 from dtrace_exporter.tracing.accounts import Accounts
@@ -49,8 +49,8 @@ class _Who(NamedTuple):
 class Tally:
     """What one run of a session tells.
 
-    ``home`` is the place of the host itself, as the program names it; ``ticks`` is the number of
-    heartbeats.
+    ``own_place`` is the place of the host itself, as the program names it; ``ticks`` is the number
+    of heartbeats.
 
     Args:
         table: where the listeners are.
@@ -64,7 +64,7 @@ class Tally:
         self._sockets = table.sockets(session.host)
         self._reader = Reader(self._most)
         self._accounts = Accounts(self._sockets)
-        self.home = ""
+        self.own_place = ""
         # By ID: in the order in which they were last told; and in that of the first row of each.
         self._listeners = OrderedDict[int, _Who]()
         self._waiting = OrderedDict[int, tuple[int, list[Counts]]]()
@@ -81,9 +81,9 @@ class Tally:
         record = self._reader.read(line)
         match record:
             case Ready():
-                if self.home:
+                if self.own_place:
                     raise RowError("ready once more")
-                self.home = record.home
+                self.own_place = record.own_place
                 return record
             case Tick():
                 self.ticks += 1
@@ -122,7 +122,7 @@ class Tally:
                 break
             lost = self._awaited(id_)
             yield f"no row has told who {id_:x} is, which has {len(lost)} rows of counts"
-        counted = self._table.session_exports(self._session)
+        counted = self._table.session_capabilities(self._session)
         q = counted.established and counted.departures
         yield from self._accounts.settle(tick.time, q and counted.opened, q)
 
@@ -134,8 +134,8 @@ class Tally:
         """Note that the kernel has lost rows or counts of this run."""
         self._accounts.lose()
 
-    def know(
-        self, found: Mapping[Identity, list[Sample]], time: int
+    def seed(
+        self, found: Mapping[Identity, list[ListeningSocket]], time: int
     ) -> Generator[None, None, set[str]]:
         """Take what the kernel tells, at a time, of the listeners of the host's own place.
 
@@ -152,7 +152,7 @@ class Tally:
         Returns:
             The limits that left no room for some of them.
         """
-        home = self._table.home(self._session)
+        own_place = self._table.own_place(self._session)
         refused = set[str]()
         for identity, those in found.items():
             yield
@@ -162,18 +162,18 @@ class Tally:
                 continue
             try:
                 listener = self._table.listener(self._session, *identity[1:])
-                self._know(listener, those, time)
+                self._seed(listener, those, time)
             except LimitError as error:
                 refused.add(error.limit)
         for listener in self._table.seen(self._session):
             # One that is not among them had closed before they were read.
-            if listener.identity.place == home and listener.identity not in found:
+            if listener.identity.place == own_place and listener.identity not in found:
                 for socket in [*listener.sockets]:
                     self._sockets.closed(socket, time)
             yield
         return refused
 
-    def _know(self, listener: Listener, samples: list[Sample], time: int) -> None:
+    def _seed(self, listener: Listener, samples: list[ListeningSocket], time: int) -> None:
         if not listener.sockets:
             for sample in samples:
                 self._sockets.listening(-sample.socket, time, listener)
@@ -192,8 +192,8 @@ class Tally:
         self._listeners[record.id] = who
         if not self._table.watches(self._session, record.port):
             return
-        home = record.place in (self.home, "")
-        place = self._table.home(self._session) if home else record.place
+        is_own = record.place in (self.own_place, "")
+        place = self._table.own_place(self._session) if is_own else record.place
         listener = self._table.listener(
             self._session, place, record.address, record.port, record.cookie
         )
@@ -213,7 +213,7 @@ class Tally:
             if self._sockets.listening(record.socket, record.time, listener):
                 self._accounts.tell(record, listener)
         elif record.open:
-            # Those that know() has found are the first ones.
+            # Those that seed() has found are the first ones.
             while (number := next(iter(listener.sockets), 0)) < 0:
                 self._sockets.forget(number)
             self._sockets.listening(record.socket, record.time, listener)

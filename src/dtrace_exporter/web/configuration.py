@@ -16,10 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtrace_exporter import nodes
+from dtrace_exporter import yaml_reader
 from dtrace_exporter.log import fields
-from dtrace_exporter.nodes import ConfigError, Value, boolean, choice, duration, integer, mapping
 from dtrace_exporter.web import tls
+from dtrace_exporter.yaml_reader import (
+    ConfigError,
+    Value,
+    boolean,
+    choice,
+    duration,
+    integer,
+    mapping,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +92,7 @@ def load(path: Path, seen: dict[Path, Signature] | None = None) -> WebConfig:
     seen = {} if seen is None else seen
     seen[path] = signature(path)
     keys = mapping(
-        nodes.load(path, quote=False),
+        yaml_reader.load(path, quote=False),
         {
             "tls_server_config": partial(_tls, seen),
             "http_server_config": _http,
@@ -178,12 +186,12 @@ def _inline(value: Value) -> _Pem:
 
 
 def _file(seen: dict[Path, Signature], value: Value) -> _Pem:
-    path = (value.path.parent / nodes.text(value, "a file's name")).absolute()
+    path = (value.path.parent / yaml_reader.text(value, "a file's name")).absolute()
     seen[path] = signature(path)
     if not path.is_file():
         value.fail("a readable file", "none", str(path))
     try:
-        text = nodes.read(path)
+        text = yaml_reader.read(path)
     except ConfigError as error:
         value.fail("a readable file of PEM", "another", str(error))
     if "-----BEGIN " not in text:
@@ -292,7 +300,7 @@ def _client_auth(value: Value) -> str:
 
 
 def _names(value: Value) -> list[str]:
-    names = [nodes.text(item, "a subject alternative name") for item in value.items()]
+    names = [yaml_reader.text(item, "a subject alternative name") for item in value.items()]
     return names or value.fail("at least one name", "an empty list")
 
 

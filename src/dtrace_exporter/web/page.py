@@ -209,9 +209,9 @@ def _session(session: SessionId, status: SessionStatus) -> _SessionRow:
 
 
 def _listener(state: State, listener: Listener, changes: Mapping[Identity, Change]) -> _ListenerRow:
-    exports = state.table.exports(listener)
+    capabilities = state.table.capabilities(listener)
     queues = listener.queues
-    drops = {reason: listener.drops.get(reason, 0) for reason in exports.reasons}
+    drops = {reason: listener.drops.get(reason, 0) for reason in capabilities.reasons}
     return _ListenerRow(
         host=encodable(listener.identity.host),
         port=listener.identity.port,

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from dtrace_exporter.listeners import WAIT_BUCKETS, Exports, Identity, Listener, SessionId
+from dtrace_exporter.listeners import WAIT_BUCKETS, Capabilities, Identity, Listener, SessionId
 from dtrace_exporter.state import State
 
 WINDOW_SECONDS = 15.0
@@ -83,8 +83,8 @@ class History:
         for listener in state.table:
             status = state.sessions.get(listener.session)
             if status is None or status.up:
-                exports = state.table.exports(listener)
-                changes[listener.identity] = _change(listener, exports, before, now)
+                capabilities = state.table.capabilities(listener)
+                changes[listener.identity] = _change(listener, capabilities, before, now)
         return now.when - before.when, changes
 
 
@@ -104,7 +104,7 @@ def _look(state: State, now: float) -> _Look:
     return _Look(now, clocks, counts)
 
 
-def _change(listener: Listener, exports: Exports, before: _Look, now: _Look) -> Change:
+def _change(listener: Listener, capabilities: Capabilities, before: _Look, now: _Look) -> Change:
     old, new = before.counts.get(listener.identity), now.counts[listener.identity]
     began = before.clocks.get(listener.session)
     seconds = now.clocks[listener.session] - began if began else 0.0
@@ -113,11 +113,11 @@ def _change(listener: Listener, exports: Exports, before: _Look, now: _Look) -> 
         return Change()
     waits = [a - b for a, b in zip(new.waits, old.waits, strict=True)]
     waited = sum(waits)
-    timed = exports.accept_wait and waited > 0
+    timed = capabilities.accept_wait and waited > 0
     return Change(
-        syns=(new.syns - old.syns) / seconds if exports.syns else None,
-        drops=(new.drops - old.drops) / seconds if exports.reasons else None,
-        accepts=(new.accepts - old.accepts) / seconds if exports.accepts else None,
+        syns=(new.syns - old.syns) / seconds if capabilities.syns else None,
+        drops=(new.drops - old.drops) / seconds if capabilities.reasons else None,
+        accepts=(new.accepts - old.accepts) / seconds if capabilities.accepts else None,
         wait=(new.wait_ns - old.wait_ns) / waited / 1e9 if timed else None,
         longest=wait_bound(max(i for i, count in enumerate(waits) if count)) if timed else None,
     )

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import pytest
 
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.tally import Tally
 
 ME = SessionId("", "all")
-WINDOW = program.Window(interval=1, turn=5_000_000_000, patience=60)
+WINDOW = rendering.Window(interval=1, turn=5_000_000_000, patience=60)
 """Each set is in use for 10 s, and is emptied 5 s after its last use."""
 
 
@@ -29,7 +29,7 @@ class Consumer:
     """
 
     def __init__(self, options: Sequence[str]) -> None:
-        text = program.render(
+        text = rendering.render(
             program.load("linux"),
             WINDOW,
             numbers=program.drop_counters(["dtrace"]),
