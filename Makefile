@@ -75,7 +75,7 @@ $(VENV)-lowest/installed: $(VENV)/bin/python pyproject.toml tests/lowest.py
 	$(BIN)/python -m venv --clear $(VENV)-lowest
 	$(BIN)/python tests/lowest.py >$(VENV)-lowest/constraints
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint=$(VENV)-lowest/constraints \
-	    --editable '.[auth]' hypothesis pytest trustme
+	    --editable '.[auth]' hypothesis pytest pytest-asyncio trustme
 	touch $@
 
 clean:

@@ -164,98 +164,78 @@ def guess(
     return [asyncio.create_task(authenticator.allows(USERS, header, client)) for client in clients]
 
 
-def test_who_is_known_waits_for_no_guess(slow: Slow) -> None:
+async def test_who_is_known_waits_for_no_guess(slow: Slow) -> None:
     """While many guesses wait, a password that was right before is let in at once."""
-
-    async def run() -> None:
-        authenticator = Authenticator()
-        slow.compute(1)
-        assert await guess(authenticator, "192.0.2.1", password="right")[0]
-        guesses = guess(authenticator, *["192.0.2.66"] * 200)
-        await asyncio.sleep(0)
-        assert await guess(authenticator, "192.0.2.66", password="right")[0]
-        assert not any(each.done() for each in guesses)
-        slow.compute(200)
-        assert await asyncio.gather(*guesses) == [False] * 200
-        assert not authenticator._waiting
-
-    asyncio.run(run())
+    authenticator = Authenticator()
+    slow.compute(1)
+    assert await guess(authenticator, "192.0.2.1", password="right")[0]
+    guesses = guess(authenticator, *["192.0.2.66"] * 200)
+    await asyncio.sleep(0)
+    assert await guess(authenticator, "192.0.2.66", password="right")[0]
+    assert not any(each.done() for each in guesses)
+    slow.compute(200)
+    assert await asyncio.gather(*guesses) == [False] * 200
+    assert not authenticator._waiting
 
 
-def test_addresses_take_turns(slow: Slow) -> None:
+async def test_addresses_take_turns(slow: Slow) -> None:
     """Who is not yet known waits for one guess of each other address, however many each has."""
-
-    async def run() -> None:
-        authenticator = Authenticator()
-        strangers = [f"192.0.2.{number}" for number in range(100, 220)]
-        guesses = guess(authenticator, *strangers * 20)
-        await asyncio.sleep(0)
-        honest = guess(authenticator, "192.0.2.1", password="right")[0]
-        await asyncio.sleep(0)
-        slow.compute(122)
-        assert await honest
-        assert slow.passwords.index(b"right") <= 121
-        for each in guesses:
-            each.cancel()
-        slow.compute(10)
-        await asyncio.wait(guesses)
-
-    asyncio.run(run())
+    authenticator = Authenticator()
+    strangers = [f"192.0.2.{number}" for number in range(100, 220)]
+    guesses = guess(authenticator, *strangers * 20)
+    await asyncio.sleep(0)
+    honest = guess(authenticator, "192.0.2.1", password="right")[0]
+    await asyncio.sleep(0)
+    slow.compute(122)
+    assert await honest
+    assert slow.passwords.index(b"right") <= 121
+    for each in guesses:
+        each.cancel()
+    slow.compute(10)
+    await asyncio.wait(guesses)
 
 
-def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those behind one address whoever is drawn is next, and not always who came first."""
     monkeypatch.setattr(secrets, "choice", lambda tries: tries[-1])
-
-    async def run() -> None:
-        authenticator = Authenticator()
-        guesses = guess(authenticator, *["192.0.2.66"] * 200)
-        honest = guess(authenticator, "192.0.2.66", password="right")[0]
-        slow.compute(2)
-        assert await honest
-        slow.compute(200)
-        assert await asyncio.gather(*guesses) == [False] * 200
-
-    asyncio.run(run())
+    authenticator = Authenticator()
+    guesses = guess(authenticator, *["192.0.2.66"] * 200)
+    honest = guess(authenticator, "192.0.2.66", password="right")[0]
+    slow.compute(2)
+    assert await honest
+    slow.compute(200)
+    assert await asyncio.gather(*guesses) == [False] * 200
 
 
-def test_who_has_gone_is_forgotten(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_has_gone_is_forgotten(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of clients that wait no more one for each address is left, and of any number of them few."""
-
-    async def run() -> None:
-        authenticator = Authenticator()
-        guesses = guess(authenticator, *["192.0.2.66", "192.0.2.67"] * 100)
-        monkeypatch.setattr(auth, "_MOST_GONE", 20)
-        guesses += guess(authenticator, *(f"198.51.100.{n}" for n in range(100)))
-        await asyncio.sleep(0)
-        for each in guesses:
-            each.cancel()
-        await asyncio.wait(guesses)
-        assert [len(tries) for tries in authenticator._waiting.values()] == [1] * 20
-        slow.compute(1000)
-        assert await guess(authenticator, "192.0.2.1", password="right")[0]
-        assert len(slow.passwords) <= 22
-        assert not authenticator._waiting
-
-    asyncio.run(run())
+    authenticator = Authenticator()
+    guesses = guess(authenticator, *["192.0.2.66", "192.0.2.67"] * 100)
+    monkeypatch.setattr(auth, "_MOST_GONE", 20)
+    guesses += guess(authenticator, *(f"198.51.100.{n}" for n in range(100)))
+    await asyncio.sleep(0)
+    for each in guesses:
+        each.cancel()
+    await asyncio.wait(guesses)
+    assert [len(tries) for tries in authenticator._waiting.values()] == [1] * 20
+    slow.compute(1000)
+    assert await guess(authenticator, "192.0.2.1", password="right")[0]
+    assert len(slow.passwords) <= 22
+    assert not authenticator._waiting
 
 
-def test_who_gives_up_is_known_the_next_time(slow: Slow) -> None:
+async def test_who_gives_up_is_known_the_next_time(slow: Slow) -> None:
     """A scraper whose patience is shorter than the queue is let in at one of its next tries."""
-
-    async def run() -> None:
-        authenticator = Authenticator()
-        strangers = [f"192.0.2.{number}" for number in range(100, 220)]
-        guesses = guess(authenticator, *strangers)
-        (first,) = guess(authenticator, "192.0.2.1", password="right")
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.wait([first])
-        (second,) = guess(authenticator, "192.0.2.1", password="right")
-        slow.compute(122)
-        assert await second
-        assert slow.passwords.count(b"right") == 1
-        assert await guess(authenticator, "192.0.2.1", password="right")[0]
-        await asyncio.wait(guesses)
-
-    asyncio.run(run())
+    authenticator = Authenticator()
+    strangers = [f"192.0.2.{number}" for number in range(100, 220)]
+    guesses = guess(authenticator, *strangers)
+    (first,) = guess(authenticator, "192.0.2.1", password="right")
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    (second,) = guess(authenticator, "192.0.2.1", password="right")
+    slow.compute(122)
+    assert await second
+    assert slow.passwords.count(b"right") == 1
+    assert await guess(authenticator, "192.0.2.1", password="right")[0]
+    await asyncio.wait(guesses)

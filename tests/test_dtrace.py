@@ -72,31 +72,23 @@ def test_version(output: str, expected: str) -> None:
     assert asyncio.run(version(says(output))) == expected
 
 
-def test_no_version(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_no_version(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """Any user is told the version, and a command that fails or is not there has none."""
-
-    async def test() -> None:
-        assert await version(fake_dtrace({"unprivileged": True})) == "2.0.7"
-        assert await version(says("dtrace: D 2.0.7\n", status=1)) == ""
-        assert await version([str(tmp_path / "no")]) == ""
-
-    asyncio.run(test())
+    assert await version(fake_dtrace({"unprivileged": True})) == "2.0.7"
+    assert await version(says("dtrace: D 2.0.7\n", status=1)) == ""
+    assert await version([str(tmp_path / "no")]) == ""
 
 
-def test_attempt(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_attempt(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """A trial that ends well is no reason; a refusal is one, in dtrace(1)'s words."""
-
-    async def test() -> None:
-        assert await attempt(fake_dtrace()) == ""
-        assert await attempt(["true"]) == ""
-        assert await attempt(["false"]) == "false ended with exit status 1"
-        reason = await attempt([str(tmp_path / "no")])
-        assert reason == f"cannot start {tmp_path}/no: No such file or directory"
-        reason = await attempt(fake_dtrace({"unprivileged": True}))
-        assert reason == "dtrace: run as root for tracing and listing probes"
-        assert await attempt(says(errors=NO_HOST, status=255)) == NO_HOST.strip()
-
-    asyncio.run(test())
+    assert await attempt(fake_dtrace()) == ""
+    assert await attempt(["true"]) == ""
+    assert await attempt(["false"]) == "false ended with exit status 1"
+    reason = await attempt([str(tmp_path / "no")])
+    assert reason == f"cannot start {tmp_path}/no: No such file or directory"
+    reason = await attempt(fake_dtrace({"unprivileged": True}))
+    assert reason == "dtrace: run as root for tracing and listing probes"
+    assert await attempt(says(errors=NO_HOST, status=255)) == NO_HOST.strip()
 
 
 def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
@@ -109,17 +101,13 @@ def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None
     assert found(command) == "illumos"
 
 
-def test_reason_is_fit_to_print() -> None:
+async def test_reason_is_fit_to_print() -> None:
     """What a host says is one line without control characters, and bounded."""
-
-    async def test() -> None:
-        text = "x" * 9999 + "\n\x1b[2J\x1b[1mroot\u202e\r\n\n\x07 all  good\n"
-        reason = await attempt(says(errors=text, status=1))
-        assert reason.endswith("xxx [2J [1mroot all good")
-        assert len(reason) == 300
-        assert await attempt(says("\x1b\n", status=9)) == "sh ended with exit status 9"
-
-    asyncio.run(test())
+    text = "x" * 9999 + "\n\x1b[2J\x1b[1mroot\u202e\r\n\n\x07 all  good\n"
+    reason = await attempt(says(errors=text, status=1))
+    assert reason.endswith("xxx [2J [1mroot all good")
+    assert len(reason) == 300
+    assert await attempt(says("\x1b\n", status=9)) == "sh ended with exit status 9"
 
 
 def answer(ask: Ask, script: str) -> str:

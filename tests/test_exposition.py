@@ -145,23 +145,19 @@ def lines(body: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("escaping", ["underscores", "allow-utf-8", "dots", "values"])
-def test_every_escaping(escaping: str) -> None:
+async def test_every_escaping(escaping: str) -> None:
     """Each answer is what prometheus_client gives for the same header, asked for twice."""
     accept = f"{OPENMETRICS}; escaping={escaping}"
     state = busy()
     content_type = choose_encoder(accept)[1]
-
-    async def scrape() -> None:
-        answers = Exposition(state)
-        for _ in range(2):
-            kind, pieces = await answers.answer(accept)
-            body = b"".join(pieces)
-            assert kind == content_type
-            assert lines(body) == lines(uncached(state, accept))
-            assert body.endswith(b"# EOF\n")
-            assert body.count(b"# EOF\n") == 1
-
-    asyncio.run(scrape())
+    answers = Exposition(state)
+    for _ in range(2):
+        kind, pieces = await answers.answer(accept)
+        body = b"".join(pieces)
+        assert kind == content_type
+        assert lines(body) == lines(uncached(state, accept))
+        assert body.endswith(b"# EOF\n")
+        assert body.count(b"# EOF\n") == 1
 
 
 def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,22 +194,19 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape that failed does not fail the next one."""
     answers = []
 
     def fail(*_args: Any) -> bytes:
         raise OSError("no")
 
-    async def both() -> None:
-        scrapes = Exposition(busy())
-        with monkeypatch.context() as broken:
-            broken.setattr(exposition, "_body", fail)
-            with pytest.raises(OSError, match="no"):
-                await scrapes.answer("")
-        answers.append(await scrapes.answer(""))
-
-    asyncio.run(both())
+    scrapes = Exposition(busy())
+    with monkeypatch.context() as broken:
+        broken.setattr(exposition, "_body", fail)
+        with pytest.raises(OSError, match="no"):
+            await scrapes.answer("")
+    answers.append(await scrapes.answer(""))
     assert b"dtrace_session_up" in b"".join(answers[0][1])
 
 

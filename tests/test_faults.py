@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_dtrace_goes_wrong(
+async def test_dtrace_goes_wrong(
     fault: str,
     configure: Configure,
     fake_dtrace: FakeDTrace,
@@ -237,45 +237,38 @@ def test_dtrace_goes_wrong(
     once = {"once": {"mark": str(tmp_path / "was-bad"), "steps": bad}}
     command = fake_dtrace(once, READY, SYNS[22], FOREVER)
 
-    async def test() -> None:
-        async with running(configure(command)) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            first = status.pid
-            assert first is not None
-            go.touch()
-            await normal.shows(SSH, 0.0)
-            await until(lambda: status.restarts == 1)
-            await normal.again()
-            assert not is_alive(first)
-            # What had been counted is kept, and what the new process counts is added.
-            await until(lambda: counts(one) == {22: 10, 80: 7})
-            assert one.state.sessions[FAR].restarts == 0
-
-    asyncio.run(test())
+    async with running(configure(command)) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        first = status.pid
+        assert first is not None
+        go.touch()
+        await normal.shows(SSH, 0.0)
+        await until(lambda: status.restarts == 1)
+        await normal.again()
+        assert not is_alive(first)
+        # What had been counted is kept, and what the new process counts is added.
+        await until(lambda: counts(one) == {22: 10, 80: 7})
+        assert one.state.sessions[FAR].restarts == 0
     (event,) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "session ended")
     assert event["why"].startswith(reason)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV])
-def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure) -> None:
+async def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure) -> None:
     """Killed, stopped or crashed: down, and up again with another process."""
-
-    async def test() -> None:
-        async with running(configure()) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            first = status.pid
-            assert first is not None
-            os.kill(first, number)
-            await normal.shows(SSH, 0.0)
-            await normal.again()
-            assert not is_alive(first)
-            assert status.restarts == 1
-            await until(lambda: counts(one) == {22: 10, 80: 7})
-            assert one.state.sessions[FAR].restarts == 0
-
-    asyncio.run(test())
+    async with running(configure()) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        first = status.pid
+        assert first is not None
+        os.kill(first, number)
+        await normal.shows(SSH, 0.0)
+        await normal.again()
+        assert not is_alive(first)
+        assert status.restarts == 1
+        await until(lambda: counts(one) == {22: 10, 80: 7})
+        assert one.state.sessions[FAR].restarts == 0
 
 
 @pytest.mark.parametrize(
@@ -287,52 +280,44 @@ def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure) -> N
     ],
     ids=["closes stderr only", "complains a lot", "prints a lot of nonsense"],
 )
-def test_harmless(
+async def test_harmless(
     steps: list[dict[str, Any]], configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
     """What leaves the heartbeat alone is no reason to end a session."""
     go = tmp_path / "go"
     command = fake_dtrace(READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, *steps)
-
-    async def test() -> None:
-        async with running(configure(command)) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            first, last = status.pid, status.last_record
-            assert last is not None
-            go.touch()
-            await until(lambda: (status.last_record or 0.0) > last + 0.3)
-            await normal.again()
-            assert (status.pid, status.restarts) == (first, 0)
-
-    asyncio.run(test())
+    async with running(configure(command)) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        first, last = status.pid, status.last_record
+        assert last is not None
+        go.touch()
+        await until(lambda: (status.last_record or 0.0) > last + 0.3)
+        await normal.again()
+        assert (status.pid, status.restarts) == (first, 0)
 
 
-def test_valid_rows_without_end(
+async def test_valid_rows_without_end(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
     """Rows as fast as a process can print them hold up neither scrapes nor other sessions."""
     go = tmp_path / "go"
     steps = [READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, {"forever": "tick {now}"}]
-
-    async def test() -> None:
-        async with running(configure(fake_dtrace(*steps))) as one:
-            normal = Normal(one)
-            far = one.state.sessions[FAR]
-            last = far.last_record
-            assert last is not None
-            go.touch()
-            for _ in range(5):
-                await asyncio.sleep(0.1)
-                normal.scrape()
-            await until(lambda: (far.last_record or 0.0) > last + 0.5)
-            await normal.again()
-            assert all(status.restarts == 0 for status in one.state.sessions.values())
-
-    asyncio.run(test())
+    async with running(configure(fake_dtrace(*steps))) as one:
+        normal = Normal(one)
+        far = one.state.sessions[FAR]
+        last = far.last_record
+        assert last is not None
+        go.touch()
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            normal.scrape()
+        await until(lambda: (far.last_record or 0.0) > last + 0.5)
+        await normal.again()
+        assert all(status.restarts == 0 for status in one.state.sessions.values())
 
 
-def test_exits_at_once_for_ever(
+async def test_exits_at_once_for_ever(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it fails to start, nothing piles up, and it is back when the cause is gone."""
@@ -340,100 +325,85 @@ def test_exits_at_once_for_ever(
     broken = tmp_path / "broken"
     script = f'[ -e {broken} ] && exit 1; exec "$@"'
     command = ["sh", "-c", script, "sh", *fake_dtrace(READY, SYNS[22], FOREVER)]
-
-    async def test() -> None:
-        async with running(configure(command)) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            broken.touch()
-            assert status.pid is not None
-            os.kill(status.pid, signal.SIGKILL)
-            await until(lambda: status.restarts >= 20)
-            assert normal.scrape()["port-22"] == 0.0
-            assert len(asyncio.all_tasks()) <= normal.tasks + 4
-            broken.unlink()
-            await normal.again()
-
-    asyncio.run(test())
+    async with running(configure(command)) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        broken.touch()
+        assert status.pid is not None
+        os.kill(status.pid, signal.SIGKILL)
+        await until(lambda: status.restarts >= 20)
+        assert normal.scrape()["port-22"] == 0.0
+        assert len(asyncio.all_tasks()) <= normal.tasks + 4
+        broken.unlink()
+        await normal.again()
 
 
-def test_no_descriptor_left(configure: Configure) -> None:
+async def test_no_descriptor_left(configure: Configure) -> None:
     """Without a free descriptor a session cannot start, says so, and starts once there is one."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    async def test() -> None:
-        async with running(configure()) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            assert status.pid is not None
-            held = []
-            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-            try:
-                with contextlib.suppress(OSError):
-                    while True:
-                        held.append(os.open(os.devnull, os.O_RDONLY))
-                # Its own pipes become free, which is not enough for a new process or just so.
-                os.kill(status.pid, signal.SIGKILL)
-                await until(lambda: not status.up)
-                with contextlib.suppress(OSError):
-                    while True:
-                        held.append(os.open(os.devnull, os.O_RDONLY))
-                await until(lambda: "Too many open files" in status.reason)
-                assert normal.scrape()["port-80"] == 1.0
-            finally:
-                for descriptor in held:
-                    os.close(descriptor)
-                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            await normal.again()
-            assert one.state.sessions[FAR].restarts == 0
-
-    asyncio.run(test())
+    async with running(configure()) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        assert status.pid is not None
+        held = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            # Its own pipes become free, which is not enough for a new process or just so.
+            os.kill(status.pid, signal.SIGKILL)
+            await until(lambda: not status.up)
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            await until(lambda: "Too many open files" in status.reason)
+            assert normal.scrape()["port-80"] == 1.0
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await normal.again()
+        assert one.state.sessions[FAR].restarts == 0
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
-def test_clock_steps(step: float, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clock_steps(
+    step: float, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A clock that is set an hour forward or back restarts nothing and changes no counter."""
     real, offset = time.time, 0.0
     monkeypatch.setattr("time.time", lambda: real() + offset)
-
-    async def test() -> None:
-        nonlocal offset
-        async with running(configure()) as one:
-            normal = Normal(one)
-            status = one.state.sessions[SSH]
-            for now in (step, 0.0):
-                offset = now
-                await until(lambda: abs((status.last_record or 0.0) - time.time()) < 60)
-                assert set(normal.scrape().values()) == {1.0}
-            await normal.again()
-            assert all(status.restarts == 0 for status in one.state.sessions.values())
-            assert counts(one) == {22: 5, 80: 7}
-
-    asyncio.run(test())
+    async with running(configure()) as one:
+        normal = Normal(one)
+        status = one.state.sessions[SSH]
+        for now in (step, 0.0):
+            offset = now
+            await until(lambda: abs((status.last_record or 0.0) - time.time()) < 60)
+            assert set(normal.scrape().values()) == {1.0}
+        await normal.again()
+        assert all(status.restarts == 0 for status in one.state.sessions.values())
+        assert counts(one) == {22: 5, 80: 7}
 
 
-def test_fifty_reloads(configure: Configure) -> None:
+async def test_fifty_reloads(configure: Configure) -> None:
     """Fifty reloads in a row, with a port that comes and goes, leave nothing but what they ask for.
 
     The sessions that no reload changes are not restarted, and scrapes go on all the while.
     """
-
-    async def test() -> None:
-        path = configure()
-        async with running(path) as one:
-            normal = Normal(one)
-            before = {name: one.state.sessions[name].pid for name in (SSH, FAR)}
-            for number in range(50):
-                configure(ports=(22, 443) if number % 5 == 0 else (22,), command=here(path))
-                await one.reload()
-                normal.scrape()
-            await normal.again()
-            assert set(one.sessions) == {SSH, FAR} | CALLS
-            assert {name: one.state.sessions[name].pid for name in (SSH, FAR)} == before
-            assert all(status.restarts == 0 for status in one.state.sessions.values())
-            assert counts(one) == {22: 5, 80: 7}
-
-    asyncio.run(test())
+    path = configure()
+    async with running(path) as one:
+        normal = Normal(one)
+        before = {name: one.state.sessions[name].pid for name in (SSH, FAR)}
+        for number in range(50):
+            configure(ports=(22, 443) if number % 5 == 0 else (22,), command=here(path))
+            await one.reload()
+            normal.scrape()
+        await normal.again()
+        assert set(one.sessions) == {SSH, FAR} | CALLS
+        assert {name: one.state.sessions[name].pid for name in (SSH, FAR)} == before
+        assert all(status.restarts == 0 for status in one.state.sessions.values())
+        assert counts(one) == {22: 5, 80: 7}
 
 
 def here(path: Path) -> list[str]:
@@ -442,22 +412,18 @@ def here(path: Path) -> list[str]:
     return command
 
 
-def test_fifty_restarting_reloads(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_fifty_restarting_reloads(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """Reloads that each replace the process, faster than it can start, end with one that runs."""
-
-    async def test() -> None:
-        command = fake_dtrace(READY, SYNS[22], FOREVER)
-        async with running(configure(command)) as one:
-            normal = Normal(one)
-            for number in range(1, 51):
-                configure(command, options={"aggsize": f"{number}m"})
-                await one.reload()
-                normal.scrape()
-            await normal.again()
-            assert all(status.restarts == 0 for status in one.state.sessions.values())
-            assert one.state.sessions[FAR].last_record is not None
-
-    asyncio.run(test())
+    command = fake_dtrace(READY, SYNS[22], FOREVER)
+    async with running(configure(command)) as one:
+        normal = Normal(one)
+        for number in range(1, 51):
+            configure(command, options={"aggsize": f"{number}m"})
+            await one.reload()
+            normal.scrape()
+        await normal.again()
+        assert all(status.restarts == 0 for status in one.state.sessions.values())
+        assert one.state.sessions[FAR].last_record is not None
 
 
 def test_sighup_before_it_has_started(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:

@@ -133,40 +133,32 @@ def test_watchdog_seconds(
     assert notify.watchdog_seconds() == seconds
 
 
-def test_status_when_it_changes(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_status_when_it_changes(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a watchdog the status is told when it is another one than before."""
     monkeypatch.setattr(notify, "_STATUS_SECONDS", 0.01)
     statuses = iter(["a", "a", "a", "b", "b", "c"])
-
-    async def test() -> None:
-        telling = asyncio.create_task(notify.keep_telling(lambda: next(statuses, "c")))
-        heard = [await asyncio.to_thread(manager.hear) for _ in range(3)]
-        assert heard == [["STATUS=a"], ["STATUS=b"], ["STATUS=c"]]
-        telling.cancel()
-
-    asyncio.run(test())
+    telling = asyncio.create_task(notify.keep_telling(lambda: next(statuses, "c")))
+    heard = [await asyncio.to_thread(manager.hear) for _ in range(3)]
+    assert heard == [["STATUS=a"], ["STATUS=b"], ["STATUS=c"]]
+    telling.cancel()
 
 
-def test_no_sign_of_life_from_a_loop_that_does_not_turn(
+async def test_no_sign_of_life_from_a_loop_that_does_not_turn(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signs of life come thrice in the watchdog's time, and only while the event loop turns."""
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
-
-    async def test() -> None:
-        telling = asyncio.create_task(notify.keep_telling(lambda: "well"))
-        for _ in range(3):
-            assert await asyncio.to_thread(manager.hear) == ["WATCHDOG=1", "STATUS=well"]
-        manager._socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                manager.hear()
-        time.sleep(0.5)  # noqa: ASYNC251
-        with pytest.raises(BlockingIOError):
+    telling = asyncio.create_task(notify.keep_telling(lambda: "well"))
+    for _ in range(3):
+        assert await asyncio.to_thread(manager.hear) == ["WATCHDOG=1", "STATUS=well"]
+    manager._socket.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
             manager.hear()
-        telling.cancel()
-
-    asyncio.run(test())
+    time.sleep(0.5)  # noqa: ASYNC251
+    with pytest.raises(BlockingIOError):
+        manager.hear()
+    telling.cancel()
 
 
 def test_a_service_tells(

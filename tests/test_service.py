@@ -106,214 +106,166 @@ def listener(one: Service, port: int) -> Listener:
     return found
 
 
-def test_a_session_for_each_port(configure: Configure) -> None:
+async def test_a_session_for_each_port(configure: Configure) -> None:
     """The service is ready when each configured port's session is up, and counts only its port."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh", 80: "web"})) as one:
-            assert set(one.state.sessions) == {SSH, WEB, CALLS}
-            await until(lambda: syns(one) == {22: 5, 80: 5})
-            assert (one.state.source.name, one.state.source.dtrace_version) == ("dtrace", "2.0.7")
-            assert one.state.source.program == "linux"
-            started = pids(one)
-        for pid in started.values():
-            assert pid is not None
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
-        assert not one.state.ready
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh", 80: "web"})) as one:
+        assert set(one.state.sessions) == {SSH, WEB, CALLS}
+        await until(lambda: syns(one) == {22: 5, 80: 5})
+        assert (one.state.source.name, one.state.source.dtrace_version) == ("dtrace", "2.0.7")
+        assert one.state.source.program == "linux"
+        started = pids(one)
+    for pid in started.values():
+        assert pid is not None
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not one.state.ready
 
 
-def test_no_listeners_is_every_listener(configure: Configure) -> None:
+async def test_no_listeners_is_every_listener(configure: Configure) -> None:
     """Without configured ports one session watches all of the host's."""
-
-    async def test() -> None:
-        async with running(configure()) as one:
-            assert set(one.state.sessions) == {ALL, CALLS}
-            await until(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
-
-    asyncio.run(test())
+    async with running(configure()) as one:
+        assert set(one.state.sessions) == {ALL, CALLS}
+        await until(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
 
 
-def test_a_second_session_watches_no_port(configure: Configure) -> None:
+async def test_a_second_session_watches_no_port(configure: Configure) -> None:
     """What only processes do is in a session of its own, which runs another program and no port."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"})) as one:
-            assert one.sessions[CALLS].plan.program == load_program("linux_calls")
-            assert one.state.table.ports(CALLS) == {}
-            assert one.state.sessions[CALLS].up
-            await until(lambda: syns(one) == {22: 5})
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"})) as one:
+        assert one.sessions[CALLS].plan.program == load_program("linux_calls")
+        assert one.state.table.ports(CALLS) == {}
+        assert one.state.sessions[CALLS].up
+        await until(lambda: syns(one) == {22: 5})
 
 
-def test_reload_adds_and_removes(configure: Configure) -> None:
+async def test_reload_adds_and_removes(configure: Configure) -> None:
     """A port more is a session more, a port less takes its series along; the others run on."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh", 80: "web"})) as one:
-            await until(lambda: syns(one) == {22: 5, 80: 5})
-            before = pids(one)
-            configure({22: "ssh", 443: "tls"})
-            await one.reload()
-            assert set(one.state.sessions) == {SSH, SessionId("", "port-443"), CALLS}
-            assert pids(one)[SSH] == before[SSH]
-            assert 80 not in syns(one)
-            await until(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
-            assert one.state.table.name(listener(one, 443)) == "tls"
-            configure({22: "ssh", 80: "web"})
-            await one.reload()
-            await until(lambda: syns(one) == {22: 5, 80: 5})
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh", 80: "web"})) as one:
+        await until(lambda: syns(one) == {22: 5, 80: 5})
+        before = pids(one)
+        configure({22: "ssh", 443: "tls"})
+        await one.reload()
+        assert set(one.state.sessions) == {SSH, SessionId("", "port-443"), CALLS}
+        assert pids(one)[SSH] == before[SSH]
+        assert 80 not in syns(one)
+        await until(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
+        assert one.state.table.name(listener(one, 443)) == "tls"
+        configure({22: "ssh", 80: "web"})
+        await one.reload()
+        await until(lambda: syns(one) == {22: 5, 80: 5})
 
 
-def test_reload_renames(configure: Configure) -> None:
+async def test_reload_renames(configure: Configure) -> None:
     """Another name for a port is no reason for another process."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"})) as one:
-            before = pids(one)
-            configure({22: "secure-shell"})
-            await one.reload()
-            assert pids(one) == before
-            assert one.state.table.name(listener(one, 22)) == "secure-shell"
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"})) as one:
+        before = pids(one)
+        configure({22: "secure-shell"})
+        await one.reload()
+        assert pids(one) == before
+        assert one.state.table.name(listener(one, 22)) == "secure-shell"
 
 
-def test_reload_of_the_same(configure: Configure) -> None:
+async def test_reload_of_the_same(configure: Configure) -> None:
     """A file that says the same changes nothing but the time of the reload."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"})) as one:
-            before, when = pids(one), one.state.last_reload_success
-            await one.reload()
-            assert pids(one) == before
-            assert one.state.last_reload_success > when
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"})) as one:
+        before, when = pids(one), one.state.last_reload_success
+        await one.reload()
+        assert pids(one) == before
+        assert one.state.last_reload_success > when
 
 
-def test_reload_changes_the_interval(configure: Configure) -> None:
+async def test_reload_changes_the_interval(configure: Configure) -> None:
     """Another interval means another process; its counters go on from where they were."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"})) as one:
-            await until(lambda: syns(one) == {22: 5})
-            before = pids(one)
-            configure({22: "ssh"}, interval="200ms")
-            await one.reload()
-            assert syns(one) == {22: 5}
-            await until(lambda: one.state.ready)
-            assert pids(one)[SSH] not in {None, before[SSH]}
-            assert one.state.sessions[SSH].restarts == 0
-            await until(lambda: syns(one) == {22: 10})
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"})) as one:
+        await until(lambda: syns(one) == {22: 5})
+        before = pids(one)
+        configure({22: "ssh"}, interval="200ms")
+        await one.reload()
+        assert syns(one) == {22: 5}
+        await until(lambda: one.state.ready)
+        assert pids(one)[SSH] not in {None, before[SSH]}
+        assert one.state.sessions[SSH].restarts == 0
+        await until(lambda: syns(one) == {22: 10})
 
 
-def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """What changes for one host leaves another host's session alone."""
-
-    async def test() -> None:
-        path = configure({22: "ssh"})
-        config = json.loads(path.read_text(encoding="utf-8"))
-        far = {"command": fake_dtrace(), "program": "linux", "interval": "100ms"}
-        config["hosts"] = [{"name": "far", "dtrace": far, "listeners": [{"port": 22}]}]
+    path = configure({22: "ssh"})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    far = {"command": fake_dtrace(), "program": "linux", "interval": "100ms"}
+    config["hosts"] = [{"name": "far", "dtrace": far, "listeners": [{"port": 22}]}]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    async with running(path) as one:
+        before = pids(one)
+        far["interval"] = "200ms"
         path.write_text(json.dumps(config), encoding="utf-8")
-        async with running(path) as one:
-            before = pids(one)
-            far["interval"] = "200ms"
-            path.write_text(json.dumps(config), encoding="utf-8")
-            await one.reload()
-            await until(lambda: one.state.ready)
-            assert pids(one)[SSH] == before[SSH]
-            assert pids(one)[SessionId("far", "port-22")] != before[SessionId("far", "port-22")]
-
-    asyncio.run(test())
+        await one.reload()
+        await until(lambda: one.state.ready)
+        assert pids(one)[SSH] == before[SSH]
+        assert pids(one)[SessionId("far", "port-22")] != before[SessionId("far", "port-22")]
 
 
-def test_per_port_to_shared_and_back(configure: Configure) -> None:
+async def test_per_port_to_shared_and_back(configure: Configure) -> None:
     """Counters stay when sessions of a port each become one for all, and when they part again."""
-
-    async def test() -> None:
-        ports = {22: "ssh", 80: "web"}
-        async with running(configure(ports)) as one:
-            await until(lambda: syns(one) == {22: 5, 80: 5})
-            configure(ports, session="shared")
-            await one.reload()
-            assert set(one.state.sessions) == {ALL, CALLS}
-            assert syns(one) in ({22: 5, 80: 5}, {22: 10, 80: 10})
-            await until(lambda: syns(one) == {22: 10, 80: 10})
-            configure(ports)
-            await one.reload()
-            assert set(one.state.sessions) == {SSH, WEB, CALLS}
-            assert all(count >= 10 for count in syns(one).values())
-            await until(lambda: syns(one) == {22: 15, 80: 15})
-            assert one.state.table.name(listener(one, 80)) == "web"
-
-    asyncio.run(test())
+    ports = {22: "ssh", 80: "web"}
+    async with running(configure(ports)) as one:
+        await until(lambda: syns(one) == {22: 5, 80: 5})
+        configure(ports, session="shared")
+        await one.reload()
+        assert set(one.state.sessions) == {ALL, CALLS}
+        assert syns(one) in ({22: 5, 80: 5}, {22: 10, 80: 10})
+        await until(lambda: syns(one) == {22: 10, 80: 10})
+        configure(ports)
+        await one.reload()
+        assert set(one.state.sessions) == {SSH, WEB, CALLS}
+        assert all(count >= 10 for count in syns(one).values())
+        await until(lambda: syns(one) == {22: 15, 80: 15})
+        assert one.state.table.name(listener(one, 80)) == "web"
 
 
 @pytest.mark.parametrize("text", ["dtrace: {intervall: 1s}", "listeners: [", "\0"])
-def test_a_bad_file_changes_nothing(text: str, configure: Configure) -> None:
+async def test_a_bad_file_changes_nothing(text: str, configure: Configure) -> None:
     """A bad file is refused and changes nothing, and the state says so until it is good."""
-
-    async def test() -> None:
-        path = configure({22: "ssh"})
-        async with running(path) as one:
-            before, when = pids(one), one.state.last_reload_success
-            path.write_text(text, encoding="utf-8")
-            with pytest.raises(ConfigError):
-                await one.reload()
-            assert not one.state.last_reload_successful
-            assert (pids(one), one.state.last_reload_success) == (before, when)
-            assert one.state.ready
-            configure({22: "ssh"})
+    path = configure({22: "ssh"})
+    async with running(path) as one:
+        before, when = pids(one), one.state.last_reload_success
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError):
             await one.reload()
-            assert one.state.last_reload_successful
-            assert pids(one) == before
+        assert not one.state.last_reload_successful
+        assert (pids(one), one.state.last_reload_success) == (before, when)
+        assert one.state.ready
+        configure({22: "ssh"})
+        await one.reload()
+        assert one.state.last_reload_successful
+        assert pids(one) == before
 
-    asyncio.run(test())
 
-
-def test_a_missing_program_changes_nothing(configure: Configure, tmp_path: Path) -> None:
+async def test_a_missing_program_changes_nothing(configure: Configure, tmp_path: Path) -> None:
     """Nor does a file that is good but names a program that is none."""
-
-    async def test() -> None:
-        path = configure({22: "ssh"})
-        own = tmp_path / "own.d"
-        own.write_bytes(b"\xff")
-        async with running(path) as one:
-            before = pids(one)
-            configure({22: "ssh"}, program=str(own))
-            with pytest.raises(ProgramError, match=r"own\.d"):
-                await one.reload()
-            assert not one.state.last_reload_successful
-            assert pids(one) == before
-
-    asyncio.run(test())
+    path = configure({22: "ssh"})
+    own = tmp_path / "own.d"
+    own.write_bytes(b"\xff")
+    async with running(path) as one:
+        before = pids(one)
+        configure({22: "ssh"}, program=str(own))
+        with pytest.raises(ProgramError, match=r"own\.d"):
+            await one.reload()
+        assert not one.state.last_reload_successful
+        assert pids(one) == before
 
 
-def test_two_reloads_at_once(configure: Configure) -> None:
+async def test_two_reloads_at_once(configure: Configure) -> None:
     """Reloads that come at the same time follow each other; the last file is what runs."""
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"})) as one:
-            first = asyncio.create_task(one.reload())
-            configure({22: "ssh", 80: "web"}, interval="200ms")
-            await asyncio.gather(first, one.reload(), one.reload())
-            assert set(one.state.sessions) == {SSH, WEB, CALLS}
-            assert set(one.sessions) == {SSH, WEB, CALLS}
-            await until(lambda: one.state.ready)
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"})) as one:
+        first = asyncio.create_task(one.reload())
+        configure({22: "ssh", 80: "web"}, interval="200ms")
+        await asyncio.gather(first, one.reload(), one.reload())
+        assert set(one.state.sessions) == {SSH, WEB, CALLS}
+        assert set(one.sessions) == {SSH, WEB, CALLS}
+        await until(lambda: one.state.ready)
 
 
-def test_reloads_are_shared() -> None:
+async def test_reloads_are_shared() -> None:
     """Who asks while a reload runs gets the next one, shared by all who wait, or its error."""
     began = 0
     go = asyncio.Semaphore(0)
@@ -325,72 +277,57 @@ def test_reloads_are_shared() -> None:
         if began == 2:
             raise ValueError("bad")
 
-    async def test() -> None:
-        reloads = Reloads(reload)
-        first = reloads.ask()
-        await until(lambda: began == 1)
-        gone, *later = [reloads.ask() for _ in range(50)]
-        gone.cancel()
-        go.release()
-        await first
-        go.release()
-        answers = await asyncio.gather(*later, return_exceptions=True)
-        assert [str(answer) for answer in answers] == ["bad"] * 49
-        last = reloads.ask()
-        await until(lambda: began == 3)
-        await reloads.stop()
-        await asyncio.wait([last])
-        assert last.cancelled()
-
-    asyncio.run(test())
+    reloads = Reloads(reload)
+    first = reloads.ask()
+    await until(lambda: began == 1)
+    gone, *later = [reloads.ask() for _ in range(50)]
+    gone.cancel()
+    go.release()
+    await first
+    go.release()
+    answers = await asyncio.gather(*later, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["bad"] * 49
+    last = reloads.ask()
+    await until(lambda: began == 3)
+    await reloads.stop()
+    await asyncio.wait([last])
+    assert last.cancelled()
 
 
-def test_stop_while_sessions_start(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_stop_while_sessions_start(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """The service may be stopped while none of its sessions is up yet."""
     slow = fake_dtrace({"sleep": 60})
-
-    async def test() -> None:
-        path = configure(dict.fromkeys(range(20, 26), ""), command=slow)
-        one = Service(path, load(path))
-        await one.start()
-        await until(lambda: any(status.pid for status in one.state.sessions.values()))
-        async with asyncio.timeout(5):
-            await one.stop()
-
-    asyncio.run(test())
+    path = configure(dict.fromkeys(range(20, 26), ""), command=slow)
+    one = Service(path, load(path))
+    await one.start()
+    await until(lambda: any(status.pid for status in one.state.sessions.values()))
+    async with asyncio.timeout(5):
+        await one.stop()
 
 
-def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """A reload cancelled while it ends a session leaves nothing that stop() does not end."""
     deaf = fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)
-
-    async def test() -> None:
-        async with running(configure({22: "ssh"}, command=deaf)) as one:
-            configure({80: "web"}, command=deaf)
-            reload = asyncio.create_task(one.reload())
-            await asyncio.sleep(0)
-            await until(one._one_at_a_time.locked)
-            reload.cancel()
-            with suppress(asyncio.CancelledError):
-                await reload
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"}, command=deaf)) as one:
+        configure({80: "web"}, command=deaf)
+        reload = asyncio.create_task(one.reload())
+        await asyncio.sleep(0)
+        await until(one._one_at_a_time.locked)
+        reload.cancel()
+        with suppress(asyncio.CancelledError):
+            await reload
 
 
-def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """Where dtrace(1) runs a trial program, it is the source."""
-
-    async def test() -> None:
-        command = fake_dtrace(READY, ROWS, FOREVER)
-        async with running(configure({22: ""}, "auto", command=command)) as one:
-            assert one.state.source.name == "dtrace"
-            assert set(one.state.sessions) == {SSH, CALLS}
-
-    asyncio.run(test())
+    command = fake_dtrace(READY, ROWS, FOREVER)
+    async with running(configure({22: ""}, "auto", command=command)) as one:
+        assert one.state.source.name == "dtrace"
+        assert set(one.state.sessions) == {SSH, CALLS}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
-def test_auto_falls_back(
+async def test_auto_falls_back(
     configure: Configure,
     fake_dtrace: FakeDTrace,
     monkeypatch: pytest.MonkeyPatch,
@@ -401,50 +338,43 @@ def test_auto_falls_back(
     refusing = fake_dtrace({"unprivileged": True})
     caplog.set_level("INFO")
 
-    async def test() -> None:
-        async with running(configure({22: "ssh"}, "auto", command=refusing)) as one:
-            assert one.state.source.name == "sock_diag"
-            assert not one.state.sessions
-            await one.state.refresh()
-            assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
-            configure({22: "ssh"}, "dtrace")
-            await one.reload()
-            await until(lambda: one.state.ready and syns(one) == {22: 5})
-            assert one.state.source.name == "dtrace"
-            configure({22: "ssh"}, "sock_diag")
-            await one.reload()
-            assert one.state.source.name == "sock_diag"
-            assert not one.state.sessions
-
-    asyncio.run(test())
+    async with running(configure({22: "ssh"}, "auto", command=refusing)) as one:
+        assert one.state.source.name == "sock_diag"
+        assert not one.state.sessions
+        await one.state.refresh()
+        assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
+        configure({22: "ssh"}, "dtrace")
+        await one.reload()
+        await until(lambda: one.state.ready and syns(one) == {22: 5})
+        assert one.state.source.name == "dtrace"
+        configure({22: "ssh"}, "sock_diag")
+        await one.reload()
+        assert one.state.source.name == "sock_diag"
+        assert not one.state.sessions
     (event, *_) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "source chosen")
     assert event["source"] == "sock_diag"
     assert event["why"].startswith("dtrace: ")
 
 
-def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+async def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> None:
     """Where the configuration says dtrace, a refusal is a session down, not another source."""
-
-    async def test() -> None:
-        path = configure({22: "ssh"}, command=fake_dtrace({"unprivileged": True}))
-        one = Service(path, load(path))
-        await one.start()
-        try:
-            await one.sessions[SSH].settled.wait()
-            assert one.state.source.name == "dtrace"
-            assert not one.state.ready
-            assert "run as root" in one.state.sessions[SSH].reason
-        finally:
-            await one.stop()
-
-    asyncio.run(test())
+    path = configure({22: "ssh"}, command=fake_dtrace({"unprivileged": True}))
+    one = Service(path, load(path))
+    await one.start()
+    try:
+        await one.sessions[SSH].settled.wait()
+        assert one.state.source.name == "dtrace"
+        assert not one.state.ready
+        assert "run as root" in one.state.sessions[SSH].reason
+    finally:
+        await one.stop()
 
 
 ILLUMOS = {"functions": [["ip", "tcp_input_listener"]]}
 ZONE_ROWS = {"print": [zone_rows.told(22, zone="web", q0max=1032), zone_rows.syns(22, 5)]}
 
 
-def test_the_kernel_of_another_host(
+async def test_the_kernel_of_another_host(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
     """Another host's kernel tells which program it needs, whatever this system is.
@@ -458,64 +388,56 @@ def test_the_kernel_of_another_host(
         ),
         "debian": fake_dtrace(READY, ROWS, FOREVER),
     }
-
-    async def test() -> None:
-        path = configure({22: "ssh"})
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["hosts"] = [
-            {
-                "name": name,
-                "dtrace": {"command": command, "interval": "100ms"},
-                "listeners": [{"port": 22, "name": "far"}],
-            }
-            for name, command in commands.items()
-        ]
-        path.write_text(json.dumps(config), encoding="utf-8")
-        async with running(path) as one:
-            omnios, debian = (SessionId(name, "port-22") for name in commands)
-            assert one.sessions[omnios].plan.program is one.sessions[debian].plan.program is None
-            assert not one.sessions[omnios].left_out
-            assert one.sessions[debian].left_out.keys() == {"syn_drops", "ack_drops"}
-            text = json.loads(saved.read_text(encoding="utf-8"))["program"]
-            assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
-            web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
-            await until(lambda: {web, netns} <= {each.identity for each in one.state.table})
-            capabilities = {
-                each.identity: one.state.table.capabilities(each) for each in one.state.table
-            }
-            assert (capabilities[web].place_label, capabilities[netns].place_label) == (
-                "zone",
-                "netns",
-            )
-            assert "q0_evicted" in capabilities[web].reasons
-            assert capabilities[netns].reasons == ()
-            assert one.state.source.program == "linux"
-            before = pids(one)
-            await one.reload()
-            assert pids(one) == before
-
-    asyncio.run(test())
+    path = configure({22: "ssh"})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["hosts"] = [
+        {
+            "name": name,
+            "dtrace": {"command": command, "interval": "100ms"},
+            "listeners": [{"port": 22, "name": "far"}],
+        }
+        for name, command in commands.items()
+    ]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    async with running(path) as one:
+        omnios, debian = (SessionId(name, "port-22") for name in commands)
+        assert one.sessions[omnios].plan.program is one.sessions[debian].plan.program is None
+        assert not one.sessions[omnios].left_out
+        assert one.sessions[debian].left_out.keys() == {"syn_drops", "ack_drops"}
+        text = json.loads(saved.read_text(encoding="utf-8"))["program"]
+        assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
+        web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
+        await until(lambda: {web, netns} <= {each.identity for each in one.state.table})
+        capabilities = {
+            each.identity: one.state.table.capabilities(each) for each in one.state.table
+        }
+        assert (capabilities[web].place_label, capabilities[netns].place_label) == (
+            "zone",
+            "netns",
+        )
+        assert "q0_evicted" in capabilities[web].reasons
+        assert capabilities[netns].reasons == ()
+        assert one.state.source.program == "linux"
+        before = pids(one)
+        await one.reload()
+        assert pids(one) == before
 
 
-def test_the_kernel_of_this_host(
+async def test_the_kernel_of_this_host(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this system's name does not tell the program the kernel does, for the label too."""
     monkeypatch.setattr(program, "local", lambda _: "")
-
-    async def test() -> None:
-        command = fake_dtrace(ILLUMOS, {"ready": "global"}, ZONE_ROWS, FOREVER)
-        for source in ("dtrace", "auto"):
-            path = configure({22: "ssh"}, source, command=command, program="auto")
-            async with running(path) as one:
-                assert (one.state.source.name, one.state.source.program) == ("dtrace", "illumos")
-                await until(lambda: listener(one, 22).syns == 5)
-                assert listener(one, 22).identity == Identity("", "web", "*", 22)
-
-    asyncio.run(test())
+    command = fake_dtrace(ILLUMOS, {"ready": "global"}, ZONE_ROWS, FOREVER)
+    for source in ("dtrace", "auto"):
+        path = configure({22: "ssh"}, source, command=command, program="auto")
+        async with running(path) as one:
+            assert (one.state.source.name, one.state.source.program) == ("dtrace", "illumos")
+            await until(lambda: listener(one, 22).syns == 5)
+            assert listener(one, 22).identity == Identity("", "web", "*", 22)
 
 
-def test_a_kernel_that_answers_late(
+async def test_a_kernel_that_answers_late(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this host cannot be asked at first its session is down, and the label comes with it."""
@@ -523,57 +445,49 @@ def test_a_kernel_that_answers_late(
     reachable = tmp_path / "reachable"
     script = f'[ -e {reachable} ] || {{ echo "dtrace: not now" >&2; exit 1; }}; exec "$@"'
     command = ["sh", "-c", script, "sh", *fake_dtrace(ILLUMOS, {"ready": "global"}, FOREVER)]
-
-    async def test() -> None:
-        path = configure({22: "ssh"}, command=command, program="auto")
-        one = Service(path, load(path))
-        try:
-            await one.start()
-            await one.sessions[SSH].settled.wait()
-            assert one.state.sessions[SSH].reason == "dtrace: not now"
-            assert (one.state.source.program, one.state.source.dtrace_version) == ("auto", "")
-            reachable.touch()
-            await until(lambda: one.state.ready)
-            assert one.state.source.program == "illumos"
-            await one.reload()
-            assert one.state.source.program == "illumos"
-        finally:
-            await one.stop()
-
-    asyncio.run(test())
+    path = configure({22: "ssh"}, command=command, program="auto")
+    one = Service(path, load(path))
+    try:
+        await one.start()
+        await one.sessions[SSH].settled.wait()
+        assert one.state.sessions[SSH].reason == "dtrace: not now"
+        assert (one.state.source.program, one.state.source.dtrace_version) == ("auto", "")
+        reachable.touch()
+        await until(lambda: one.state.ready)
+        assert one.state.source.program == "illumos"
+        await one.reload()
+        assert one.state.source.program == "illumos"
+    finally:
+        await one.stop()
 
 
-def test_a_host_that_does_not_answer(
+async def test_a_host_that_does_not_answer(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many sessions wait for a host, those of another one start, and start again."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-
-    async def test() -> None:
-        path = configure({22: "ssh", 80: "web"})
-        config = json.loads(path.read_text(encoding="utf-8"))
-        silent = {"program": "linux", "command": fake_dtrace({"sleep": 60})}
-        asked = {"command": ["sh", "-c", "exec sleep 60"]}
-        config["hosts"] = [
-            {"name": f"far-{number}", "dtrace": dtrace, "listeners": [{"port": 22}, {"port": 80}]}
-            for number, dtrace in enumerate((silent, asked))
-        ]
-        path.write_text(json.dumps(config), encoding="utf-8")
-        one = Service(path, load(path))
-        try:
-            await one.start()
-            await until(lambda: one.state.sessions[SessionId("far-0", "port-22")].pid)
-            for _ in range(2):
-                await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
-                for name in (SSH, WEB):
-                    pid = one.state.sessions[name].pid
-                    assert pid is not None
-                    os.kill(pid, signal.SIGKILL)
-                    await until(lambda: not one.state.sessions[name].up)  # noqa: B023
+    path = configure({22: "ssh", 80: "web"})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    silent = {"program": "linux", "command": fake_dtrace({"sleep": 60})}
+    asked = {"command": ["sh", "-c", "exec sleep 60"]}
+    config["hosts"] = [
+        {"name": f"far-{number}", "dtrace": dtrace, "listeners": [{"port": 22}, {"port": 80}]}
+        for number, dtrace in enumerate((silent, asked))
+    ]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    one = Service(path, load(path))
+    try:
+        await one.start()
+        await until(lambda: one.state.sessions[SessionId("far-0", "port-22")].pid)
+        for _ in range(2):
             await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
-            assert not any(status.up for id_, status in one.state.sessions.items() if id_.host)
-        finally:
-            async with asyncio.timeout(5):
-                await one.stop()
-
-    asyncio.run(test())
+            for name in (SSH, WEB):
+                pid = one.state.sessions[name].pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda: not one.state.sessions[name].up)  # noqa: B023
+        await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
+        assert not any(status.up for id_, status in one.state.sessions.items() if id_.host)
+    finally:
+        async with asyncio.timeout(5):
+            await one.stop()

@@ -129,51 +129,43 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any
     return [vars(r)["fields"] for r in caplog.records if r.getMessage() == message]
 
 
-def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """A session comes up with the ready row, and counts what the rows say."""
     saved = tmp_path / "start.json"
-
-    async def test() -> None:
-        steps = [
-            {"save": str(saved)},
-            READY,
-            {"print": [*syns(22, 3), counted(22, 4, ESTABLISHED)]},
-        ]
-        async with running(fake_dtrace(*steps, FOREVER), options={"aggsize": "4m"}) as one:
-            await until(lambda: listener(one).established)
-            assert one.settled.is_set()
-            assert (one.status.up, one.status.reason) == (True, "")
-            assert one.status.last_record is not None
-            assert all(one.status.features.values())
-            assert {"syn_drops", "exact", *load("linux").parts} == set(one.status.features)
-            assert (listener(one).syns, listener(one).established) == (3, 4)
-            assert listener(one).queues
-            start = json.loads(saved.read_text(encoding="utf-8"))
-            assert start["pid"] == one.status.pid
-            assert start["argv"] == ["-x", "aggsize=4m", "-s", "/dev/stdin"]
-            assert start["program"] == one.plan.render(load("linux"), set())
-        assert listener(one).syns == 3
-        assert not listener(one).queues
-
-    asyncio.run(test())
+    steps = [
+        {"save": str(saved)},
+        READY,
+        {"print": [*syns(22, 3), counted(22, 4, ESTABLISHED)]},
+    ]
+    async with running(fake_dtrace(*steps, FOREVER), options={"aggsize": "4m"}) as one:
+        await until(lambda: listener(one).established)
+        assert one.settled.is_set()
+        assert (one.status.up, one.status.reason) == (True, "")
+        assert one.status.last_record is not None
+        assert all(one.status.features.values())
+        assert {"syn_drops", "exact", *load("linux").parts} == set(one.status.features)
+        assert (listener(one).syns, listener(one).established) == (3, 4)
+        assert listener(one).queues
+        start = json.loads(saved.read_text(encoding="utf-8"))
+        assert start["pid"] == one.status.pid
+        assert start["argv"] == ["-x", "aggsize=4m", "-s", "/dev/stdin"]
+        assert start["program"] == one.plan.render(load("linux"), set())
+    assert listener(one).syns == 3
+    assert not listener(one).queues
 
 
-def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
+async def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
     """SIGTERM lets the program print what it counted since its last tick, and that is not lost."""
-
-    async def test() -> None:
-        async with running(
-            fake_dtrace({"rows": [f"0 {row}" for row in syns(22, 7)[2:]]}, READY)
-        ) as one:
-            await until(lambda: one.status.up)
-            assert listener(one).syns == 0
-        assert listener(one).syns == 7
-        assert one.status.restarts == 0
-
-    asyncio.run(test())
+    async with running(
+        fake_dtrace({"rows": [f"0 {row}" for row in syns(22, 7)[2:]]}, READY)
+    ) as one:
+        await until(lambda: one.status.up)
+        assert listener(one).syns == 0
+    assert listener(one).syns == 7
+    assert one.status.restarts == 0
 
 
-def test_zones(fake_dtrace: FakeDTrace) -> None:
+async def test_zones(fake_dtrace: FakeDTrace) -> None:
     """A program of zones has its listeners in zones by name, and Q0's limit with the queues."""
     rows = [
         zone_rows.told(22, q0=1, q=2, syn=1, q0max=1032),
@@ -183,78 +175,68 @@ def test_zones(fake_dtrace: FakeDTrace) -> None:
         f"drop {zone_rows.number(22, socket=1):x} 1 1",
         f"drop {zone_rows.number(22, socket=1):x} 3 2",
     ]
-
-    async def test() -> None:
-        steps = [{"rows": rows}, {"ready": "global"}, FOREVER]
-        async with running(fake_dtrace(*steps), name="illumos") as one:
-            await until(lambda: one.status.last_record and len(one._state.table) == 2)
-            found = {each.identity: each for each in one._state.table}
-            zones = {place: Identity("", place, "*", 22) for place in ("global", "web")}
-            assert found.keys() == set(zones.values())
-            home = found[zones["global"]]
-            await until(lambda: home.queues == Queues(3, 2, 1032, 8))
-            assert [found[zones[place]].syns for place in zones] == [3, 4]
-            assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
-            assert one.status.bad_rows == 0
-            capabilities = one._state.table.capabilities(found[zones["web"]])
-            assert (capabilities.place_label, capabilities.own_place) == ("zone", "global")
-            assert set(capabilities.reasons) == {"q_full", "q0_full", "q0_evicted"}
-
-    asyncio.run(test())
+    steps = [{"rows": rows}, {"ready": "global"}, FOREVER]
+    async with running(fake_dtrace(*steps), name="illumos") as one:
+        await until(lambda: one.status.last_record and len(one._state.table) == 2)
+        found = {each.identity: each for each in one._state.table}
+        zones = {place: Identity("", place, "*", 22) for place in ("global", "web")}
+        assert found.keys() == set(zones.values())
+        home = found[zones["global"]]
+        await until(lambda: home.queues == Queues(3, 2, 1032, 8))
+        assert [found[zones[place]].syns for place in zones] == [3, 4]
+        assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
+        assert one.status.bad_rows == 0
+        capabilities = one._state.table.capabilities(found[zones["web"]])
+        assert (capabilities.place_label, capabilities.own_place) == ("zone", "global")
+        assert set(capabilities.reasons) == {"q_full", "q0_full", "q0_evicted"}
 
 
-def test_counts_that_cannot_be(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_counts_that_cannot_be(
+    fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
+) -> None:
     """A queue that comes to less than nothing is a bad row, and is not known from then on."""
     steps = [{"rows": [zone_rows.told(22), zone_rows.left(22, 2)]}, {"ready": "global"}, FOREVER]
 
-    async def test() -> None:
-        async with running(fake_dtrace(*steps), name="illumos") as one:
-            await until(lambda: one.status.bad_rows)
-            assert one.status.up
-            assert listener(one).accepts == 2
-            assert not listener(one).queues
-
-    asyncio.run(test())
+    async with running(fake_dtrace(*steps), name="illumos") as one:
+        await until(lambda: one.status.bad_rows)
+        assert one.status.up
+        assert listener(one).accepts == 2
+        assert not listener(one).queues
     assert logged(caplog, "bad row")[0]["why"] == "the queues of * port 22 come to 0 and -2"
 
 
-def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """What there is no room for is counted by limit and said once a run; the session goes on."""
     rows = [told(22, socket=socket, place=place) for place in (1, 2, 3) for socket in (0, 1)]
     state = State()
     state.table.limit("", Limits(sockets=1, places=1))
 
-    async def test() -> None:
-        steps = [READY, {"print": ["set 1", *rows, counted(22, 4)]}]
-        async with running(fake_dtrace(*steps, FOREVER), state=state) as one:
-            await until(lambda: sum(found.syns for found in state.table) == 4)
-            assert one.status.refused == {"listeners": 0, "sockets": 1, "places": 4, "rows": 0}
-            assert (one.status.up, one.status.bad_rows) == (True, 0)
-
-    asyncio.run(test())
+    steps = [READY, {"print": ["set 1", *rows, counted(22, 4)]}]
+    async with running(fake_dtrace(*steps, FOREVER), state=state) as one:
+        await until(lambda: sum(found.syns for found in state.table) == 4)
+        assert one.status.refused == {"listeners": 0, "sockets": 1, "places": 4, "rows": 0}
+        assert (one.status.up, one.status.bad_rows) == (True, 0)
     assert [each["why"] for each in logged(caplog, "no room")] == [
         "more sockets than dtrace.limits.sockets allows",
         "more places than dtrace.limits.places allows",
     ]
 
 
-def test_others_have_their_turn(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_others_have_their_turn(
+    fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many rows that come at once are dealt with in many steps, and messages likewise."""
     monkeypatch.setattr(turns, "_SECONDS", 0.0)
     steps = [READY, {"print": ["x"] * 1000}, {"stderr": ["x"] * 1000}, FOREVER]
-
-    async def test() -> None:
-        async with running(fake_dtrace(*steps)) as one:
-            seen = set()
-            while one.status.bad_rows < 1000:
-                seen.add(one.status.bad_rows)
-                await asyncio.sleep(0)
-            assert len(seen) > 500
-
-    asyncio.run(test())
+    async with running(fake_dtrace(*steps)) as one:
+        seen = set()
+        while one.status.bad_rows < 1000:
+            seen.add(one.status.bad_rows)
+            await asyncio.sleep(0)
+        assert len(seen) > 500
 
 
-def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """After a loss the queues of zones are not known until they are told anew."""
     go = tmp_path / "go"
     steps = [
@@ -262,148 +244,114 @@ def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
         *({"stderr": "dtrace: 5 aggregation drops on CPU 0"}, {"tick": 2}, {"wait": str(go)}),
         *({"tick": 3}, {"rows": [zone_rows.told(22, 2, time="{now}", q=3)]}),
     ]
-
-    async def test() -> None:
-        async with running(fake_dtrace(*steps, FOREVER), name="illumos") as one:
-            await until(lambda: listener(one).queues == Queues(0, 1, None, 8))
-            await until(lambda: listener(one).queues == Queues(None, None, None, 8))
-            assert one.status.lost["aggregation"] == 5
-            go.touch()
-            await until(lambda: listener(one).queues == Queues(0, 3, None, 8))
-
-    asyncio.run(test())
+    async with running(fake_dtrace(*steps, FOREVER), name="illumos") as one:
+        await until(lambda: listener(one).queues == Queues(0, 1, None, 8))
+        await until(lambda: listener(one).queues == Queues(None, None, None, 8))
+        assert one.status.lost["aggregation"] == 5
+        go.touch()
+        await until(lambda: listener(one).queues == Queues(0, 3, None, 8))
 
 
-def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
+async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
     """A kernel that takes no program of that size gets one without the parts to be spared."""
     why = "DIF program exceeds maximum program size"
     lacks = [{"lacks": [f"only {part}", why]} for part in ("tli_accepts", "streams_accepts")]
-
-    async def test() -> None:
-        steps = [*lacks, {"ready": "global"}, FOREVER]
-        async with running(fake_dtrace(*steps), name="illumos") as one:
-            await until(lambda: one.status.up)
-            assert one.left_out.keys() == {"tli_accepts", "streams_accepts"}
-            assert all(why in reason for reason in one.left_out.values())
-            assert one.status.restarts == 0
-
-    asyncio.run(test())
+    steps = [*lacks, {"ready": "global"}, FOREVER]
+    async with running(fake_dtrace(*steps), name="illumos") as one:
+        await until(lambda: one.status.up)
+        assert one.left_out.keys() == {"tli_accepts", "streams_accepts"}
+        assert all(why in reason for reason in one.left_out.values())
+        assert one.status.restarts == 0
 
 
-def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """A dtrace(1) that has come to a halt is killed, and started again."""
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, {"tick": 2})) as one:
-            await until(lambda: one.status.up)
-            pid = one.status.pid
-            assert pid is not None
-            await until(lambda: one.status.restarts)
-            assert not is_there(pid)
-            assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, {"tick": 2})) as one:
+        await until(lambda: one.status.up)
+        pid = one.status.pid
+        assert pid is not None
+        await until(lambda: one.status.restarts)
+        assert not is_there(pid)
+        assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
 
-def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
+async def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
     """One that has no heartbeat any more is told to end first, and what it then prints counts."""
-
-    async def test() -> None:
-        steps = [{"rows": [f"0 {told(22)}", f"0 {counted(22, 7)}"]}, READY]
-        async with running(fake_dtrace(*steps)) as one:
-            await until(lambda: one.status.restarts)
-            assert listener(one).syns >= 7
-
-    asyncio.run(test())
+    steps = [{"rows": [f"0 {told(22)}", f"0 {counted(22, 7)}"]}, READY]
+    async with running(fake_dtrace(*steps)) as one:
+        await until(lambda: one.status.restarts)
+        assert listener(one).syns >= 7
 
 
-def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
+async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
     """From the last row of one process to the first one of the next nobody counts: that is told."""
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, FOREVER)) as one:
-            await until(lambda: one.status.up)
-            assert one.status.uncounted == 0
-            assert one.status.pid is not None
-            os.kill(one.status.pid, signal.SIGKILL)
-            await until(lambda: one.status.restarts and one.status.up)
-            assert one.status.uncounted > 0
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, FOREVER)) as one:
+        await until(lambda: one.status.up)
+        assert one.status.uncounted == 0
+        assert one.status.pid is not None
+        os.kill(one.status.pid, signal.SIGKILL)
+        await until(lambda: one.status.restarts and one.status.up)
+        assert one.status.uncounted > 0
 
 
-def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the rows are of this place, the kernel's own word on its listeners is taken."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
     sample = ListeningSocket("*", 22, 3, 8, None, 77)
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, FOREVER)) as one:
-            await until(lambda: one.status.up)
-            await one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
-            assert listener(one).queues == Queues(None, 3, None, 8)
-            assert [one.identity.port for one in one._state.table] == [22]
-            # A session of one port cannot be held against the kernel's totals.
-            assert one.status.unattributed == {}
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, FOREVER)) as one:
+        await until(lambda: one.status.up)
+        await one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
+        assert listener(one).queues == Queues(None, 3, None, 8)
+        assert [one.identity.port for one in one._state.table] == [22]
+        # A session of one port cannot be held against the kernel's totals.
+        assert one.status.unattributed == {}
 
 
-def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a socket has dropped and a session of its port has not counted is told."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
     rows = [f"0 {told(22)}", f"0 {counted(22, 3, Q_FULL, qmax=8)}"]
-
-    async def test() -> None:
-        async with running(fake_dtrace({"rows": rows}, READY, FOREVER)) as one:
-            await until(lambda: listener(one).drops == {"q_full": 3})
-            for drops in (7, 9):
-                for _ in range(6):
-                    await a_tick(one)
-                    await one.compare([ListeningSocket("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
-            assert one.status.unattributed == {"drops": 2}
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"rows": rows}, READY, FOREVER)) as one:
+        await until(lambda: listener(one).drops == {"q_full": 3})
+        for drops in (7, 9):
+            for _ in range(6):
+                await a_tick(one)
+                await one.compare([ListeningSocket("*", 22, 3, 8, drops, 77)], 5, NO_TOTALS)
+        assert one.status.unattributed == {"drops": 2}
 
 
-def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel has counted and a session of all listeners has not is told, by kind."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
     id_ = SessionId("", ALL)
-
-    async def test() -> None:
-        state = State()
-        state.table.watch(id_, None)
-        config = DTraceConfig(command=tuple(fake_dtrace(READY, FOREVER)), interval=0.1)
-        plan = Plan(config, load("linux"), 0, COUNTERS)
-        one = Session(id_, plan, state, asyncio.Semaphore(1))
-        try:
-            await until(lambda: one.status.up)
-            for drops in (50, 52):
-                for _ in range(6):
-                    await a_tick(one)
-                    await one.compare([], 5, {"drops": drops, "established": 9})
-            assert one.status.unattributed == {"drops": 2, "established": 0}
-        finally:
-            await one.stop()
-
-    asyncio.run(test())
+    state = State()
+    state.table.watch(id_, None)
+    config = DTraceConfig(command=tuple(fake_dtrace(READY, FOREVER)), interval=0.1)
+    plan = Plan(config, load("linux"), 0, COUNTERS)
+    one = Session(id_, plan, state, asyncio.Semaphore(1))
+    try:
+        await until(lambda: one.status.up)
+        for drops in (50, 52):
+            for _ in range(6):
+                await a_tick(one)
+                await one.compare([], 5, {"drops": drops, "established": 9})
+        assert one.status.unattributed == {"drops": 2, "established": 0}
+    finally:
+        await one.stop()
 
 
-def test_compare_another_place(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compare_another_place(
+    fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the exporter is elsewhere, its kernel speaks of other listeners."""
     monkeypatch.setattr(session, "_own_netns", lambda: "2")
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, FOREVER)) as one:
-            await until(lambda: one.status.up)
-            await one.compare([ListeningSocket("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
-            assert listener(one).queues is None
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, FOREVER)) as one:
+        await until(lambda: one.status.up)
+        await one.compare([ListeningSocket("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
+        assert listener(one).queues is None
 
 
-def test_rows_come_ever_later(
+async def test_rows_come_ever_later(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Where each heartbeat is older than the one before, as behind a slow link, the session ends.
@@ -411,96 +359,76 @@ def test_rows_come_ever_later(
     That the clocks of two hosts differ by years is nothing to it.
     """
     file = tmp_path / "go"
-
-    async def test() -> None:
-        ticks = [f"tick {9 * 10**17}", f"tick {9 * 10**17 - 5 * 10**8}"]
-        late = f"tick {9 * 10**17 - 2 * 10**9}"
-        steps = [
-            READY,
-            {"print": [*ticks, *syns(22, 3)[1:]]},
-            {"wait": str(file)},
-            {"print": late},
-            FOREVER,
-        ]
-        async with running(fake_dtrace(*steps)) as one:
-            await until(lambda: listener(one).syns)
-            assert one.status.up
-            file.touch()
-            await until(lambda: one.status.restarts)
-        (first, *_) = logged(caplog, "session ended")
-        assert re.fullmatch(r"rows come [23] s late", first["why"])
-
-    asyncio.run(test())
+    ticks = [f"tick {9 * 10**17}", f"tick {9 * 10**17 - 5 * 10**8}"]
+    late = f"tick {9 * 10**17 - 2 * 10**9}"
+    steps = [
+        READY,
+        {"print": [*ticks, *syns(22, 3)[1:]]},
+        {"wait": str(file)},
+        {"print": late},
+        FOREVER,
+    ]
+    async with running(fake_dtrace(*steps)) as one:
+        await until(lambda: listener(one).syns)
+        assert one.status.up
+        file.touch()
+        await until(lambda: one.status.restarts)
+    (first, *_) = logged(caplog, "session ended")
+    assert re.fullmatch(r"rows come [23] s late", first["why"])
 
 
-def test_greeting_is_no_reason(
+async def test_greeting_is_no_reason(
     fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a far host said before the rows is not why its dtrace(1) ended later."""
     caplog.set_level(logging.DEBUG)
     heard, seen = tmp_path / "heard", tmp_path / "seen"
-
-    async def test() -> None:
-        greeting = [{"stderr": "Welcome"}, {"wait": str(heard)}]
-        async with running(fake_dtrace(*greeting, READY, {"wait": str(seen)}, {"exit": 5})) as one:
-            await until(lambda: logged(caplog, "dtrace says"))
-            heard.touch()
-            await until(lambda: one.status.up)
-            seen.touch()
-            await until(lambda: not one.status.up)
-            assert one.status.reason == "dtrace(1) ended: exit status 5"
-
-    asyncio.run(test())
+    greeting = [{"stderr": "Welcome"}, {"wait": str(heard)}]
+    async with running(fake_dtrace(*greeting, READY, {"wait": str(seen)}, {"exit": 5})) as one:
+        await until(lambda: logged(caplog, "dtrace says"))
+        heard.touch()
+        await until(lambda: one.status.up)
+        seen.touch()
+        await until(lambda: not one.status.up)
+        assert one.status.reason == "dtrace(1) ended: exit status 5"
 
 
-def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) -> None:
+async def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) -> None:
     """A process that prints without an end, but never a heartbeat, is ended all the same."""
-
-    async def test() -> None:
-        async with running(["sh", "-c", "echo ready 5 1; exec yes"]) as one:
-            await until(lambda: one.status.restarts)
-            assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
-
-    asyncio.run(test())
+    async with running(["sh", "-c", "echo ready 5 1; exec yes"]) as one:
+        await until(lambda: one.status.restarts)
+        assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
 
-def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
+async def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
     """After kill -9 a session is down, then up again, counting on; another one notices nothing."""
-
-    async def test() -> None:
-        state = State()
-        command = fake_dtrace(READY, {"print": syns(22, 5)}, FOREVER)
-        async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
-            ssh = state.table.listener(SSH, "", "*", 22)
-            await until(lambda: ssh.syns == 5 and two.status.up)
-            first, other = one.status.pid, two.status.pid
-            assert first is not None
-            os.kill(first, signal.SIGKILL)
-            await until(lambda: not one.status.up)
-            assert "SIGKILL" in one.status.reason
-            assert not ssh.sockets
-            await until(lambda: one.status.up)
-            assert one.status.pid != first
-            assert one.status.restarts == 1
-            assert ssh.syns >= 5
-            await until(lambda: ssh.syns == 10)
-            assert (two.status.pid, two.status.restarts, two.status.up) == (other, 0, True)
-
-    asyncio.run(test())
+    state = State()
+    command = fake_dtrace(READY, {"print": syns(22, 5)}, FOREVER)
+    async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
+        ssh = state.table.listener(SSH, "", "*", 22)
+        await until(lambda: ssh.syns == 5 and two.status.up)
+        first, other = one.status.pid, two.status.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: not one.status.up)
+        assert "SIGKILL" in one.status.reason
+        assert not ssh.sockets
+        await until(lambda: one.status.up)
+        assert one.status.pid != first
+        assert one.status.restarts == 1
+        assert ssh.syns >= 5
+        await until(lambda: ssh.syns == 10)
+        assert (two.status.pid, two.status.restarts, two.status.up) == (other, 0, True)
 
 
-def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """One failure after the other makes the next attempt wait longer, up to a limit."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"exit": 3})) as one:
-            await until(lambda: one.status.restarts >= 4)
-            assert one.status.reason == "dtrace(1) ended: exit status 3"
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "_LONGEST_DELAY", 0.2)
         patch.setattr("random.uniform", lambda *_: 1.0)
-        asyncio.run(test())
+        async with running(fake_dtrace({"exit": 3})) as one:
+            await until(lambda: one.status.restarts >= 4)
+            assert one.status.reason == "dtrace(1) ended: exit status 3"
     waits = [event["restart_in"] for event in logged(caplog, "session ended")]
     assert waits[:4] == ["0.1s", "0.1s", "0.2s", "0.2s"]
 
@@ -512,38 +440,30 @@ def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> 
         ("fbt::security_sock_graft:entry", {"accepts", "accept_wait", "mptcp"}),
     ],
 )
-def test_what_the_kernel_lacks(
+async def test_what_the_kernel_lacks(
     probe: str, gone: set[str], fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A refused optional part costs that part and what rests on it, no restart and no wait."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"refuse": probe}, READY, FOREVER)) as one:
-            await one.settled.wait()
-            assert one.status.up
-            assert {name for name, enabled in one.status.features.items() if not enabled} == gone
-            assert one.status.restarts == 0
-            capabilities = one._state.table.capabilities(listener(one))
-            assert ("q_full_ack" in capabilities.reasons) == ("ack_drops" not in gone)
-            assert capabilities.accepts == ("accepts" not in gone)
-            assert capabilities.accept_wait == ("accept_wait" not in gone)
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"refuse": probe}, READY, FOREVER)) as one:
+        await one.settled.wait()
+        assert one.status.up
+        assert {name for name, enabled in one.status.features.items() if not enabled} == gone
+        assert one.status.restarts == 0
+        capabilities = one._state.table.capabilities(listener(one))
+        assert ("q_full_ack" in capabilities.reasons) == ("ack_drops" not in gone)
+        assert capabilities.accepts == ("accepts" not in gone)
+        assert capabilities.accept_wait == ("accept_wait" not in gone)
     (event,) = logged(caplog, "left out what this kernel cannot do")
     assert event["part"] in gone
     assert probe in event["why"]
 
 
-def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
+async def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
     """A part that the configuration does not want is left out, and its feature is 0."""
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, FOREVER), accept_wait=False) as one:
-            await until(lambda: one.status.up)
-            features = one.status.features
-            assert [name for name in features if not features[name]] == ["accept_wait"]
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, FOREVER), accept_wait=False) as one:
+        await until(lambda: one.status.up)
+        features = one.status.features
+        assert [name for name in features if not features[name]] == ["accept_wait"]
 
 
 @pytest.mark.parametrize(
@@ -555,7 +475,7 @@ def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
         ("illumos", {}, set()),
     ],
 )
-def test_drop_counters_not_known(
+async def test_drop_counters_not_known(
     name: str,
     counters: dict[str, int],
     without: set[str],
@@ -567,20 +487,16 @@ def test_drop_counters_not_known(
     So it is from the start, before the session is up.
     """
     saved = tmp_path / "start.json"
-
-    async def test() -> None:
-        steps = [{"save": str(saved)}, READY, FOREVER]
-        async with running(fake_dtrace(*steps), name=name, counters=counters) as one:
-            assert one.left_out.keys() == without
-            assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
-            await until(lambda: one.status.up)
-            off = {part for part, enabled in one.status.features.items() if not enabled}
-            assert off == without
-            assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
-            start = json.loads(saved.read_text(encoding="utf-8"))
-            assert start["program"] == one.plan.render(load(name), without)
-
-    asyncio.run(test())
+    steps = [{"save": str(saved)}, READY, FOREVER]
+    async with running(fake_dtrace(*steps), name=name, counters=counters) as one:
+        assert one.left_out.keys() == without
+        assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
+        await until(lambda: one.status.up)
+        off = {part for part, enabled in one.status.features.items() if not enabled}
+        assert off == without
+        assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
+        start = json.loads(saved.read_text(encoding="utf-8"))
+        assert start["program"] == one.plan.render(load(name), without)
 
 
 @pytest.mark.parametrize(
@@ -591,7 +507,7 @@ def test_drop_counters_not_known(
     ],
 )
 @pytest.mark.parametrize("host", ["", "far"])
-def test_the_kernel_is_asked(
+async def test_the_kernel_is_asked(
     host: str,
     functions: list[list[str]],
     name: str,
@@ -602,29 +518,25 @@ def test_the_kernel_is_asked(
 ) -> None:
     """Where it is not known which program a host needs its kernel tells, and that one runs."""
     saved = tmp_path / "start.json"
-
-    async def test() -> None:
-        state = State()
-        steps = [{"functions": functions}, {"save": str(saved)}, {"ready": "0"}, FOREVER]
-        id_ = SessionId(host, "port-22")
-        async with running(fake_dtrace(*steps), id_, state, name=None) as one:
-            assert listener(one).identity == Identity(host, "", "*", 22)
-            await until(lambda: one.status.up)
-            exact = ["exact"] if name == "linux" else []
-            assert [*one.status.features] == [*load(name).parts, *exact]
-            capabilities = state.table.capabilities(listener(one))
-            assert (capabilities.place_label, capabilities.own_place) == (place_label, home)
-            assert listener(one).identity == Identity(host, home, "*", 22)
-            start = json.loads(saved.read_text(encoding="utf-8"))
-            assert start["program"] == one.plan.render(load(name), set())
-            assert one.status.restarts == 0
-            # Which program the local host has is shown for all; others' is not.
-            assert state.source.program == ("" if host else name)
-
-    asyncio.run(test())
+    state = State()
+    steps = [{"functions": functions}, {"save": str(saved)}, {"ready": "0"}, FOREVER]
+    id_ = SessionId(host, "port-22")
+    async with running(fake_dtrace(*steps), id_, state, name=None) as one:
+        assert listener(one).identity == Identity(host, "", "*", 22)
+        await until(lambda: one.status.up)
+        exact = ["exact"] if name == "linux" else []
+        assert [*one.status.features] == [*load(name).parts, *exact]
+        capabilities = state.table.capabilities(listener(one))
+        assert (capabilities.place_label, capabilities.own_place) == (place_label, home)
+        assert listener(one).identity == Identity(host, home, "*", 22)
+        start = json.loads(saved.read_text(encoding="utf-8"))
+        assert start["program"] == one.plan.render(load(name), set())
+        assert one.status.restarts == 0
+        # Which program the local host has is shown for all; others' is not.
+        assert state.source.program == ("" if host else name)
 
 
-def test_the_kernel_is_asked_until_it_answers(
+async def test_the_kernel_is_asked_until_it_answers(
     fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While a host does not answer the session is down and says why, and asks before each start.
@@ -638,7 +550,8 @@ def test_the_kernel_is_asked_until_it_answers(
         ' exec "$@"'
     )
 
-    async def test() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("random.uniform", lambda *_: 1.0)
         steps = [{"functions": [["ip", "tcp_input_listener"]]}, {"ready": "0"}, FOREVER]
         command = ["sh", "-c", script, "sh", *fake_dtrace(*steps)]
         async with running(command, SessionId("far", "port-22"), name=None) as one:
@@ -657,152 +570,112 @@ def test_the_kernel_is_asked_until_it_answers(
                 os.kill(pid, signal.SIGKILL)
                 await until(lambda: one.status.up and one.status.pid not in {None, pid})  # noqa: B023
             assert len(asked.read_text(encoding="utf-8")) == times
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("random.uniform", lambda *_: 1.0)
-        asyncio.run(test())
     ended = logged(caplog, "session ended")
     assert [event["restart_in"] for event in ended[:2]] == ["0.1s", "0.1s"]
     assert not logged(caplog, "left out what this kernel cannot do")
 
 
-def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
+async def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
     """A kernel for which there is no program leaves the session down, and it says what to do."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"functions": []}), name=None) as one:
-            await one.settled.wait()
-            assert one.status.reason == "no D program fits this kernel: give dtrace.program a path"
-            await until(lambda: one.status.restarts == 1)
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"functions": []}), name=None) as one:
+        await one.settled.wait()
+        assert one.status.reason == "no D program fits this kernel: give dtrace.program a path"
+        await until(lambda: one.status.restarts == 1)
 
 
-def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
+async def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
     """A session may be stopped while its host has not answered, and leaves nothing behind."""
     pids = tmp_path / "pids"
-
-    async def test() -> None:
-        script = f"sleep 60 & echo $! > {pids}; wait"
-        async with running(["sh", "-c", script], name=None):
-            await until(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip())
-        pid = int(pids.read_text(encoding="utf-8"))
-        await until(lambda: not is_there(pid) or is_zombie(pid))
-
-    asyncio.run(test())
+    script = f"sleep 60 & echo $! > {pids}; wait"
+    async with running(["sh", "-c", script], name=None):
+        await until(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip())
+    pid = int(pids.read_text(encoding="utf-8"))
+    await until(lambda: not is_there(pid) or is_zombie(pid))
 
 
-def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """Sessions of one host do not all ask it at once."""
     count, together = tmp_path / "count", tmp_path / "together"
     script = (
         f'for a; do if [ "$a" = -l ]; then mkdir {count} || touch {together};'
         f' "$@"; rmdir {count}; exit; fi; done; exec "$@"'
     )
-
-    async def test() -> None:
-        state = State()
-        starting = asyncio.Semaphore(1)
-        config = DTraceConfig(command=("sh", "-c", script, "sh", *fake_dtrace()), interval=0.1)
-        ids = [SessionId("", f"port-{port}") for port in (22, 80, 443)]
-        for port, id_ in zip((22, 80, 443), ids, strict=True):
-            state.table.watch(id_, {port: ""})
-        plan = Plan(config, None, 0, COUNTERS)
-        sessions = [Session(id_, plan, state, starting) for id_ in ids]
-        try:
-            await until(lambda: all(one.status.up for one in sessions))
-        finally:
-            await asyncio.gather(*(one.stop() for one in sessions))
-        assert not together.exists()
-
-    asyncio.run(test())
+    state = State()
+    starting = asyncio.Semaphore(1)
+    config = DTraceConfig(command=("sh", "-c", script, "sh", *fake_dtrace()), interval=0.1)
+    ids = [SessionId("", f"port-{port}") for port in (22, 80, 443)]
+    for port, id_ in zip((22, 80, 443), ids, strict=True):
+        state.table.watch(id_, {port: ""})
+    plan = Plan(config, None, 0, COUNTERS)
+    sessions = [Session(id_, plan, state, starting) for id_ in ids]
+    try:
+        await until(lambda: all(one.status.up for one in sessions))
+    finally:
+        await asyncio.gather(*(one.stop() for one in sessions))
+    assert not together.exists()
 
 
-def test_core_refused(fake_dtrace: FakeDTrace) -> None:
+async def test_core_refused(fake_dtrace: FakeDTrace) -> None:
     """Without a probe of the core a session is down, and says in dtrace(1)'s words why."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"refuse": "fbt::tcp_conn_request:entry"}, READY)) as one:
-            await one.settled.wait()
-            assert not one.status.up
-            assert REFUSAL in one.status.reason
-            await until(lambda: one.status.restarts == 1)
-            assert not one.status.features
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"refuse": "fbt::tcp_conn_request:entry"}, READY)) as one:
+        await one.settled.wait()
+        assert not one.status.up
+        assert REFUSAL in one.status.reason
+        await until(lambda: one.status.restarts == 1)
+        assert not one.status.features
 
 
-def test_unprivileged(fake_dtrace: FakeDTrace) -> None:
+async def test_unprivileged(fake_dtrace: FakeDTrace) -> None:
     """What dtrace(1) says to anybody but root is the reason."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"unprivileged": True})) as one:
-            await one.settled.wait()
-            assert one.status.reason == (
-                "dtrace(1) ended: exit status 2: dtrace: run as root for tracing and listing probes"
-            )
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"unprivileged": True})) as one:
+        await one.settled.wait()
+        assert one.status.reason == (
+            "dtrace(1) ended: exit status 2: dtrace: run as root for tracing and listing probes"
+        )
 
 
-def test_command_not_found(tmp_path: Path) -> None:
+async def test_command_not_found(tmp_path: Path) -> None:
     """A command that does not exist, or may not be run, is the reason, and tried again."""
-
-    async def test() -> None:
-        async with running([str(tmp_path / "nowhere")]) as one:
-            await one.settled.wait()
-            assert (
-                one.status.reason == f"cannot start {tmp_path}/nowhere: No such file or directory"
-            )
-            await until(lambda: one.status.restarts == 1)
-        async with running([str(tmp_path)]) as one:
-            await one.settled.wait()
-            assert one.status.reason == f"cannot start {tmp_path}: Permission denied"
-
-    asyncio.run(test())
+    async with running([str(tmp_path / "nowhere")]) as one:
+        await one.settled.wait()
+        assert one.status.reason == f"cannot start {tmp_path}/nowhere: No such file or directory"
+        await until(lambda: one.status.restarts == 1)
+    async with running([str(tmp_path)]) as one:
+        await one.settled.wait()
+        assert one.status.reason == f"cannot start {tmp_path}: Permission denied"
 
 
-def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
+async def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
     """A dtrace(1) that starts and says nothing is given up."""
     monkeypatch.setattr(heartbeat, "START_SECONDS", 0.3)
-
-    async def test() -> None:
-        async with running(fake_dtrace({"sleep": 60})) as one:
-            await one.settled.wait()
-            assert one.status.reason == "not ready after 0.3 s"
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"sleep": 60})) as one:
+        await one.settled.wait()
+        assert one.status.reason == "not ready after 0.3 s"
 
 
-def test_rows_of_another_version(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_rows_of_another_version(
+    fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
+) -> None:
     """A program that prints rows of another version does not bring a session up."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"print": "ready 1 1"}, FOREVER)) as one:
-            await until(lambda: one.status.bad_rows)
-            assert not one.status.up
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"print": "ready 1 1"}, FOREVER)) as one:
+        await until(lambda: one.status.bad_rows)
+        assert not one.status.up
     assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not of 5"
 
 
-def test_output_closed_but_alive() -> None:
+async def test_output_closed_but_alive() -> None:
     """A process that has closed its output has nothing more to say, and is ended."""
-
-    async def test() -> None:
-        script = "trap '' TERM; echo ready 5 1; exec >&-; exec sleep 60"
-        async with running(["sh", "-c", script]) as one:
-            await until(lambda: one.status.up)
-            pid = one.status.pid
-            assert pid is not None
-            await until(lambda: not one.status.up)
-            assert one.status.reason == ("dtrace(1) ended: its output did, and it had to be killed")
-            assert not is_there(pid)
-
-    asyncio.run(test())
+    script = "trap '' TERM; echo ready 5 1; exec >&-; exec sleep 60"
+    async with running(["sh", "-c", script]) as one:
+        await until(lambda: one.status.up)
+        pid = one.status.pid
+        assert pid is not None
+        await until(lambda: not one.status.up)
+        assert one.status.reason == ("dtrace(1) ended: its output did, and it had to be killed")
+        assert not is_there(pid)
 
 
-def test_stderr_flood(
+async def test_stderr_flood(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much dtrace(1) complains, it is not held up, and the log stays short."""
@@ -810,70 +683,59 @@ def test_stderr_flood(
     monkeypatch.setattr(rendering, "window", patient(60.0))
     flood = ["dtrace: nonsense " + "x" * 2000] * 2000
 
-    async def test() -> None:
-        steps = [READY, {"stderr": flood}, {"print": syns(22, 1)}, FOREVER]
-        async with running(fake_dtrace(*steps)) as one:
-            await until(lambda: listener(one).syns == 1)
-            assert one.status.up
-
     caplog.set_level(logging.DEBUG)
-    asyncio.run(test())
+    steps = [READY, {"stderr": flood}, {"print": syns(22, 1)}, FOREVER]
+    async with running(fake_dtrace(*steps)) as one:
+        await until(lambda: listener(one).syns == 1)
+        assert one.status.up
     (event,) = logged(caplog, "dtrace says")
     assert len(event["message"]) <= 300
 
 
-def test_endless_line_and_binary(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_endless_line_and_binary(
+    fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
+) -> None:
     """Bytes that are no text, and a line without an end, are one bad row each: nothing breaks."""
     endless = base64.b64encode(b"\xff" * (5 * MAX_LINE)).decode()
     binary = base64.b64encode(bytes(b for b in range(256) if b not in b"\n") + b"\n").decode()
 
-    async def test() -> None:
-        steps = [
-            {"stderr": ["\x1b[2J\udcff".encode("utf-8", "replace").decode(), "y" * 5 * MAX_LINE]},
-            READY,
-            *({"raw": data} for data in (binary, endless)),
-            {"print": ["", *syns(22, 2)]},
-            FOREVER,
-        ]
-        async with running(fake_dtrace(*steps)) as one:
-            await until(lambda: listener(one).syns == 2)
-            assert one.status.up
-            assert one.status.bad_rows == 2
-
-    asyncio.run(test())
+    steps = [
+        {"stderr": ["\x1b[2J\udcff".encode("utf-8", "replace").decode(), "y" * 5 * MAX_LINE]},
+        READY,
+        *({"raw": data} for data in (binary, endless)),
+        {"print": ["", *syns(22, 2)]},
+        FOREVER,
+    ]
+    async with running(fake_dtrace(*steps)) as one:
+        await until(lambda: listener(one).syns == 2)
+        assert one.status.up
+        assert one.status.bad_rows == 2
     (event,) = logged(caplog, "bad row")
     assert len(event["row"]) <= 200
 
 
-def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
+async def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
     """Binary on the standard error output is logged as printable text, an endless line too."""
-
-    async def test() -> None:
-        script = "head -c 300000 /dev/urandom >&2; echo ready 5 1; exec sleep 60"
-        async with running(["sh", "-c", script]) as one:
-            await until(lambda: one.status.up)
-
-    asyncio.run(test())
+    script = "head -c 300000 /dev/urandom >&2; echo ready 5 1; exec sleep 60"
+    async with running(["sh", "-c", script]) as one:
+        await until(lambda: one.status.up)
     assert all(event["message"].isprintable() for event in logged(caplog, "dtrace says"))
 
 
-def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """Each bad row is counted and the first one logged; the rows around them count."""
     early = counted(22, 9)
     bad = ["row", "count zz 10 8 2 3", "tick x", counted(22, 1, 99), "\t\N{SNOWMAN}"]
 
-    async def test() -> None:
-        steps = [READY, {"print": [early, *syns(22, 2), *bad, syns(22, 3)[-1]]}, FOREVER]
-        async with running(fake_dtrace(*steps)) as one:
-            await until(lambda: listener(one).syns == 3)
-            assert one.status.bad_rows == len(bad) + 1
-
-    asyncio.run(test())
+    steps = [READY, {"print": [early, *syns(22, 2), *bad, syns(22, 3)[-1]]}, FOREVER]
+    async with running(fake_dtrace(*steps)) as one:
+        await until(lambda: listener(one).syns == 3)
+        assert one.status.bad_rows == len(bad) + 1
     (event,) = logged(caplog, "bad row")
     assert event["row"] == early
 
 
-def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
+async def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
     """What DTrace says it lost adds up by kind, and so do the faults of the program."""
     says = [
         "dtrace: 3 drops on CPU 0",
@@ -890,54 +752,38 @@ def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
             " invalid address (0x8) in action #1 at DIF offset 4"
         ),
     ]
-
-    async def test() -> None:
-        async with running(fake_dtrace(READY, {"stderr": says}, FOREVER)) as one:
-            await until(lambda: one.status.probe_errors == 2)
-            assert one.status.lost == {
-                "principal": 4,
-                "aggregation": 5,
-                "dynamic_variable": 7,
-                "speculation": 2,
-            }
-            assert one.status.up
-
-    asyncio.run(test())
+    async with running(fake_dtrace(READY, {"stderr": says}, FOREVER)) as one:
+        await until(lambda: one.status.probe_errors == 2)
+        assert one.status.lost == {
+            "principal": 4,
+            "aggregation": 5,
+            "dynamic_variable": 7,
+            "speculation": 2,
+        }
+        assert one.status.up
 
 
-def test_sigterm_ignored(fake_dtrace: FakeDTrace) -> None:
+async def test_sigterm_ignored(fake_dtrace: FakeDTrace) -> None:
     """A dtrace(1) that does not heed SIGTERM is killed."""
-
-    async def test() -> None:
-        async with running(fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)) as one:
-            await until(lambda: one.status.up)
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)) as one:
+        await until(lambda: one.status.up)
 
 
-def test_sigterm_ignored_in_a_flood() -> None:
+async def test_sigterm_ignored_in_a_flood() -> None:
     """So is one that goes on printing as fast as it can."""
-
-    async def test() -> None:
-        script = "trap '' TERM; echo ready 5 1; exec yes"
-        async with running(["sh", "-c", script]) as one:
-            await until(lambda: one.status.up)
-
-    asyncio.run(test())
+    script = "trap '' TERM; echo ready 5 1; exec yes"
+    async with running(["sh", "-c", script]) as one:
+        await until(lambda: one.status.up)
 
 
-def test_a_process_behind_the_command(tmp_path: Path) -> None:
+async def test_a_process_behind_the_command(tmp_path: Path) -> None:
     """Where the command is a wrapper that has to be killed, what it started goes with it."""
     pids = tmp_path / "pids"
-
-    async def test() -> None:
-        script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 5 1; wait; wait; wait"
-        async with running(["sh", "-c", script]) as one:
-            await until(lambda: one.status.up)
-        pid = int(pids.read_text(encoding="utf-8"))
-        await until(lambda: not is_there(pid) or is_zombie(pid))
-
-    asyncio.run(test())
+    script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 5 1; wait; wait; wait"
+    async with running(["sh", "-c", script]) as one:
+        await until(lambda: one.status.up)
+    pid = int(pids.read_text(encoding="utf-8"))
+    await until(lambda: not is_there(pid) or is_zombie(pid))
 
 
 def is_zombie(pid: int) -> bool:
@@ -948,76 +794,54 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
-def test_stop_at_once(fake_dtrace: FakeDTrace) -> None:
+async def test_stop_at_once(fake_dtrace: FakeDTrace) -> None:
     """A session may be stopped before its process was started."""
-
-    async def test() -> None:
-        async with running(fake_dtrace()) as one:
-            assert one.status.pid is None
-
-    asyncio.run(test())
+    async with running(fake_dtrace()) as one:
+        assert one.status.pid is None
 
 
 @pytest.mark.parametrize("turns", range(1, 6))
-def test_stop_while_it_starts(turns: int, fake_dtrace: FakeDTrace) -> None:
+async def test_stop_while_it_starts(turns: int, fake_dtrace: FakeDTrace) -> None:
     """Nor does it matter how far the start of the process has come."""
-
-    async def test() -> None:
-        async with running(fake_dtrace()):
-            for _ in range(turns):
-                await asyncio.sleep(0)
-
-    asyncio.run(test())
+    async with running(fake_dtrace()):
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
 
-def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+async def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
     """A session may be stopped while dtrace(1) compiles."""
     saved = tmp_path / "start.json"
-
-    async def test() -> None:
-        async with running(fake_dtrace({"save": str(saved)}, {"sleep": 60})) as one:
-            await until(saved.exists)
-            assert not one.settled.is_set()
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"save": str(saved)}, {"sleep": 60})) as one:
+        await until(saved.exists)
+        assert not one.settled.is_set()
 
 
-def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
+async def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
     """A session may be stopped while it waits for its turn to start."""
-
-    async def test() -> None:
-        state = State()
-        starting = asyncio.Semaphore(1)
-        state.table.watch(SSH, {22: ""})
-        config = DTraceConfig(command=tuple(fake_dtrace()))
-        async with starting:
-            one = Session(SSH, Plan(config, load("linux"), 22, {}), state, starting)
-            await asyncio.sleep(0)
-            async with asyncio.timeout(2):
-                await one.stop()
-        assert one.status.reason == "stopped"
-
-    asyncio.run(test())
+    state = State()
+    starting = asyncio.Semaphore(1)
+    state.table.watch(SSH, {22: ""})
+    config = DTraceConfig(command=tuple(fake_dtrace()))
+    async with starting:
+        one = Session(SSH, Plan(config, load("linux"), 22, {}), state, starting)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            await one.stop()
+    assert one.status.reason == "stopped"
 
 
-def test_stop_during_back_off(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
+async def test_stop_during_back_off(
+    monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace
+) -> None:
     """A session may be stopped while it waits to start its process again; it does not wait on."""
     monkeypatch.setattr(session, "_FIRST_DELAY", 600.0)
-
-    async def test() -> None:
-        async with running(fake_dtrace({"exit": 1})) as one:
-            await one.settled.wait()
-            assert one.status.pid is None
-
-    asyncio.run(test())
+    async with running(fake_dtrace({"exit": 1})) as one:
+        await one.settled.wait()
+        assert one.status.pid is None
 
 
-def test_stop_twice(fake_dtrace: FakeDTrace) -> None:
+async def test_stop_twice(fake_dtrace: FakeDTrace) -> None:
     """A session that has been stopped may be stopped again."""
-
-    async def test() -> None:
-        async with running(fake_dtrace()) as one:
-            await until(lambda: one.status.up)
-            await asyncio.gather(one.stop(), one.stop())
-
-    asyncio.run(test())
+    async with running(fake_dtrace()) as one:
+        await until(lambda: one.status.up)
+        await asyncio.gather(one.stop(), one.stop())

@@ -443,7 +443,7 @@ class TestLimits:
 
         assert asyncio.run(linger()) == b""
 
-    def test_client_that_does_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_client_that_does_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client that asks for a large answer and reads none of it is hung up on."""
         monkeypatch.setattr(handlers, "_SEND_SECONDS", 0.05)
 
@@ -457,11 +457,8 @@ class TestLimits:
                     while server._connections:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
 
-        async def run() -> None:
-            async with serving(one_port("x" * 400_000)) as server:
-                await ignore(server)
-
-        asyncio.run(run())
+        async with serving(one_port("x" * 400_000)) as server:
+            await ignore(server)
 
     def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a new connection the host with most loses its longest idle one, none that is busy."""
@@ -655,22 +652,18 @@ class TestListen:
         assert repr(address) in str(caught.value)
 
     @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-    def test_in_use(self) -> None:
+    async def test_in_use(self) -> None:
         """An address in use is an error that names it; those before it are let go again."""
-
-        async def run() -> None:
-            app = handlers.application(State(), no_reload)
-            with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                first = f"127.0.0.1:{free.getsockname()[1]}"
-                free.close()
-                second = f"127.0.0.1:{taken.getsockname()[1]}"
-                with pytest.raises(OSError, match="cannot listen on") as caught:
-                    web_server.bind([first, second])
-                assert str(caught.value) == f"cannot listen on {second}: Address already in use"
-                handlers.serve(app, web_server.bind([first])).stop()
-
-        asyncio.run(run())
+        app = handlers.application(State(), no_reload)
+        with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            first = f"127.0.0.1:{free.getsockname()[1]}"
+            free.close()
+            second = f"127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(OSError, match="cannot listen on") as caught:
+                web_server.bind([first, second])
+            assert str(caught.value) == f"cannot listen on {second}: Address already in use"
+            handlers.serve(app, web_server.bind([first])).stop()
         # Tornado leaves the socket that it could not bind to the collector, and to its warning.
         gc.collect()
 
