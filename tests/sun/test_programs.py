@@ -187,6 +187,8 @@ def too_much(watch: Watch) -> list[str]:
             f"{identity} {name}: {have}, at most {want[name]}"
             for name, have in sums.items()
             if name != "wait_ns" and have > want[name]
+            # A listen() that found no room for a variable has told of no limit.
+            and not (name.startswith("found") and watch.errors["dynamic_variable"])
         ]
     return found
 
@@ -413,7 +415,7 @@ def test_missing_probes(generation: str) -> None:
         ("solaris10", "zone_name", "zones"),
         ("solaris10", "tcp_cred", "zones"),
         ("solaris10", "tcp_param_val", "q0_limit"),
-        ("solaris10", "tcp_eager_last_q", "tli_accepts deferred"),
+        ("solaris10", "tcp_eager_last_q", "deferred tli_accepts"),
         ("illumos", "tcp_conn_req_cnt_q", ""),
         ("solaris10", "tcp_conn_req_cnt_q", ""),
     ],
