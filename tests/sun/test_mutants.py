@@ -121,6 +121,25 @@ MUTANTS = (
         "tcp_eager_last_q]) <= 1 ?",
         "tcp_eager_last_q]) < 1 ?",
     ),
+    Mutant(
+        "returns that count what waits",
+        "solaris10",
+        "this->late == NULL ? this->life = life[this->conn] : 0",
+        "this->life = life[this->conn]",
+    ),
+    Mutant(
+        "returns that count what waits",
+        "illumos",
+        "this->tcp == NULL ? this->life = life[this->listener] : 0",
+        "this->life = life[this->listener]",
+    ),
+    Mutant(
+        "returns that know whose it is from the connection",
+        BOTH,
+        ") & 1 ? (start",
+        ") & 1 && this->eager->tcp_listener != NULL ? (start",
+    ),
+    Mutant("nobody looks at returns", BOTH, "(crowded = 1, self", "(self"),
     Mutant("no deferred one", "solaris10", "start[this->late] == 1 ?", "start[this->late] == 2 ?"),
     Mutant(
         "no deferred one of TLI",

@@ -171,7 +171,7 @@ def test_any_script(generation: str) -> None:
 
 def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[str]]:
     """Return how many loads there were, and what was printed, with some of them failing."""
-    memory = Faulty(spared=())
+    memory = Faulty()
     with Host(generation, load=memory) as host:
         session = started(host)
         memory.host, memory.failing = host, failing

@@ -481,8 +481,11 @@ static int run_ack(struct words *words)
 			return -EINVAL;
 		eager->refuse = refused;
 		handshake_done(listener, eager);
-		if (!eager->tcp.tcp_listener)
+		if (listener->kind == SOCKET && !eager->tcp.tcp_listener)
 			COUNT(&listener->tcp, refused);
+		kmutex_enter(&listener->tcp.tcp_eager_lock);
+		eager->returning = false;
+		kmutex_exit(&listener->tcp.tcp_eager_lock);
 		release(listener, eager);
 		cond_resched();
 	}
