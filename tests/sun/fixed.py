@@ -80,7 +80,9 @@ def drift(start: Start) -> list[str]:
             watch.seconds()
             found += watch.differences()
         told = sum(row.startswith("listener") for row in watch.rows)
-        return [*found, *([] if told == 28 else [f"told {told} times"]), *wrong(watch)]
+        # On Solaris 10 an accept tells nobody anew.
+        expected = 28 if watch.generation == "illumos" else 19
+        return [*found, *([] if told == expected else [f"told {told} times"]), *wrong(watch)]
 
 
 def deferred(start: Start) -> list[str]:

@@ -140,7 +140,12 @@ MUTANTS = (
         ") & 1 && this->eager->tcp_listener != NULL ? (start",
     ),
     Mutant("nobody looks at returns", BOTH, "(crowded = 1, self", "(self"),
-    Mutant("no deferred one", "solaris10", "start[this->late] == 1 ?", "start[this->late] == 2 ?"),
+    Mutant(
+        "no deferred one",
+        "solaris10",
+        "OPT_offset), start[this->eager]) == 1 ?",
+        "OPT_offset), start[this->eager]) == 2 ?",
+    ),
     Mutant(
         "no deferred one of TLI",
         "solaris10",

@@ -16,9 +16,9 @@
  *   tick 1001000000000
  *
  * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
- *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
- *	of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
+ *	boot. Once a second the next SYN or handshake tells it anew, with another number at the end
+ *	of ID; so does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, in
+ *	none of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
  * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
@@ -79,7 +79,6 @@ fbt:ip:tcp_conn_request:entry
     256 * *(uint8_t *)(arg0 + CONN_LPORT) +				/* only one_port */
     /* only one_port */ *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT) /
 {
-	/* Where this faults, the thread's last SYN is forgotten, and nobody is told. */
 	@syn[(this->listener = NULL, syn[curthread] = arg0 << 16 |
 	    (this->life = life[this->conn = (conn_t *)arg0]) & 0xffff),
 	    (this->listener = *(tcp_t **)(arg0 + CONN_TCP))->tcp_conn_req_cnt_q] = count();
@@ -105,7 +104,6 @@ fbt:ip:tcp_send_conn_ind:entry
 	    this->life = life[this->conn], this->listener = this->tcp;
 }
 /* end established */
-
 /* What tcp_wput_accept(queue, T_CONN_RES) unlinks it accepts; so does TLI's tcp_accept_swap(). */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry { self->taking = 1; }			/* only accepts */
@@ -113,24 +111,32 @@ fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
 fbt:ip:tcp_wput_accept:return { self->taking = 0; }			/* only accepts */
 /* begin departures */
 /*
- * Out of Q or Q0, why ever: tcp_eager_unlink(connection). Its accept has just made the first that
- * waited the last of Q, which the telling will see; or nobody has, as the return was late to say so.
+ * Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. An
+ * accept may just have let another into Q, not counted yet; so this tells nobody anew.
  */
 fbt:ip:tcp_eager_unlink:entry
-/ (this->listener = this->late = NULL, this->life = this->ns = 0,
+/ (this->listener = NULL, this->life = this->ns = 0,
     this->eager = (tcp_t *)arg0, this->since = start[this->eager],
     start[this->eager] = this->since & 1 ?
     this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,
     this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
-    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp,
-    this->late = crowded ? this->tcp->tcp_eager_last_q : NULL,		/* only deferred */
-    this->life = life[this->conn], this->listener = this->tcp, this->late != NULL) ?
-    this->since == 1 && this->eager->tcp_eager_next_q0 == NULL ? this->life :
-    start[this->late] == 1 ? (start[this->late] = timestamp & -2, this->life) : 0 : 0 /
+    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp, this->life = life[this->conn],
+    this->listener = this->life ? NULL : this->tcp, this->since == 1) ?
+    this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
 /* end departures */
+/* begin deferred */
+/* That other is told of by tcp_send_pending(listener, T_CONN_IND, squeue), in the squeue as well. */
+fbt:ip:tcp_send_pending:entry
+/ (this->conn = (conn_t *)arg0, this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr, this->eager =
+    *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset), start[this->eager]) == 1 ?
+    (start[this->eager] = timestamp & -2, this->life = life[this->conn]) : 0 /
+{
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
+}
+/* end deferred */
 
 /* begin open_close */
 /* listen(), perhaps once more: tcp_bind(listener, T_BIND_REQ). */
@@ -140,17 +146,11 @@ fbt:ip:tcp_bind:return
 	this->life = second, (this->listener = self->opening) != NULL && (self->opening = NULL,
 	    this->life = life[this->conn = this->listener->tcp_connp] &= 0xffff);
 }
-/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came while they ran may have told it anew. */
+/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came meanwhile may have told it anew. */
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry
-{
-	this->conn = NULL;
-	this->conn = ((tcp_t *)arg0)->tcp_connp;
-}
+{ this->conn = NULL, this->conn = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
-{
-	this->conn = self->closing;
-	self->closing = NULL;
-}
+{ this->conn = self->closing, self->closing = NULL; }
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry,
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 / this->conn != NULL && life[this->conn] /
@@ -217,8 +217,8 @@ fbt:ip:tcp_send_conn_ind:return
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
 fbt:ip:tcp_accept:return
 / (this->listener = self->accepting) != NULL ? (self->accepting = NULL,
-    start[this->eager = this->listener->tcp_eager_last_q]) == 1 ? (this->life =
-    life[this->conn = this->listener->tcp_connp], start[this->eager] = timestamp & -2, this->life) : 0 : 0 /
+    start[this->eager = this->listener->tcp_eager_last_q]) == 1 ? (start[this->eager] =
+    timestamp & -2, this->life = life[this->conn = this->listener->tcp_connp]) : 0 : 0 /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
