@@ -127,7 +127,7 @@ fbt:ip:tcp_eager_unlink:entry
     this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener],
     this->since == 1) ? this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
 {
-	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();	/* only established */
 }
 /* end departures */
 
@@ -227,11 +227,11 @@ fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :
-	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :
-	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :
-	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :
-	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :
+	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :	/* only accepts */
+	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :	/* only accepts */
+	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :	/* only accepts */
+	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :	/* only accepts */
+	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :	/* only accepts */
 	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
 	    sum(10000000 * (this->ns / 1000) + 1);
 }

@@ -35,7 +35,7 @@ this mblk_t *mp;
 this int moving;
 uint64_t pending[tcp_t *];	/* 1: a return will tell where a connection is; 2: it has, in Q */
 
-BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
+BEGIN { this->moving = 0; printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
 /* A SYN: tcp_input_listener(listener, packet, squeue, attributes). */
 fbt:ip:tcp_input_listener:entry { self->listener = NULL; }
@@ -157,7 +157,8 @@ fbt:ip:tcp_accept:entry,						/* only accepts */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
 BEGIN			/* of nothing: it ends the list, whatever is left out */
-/ this->eager != NULL && (this->tcp = probefunc == "tcp_send_conn_ind" ? self->into :
+/ this->eager != NULL && (this->tcp =
+    probefunc == "tcp_send_conn_ind" ? self->into :			/* only streams */
     this->eager->tcp_listener) != NULL && (PORT == 0 ||
     ntohs(this->eager->tcp_connp->u_port.connu_ports.connu_lport) == PORT) /
 {

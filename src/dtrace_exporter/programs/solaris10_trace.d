@@ -39,7 +39,7 @@ this uint8_t *from, *at;
 this mblk_t *mp;
 this int port, moving;
 
-BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
+BEGIN { this->moving = 0; printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
 /* A SYN: tcp_conn_request(listener, packet, squeue). */
 fbt:ip:tcp_conn_request:entry
@@ -178,7 +178,8 @@ fbt:ip:tcp_wput_accept:entry,						/* only accepts */
 BEGIN			/* of nothing: it ends the list, whatever is left out */
 {
 	this->from = NULL;
-	this->tcp = this->eager == NULL ? NULL : probefunc == "tcp_send_conn_ind" ? self->into :
+	this->tcp = this->eager == NULL ? NULL :
+	    probefunc == "tcp_send_conn_ind" ? self->into :			/* only established */
 	    this->eager->tcp_listener;
 	this->at = this->tcp != NULL ? (uint8_t *)this->eager->tcp_connp + CONN_LPORT - 18 : NULL;
 	this->port = this->at != NULL ? 256 * this->at[18] + this->at[19] : 0;
