@@ -148,7 +148,7 @@ def gone_with(name: str, without: Iterable[str]) -> set[str]:
 def read_and_written(text: str) -> tuple[set[str], set[str]]:
     """Return the variables and aggregations that a program's clauses read, and that they write."""
     arrays = re.findall(r"^\w+ (\w+)\[[\w *]+\];", text, flags=re.MULTILINE)
-    names = "|".join(["(?:this|self)->\\w+", *(rf"\b{array}(?=\[)" for array in arrays)])
+    names = "|".join(["(?:this|self)->\\w+", *(rf"(?<!@)\b{array}(?=\[)" for array in arrays)])
     read, written = set(), set()
     for name, index, change in re.findall(
         rf"({names})(\[[^\]]*\])?\s*(=(?!=)|[-+&|]=|\+\+)?", code(text)

@@ -447,7 +447,7 @@ class TestLimits:
         """A client that asks for a large answer and reads none of it is hung up on."""
         monkeypatch.setattr(handlers, "_SEND_SECONDS", 0.05)
 
-        async def ignore(server: Server) -> None:
+        async with serving(one_port("x" * 400_000)) as server:
             with socket.create_connection(("127.0.0.1", port_of(server))) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
                 async with asyncio.timeout(10):
@@ -456,9 +456,6 @@ class TestLimits:
                         await asyncio.sleep(0.01)
                     while server._connections:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
-
-        async with serving(one_port("x" * 400_000)) as server:
-            await ignore(server)
 
     def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a new connection the host with most loses its longest idle one, none that is busy."""
@@ -665,6 +662,7 @@ class TestListen:
             assert str(caught.value) == f"cannot listen on {second}: Address already in use"
             handlers.serve(app, web_server.bind([first])).stop()
         # Tornado leaves the socket that it could not bind to the collector, and to its warning.
+        del caught
         gc.collect()
 
     def test_unknown_host(self) -> None:

@@ -80,7 +80,9 @@ def drift(start: Start) -> list[str]:
             watch.seconds()
             found += watch.differences()
         told = sum(row.startswith("listener") for row in watch.rows)
-        return [*found, *([] if told == 28 else [f"told {told} times"]), *wrong(watch)]
+        # On Solaris 10 an accept tells nobody anew.
+        expected = 28 if watch.generation == "illumos" else 19
+        return [*found, *([] if told == expected else [f"told {told} times"]), *wrong(watch)]
 
 
 def deferred(start: Start) -> list[str]:
@@ -202,6 +204,21 @@ def together(start: Start) -> list[str]:
     return found
 
 
+def quick(start: Start) -> list[str]:
+    """Accepts and resets that do not wait for the return of what has put a connection into Q."""
+    found = []
+    with start(cpus=3) as watch:
+        for seed in range(16):
+            for kind in KINDS[1:]:
+                watch.run(_open("L", kind, backlog=1), "syn L count 5")
+                others = ["accept L"] * 6, ["accept L", "abort L deferred"] * 3
+                watch.concurrently(["ack L"] * 4, *others, seed=seed)
+                watch.seconds(2)
+                found += watch.differences()
+                watch.run("close L")
+        return found + wrong(watch)
+
+
 def full(start: Start) -> list[str]:
     """The principal buffer is full when the heartbeat comes, where nothing else happens."""
     with start(options={"bufsize": "2k"}) as watch:
@@ -248,7 +265,7 @@ CASES: tuple[Callable[[Start], list[str]], ...] = (
         full,
         one_port,
     ),
-    *(same_thread, nested, together),
+    *(same_thread, nested, quick, together),
 )
 
 

@@ -15,10 +15,6 @@ from sun.watching import text
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 BOTH = "both"
-MISALIGNED = (
-    "self->taken = *(tcp_t **)(this->mp->b_rptr +"
-    " ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset);"
-)
 
 
 class Mutant(NamedTuple):
@@ -51,7 +47,7 @@ MUTANTS = (
     ),
     Mutant("any segment is a SYN", "illumos", "+ 13] & SYN_FLAG) /", "+ 13] & 255) /"),
     Mutant("the wrong flag", "illumos", "inline int SYN_FLAG = 2;", "inline int SYN_FLAG = 16;"),
-    Mutant("told but once", BOTH, "/ this->life < second &&", "/ this->life == 0 &&"),
+    Mutant("told but once", BOTH, "/ this->life < second ?", "/ this->life == 0 ?"),
     Mutant("told whatever it is", BOTH, "tcp_state == STATE_LISTEN &&", "tcp_state != 0 &&"),
     Mutant("told by other SYNs too", BOTH, "this->life == 0 && probefunc", "probefunc"),
     Mutant(
@@ -60,7 +56,7 @@ MUTANTS = (
         "[this->listener]) & 0xffff,",
         "[this->listener]) & 0xffff | 1,",
     ),
-    Mutant("a number of its own", "solaris10", "& 0xffff, this", "& 0xffff | 1, this"),
+    Mutant("a number of its own", "solaris10", "& 0xffff),", "& 0xffff | 1),"),
     Mutant("a first SYN that none has", BOTH, "this->syn = this->life == 0 &&", "this->syn = 0 &&"),
     Mutant(
         "the SYN of the last telling",
@@ -91,25 +87,20 @@ MUTANTS = (
         "    ntohs(this->listener->u_port.connu_ports.connu_lport),",
         "    this->listener->u_port.connu_ports.connu_lport,",
     ),
-    Mutant(
-        "an accept is a departure",
-        BOTH,
-        "this->taken = self->taken == this->eager,",
-        "this->taken = 0,",
-    ),
-    Mutant(
-        "any departure is an accept",
-        BOTH,
-        "this->taken = self->taken == this->eager,",
-        "this->taken = 1,",
-    ),
+    Mutant("an accept is a departure", BOTH, "{ self->taking = 1; }", "{ self->taking = 0; }"),
+    Mutant("any departure is an accept", BOTH, "{ self->taking = 0; }", "{ self->taking = 1; }"),
     Mutant(
         "Q and Q0 changed",
         BOTH,
         "tcp_eager_next_q0 == NULL ? 15 : 16",
         "tcp_eager_next_q0 == NULL ? 16 : 15",
     ),
-    Mutant("a time that is kept", "illumos", "start[this->eager] = 0,", "0,"),
+    Mutant(
+        "a time that is kept",
+        BOTH,
+        "this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,",
+        "this->since : this->since,",
+    ),
     Mutant(
         "microseconds as they are",
         BOTH,
@@ -119,68 +110,74 @@ MUTANTS = (
     Mutant("a bucket that is too wide", BOTH, "this->ns <= 1 << 22 ? 6", "this->ns <= 1 << 23 ? 6"),
     Mutant("buckets of 32 bits", BOTH, "1L << 32", "1 << 31"),
     Mutant(
-        "a misaligned load",
-        "illumos",
-        "self->taken = *this->eagers;",
-        MISALIGNED,
-    ),
-    Mutant(
-        "a misaligned load",
-        "solaris10",
-        "self->taken = *this->eagers;",
-        MISALIGNED,
-    ),
-    Mutant(
-        "a deferred one is in Q", "illumos", "this->eager->tcp_eager_next_q0 == NULL &&", "1 &&"
-    ),
-    Mutant(
         "a deferred one is in Q",
-        "solaris10",
-        "this->eager->tcp_eager_next_q0 == NULL ? timestamp : 1",
-        "timestamp",
+        BOTH,
+        "tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ?",
+        "tcp_conn_req_cnt_q >= 0 ?",
     ),
     Mutant(
         "no deferred one",
         "illumos",
-        "fbt:ip:tcp_get_def_conn_ind:return\n{",
-        "fbt:ip:tcp_get_def_conn_ind:return\n/ 0 /\n{",
+        "tcp_eager_last_q]) <= 1 ?",
+        "tcp_eager_last_q]) < 1 ?",
     ),
+    Mutant(
+        "returns that count what waits",
+        "solaris10",
+        "this->late == NULL ? this->life = life[this->conn] : 0",
+        "this->life = life[this->conn]",
+    ),
+    Mutant(
+        "returns that count what waits",
+        "illumos",
+        "this->tcp == NULL ? this->life = life[this->listener] : 0",
+        "this->life = life[this->listener]",
+    ),
+    Mutant(
+        "returns that know whose it is from the connection",
+        BOTH,
+        ") & 1 ? (start",
+        ") & 1 && this->eager->tcp_listener != NULL ? (start",
+    ),
+    Mutant("nobody looks at returns", BOTH, "(crowded = 1, self", "(self"),
     Mutant(
         "no deferred one",
         "solaris10",
-        "/ this->life && start[this->listener->tcp_eager_last_q] == 1 /",
-        "/ 0 /",
+        "OPT_offset), start[this->eager]) == 1 ?",
+        "OPT_offset), start[this->eager]) == 2 ?",
     ),
     Mutant(
         "no deferred one of TLI",
         "solaris10",
-        "this->life = start[this->eager] == 1 ?",
-        "this->life = start[this->eager] == 2 ?",
+        "this->listener->tcp_eager_last_q]) == 1 ?",
+        "this->listener->tcp_eager_last_q]) == 2 ?",
     ),
     Mutant(
         "counted when it returns",
         "illumos",
-        "fbt:ip:tcp_newconn_notify:entry\n/ this->life /",
-        "fbt:ip:tcp_newconn_notify:return\n/ this->life /",
+        "fbt:ip:tcp_newconn_notify:entry\n/ this->since",
+        "fbt:ip:tcp_newconn_notify:return\n/ this->since",
     ),
-    Mutant(
-        "a second listen() is nothing",
-        BOTH,
-        "life[this->listener] &= 0xffff",
-        "life[this->listener]",
-    ),
-    Mutant(
-        "nothing closes",
-        BOTH,
-        'printf("closed %x %d\\n", (uint64_t)this->listener, timestamp);',
-        "",
-    ),
-    Mutant("a life that goes on", BOTH, "	life[this->listener] = 0;\n", ""),
-    Mutant(
-        "told and forgotten",
-        BOTH,
-        "life[this->listener] = this->life = this->told,",
-        "this->life = this->told,",
+    Mutant("a second listen() is nothing", "illumos", "] &= 0xffff", "]"),
+    Mutant("a second listen() is nothing", "solaris10", "tcp_connp] &= 0xffff", "tcp_connp]"),
+    *(
+        one
+        for generation, conn in (("illumos", "listener"), ("solaris10", "conn"))
+        for one in (
+            Mutant(
+                "nothing closes",
+                generation,
+                f'printf("closed %x %d\\n", (uint64_t)this->{conn}, timestamp);',
+                "",
+            ),
+            Mutant("a life that goes on", generation, f"	life[this->{conn}] = 0;\n", ""),
+            Mutant(
+                "told and forgotten",
+                generation,
+                f"life[this->{conn}] = this->life = this->told,",
+                "this->life = this->told,",
+            ),
+        )
     ),
     Mutant("a copy that is kept", BOTH, "trunc(@opened);", ""),
     Mutant("a copy that is cleared", BOTH, "trunc(@left);", "clear(@left);"),
@@ -190,10 +187,7 @@ MUTANTS = (
         " trunc(@syn);",
         "",
     ),
-    Mutant(
-        "foreign SYNs stay", "illumos", "(syn[curthread] = NOBODY, this->life = second, 0)", "0", 81
-    ),
-    Mutant("foreign SYNs stay", "solaris10", "(syn[curthread] = NOBODY, 0)", "0", 81),
+    Mutant("foreign SYNs stay", BOTH, "syn[curthread] = NOBODY, this->life", "this->life", 81),
     Mutant("another port", BOTH, "PORT == 0 ||", "1 ||", 81),
     Mutant("a second too late", BOTH, "second = timestamp / 1000000000 << 16;\n\tprinta", "printa"),
 )

@@ -119,6 +119,22 @@ def test_every_kind(generation: str, kind: str) -> None:
 
 
 @each_generation
+@pytest.mark.parametrize("kind", KINDS)
+def test_quick(generation: str, kind: str) -> None:
+    """Each connection is established once, and an accept that does not wait is no hindrance."""
+    for seed in range(12):
+        with Host(generation, cpus=3, seed=seed) as host:
+            session = started(host)
+            host.run(f"listen L zone 0 address * port 22 backlog 1 {kind}", "syn L count 5")
+            others = ["accept L"] * 6, ["accept L", "abort L deferred"] * 3
+            host.concurrently(["ack L"] * 4, *others, seed=seed)
+            totals = host.library.totals("L")
+            found = Counter(line.split(",")[2] for line in printed(session)[1:])
+            assert found["established"] == totals["established"]
+            assert found["accept"] == totals["accepts"]
+
+
+@each_generation
 def test_port(generation: str) -> None:
     """A session of one port prints that port's lines only, whatever its threads did before."""
     with Host(generation) as host:
@@ -171,7 +187,7 @@ def test_any_script(generation: str) -> None:
 
 def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[str]]:
     """Return how many loads there were, and what was printed, with some of them failing."""
-    memory = Faulty(spared=())
+    memory = Faulty()
     with Host(generation, load=memory) as host:
         session = started(host)
         memory.host, memory.failing = host, failing

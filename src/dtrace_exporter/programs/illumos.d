@@ -48,21 +48,22 @@ inline int PORT = 0;		/* the only one to watch; 0: all */
 inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int NOBODY = 65536;	/* an ID of number 0 */
 inline int STATE_LISTEN = -3;
-inline int O_T_CONN_RES = 1;
-inline int T_CONN_RES = 28;
 
 uint64_t second;		/* since boot, << 16 */
 uint64_t tellings;
 uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
-uint64_t start[tcp_t *];	/* when a connection came into Q */
-self conn_t *opening, *closing;
-self tcp_t *eager, *deferring, *taken;
+/* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
+uint64_t start[tcp_t *];
+int crowded;			/* whether a STREAMS socket's has ever found Q full */
+self conn_t *conn, *opening, *closing;
+self tcp_t *eager, *deferring;
+self int taking;
 this conn_t *listener;
-this tcp_t *tcp, *eager, **eagers;
+this tcp_t *tcp, *eager;
 this mblk_t *mp;
-this uint64_t life, told, who, ns;
-this int taken, syn, qmax, q0max;
+this uint64_t life, told, who, since, ns;
+this int syn, qmax, q0max;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
@@ -72,8 +73,8 @@ BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
  */
 fbt:ip:tcp_input_listener:entry
 / this->listener = (conn_t *)arg0,
-    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT ||	/* only one_port */
-    (syn[curthread] = NOBODY, this->life = second, 0)) &&			/* only one_port */
+    (PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
+    ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) &&		/* only one_port */
     (this->who = syn[curthread] = arg0 << 16 | (this->life = life[this->listener]) & 0xffff,
     ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG) /
 {
@@ -88,63 +89,45 @@ mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open *
 /* Into Q: tcp_newconn_notify(connection, attributes). A fault ends one clause, not the others. */
 fbt:ip:tcp_newconn_notify:entry
 {
-	this->listener = NULL, this->life = 0, this->eager = (tcp_t *)arg0,
+	this->listener = NULL, this->life = 0, this->eager = (tcp_t *)arg0, this->since = 0,
+	    start[this->eager] = timestamp & -2,				/* only accept_wait */
 	    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener];
 }
 /* end established */
 /* begin streams */
-/* STREAMS' tcp_send_conn_ind(listener, T_CONN_IND, squeue) leaves it in Q0 while Q is full, */
+/* STREAMS' tcp_send_conn_ind(listener, T_CONN_IND, squeue), too, if there is room: in the squeue */
+/* nothing else makes Q longer. If not, what becomes of it is known at the return, or later: */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = (conn_t *)arg0, this->life = life[this->listener], self->eager = NULL,
-	    this->mp = (mblk_t *)arg1, self->eager = *(tcp_t **)
-	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset);
-}
-fbt:ip:tcp_send_conn_ind:return
-{
-	this->life = 0, this->eager = self->eager, self->eager = NULL;
-	this->life = this->eager != NULL && this->eager->tcp_eager_next_q0 == NULL &&
-	    start[this->eager] == 0 &&						/* only accept_wait */
-	    (this->listener = this->eager->tcp_listener->tcp_connp) != NULL ? life[this->listener] : 0;
-}
-/* until an accept has room: tcp_get_def_conn_ind(listener) makes it Q's last. Either returns first. */
-fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
-fbt:ip:tcp_get_def_conn_ind:return
-{
-	this->life = 0, this->eager = self->deferring->tcp_eager_last_q,
-	    this->listener = self->deferring->tcp_connp, this->life =
-	    start[this->eager] != 0 ? 0 :					/* only accept_wait */
-	    life[this->listener];
-	self->deferring = NULL;
+	this->listener = NULL, this->life = 0, this->mp = (mblk_t *)arg1, this->eager = *(tcp_t **)
+	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset),
+	    this->tcp = ((conn_t *)arg0)->conn_proto_priv.cp_tcp,
+	    start[this->eager] = this->since =
+	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
+	    (crowded = 1, self->conn = (conn_t *)arg0, self->eager = this->eager, timestamp | 1),
+	    this->listener = (conn_t *)arg0, this->life = life[this->listener];
 }
 /* end streams */
 
-/* accept() says which it will take: tcp_accept(listener, connection, ...), */
-fbt:ip:tcp_accept:entry { self->taken = ((conn_t *)arg1)->conn_proto_priv.cp_tcp; }	/* only accepts */
-/* TLI's tcp_accept_swap(listener, acceptor, connection), */
-fbt:ip:tcp_accept_swap:entry { self->taken = (tcp_t *)arg2; }	/* only tli_accepts */
-/* begin streams_accepts */
-/* and STREAMS' tcp_tpi_accept(queue, T_CONN_RES). */
-fbt:ip:tcp_tpi_accept:entry
-/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
-    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
-{
-	/* An address is aligned there by four bytes only. */
-	this->mp = (mblk_t *)arg1,
-	    bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers = (tcp_t **)alloca(sizeof (tcp_t *)), sizeof (tcp_t *)),
-	    self->taken = *this->eagers;
-}
-/* end streams_accepts */
+/* What tcp_accept() unlinks it accepts; so does TLI's tcp_accept_swap(), STREAMS' tcp_tpi_accept(). */
+fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
+fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
+fbt:ip:tcp_accept:entry { self->taking = 1; }				/* only accepts */
+fbt:ip:tcp_tpi_accept:return,						/* only streams_accepts */
+fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
+fbt:ip:tcp_accept:return { self->taking = 0; }				/* only accepts */
 /* begin departures */
-/* Out of Q or Q0, why ever: tcp_eager_unlink(connection). */
+/* Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. */
 fbt:ip:tcp_eager_unlink:entry
+/ (this->listener = NULL, this->life = this->ns = 0,
+    this->eager = (tcp_t *)arg0, this->since = start[this->eager],
+    start[this->eager] = this->since & 1 ?
+    this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,
+    this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
+    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener],
+    this->since == 1) ? this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
 {
-	this->listener = NULL, this->life = this->ns = this->taken = 0, this->eager = (tcp_t *)arg0,
-	    this->ns = start[this->eager], start[this->eager] = 0,		/* only accept_wait */
-	    this->taken = self->taken == this->eager,				/* only accepts */
-	    this->ns = this->ns ? timestamp - this->ns : 0,			/* only accept_wait */
-	    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener];
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();	/* only established */
 }
 /* end departures */
 
@@ -184,9 +167,9 @@ fbt:ip:tcp_send_conn_ind:entry,					/* only streams */
 fbt:ip:tcp_eager_unlink:entry,					/* only departures */
 fbt:ip:tcp_do_listen:return,					/* only open_close */
 fbt:ip:tcp_input_listener:entry
-/ this->life < second && (this->listener != NULL &&
+/ this->life < second ? (this->listener != NULL &&
     this->listener->conn_proto_priv.cp_tcp->tcp_state == STATE_LISTEN &&
-    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) /
+    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) : 0 /
 {
 	this->tcp = this->listener->conn_proto_priv.cp_tcp;
 	this->told = second | ++tellings % 65535 + 1;
@@ -211,32 +194,48 @@ fbt:ip:tcp_input_listener:entry
 }
 
 /* begin established */
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
+fbt:ip:tcp_send_conn_ind:entry,						/* only streams */
 fbt:ip:tcp_newconn_notify:entry
-/ this->life /
+/ this->since & 1 ? 0 : this->life /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
-	start[this->eager] = timestamp;					/* only accept_wait */
 }
 /* end established */
+/* begin streams */
+/* room was made meanwhile; or an accept has let it in, and maybe taken it; */
+fbt:ip:tcp_send_conn_ind:return
+/ crowded ? (this->eager = self->eager) != NULL ? (this->listener = self->conn, self->eager = NULL,
+    self->conn = NULL, this->tcp = this->eager->tcp_eager_next_q0,
+    this->since = start[this->eager]) & 1 ? (start[this->eager] = this->tcp != NULL ? 1 :
+    this->eager->tcp_listener == NULL ? 0 : this->since & -2,
+    this->tcp == NULL ? this->life = life[this->listener] : 0) : 0 : 0 : 0 /
+{
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+}
+/* or it waits until in an accept tcp_get_def_conn_ind(listener) makes it Q's last. */
+fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
+fbt:ip:tcp_get_def_conn_ind:return
+/ (this->tcp = self->deferring) != NULL ? (self->deferring = NULL,
+    start[this->eager = this->tcp->tcp_eager_last_q]) <= 1 ? (this->listener = this->tcp->tcp_connp,
+    this->life = life[this->listener], start[this->eager] = timestamp & -2, this->life) : 0 : 0 /
+{
+	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+}
+/* end streams */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    !this->taken ? this->eager->tcp_eager_next_q0 == NULL ? 15 : 16 :
-	    this->ns == 0 ? 14 : this->ns <= 1 << 10 ? 0 :
-	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : this->ns <= 1 << 16 ? 3 :
-	    this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 :
-	    this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :
-	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13] =
+	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :	/* only accepts */
+	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :	/* only accepts */
+	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :	/* only accepts */
+	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :	/* only accepts */
+	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :	/* only accepts */
+	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
 	    sum(10000000 * (this->ns / 1000) + 1);
 }
 /* end departures */
-/* An accept that took nothing has armed nothing. */
-fbt:ip:tcp_tpi_accept:return,						/* only streams_accepts */
-fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
-fbt:ip:tcp_accept:return { self->taken = NULL; }			/* only accepts */
 
 tick-1s, END
 {

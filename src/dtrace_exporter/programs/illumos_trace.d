@@ -26,14 +26,16 @@ inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
 self conn_t *listener;
-self tcp_t *eager;
+self tcp_t *eager, *into, *deferring;
 self uchar_t *ip;
 self uint16_t *ports;
 this tcp_t *eager, *tcp, **eagers;
 this conn_t *peer;
 this mblk_t *mp;
+this int moving;
+uint64_t pending[tcp_t *];	/* 1: a return will tell where a connection is; 2: it has, in Q */
 
-BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
+BEGIN { this->moving = 0; printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
 /* A SYN: tcp_input_listener(listener, packet, squeue, attributes). */
 fbt:ip:tcp_input_listener:entry { self->listener = NULL; }
@@ -67,50 +69,75 @@ fbt:ip:tcp_input_listener:return
 }
 
 /* begin established */
-/* Into Q: tcp_newconn_notify(connection, attributes), */
-fbt:ip:tcp_newconn_notify:entry { self->eager = (tcp_t *)arg0; }
+/* Into Q: tcp_newconn_notify(connection, attributes); an accept can be quicker than its return. */
+fbt:ip:tcp_newconn_notify:entry { this->moving = 1; this->eager = (tcp_t *)arg0; }
 /* end established */
 /* begin streams */
-/* tcp_send_conn_ind(listener, T_CONN_IND, squeue) unless Q is full, */
+/* tcp_send_conn_ind(listener, T_CONN_IND, squeue), too, if there is room; if not, its return knows, */
 fbt:ip:tcp_send_conn_ind:entry
 {
+	this->eager = NULL;
 	self->eager = NULL;
+	self->into = NULL;
+	this->moving = 1;
 	this->mp = (mblk_t *)arg1;
 	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
 	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
 	    this->eagers, sizeof (tcp_t *));
-	self->eager = *this->eagers;
+	this->tcp = *this->eagers;
+	self->into = ((conn_t *)arg0)->conn_proto_priv.cp_tcp;
+	self->eager = self->into->tcp_conn_req_cnt_q < self->into->tcp_conn_req_max ? NULL : this->tcp;
+	pending[this->tcp] = self->eager != NULL;
+	this->eager = self->eager == NULL ? this->tcp : NULL;
 }
-/* and then tcp_get_def_conn_ind(listener), when an accept has room; it becomes the last of Q. */
-fbt:ip:tcp_get_def_conn_ind:entry { self->eager = (tcp_t *)arg0; }
-fbt:ip:tcp_get_def_conn_ind:return { self->eager = self->eager->tcp_eager_last_q; }
-/* end streams */
-/* begin established */
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
-fbt:ip:tcp_newconn_notify:return
+fbt:ip:tcp_send_conn_ind:return
 {
 	this->eager = NULL;
 	this->tcp = self->eager;
 	self->eager = NULL;
-	this->eager = this->tcp->tcp_eager_next_q0 == NULL ? this->tcp : NULL;
+	this->moving = 0;
+	this->eager = this->tcp != NULL && this->tcp->tcp_eager_next_q0 == NULL && pending[this->tcp] ?
+	    this->tcp : NULL;
+	pending[this->tcp] = this->eager != NULL && this->eager->tcp_listener != NULL ? 2 : 0;
 }
-/* end established */
+/* or it waits for tcp_get_def_conn_ind(listener), when an accept has room; it becomes the last of Q. */
+fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
+fbt:ip:tcp_get_def_conn_ind:return
+{
+	this->eager = NULL;
+	this->tcp = self->deferring;
+	self->deferring = NULL;
+	this->moving = 0;
+	this->tcp = this->tcp->tcp_eager_last_q;
+	this->eager = pending[this->tcp] ? NULL : this->tcp;
+}
+/* end streams */
+/* begin departures */
+/* One that is reset in Q0 meanwhile never comes into Q. */
+fbt:ip:tcp_eager_unlink:entry
+/ pending[(tcp_t *)arg0] == 2 || (pending[(tcp_t *)arg0] == 1 &&
+    ((tcp_t *)arg0)->tcp_eager_next_q0 != NULL) /
+{
+	pending[(tcp_t *)arg0] = 0;
+}
+/* end departures */
 
 /* begin accepts */
 /* Out of Q: tcp_accept(listener, connection, ...), */
 fbt:ip:tcp_accept:entry
 {
 	this->eager = NULL;
+	this->moving = 0;
 	this->eager = ((conn_t *)arg1)->conn_proto_priv.cp_tcp;
 }
 /* end accepts */
 /* begin tli_accepts */
 /* tcp_accept_swap(listener, acceptor, connection), */
-fbt:ip:tcp_accept_swap:entry { this->eager = (tcp_t *)arg2; }
+fbt:ip:tcp_accept_swap:entry { this->moving = 0; this->eager = (tcp_t *)arg2; }
 /* end tli_accepts */
 /* begin streams_accepts */
 /* tcp_tpi_accept(queue, T_CONN_RES). */
-fbt:ip:tcp_tpi_accept:entry { this->eager = NULL; }
+fbt:ip:tcp_tpi_accept:entry { this->eager = NULL; this->moving = 0; }
 fbt:ip:tcp_tpi_accept:entry
 / ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
     ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
@@ -123,24 +150,29 @@ fbt:ip:tcp_tpi_accept:entry
 }
 /* end streams_accepts */
 
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_get_def_conn_ind:return,	/* only streams */
-fbt:ip:tcp_newconn_notify:return,					/* only established */
+fbt:ip:tcp_send_conn_ind:entry, fbt:ip:tcp_send_conn_ind:return,		/* only streams */
+fbt:ip:tcp_get_def_conn_ind:return,					/* only streams */
+fbt:ip:tcp_newconn_notify:entry,					/* only established */
 fbt:ip:tcp_accept:entry,						/* only accepts */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
 BEGIN			/* of nothing: it ends the list, whatever is left out */
-/ this->eager != NULL && this->eager->tcp_listener != NULL && (PORT == 0 ||
+/ this->eager != NULL && (this->tcp =
+    probefunc == "tcp_send_conn_ind" ? self->into :			/* only streams */
+    this->eager->tcp_listener) != NULL && (PORT == 0 ||
     ntohs(this->eager->tcp_connp->u_port.connu_ports.connu_lport) == PORT) /
 {
 	this->peer = this->eager->tcp_connp;
-	this->tcp = this->eager->tcp_listener;
 	printf("%d,%Y,%s,%s,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
-	    probename == "return" ? "established" : "accept",
+	    probefunc == "tcp_accept" || probefunc == "tcp_accept_swap" || probefunc == "tcp_tpi_accept" ?
+	    "accept" : "established",
 	    inet_ntoa6(&this->peer->connua_v6addr.connua_faddr),
 	    ntohs(this->peer->u_port.connu_ports.connu_fport),
-	    ntohs(this->peer->u_port.connu_ports.connu_lport), this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
+	    ntohs(this->peer->u_port.connu_ports.connu_lport),
+	    this->tcp->tcp_conn_req_cnt_q0 - this->moving, this->tcp->tcp_conn_req_cnt_q + this->moving,
+	    this->tcp->tcp_conn_req_max);
 }
+fbt:ip:tcp_send_conn_ind:return { self->into = NULL; }			/* only streams */
 
 /* Only who prints learns that nobody reads any more, at the other end of an ssh. */
 tick-5s { printf("\n"); }

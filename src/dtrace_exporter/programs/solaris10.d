@@ -16,9 +16,9 @@
  *   tick 1001000000000
  *
  * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
- *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
- *	of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
+ *	boot. Once a second the next SYN or handshake tells it anew, with another number at the end
+ *	of ID; so does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, in
+ *	none of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
  * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
  * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
  *	connections thrown out for a SYN (3)
@@ -27,7 +27,7 @@
  * left ID HOW US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for HOW 0 to 12, 13
  *	more, 14 not known; out of Q (15) or Q0 (16) in another way. US+EVENTS is 10,000,000 times
  *	the microseconds that they were in Q, plus their number.
- * closed SOCKET TIME: the tcp_t whose address this is listens no more
+ * closed SOCKET TIME: the conn_t whose address this is listens no more
  * tick TIME: the heartbeat, when all that was counted has been printed
  *
  * Q0 and Q are what was told, and what has come since, less what went. Each count is printed once:
@@ -51,20 +51,22 @@ inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
 inline int STATE_LISTEN = -3;
 inline int NOBODY = 65536;	/* an ID of number 0 */
-inline int O_T_CONN_RES = 1;
-inline int T_CONN_RES = 28;
 
 uint64_t second;		/* since boot, << 16 */
 uint64_t tellings;
-uint64_t life[tcp_t *];		/* the second in which a listener was told, and its number then */
+uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
-uint64_t start[tcp_t *];	/* when a connection came into Q; 1: it waits in Q0 for room */
-self tcp_t *opening, *closing, *eager, *accepting, *taken;
-this tcp_t *listener, *eager, **eagers;
-this mblk_t *mp;
+/* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
+uint64_t start[tcp_t *];
+int crowded;			/* whether one has ever found Q full */
+self conn_t *conn, *closing;
+self tcp_t *eager, *opening, *accepting;
+self int taking;
+this conn_t *conn;
+this tcp_t *listener, *tcp, *eager, *late;
 this uint8_t *at;
-this uint64_t life, told, who, ns;
-this int taken, syn, qmax, q0max;
+this uint64_t life, told, who, since, ns;
+this int syn, qmax, q0max;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
@@ -73,13 +75,13 @@ BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
  * function know whose it is. One for a listener that nobody has told counts with its telling.
  */
 fbt:ip:tcp_conn_request:entry
-/ (this->life = second, this->listener = *(tcp_t **)(arg0 + CONN_TCP)) != NULL
-    && (PORT == 0 || 256 * *(uint8_t *)(arg0 + CONN_LPORT) +		/* only one_port */
-    *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT || (syn[curthread] = NOBODY, 0))	/* only one_port */
-/
+/ PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
+    256 * *(uint8_t *)(arg0 + CONN_LPORT) +				/* only one_port */
+    /* only one_port */ *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT) /
 {
-	@syn[syn[curthread] = (uint64_t)this->listener << 16 |
-	    (this->life = life[this->listener]) & 0xffff, this->listener->tcp_conn_req_cnt_q] = count();
+	@syn[(this->listener = NULL, this->conn = (conn_t *)arg0,
+	    syn[curthread] = arg0 << 16 | (this->life = life[this->conn]) & 0xffff),
+	    (this->listener = *(tcp_t **)(arg0 + CONN_TCP))->tcp_conn_req_cnt_q] = count();
 }
 mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
@@ -87,65 +89,52 @@ mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops 
 mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
 
 /* begin established */
-/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). A fault ends one clause, not the others. */
+/*
+ * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). If there is room it goes in, for in the
+ * squeue nothing else makes Q longer. If not, what becomes of it is known at the return, or later.
+ */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL, this->life = 0, this->mp = (mblk_t *)arg1, self->eager = *(tcp_t **)
-	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset),
-	    this->listener = self->eager->tcp_listener, this->life = life[this->listener];
-}
-/* If Q is full it stays in Q0 until an accept has room for it. */
-fbt:ip:tcp_send_conn_ind:return
-{
-	this->life = 0, this->eager = self->eager, self->eager = NULL;
-	this->life = this->eager != NULL && (start[this->eager] =
-	    this->eager->tcp_eager_next_q0 == NULL ? timestamp : 1) > 1 ?
-	    life[this->listener = this->eager->tcp_listener] : 0;
+	this->listener = NULL, this->life = 0, this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
+	    this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset),
+	    this->conn = (conn_t *)arg0, this->tcp = *(tcp_t **)(arg0 + CONN_TCP),
+	    start[this->eager] = this->since =
+	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
+	    (crowded = 1, self->conn = this->conn, self->eager = this->eager, timestamp | 1),
+	    this->life = life[this->conn], this->listener = this->tcp;
 }
 /* end established */
-
-/* begin accepts */
-/* accept() says which it will take: tcp_wput_accept(queue, T_CONN_RES), */
-fbt:ip:tcp_wput_accept:entry
-/ ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
-    ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
-{
-	/* An address is aligned there by four bytes only. */
-	this->mp = (mblk_t *)arg1,
-	    bcopy(this->mp->b_rptr + ((struct T_conn_res *)this->mp->b_rptr)->OPT_offset,
-	    this->eagers = (tcp_t **)alloca(sizeof (tcp_t *)), sizeof (tcp_t *)),
-	    self->taken = *this->eagers;
-}
-/* end accepts */
-/* begin tli_accepts */
-/* TLI's tcp_accept_swap(listener, acceptor, connection), in tcp_accept(listener, T_CONN_RES). */
-fbt:ip:tcp_accept_swap:entry { self->taken = (tcp_t *)arg2; }
-fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
-fbt:ip:tcp_accept:return
-{
-	this->life = 0, this->listener = self->accepting, self->accepting = NULL,
-	    this->eager = this->listener->tcp_eager_last_q, this->life = start[this->eager] == 1 ?
-	    (start[this->eager] = timestamp, life[this->listener]) : 0;
-}
-/* end tli_accepts */
+/* What tcp_wput_accept(queue, T_CONN_RES) unlinks it accepts; so does TLI's tcp_accept_swap(). */
+fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
+fbt:ip:tcp_wput_accept:entry { self->taking = 1; }			/* only accepts */
+fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
+fbt:ip:tcp_wput_accept:return { self->taking = 0; }			/* only accepts */
 /* begin departures */
-/* Out of Q or Q0, why ever: tcp_eager_unlink(connection). */
+/*
+ * Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. An
+ * accept may just have let another into Q, not counted yet; so this tells nobody anew.
+ */
 fbt:ip:tcp_eager_unlink:entry
+/ (this->listener = NULL, this->life = this->ns = 0,
+    this->eager = (tcp_t *)arg0, this->since = start[this->eager],
+    start[this->eager] = this->since & 1 ?
+    this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,
+    this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
+    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp, this->life = life[this->conn],
+    this->listener = this->life ? NULL : this->tcp, this->since == 1) ?
+    this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
 {
-	this->listener = NULL, this->life = this->ns = this->taken = 0, this->eager = (tcp_t *)arg0,
-	    this->ns = start[this->eager], start[this->eager] = 0,
-	    this->taken = self->taken == this->eager,				/* only accepts */
-	    this->ns = this->ns > 1 ? timestamp - this->ns : 0,			/* only accept_wait */
-	    this->listener = this->eager->tcp_listener, this->life = life[this->listener];
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();	/* only established */
 }
 /* end departures */
 /* begin deferred */
-/* Its accept has just made the first that waited the last of Q, which the telling will see. */
-fbt:ip:tcp_eager_unlink:entry
-/ this->life && start[this->listener->tcp_eager_last_q] == 1 /
+/* That other is told of by tcp_send_pending(listener, T_CONN_IND, squeue), in the squeue as well. */
+fbt:ip:tcp_send_pending:entry
+/ (this->conn = (conn_t *)arg0, this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr, this->eager =
+    *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset), start[this->eager]) == 1 ?
+    (start[this->eager] = timestamp & -2, this->life = life[this->conn]) : 0 /
 {
-	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
-	start[this->listener->tcp_eager_last_q] = timestamp;
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
 /* end deferred */
 
@@ -154,23 +143,21 @@ fbt:ip:tcp_eager_unlink:entry
 fbt:ip:tcp_bind:entry { self->opening = (tcp_t *)arg0; }
 fbt:ip:tcp_bind:return
 {
-	this->listener = self->opening, self->opening = NULL;
-	this->life = life[this->listener] &= 0xffff;
+	this->life = second, (this->listener = self->opening) != NULL && (self->opening = NULL,
+	    this->life = life[this->conn = this->listener->tcp_connp] &= 0xffff);
 }
-/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came while they ran may have told it anew. */
-fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry { this->listener = (tcp_t *)arg0; }
+/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came meanwhile may have told it anew. */
+fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry
+{ this->conn = NULL, this->conn = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
-{
-	this->listener = self->closing;
-	self->closing = NULL;
-}
+{ this->conn = self->closing, self->closing = NULL; }
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry,
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
-/ this->listener != NULL && life[this->listener] /
+/ this->conn != NULL && life[this->conn] /
 {
-	printf("closed %x %d\n", (uint64_t)this->listener, timestamp);
-	life[this->listener] = 0;
-	self->closing = probename == "entry" ? this->listener : NULL;
+	printf("closed %x %d\n", (uint64_t)this->conn, timestamp);
+	life[this->conn] = 0;
+	self->closing = probename == "entry" ? this->conn : NULL;
 }
 /* end open_close */
 
@@ -179,12 +166,12 @@ fbt:ip:tcp_send_conn_ind:entry,				/* only established */
 fbt:ip:tcp_eager_unlink:entry,				/* only departures */
 fbt:ip:tcp_bind:return,					/* only open_close */
 fbt:ip:tcp_conn_request:entry
-/ this->life < second && (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
-    (this->at = (uint8_t *)this->listener->tcp_connp + CONN_LPORT - 34) != NULL &&
-    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) /
+/ this->life < second ? (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
+    (this->at = (uint8_t *)this->conn + CONN_LPORT - 34) != NULL &&
+    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) : 0 /
 {
 	this->told = second | ++tellings % 65535 + 1;
-	this->who = (uint64_t)this->listener << 16 | this->told & 0xffff;
+	this->who = (uint64_t)this->conn << 16 | this->told & 0xffff;
 	this->syn = this->life == 0 && probefunc == "tcp_conn_request";
 	printf("listener %x %d ", this->who, timestamp);
 	printf("%s", stringof(this->listener->tcp_cred->cr_zone->zone_name));	/* only zones */
@@ -199,9 +186,9 @@ fbt:ip:tcp_conn_request:entry
 	this->q0max = this->qmax +				/* only q0_limit */
 	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;	/* only q0_limit */
 	/* Either who closes it sees that it has been told, or this that it has closed. */
-	life[this->listener] = this->life = this->told,
+	life[this->conn] = this->life = this->told,
 	    this->listener->tcp_state == STATE_LISTEN ||
-	    (life[this->listener] = this->qmax = this->life = 0);
+	    (life[this->conn] = this->qmax = this->life = 0);
 	printf(" %d %d", this->qmax, this->syn);
 	printf(" %d", this->q0max);			/* only q0_limit */
 	printf("\n");
@@ -209,30 +196,47 @@ fbt:ip:tcp_conn_request:entry
 }
 
 /* begin established */
-fbt:ip:tcp_accept:return,						/* only tli_accepts */
-fbt:ip:tcp_send_conn_ind:return
-/ this->life /
+fbt:ip:tcp_send_conn_ind:entry
+/ this->since & 1 ? 0 : this->life /
 {
-	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
+}
+/* Room was made meanwhile; or an accept has let it in, and maybe taken it. */
+fbt:ip:tcp_send_conn_ind:return
+/ crowded ? (this->eager = self->eager) != NULL ? (this->conn = self->conn, self->eager = NULL,
+    self->conn = NULL, this->late = this->eager->tcp_eager_next_q0,
+    this->since = start[this->eager]) & 1 ? (start[this->eager] = this->late != NULL ? 1 :
+    this->eager->tcp_listener == NULL ? 0 : this->since & -2,
+    this->late == NULL ? this->life = life[this->conn] : 0) : 0 : 0 : 0 /
+{
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
 /* end established */
+/* begin tli_accepts */
+/* TLI's tcp_accept(listener, T_CONN_RES) does so when it has unlinked what it takes. */
+fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
+fbt:ip:tcp_accept:return
+/ (this->listener = self->accepting) != NULL ? (self->accepting = NULL,
+    start[this->eager = this->listener->tcp_eager_last_q]) == 1 ? (start[this->eager] =
+    timestamp & -2, this->life = life[this->conn = this->listener->tcp_connp]) : 0 : 0 /
+{
+	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
+}
+/* end tli_accepts */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
-	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    !this->taken ? this->eager->tcp_eager_next_q0 == NULL ? 15 : 16 :
-	    this->ns == 0 ? 14 : this->ns <= 1 << 10 ? 0 :
-	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : this->ns <= 1 << 16 ? 3 :
-	    this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 :
-	    this->ns <= 1 << 24 ? 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :
-	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13] =
+	@left[(uint64_t)this->conn << 16 | this->life & 0xffff,
+	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :	/* only accepts */
+	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :	/* only accepts */
+	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :	/* only accepts */
+	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :	/* only accepts */
+	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :	/* only accepts */
+	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
 	    sum(10000000 * (this->ns / 1000) + 1);
 }
 /* end departures */
-/* An accept that took nothing has armed nothing. */
-fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
-fbt:ip:tcp_wput_accept:return { self->taken = NULL; }			/* only accepts */
 
 tick-1s, END
 {

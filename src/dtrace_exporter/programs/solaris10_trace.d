@@ -30,16 +30,16 @@ inline int CONN_LPORT = 0x10a;
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
 
-self tcp_t *listener, *eager, *accepting;
+self tcp_t *listener, *eager, *into, *accepting;
 self uint8_t *ip, *ports;
 self int port;
-uint64_t deferred[tcp_t *];	/* whether a connection waits in Q0 for room in Q */
+uint64_t pending[tcp_t *];	/* 1: a return will tell where a connection is; 2: it waits in Q0 */
 this tcp_t *eager, *tcp, **eagers;
 this uint8_t *from, *at;
 this mblk_t *mp;
-this int port;
+this int port, moving;
 
-BEGIN { printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
+BEGIN { this->moving = 0; printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
 /* A SYN: tcp_conn_request(listener, packet, squeue). */
 fbt:ip:tcp_conn_request:entry
@@ -89,23 +89,35 @@ fbt:ip:tcp_conn_request:return
 }
 
 /* begin established */
-/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), unless Q is full. */
+/*
+ * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if there is room; an accept can be quicker
+ * than its return. If there is none, the return knows what has become of it.
+ */
 fbt:ip:tcp_send_conn_ind:entry
 {
+	this->eager = NULL;
 	self->eager = NULL;
+	self->into = NULL;
+	this->moving = 1;
 	this->mp = (mblk_t *)arg1;
 	this->eagers = (tcp_t **)alloca(sizeof (tcp_t *));
 	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
 	    this->eagers, sizeof (tcp_t *));
-	self->eager = *this->eagers;
+	this->tcp = *this->eagers;
+	self->into = *(tcp_t **)(arg0 + CONN_TCP);
+	self->eager = self->into->tcp_conn_req_cnt_q < self->into->tcp_conn_req_max ? NULL : this->tcp;
+	pending[this->tcp] = self->eager != NULL;
+	this->eager = self->eager == NULL ? this->tcp : NULL;
 }
 fbt:ip:tcp_send_conn_ind:return
 {
 	this->eager = NULL;
 	this->tcp = self->eager;
 	self->eager = NULL;
-	this->eager = this->tcp->tcp_eager_next_q0 == NULL ? this->tcp : NULL;
-	deferred[this->tcp] = this->eager == NULL;
+	this->moving = 0;
+	this->eager = this->tcp != NULL && this->tcp->tcp_eager_next_q0 == NULL && pending[this->tcp] ?
+	    this->tcp : NULL;
+	pending[this->tcp] = this->eager == NULL && pending[this->tcp] ? 2 : 0;
 }
 /* Then an accept lets it in: tcp_send_pending(listener, T_CONN_IND, squeue), */
 fbt:ip:tcp_send_pending:entry
@@ -116,10 +128,19 @@ fbt:ip:tcp_send_pending:entry
 	bcopy(this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset,
 	    this->eagers, sizeof (tcp_t *));
 	this->tcp = *this->eagers;
-	deferred[this->tcp] = 0;
-	this->eager = this->tcp;
+	this->moving = 0;
+	this->eager = pending[this->tcp] ? this->tcp : NULL;
+	pending[this->tcp] = 0;
 }
 /* end established */
+/* begin departures */
+/* One that was reset in Q0 meanwhile never comes into Q. */
+fbt:ip:tcp_eager_unlink:entry
+/ pending[(tcp_t *)arg0] && ((tcp_t *)arg0)->tcp_eager_next_q0 != NULL /
+{
+	pending[(tcp_t *)arg0] = 0;
+}
+/* end departures */
 /* begin tli_accepts */
 /* or in TLI's tcp_accept(listener, T_CONN_RES), which makes it the last of Q. */
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
@@ -128,15 +149,16 @@ fbt:ip:tcp_accept:return
 	this->eager = NULL;
 	this->tcp = self->accepting->tcp_eager_last_q;
 	self->accepting = NULL;
-	this->eager = deferred[this->tcp] ? this->tcp : NULL;
-	deferred[this->tcp] = 0;
+	this->moving = 0;
+	this->eager = pending[this->tcp] == 2 ? this->tcp : NULL;
+	pending[this->tcp] = 0;
 }
 /* Out of Q: tcp_accept_swap(listener, acceptor, connection), */
-fbt:ip:tcp_accept_swap:entry { this->eager = (tcp_t *)arg2; }
+fbt:ip:tcp_accept_swap:entry { this->moving = 0; this->eager = (tcp_t *)arg2; }
 /* end tli_accepts */
 /* begin accepts */
 /* tcp_wput_accept(queue, T_CONN_RES). */
-fbt:ip:tcp_wput_accept:entry { this->eager = NULL; }
+fbt:ip:tcp_wput_accept:entry { this->eager = NULL; this->moving = 0; }
 fbt:ip:tcp_wput_accept:entry
 / ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == T_CONN_RES ||
     ((struct T_conn_res *)((mblk_t *)arg1)->b_rptr)->PRIM_type == O_T_CONN_RES /
@@ -149,18 +171,22 @@ fbt:ip:tcp_wput_accept:entry
 }
 /* end accepts */
 
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
+fbt:ip:tcp_send_conn_ind:entry, fbt:ip:tcp_send_conn_ind:return,		/* only established */
+fbt:ip:tcp_send_pending:entry,						/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry,						/* only accepts */
 BEGIN			/* of nothing: it ends the list, whatever is left out */
 {
 	this->from = NULL;
-	this->tcp = this->eager != NULL ? this->eager->tcp_listener : NULL;
+	this->tcp = this->eager == NULL ? NULL :
+	    probefunc == "tcp_send_conn_ind" ? self->into :			/* only established */
+	    this->eager->tcp_listener;
 	this->at = this->tcp != NULL ? (uint8_t *)this->eager->tcp_connp + CONN_LPORT - 18 : NULL;
 	this->port = this->at != NULL ? 256 * this->at[18] + this->at[19] : 0;
 	this->from = this->at;
 }
-fbt:ip:tcp_send_conn_ind:return, fbt:ip:tcp_send_pending:entry,		/* only established */
+fbt:ip:tcp_send_conn_ind:entry, fbt:ip:tcp_send_conn_ind:return,		/* only established */
+fbt:ip:tcp_send_pending:entry,						/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry,						/* only accepts */
 BEGIN			/* of nothing: it ends the list, whatever is left out */
@@ -172,9 +198,11 @@ BEGIN			/* of nothing: it ends the list, whatever is left out */
 	    256 * this->from[4] + this->from[5], 256 * this->from[6] + this->from[7],
 	    256 * this->from[8] + this->from[9], 256 * this->from[10] + this->from[11],
 	    256 * this->from[12] + this->from[13], 256 * this->from[14] + this->from[15],
-	    256 * this->from[16] + this->from[17], this->port, this->tcp->tcp_conn_req_cnt_q0,
-	    this->tcp->tcp_conn_req_cnt_q, this->tcp->tcp_conn_req_max);
+	    256 * this->from[16] + this->from[17], this->port,
+	    this->tcp->tcp_conn_req_cnt_q0 - this->moving, this->tcp->tcp_conn_req_cnt_q + this->moving,
+	    this->tcp->tcp_conn_req_max);
 }
+fbt:ip:tcp_send_conn_ind:return { self->into = NULL; }			/* only established */
 
 /* Only who prints learns that nobody reads any more, at the other end of an ssh. */
 tick-5s { printf("\n"); }

@@ -108,7 +108,3 @@ class Model:
     def eagers(self) -> int:
         """Return how many connections that nobody has accepted are in memory."""
         return int((FILES / "eagers").read_text())
-
-    def burst_nanoseconds(self) -> int:
-        """Return how long the last ``burst`` took, in nanoseconds."""
-        return int((FILES / "nanoseconds").read_text())

@@ -13,7 +13,6 @@ extern struct rw_semaphore model_lock;
 extern struct list_head places;
 extern struct list_head records;
 extern tcp_stack_t *shared_stack;
-extern u64 burst_ns;
 
 /* services.c: connections, and the work of squeues */
 extern struct kmem_cache *eager_cache;

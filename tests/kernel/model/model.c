@@ -10,7 +10,6 @@ DECLARE_RWSEM(model_lock);
 LIST_HEAD(places);
 LIST_HEAD(records);
 tcp_stack_t *shared_stack;
-u64 burst_ns;
 
 static void show_record(struct seq_file *seq, struct record *record)
 {

@@ -105,6 +105,8 @@ struct eager {
 	struct list_head evicted;
 	/* How many events have it in hand; under its listener's tcp_eager_lock. */
 	int claims;
+	/* One of them has only to return. */
+	bool returning;
 	/* Its client has reset it. */
 	bool dead;
 	/* The socket layer shall refuse it. */

@@ -2,10 +2,9 @@
  * A model of the Solaris and illumos kernels' TCP listeners: the kernel module.
  *
  * Files, in debugfs under solaris/:
- *   script       events to happen, a line each, in the writer's context; see commands[] in script.c
- *   totals       a line of JSON for each listener that there was
- *   nanoseconds  how long the last `burst` took
- *   eagers       how many connections are in memory
+ *   script  events to happen, a line each, in the writer's context; see commands[] in script.c
+ *   totals  a line of JSON for each listener that there was
+ *   eagers  how many connections are in memory
  *
  * A line that cannot be (no such listener, nothing there to accept) makes write(2) fail with EINVAL
  * and does nothing; lines before it in the same write have been done.
@@ -55,7 +54,6 @@ static int __init model_init(void)
 	directory = debugfs_create_dir("solaris", NULL);
 	debugfs_create_file("script", 0200, directory, NULL, &script_operations);
 	debugfs_create_file("totals", 0400, directory, NULL, &totals_fops);
-	debugfs_create_u64("nanoseconds", 0400, directory, &burst_ns);
 	debugfs_create_atomic_t("eagers", 0400, directory, &eagers);
 	return 0;
 }

@@ -178,9 +178,12 @@ TRACED void tcp_send_conn_ind(void *arg, mblk_t *mp, void *arg2)
 		COUNT(listener, deferred);
 		COUNT(listener, waiting);
 	}
+	/* What happens to it now does not wait for the return. */
+	eager_of(tcp)->returning = true;
 	kmutex_exit(&listener->tcp_eager_lock);
 	if (send)
 		putnext(lconnp->conn_rq, mp);
+	cond_resched();
 }
 
 /* In the listener's squeue: tell the application of one that was deferred. */

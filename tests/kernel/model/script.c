@@ -430,13 +430,12 @@ static int run_segment(struct words *words)
 	return error;
 }
 
-/* burst L N: one SYN N times over, as fast as can be; see `nanoseconds` */
+/* burst L N: one SYN N times over, as fast as can be */
 static int run_burst(struct words *words)
 {
 	struct listener *listener = take_listener(words);
 	struct segments segments = { .flags = TH_SYN };
 	char *value = next_word(words);
-	u64 began;
 	u32 count;
 	int error;
 
@@ -447,13 +446,11 @@ static int run_burst(struct words *words)
 		return error;
 	segments.from = nth_client(segments.packet->v4, 0);
 	set_client(segments.packet, &segments.from, nth_port(0));
-	began = ktime_get_ns();
 	for (u32 i = 0; i < count; i++) {
 		arrive(listener, &segments);
 		if (i % 1024 == 1023)
 			cond_resched();
 	}
-	burst_ns = ktime_get_ns() - began;
 	kfree(segments.packet);
 	return 0;
 }
@@ -481,8 +478,11 @@ static int run_ack(struct words *words)
 			return -EINVAL;
 		eager->refuse = refused;
 		handshake_done(listener, eager);
-		if (!eager->tcp.tcp_listener)
+		if (listener->kind == SOCKET && !eager->tcp.tcp_listener)
 			COUNT(&listener->tcp, refused);
+		kmutex_enter(&listener->tcp.tcp_eager_lock);
+		eager->returning = false;
+		kmutex_exit(&listener->tcp.tcp_eager_lock);
 		release(listener, eager);
 		cond_resched();
 	}

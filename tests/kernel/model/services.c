@@ -107,9 +107,14 @@ void send_undeferred(struct listener *listener)
 
 /* Take an eager in hand, so that nobody else does. */
 
+static bool is_claimed(struct eager *eager)
+{
+	return eager->claims > eager->returning;
+}
+
 static bool can_claim(tcp_t *eager, bool deferred)
 {
-	if (eager_of(eager)->claims || eager_of(eager)->dead)
+	if (is_claimed(eager_of(eager)) || eager_of(eager)->dead)
 		return false;
 	/* One that completed while its listener closed is neither. */
 	return deferred ? eager->tcp_conn_def_q0 :
@@ -149,7 +154,7 @@ struct eager *claim_q(struct listener *listener, bool living)
 	for (tcp = head->tcp_eager_next_q; tcp; tcp = tcp->tcp_eager_next_q) {
 		struct eager *eager = eager_of(tcp);
 
-		if (eager->claims || (living && eager->dead))
+		if (is_claimed(eager) || (living && eager->dead))
 			continue;
 		eager->claims++;
 		found = eager;
@@ -181,7 +186,7 @@ u64 count_q(struct listener *listener, bool living)
 
 	kmutex_enter(&head->tcp_eager_lock);
 	for (tcp = head->tcp_eager_next_q; tcp; tcp = tcp->tcp_eager_next_q)
-		count += !eager_of(tcp)->claims && !(living && eager_of(tcp)->dead);
+		count += !is_claimed(eager_of(tcp)) && !(living && eager_of(tcp)->dead);
 	kmutex_exit(&head->tcp_eager_lock);
 	return count;
 }
