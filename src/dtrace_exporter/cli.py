@@ -1,4 +1,4 @@
-"""The command line.
+"""The command line: the service, and the commands check, trace and program.
 
 A supervisor learns from the exit status whether another try can help, and from a descriptor that it
 names in READY_FD when there is something to scrape.

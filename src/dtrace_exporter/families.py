@@ -20,7 +20,8 @@ class Part:
 
     ``what`` is what it is for and ``without`` what is missing without it, for people. ``probes``
     are the functions, or function:entry, that only it has; ``needs`` the parts that it rests on;
-    ``reasons`` those of drops that it tells.
+    ``reasons`` those of drops that it tells. ``moves`` is whether without it some connections go
+    into Q or leave it uncounted.
     """
 
     what: str
@@ -28,13 +29,15 @@ class Part:
     probes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    moves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """A kernel family.
 
-    ``entrance`` is the probe that only its hosts have, ``place`` the label of a listener's place
+    ``system`` is sys.platform where no other family has it, else empty; ``entrance`` is the probe
+    that only its hosts have, ``place`` the label of a listener's place
     and ``own_place`` its value for the host's own. ``spare`` are the parts that are left out first
     where the kernel does not take the program's size. ``drop_counters`` are names of inlines by
     which its programs find the kernel's counters of drops, and the enumerators that number these.
@@ -45,6 +48,7 @@ class Family:
     place: str
     own_place: str
     parts: Mapping[str, Part]
+    system: str = ""
     spare: tuple[str, ...] = ()
     drop_counters: Mapping[str, str] = field(default_factory=dict)
 

@@ -23,12 +23,10 @@ KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 
 BEGIN = re.compile(r"/\* begin (\w+) \*/")
 END = re.compile(r"/\* end (\w+) \*/")
-_PLACE = re.compile(r"/\* place (netns|zone) \*/")
+_PLACE = re.compile(r"/\* place (\w+) \*/")
 ONLY = re.compile(r"/\* only (\w+) \*/")
 # Lines that only a session of one port needs: a test costs every SYN of all others some time.
 ONE_PORT = "one_port"
-# Parts without which some listeners' connections go into Q or leave it uncounted.
-_MOVES = ("streams", "deferred", "tli_accepts")
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
 # A probe of a function where the facts give it to a part.
 _FUNCTION = re.compile(r"fbt::([\w*]+):(entry|return)")
@@ -88,11 +86,12 @@ class Program:
 
     @property
     def place_label(self) -> str:
-        """The label of a listener's place, netns or zone, from ``/* place LABEL */``."""
+        """The label of a listener's place, that of a family; from ``/* place LABEL */``."""
         if self.name in families():
             return families()[self.name].place
-        found = _PLACE.search(self.text)
-        return found[1] if found else "netns"
+        known = {family.place for family in families().values()}
+        found = [label for label in _PLACE.findall(self.text) if label in known]
+        return found[0] if found else "netns"
 
     @property
     def needs_drop_counters(self) -> bool:
@@ -110,7 +109,8 @@ def local(command: Sequence[str]) -> str:
 
     Solaris and illumos have the same system name; dtrace.find_program() tells them apart.
     """
-    return "linux" if sys.platform == "linux" and runs_here(command) else ""
+    here = [name for name, family in families().items() if family.system == sys.platform]
+    return here[0] if here and runs_here(command) else ""
 
 
 def load(name: str) -> Program:
@@ -190,11 +190,9 @@ def clauses(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 def capabilities(program: Program, features: Mapping[str, bool]) -> Capabilities:
     """Return which series a program fills whose optional parts are enabled as given."""
+    parts = program.family.parts
     reasons = [
-        reason
-        for part, facts in program.family.parts.items()
-        if features.get(part)
-        for reason in facts.reasons
+        reason for part, facts in parts.items() if features.get(part) for reason in facts.reasons
     ]
     return Capabilities(
         place_label=program.place_label,
@@ -203,7 +201,7 @@ def capabilities(program: Program, features: Mapping[str, bool]) -> Capabilities
         opened=features.get("half_open", False),
         established=features.get("established", False),
         departures=features.get("departures", False)
-        and all(features.get(part, True) for part in _MOVES),
+        and all(features.get(part, True) for part, facts in parts.items() if facts.moves),
         accepts=features.get("accepts", False),
         accept_wait=features.get("accept_wait", False),
     )

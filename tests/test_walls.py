@@ -1,0 +1,91 @@
+"""The package's walls: which modules may know of which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dtrace_exporter
+
+PACKAGE = Path(dtrace_exporter.__file__).parent
+TABLES = {"limits", "sockets", "listeners", "state"}
+"""What is known of listeners: no module of theirs knows how rows or packets are written."""
+COMMANDS = {"check", "cli", "service", "trace", "__main__"}
+"""What puts the sides together."""
+
+
+def name(path: Path) -> str:
+    """Return a module's name within the package, ``web.page`` for one."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules of ours that one imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(each.name.startswith("dtrace_exporter") for each in node.names), path
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            package, _, rest = (node.module or "").partition(".")
+            if package == "dtrace_exporter":
+                for each in node.names:
+                    inner = f"{rest}.{each.name}".strip(".")
+                    yield inner if inner in MODULES else rest or "__init__"
+
+
+IMPORTS = {module: {*imported(path)} for module, path in MODULES.items()}
+
+
+def side(module: str) -> str:
+    """Return the package within ours that a module is in, an empty string for the top."""
+    return module.rpartition(".")[0]
+
+
+def test_there_are_walls() -> None:
+    """Both sides are there, and the imports that this looks at are found."""
+    assert {side(module) for module in MODULES} == {"", "tracing", "web"}
+    assert "tracing.session" in IMPORTS["service"]
+    assert "web.page" in IMPORTS["web.handlers"]
+
+
+def test_no_circle() -> None:
+    """No module imports, by whatever way, one that imports it."""
+    [*TopologicalSorter(IMPORTS).static_order()]
+
+
+@pytest.mark.parametrize(("one", "other"), [("web", "tracing"), ("tracing", "web")])
+def test_the_sides_do_not_know_each_other(one: str, other: str) -> None:
+    """Web knows nothing of sessions, and sessions nothing of the web."""
+    for module in MODULES:
+        if side(module) == one:
+            assert not {each for each in IMPORTS[module] if side(each) == other}, module
+
+
+def test_only_commands_know_both_sides() -> None:
+    """What lies at the top knows of neither side, but for what puts them together."""
+    for module in MODULES:
+        if side(module) == "" and module not in COMMANDS:
+            assert not {each for each in IMPORTS[module] if side(each)}, module
+
+
+def test_tables_know_themselves_alone() -> None:
+    """The listener table and the state know no wire: neither rows, nor netlink, nor HTTP."""
+    for module in TABLES:
+        assert IMPORTS[module] <= TABLES, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_first_lines(module: str) -> None:
+    """Each module says in its first line what it is for."""
+    text = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    assert text
+    first = text.partition("\n")[0]
+    assert 20 < len(first) < 100
+    assert first.endswith((".", ":"))
