@@ -7,11 +7,13 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TextIO
 
 from dtrace_exporter import families, inet_diag, permissions, terminal
 from dtrace_exporter.config import Config
+from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
 from dtrace_exporter.tracing import dtrace, session
 from dtrace_exporter.tracing.session import Session
@@ -86,41 +88,67 @@ async def check(
         say("FAIL" if refuse else "no", "files", fault, _UNSAFE)
     if faults and refuse:
         return 1
-    good = False
-    if config.source != "sock_diag":
-        version = await dtrace.version(command)
-        refusal = await dtrace.attempt(command)
-        good = not refusal
-        if good:
-            say("ok", "dtrace(1)", f"version {version or 'unknown'}, may be used", "")
-        else:
-            say("FAIL", "dtrace(1)", refusal, _remedy(refusal, command))
-    instead = config.source == "auto" and not good and sys.platform == "linux"
+    here = config.source != "sock_diag" and await _try_dtrace(say, command)
+    instead = config.source == "auto" and not here and sys.platform == "linux"
     if config.source == "sock_diag" or instead:
-        try:
-            text = f"used instead: Q, Qmax and drops of {len(inet_diag.listeners())} sockets"
-            good = True
-            say("ok", "sock_diag", text, "")
-        except OSError as error:
-            say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
-        if not config.hosts:
-            return 0 if good else 1
-    if not (good or config.hosts):
-        return 1
-    log = logging.getLogger(session.__name__)
-    level = log.level
-    if quiet:
-        log.setLevel(logging.CRITICAL)
+        here = _try_sock_diag(say, command)
+        tried = not config.hosts
+    else:
+        tried = not (here or config.hosts)
+    if tried:
+        return 0 if here else 1
+    with _quiet() if quiet else nullcontext():
+        return 0 if await _try_sessions(say, config) and here else 1
+
+
+async def _try_dtrace(say: Say, command: Sequence[str]) -> bool:
+    """Say whether this host's dtrace(1) may be used, and return it."""
+    version = await dtrace.version(command)
+    refusal = await dtrace.attempt(command)
+    if refusal:
+        say("FAIL", "dtrace(1)", refusal, _remedy(refusal, command))
+    else:
+        say("ok", "dtrace(1)", f"version {version or 'unknown'}, may be used", "")
+    return not refusal
+
+
+def _try_sock_diag(say: Say, command: Sequence[str]) -> bool:
+    """Say what the kernel tells without DTrace, and return whether it does."""
+    try:
+        text = f"used instead: Q, Qmax and drops of {len(inet_diag.listeners())} sockets"
+    except OSError as error:
+        say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
+        return False
+    say("ok", "sock_diag", text, "")
+    return True
+
+
+async def _try_sessions(say: Say, config: Config) -> bool:
+    """Start the sessions as the service does, say how each does, and return whether all are up."""
     running = Service(None, config)
     try:
         await running.start()
-        for each in running.sessions.values():
-            await each.settled.wait()
-            good = _tell(say, each) and good
+        up: dict[SessionId, bool] = {}
+        # A host that is asked which program it needs may get one more.
+        while left := [one for name, one in running.sessions.items() if name not in up]:
+            for each in left:
+                await each.settled.wait()
+                up[each.id] = _tell(say, each)
+        return all(up.values())
     finally:
         await running.stop()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have nothing of the sessions in the log."""
+    log = logging.getLogger(session.__name__)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
         log.setLevel(level)
-    return 0 if good else 1
 
 
 def _tell(say: Say, tried: Session) -> bool:
