@@ -61,7 +61,7 @@ def test_source_distribution(packages: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for pattern in ("src/**/*.py", "src/**/*.d", "src/**/*.html", "docs/*.md", "man/*.8",
                     "smf/*", "systemd/*", "config/*.yml", "tests/**/*.py", "tests/kernel/model/*.c",
-                    "bench/**/*.py", "Makefile", "CHANGELOG.md", "LICENSE",
+                    "bench/**/*.py", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
                     ".editorconfig", ".pre-commit-config.yaml"):  # fmt: skip
         wanted = sources(pattern)
         assert wanted
