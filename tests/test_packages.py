@@ -17,8 +17,8 @@ from dtrace_exporter import __version__
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-PARTS = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "MANIFEST.in",
-         "Makefile", "README.md", "pyproject.toml",
+PARTS = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+         "MANIFEST.in", "Makefile", "README.md", "pyproject.toml",
          "bench", "config", "docs", "man", "smf", "src", "systemd", "tests")  # fmt: skip
 DATA = f"dtrace_exporter-{__version__}.data/data/share/"
 
