@@ -101,6 +101,13 @@ def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None
     assert found(command) == "illumos"
 
 
+async def test_reason_begins_with_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many directories PATH has, the reason says what lacks."""
+    monkeypatch.setenv("PATH", ":".join(f"/nowhere/{number}" for number in range(100)))
+    reason = await attempt(["no-such-command"])
+    assert reason.startswith("cannot start no-such-command: not in any directory of PATH")
+
+
 async def test_reason_is_fit_to_print() -> None:
     """What a host says is one line without control characters, and bounded."""
     text = "x" * 9999 + "\n\x1b[2J\x1b[1mroot\u202e\r\n\n\x07 all  good\n"

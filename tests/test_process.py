@@ -115,11 +115,46 @@ def test_not_found(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.write_text("#!/bin/sh\n", encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "_SBIN", ("/nowhere",))
     monkeypatch.setenv("PATH", path)
     with pytest.raises(FileNotFoundError) as caught:
         resolve("dtrace")
     assert caught.value.errno == errno.ENOENT
     assert "PATH" in str(caught.value.strerror)
+
+
+def script_in(directory: Path, text: str) -> Path:
+    """Write a script that is named dtrace."""
+    directory.mkdir(exist_ok=True)
+    script = directory / "dtrace"
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+SYSTEMTAP = """#!/usr/bin/python3
+# This handles the systemtap equivalent of
+# $(DTRACE) $(DTRACEFLAGS) -G -s $^ -o $@
+"""
+
+
+def test_what_users_do_not_have_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is found where only root's PATH leads."""
+    script = script_in(tmp_path / "sbin", "#!/bin/sh\n")
+    monkeypatch.setattr(process, "_SBIN", (str(tmp_path / "sbin"),))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert resolve("dtrace") == str(script)
+
+
+def test_systemtap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SystemTap's script of that name is passed over; where there is no other, that is said."""
+    script_in(tmp_path / "bin", SYSTEMTAP)
+    monkeypatch.setattr(process, "_SBIN", (str(tmp_path / "sbin"),))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(FileNotFoundError, match="only SystemTap's program of that name"):
+        resolve("dtrace")
+    script = script_in(tmp_path / "sbin", "#!/bin/sh\n# not that of systemd-tap\n")
+    assert resolve("dtrace") == str(script)
 
 
 def test_no_shell() -> None:

@@ -43,8 +43,8 @@ _REMEDIES = {
     " and the like out of it",
     r"run as root|[Pp]rivilege|Permission denied": "be root on Linux; on Solaris and illumos have"
     " the privilege dtrace_kernel",
-    r"No such file|not found|cannot start": "install DTrace (Debian: apt install dtrace), or name"
-    " its path in dtrace.command",
+    r"No such file|not found|cannot start": "install DTrace, as docs/getting-dtrace.md says for"
+    " each system, or name its path in dtrace.command",
     r"": "see what dtrace(1) says by hand: dtrace-exporter program >listen.d;"
     " {command} -s /dev/stdin <listen.d",
 }

@@ -15,6 +15,7 @@ _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"
 _CHUNK = 1 << 16
 _MOST = 1 << 16
+_LONGEST = 300
 
 
 class DTraceError(Exception):
@@ -60,8 +61,12 @@ async def find_program(command: Sequence[str]) -> str:
 
 
 def _reason(command: Sequence[str], status: int, output: str) -> str:
+    said = _plain(output)
+    if status < 0:
+        # Nobody but we.
+        return said[:_LONGEST]
     # What was said last is why: before it a host may greet, and ssh warn at length.
-    return _plain(output)[-300:] or f"{command[0]} ended with exit status {status}"
+    return said[-_LONGEST:] or f"{command[0]} ended with exit status {status}"
 
 
 def _plain(output: str) -> str:

@@ -12,6 +12,9 @@ from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import AsyncIterator, Sequence
 
 _LIMIT = 1 << 16
+_SBIN = ("/usr/sbin", "/sbin")
+_SYSTEMTAP = "there is only SystemTap's program of that name, which traces nothing"
+_START = 4096
 
 ENVIRONMENT = ("HOME", "KRB5CCNAME", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TZ", "USER")
 """The variables that a child gets from ours, and LC_ALL=C besides: what dtrace(1), ssh and sudo
@@ -23,21 +26,37 @@ def resolve(command: str) -> str:
     """Return the absolute path of a command.
 
     A name without a slash is looked for in PATH, in the absolute directories of it only: whose
-    directory is the current one must not decide what root runs.
+    directory is the current one must not decide what root runs; and in _SBIN, which users often do
+    not have there. The script of SystemTap's that is named dtrace is passed over.
 
     Raises:
-        FileNotFoundError: it is in none of them; the text says which they are.
+        FileNotFoundError: it is in none of them; the text says so.
     """
     if os.sep in command:
         return os.path.abspath(command)  # noqa: PTH100
-    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    path = [directory for directory in path if os.path.isabs(directory)]  # noqa: PTH117
-    # Without a directory it would look in the current one.
-    found = shutil.which(command, path=os.pathsep.join(path)) if path else None
-    if found is None:
-        where = f"not in any of {os.pathsep.join(path)} (PATH)"
-        raise FileNotFoundError(errno.ENOENT, where, command)
-    return found
+    directories = [*os.environ.get("PATH", os.defpath).split(os.pathsep), *_SBIN]
+    why = f"not in any directory of PATH, nor in {' or '.join(_SBIN)}"
+    for directory in directories:
+        # Without one it would look in the current one.
+        if os.path.isabs(directory):  # noqa: PTH117
+            found = shutil.which(command, path=directory)
+            if found and not _is_systemtap(found):
+                return found
+            why = _SYSTEMTAP if found else why
+    raise FileNotFoundError(errno.ENOENT, why, command)
+
+
+def _is_systemtap(path: str) -> bool:
+    """Tell whether a command is SystemTap's dtrace, which makes probes and traces nothing.
+
+    It is a script (dtrace.in of SystemTap) whose first comment says what it is.
+    """
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            start = file.read(_START)
+    except OSError:
+        return False
+    return start.startswith(b"#!") and b"systemtap" in start.lower()
 
 
 @contextlib.asynccontextmanager
