@@ -13,7 +13,7 @@ from selenium.webdriver.chrome.service import Service
 
 from dtrace_exporter.state import State
 from host_tools import require
-from test_web import port_of, serving
+from web_serving import port_of, serving
 
 _FLAGS = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),

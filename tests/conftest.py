@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from fake_steps import FakeDTrace
 
 # A shell's background job begins with SIGINT ignored, and so would every process of the tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -34,7 +36,7 @@ FAKE_DTRACE = Path(__file__).with_name("fake_dtrace.py")
 
 
 @pytest.fixture
-def fake_dtrace(tmp_path: Path) -> Callable[..., list[str]]:
+def fake_dtrace(tmp_path: Path) -> FakeDTrace:
     """Return a function that makes the command of a fake dtrace(1) from the steps given to it.
 
     See fake_dtrace.py for the steps; none are ready and then heartbeats. Several commands with

@@ -13,14 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+from lab.exporter import free_port
+from lab.waiting import until
 
 from dtrace_exporter import __version__, cli
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
@@ -28,94 +28,16 @@ from dtrace_exporter.trace import HEADER, csv
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.dtrace import DTraceError
 from dtrace_exporter.web import server
+from exporter_process import EXPORTER, SECONDS, Exporter, is_alive, pid_in, run, serving, write
+from fake_steps import FOREVER, READY, FakeDTrace
 from linux_rows import syns
 from pseudo_terminal import on_terminal
-
-FakeDTrace = Callable[..., list[str]]
-
-READY = {"ready": "1"}
-FOREVER = {"tick": True}
-EXPORTER = [sys.executable, "-m", "dtrace_exporter"]
-SECONDS = 20.0
-
-
-def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """Wait until a condition holds, and return what it was then."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it has not come true"
-        time.sleep(0.01)
-    return value
-
-
-def write(path: Path, command: list[str], port: int = 22, **dtrace: Any) -> Path:
-    """Write a configuration of one port."""
-    keys = {"command": command, "program": "linux", "interval": "100ms", **dtrace}
-    config = {"source": "dtrace", "dtrace": keys, "listeners": [{"port": port, "name": "name"}]}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return path
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead and not yet waited for does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the exporter to its end."""
-    return subprocess.run(
-        [*EXPORTER, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS
-    )
-
-
-class Exporter:
-    """A running exporter and where it listens."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process = process
-        self.port = port
-
-    def get(self, path: str = "/metrics") -> str:
-        """Return what it serves at a path, an empty string when it does not."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        with suppress(URLError, ConnectionError), urlopen(url, timeout=SECONDS) as answer:
-            return str(answer.read().decode())
-        return ""
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
-@contextmanager
-def serving(*arguments: str | Path, stderr: int = subprocess.PIPE) -> Iterator[Exporter]:
-    """Run the service, and end it however the test goes."""
-    port = free_port()
-    flags = [f"--web.listen-address=127.0.0.1:{port}", *map(str, arguments)]
-    with subprocess.Popen([*EXPORTER, *flags], stderr=stderr, text=True) as process:
-        try:
-            yield Exporter(process, port)
-        finally:
-            if process.poll() is None:
-                process.kill()
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """Where the fake dtrace(1) says which process it is."""
     return tmp_path / "start.json"
-
-
-def pid_in(saved: Path) -> int:
-    """Wait for the fake dtrace(1) to start, and return its process."""
-    until(saved.exists)
-    return int(json.loads(saved.read_text(encoding="utf-8"))["pid"])
 
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:

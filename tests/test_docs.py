@@ -18,7 +18,7 @@ from dtrace_exporter import config, trace
 from dtrace_exporter.state import State
 from dtrace_exporter.web import handlers, page, rates
 from markdown_page import anchors, blocks, languages, links
-from test_web import get, no_reload, one_port
+from web_serving import get, no_reload, one_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -15,8 +15,8 @@ from dtrace_exporter.config import PROGRAMS
 from dtrace_exporter.families import families
 from dtrace_exporter.tracing import dtrace
 from dtrace_exporter.tracing.dtrace import DTraceError, attempt, find_program, version
+from fake_steps import FakeDTrace
 
-FakeDTrace = Callable[..., list[str]]
 Ask = Callable[[Sequence[str]], Awaitable[str]]
 
 HEADER = "   ID   PROVIDER            MODULE                          FUNCTION NAME\n"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.waiting import eventually, until
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,14 +30,11 @@ from dtrace_exporter.config import load
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
 from dtrace_exporter.tracing import rendering, session
+from dtrace_faults import FAULTS
+from exporter_process import is_alive, pid_in, serving, write
+from fake_steps import FOREVER, READY, FakeDTrace
 from linux_rows import syns
-from test_cli import is_alive, pid_in, serving, write
-from test_cli import until as wait_until
 
-FakeDTrace = Callable[..., list[str]]
-
-READY = {"ready": "1"}
-FOREVER = {"tick": True}
 SYNS = {
     22: {"print": syns(22, 5)},
     80: {"print": syns(80, 7)},
@@ -63,13 +61,6 @@ def _no_child_left() -> Iterator[None]:
     yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def descriptors() -> dict[str, str]:
@@ -132,7 +123,7 @@ class Normal:
 
     async def shows(self, session: SessionId, up: float) -> None:
         """Wait until the metric says that a session is up, or that it is not."""
-        await until(lambda: self.scrape().get(session.name) == up)
+        await eventually(lambda: self.scrape().get(session.name) == up)
 
     async def again(self) -> None:
         """Wait until the sessions are up and there is no process, task or descriptor more."""
@@ -187,7 +178,7 @@ async def running(path: Path) -> AsyncIterator[Service]:
     one = Service(path, load(path))
     await one.start()
     try:
-        await until(lambda: one.state.ready and counts(one) == {22: 5, 80: 7})
+        await eventually(lambda: one.state.ready and counts(one) == {22: 5, 80: 7})
         yield one
     finally:
         async with asyncio.timeout(20):
@@ -197,29 +188,6 @@ async def running(path: Path) -> AsyncIterator[Service]:
 def counts(one: Service) -> dict[int, int]:
     """Return the SYNs of each port."""
     return {each.identity.port: each.syns for each in one.state.table}
-
-
-# A heartbeat, from a shell.
-NOW = "read up _ </proc/uptime; echo tick ${up%.*}${up#*.}0000000"
-ABORT = "dtrace: processing aborted: Abort due to systemic unresponsiveness"
-FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "exits": ([{"exit": 1}], "dtrace(1) ended: exit status 1"),
-    "prints nonsense without end": ([{"become": "exec yes"}], "no heartbeat for 3 s"),
-    "prints a line without end": (
-        [{"become": "exec tr '\\0' A </dev/zero"}],
-        "no heartbeat for 3 s",
-    ),
-    "prints nothing any more": ([{"sleep": 600}], "no heartbeat for 3 s"),
-    "closes stdout only": ([{"become": "exec sleep 600 >&-"}], "dtrace(1) ended: its output did"),
-    "prints half a row and dies": (
-        [{"become": "printf 'count ffff1600 10 8'; kill -9 $$"}],
-        "dtrace(1) ended: killed by SIGKILL",
-    ),
-    "aborts, as the system does not respond": (
-        [{"stderr": ABORT}, {"exit": 1}],
-        f"dtrace(1) ended: exit status 1: {ABORT}",
-    ),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -244,11 +212,11 @@ async def test_dtrace_goes_wrong(
         assert first is not None
         go.touch()
         await normal.shows(SSH, 0.0)
-        await until(lambda: status.restarts == 1)
+        await eventually(lambda: status.restarts == 1)
         await normal.again()
         assert not is_alive(first)
         # What had been counted is kept, and what the new process counts is added.
-        await until(lambda: counts(one) == {22: 10, 80: 7})
+        await eventually(lambda: counts(one) == {22: 10, 80: 7})
         assert one.state.sessions[FAR].restarts == 0
     (event,) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "session ended")
     assert event["why"].startswith(reason)
@@ -267,8 +235,12 @@ async def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure
         await normal.again()
         assert not is_alive(first)
         assert status.restarts == 1
-        await until(lambda: counts(one) == {22: 10, 80: 7})
+        await eventually(lambda: counts(one) == {22: 10, 80: 7})
         assert one.state.sessions[FAR].restarts == 0
+
+
+# A heartbeat, from a shell.
+NOW = "read up _ </proc/uptime; echo tick ${up%.*}${up#*.}0000000"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +264,7 @@ async def test_harmless(
         first, last = status.pid, status.last_record
         assert last is not None
         go.touch()
-        await until(lambda: (status.last_record or 0.0) > last + 0.3)
+        await eventually(lambda: (status.last_record or 0.0) > last + 0.3)
         await normal.again()
         assert (status.pid, status.restarts) == (first, 0)
 
@@ -312,7 +284,7 @@ async def test_valid_rows_without_end(
         for _ in range(5):
             await asyncio.sleep(0.1)
             normal.scrape()
-        await until(lambda: (far.last_record or 0.0) > last + 0.5)
+        await eventually(lambda: (far.last_record or 0.0) > last + 0.5)
         await normal.again()
         assert all(status.restarts == 0 for status in one.state.sessions.values())
 
@@ -331,7 +303,7 @@ async def test_exits_at_once_for_ever(
         broken.touch()
         assert status.pid is not None
         os.kill(status.pid, signal.SIGKILL)
-        await until(lambda: status.restarts >= 20)
+        await eventually(lambda: status.restarts >= 20)
         assert normal.scrape()["port-22"] == 0.0
         assert len(asyncio.all_tasks()) <= normal.tasks + 4
         broken.unlink()
@@ -353,11 +325,11 @@ async def test_no_descriptor_left(configure: Configure) -> None:
                     held.append(os.open(os.devnull, os.O_RDONLY))
             # Its own pipes become free, which is not enough for a new process or just so.
             os.kill(status.pid, signal.SIGKILL)
-            await until(lambda: not status.up)
+            await eventually(lambda: not status.up)
             with contextlib.suppress(OSError):
                 while True:
                     held.append(os.open(os.devnull, os.O_RDONLY))
-            await until(lambda: "Too many open files" in status.reason)
+            await eventually(lambda: "Too many open files" in status.reason)
             assert normal.scrape()["port-80"] == 1.0
         finally:
             for descriptor in held:
@@ -379,7 +351,7 @@ async def test_clock_steps(
         status = one.state.sessions[SSH]
         for now in (step, 0.0):
             offset = now
-            await until(lambda: abs((status.last_record or 0.0) - time.time()) < 60)
+            await eventually(lambda: abs((status.last_record or 0.0) - time.time()) < 60)
             assert set(normal.scrape().values()) == {1.0}
         await normal.again()
         assert all(status.restarts == 0 for status in one.state.sessions.values())
@@ -433,11 +405,11 @@ def test_sighup_before_it_has_started(tmp_path: Path, fake_dtrace: FakeDTrace) -
     command = ["sh", "-c", script, "sh", *fake_dtrace()]
     path = write(tmp_path / "c.yml", command)
     with serving("--config.file", path) as exporter:
-        wait_until(tried.exists)
+        until(tried.exists)
         write(path, command, port=80)
         exporter.process.send_signal(signal.SIGHUP)
         go.touch()
-        wait_until(lambda: 'dtrace_session_up{session="port-80"} 1.0' in exporter.get())
+        until(lambda: 'dtrace_session_up{session="port-80"} 1.0' in exporter.get())
         assert "port-22" not in exporter.get()
         exporter.process.terminate()
         _, errors = exporter.process.communicate(timeout=20)
@@ -459,9 +431,9 @@ def test_sighup_at_the_very_start(
     tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGHUP before anything handles it is a reload as soon as something does."""
-    monkeypatch.setattr("test_cli.EXPORTER", [sys.executable, "-c", EARLY])
+    monkeypatch.setattr("exporter_process.EXPORTER", [sys.executable, "-c", EARLY])
     with serving("--config.file", write(tmp_path / "c.yml", fake_dtrace())) as exporter:
-        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        until(lambda: exporter.get("/-/ready") == "ready\n")
         exporter.process.terminate()
         _, errors = exporter.process.communicate(timeout=20)
         assert (exporter.process.returncode, errors.count('msg="reloaded"')) == (0, 1)
@@ -476,7 +448,7 @@ def test_sigterm_while_a_session_restarts(
     once = {"once": {"mark": str(mark), "steps": [{"exit": 1}]}}
     command = fake_dtrace(once, {"save": str(saved)}, {"sleep": 60})
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
-        wait_until(mark.exists)
+        until(mark.exists)
         pid = pid_in(saved) if when == "in the second one" else 0
         exporter.process.terminate()
         _, errors = exporter.process.communicate(timeout=20)
@@ -496,12 +468,12 @@ def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTra
         os.close(reader)
     with serving("--config.file", config, "--log.level=debug", stderr=log) as exporter:
         os.close(log)
-        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        until(lambda: exporter.get("/-/ready") == "ready\n")
         os.kill(pid_in(saved), signal.SIGKILL)
-        wait_until(lambda: 'restarts_total{session="port-22"} 1.0' in exporter.get())
+        until(lambda: 'restarts_total{session="port-22"} 1.0' in exporter.get())
         for _ in range(200):
             assert exporter.get("/-/healthy") == "healthy\n"
-        wait_until(lambda: exporter.get("/-/ready") == "ready\n")
+        until(lambda: exporter.get("/-/ready") == "ready\n")
         exporter.process.terminate()
         assert exporter.process.wait(20) == 0
 
@@ -513,7 +485,7 @@ def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     steps = [READY, {"print": [*hour, "tick 3600000000000", *last]}, {"sleep": 60}]
     config = write(tmp_path / "c.yml", fake_dtrace(*steps), interval="10s")
     with serving("--config.file", config) as exporter:
-        wait_until(lambda: 'port="22"} 9.0' in exporter.get())
+        until(lambda: 'port="22"} 9.0' in exporter.get())
         for _ in range(240):
             assert "dtrace_tcp_listen_syns_total" in exporter.get()
         exporter.process.terminate()

@@ -24,10 +24,11 @@ from typing import Any
 
 import bcrypt
 import pytest
+from lab.waiting import until
 
+from fake_steps import FakeDTrace
 from linux_rows import ACCEPTED, ESTABLISHED, Q_FULL, TAKEN, counted, told
-from test_access import Pki, Service, basic, running
-from test_cli import SECONDS, FakeDTrace, until
+from secured_service import Pki, Service, basic, running
 
 SCRAPER = Path(__file__).with_name("honest_scraper.py")
 CROWD = 200
@@ -560,7 +561,7 @@ def test_out_of_descriptors(service: Service, capsys: pytest.CaptureFixture[str]
     assert used < 1
     # Room for two: the idle ones give way.
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files(service) + 2, limits[1]))
-    until(lambda: scrape(service).startswith(b"HTTP/1.1 200"), seconds=SECONDS)
+    until(lambda: scrape(service).startswith(b"HTTP/1.1 200"))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     for client in clients:
         client.close()

@@ -10,16 +10,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from lab.waiting import until
 
 from dtrace_exporter import notify
-from test_cli import serving, until, write
-
-FakeDTrace = Callable[..., list[str]]
+from exporter_process import serving, write
+from fake_steps import FakeDTrace
 
 
 class Manager:

@@ -14,8 +14,8 @@ from dtrace_exporter import cli
 from dtrace_exporter.tracing import heartbeat, session
 from dtrace_exporter.tracing.process import ENVIRONMENT
 from dtrace_exporter.tracing.rendering import window
+from dtrace_faults import FAULTS
 from host_tools import require
-from test_faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
 from dtrace_exporter.web import page, rates
 from dtrace_exporter.web.rates import Change, History
-from test_web import HOSTILE, get, one_port
+from web_serving import HOSTILE, get, one_port
 
 DASH = "\N{EN DASH}"
 SCREENSHOTS = os.environ.get("DTRACE_EXPORTER_SCREENSHOTS", "")

@@ -13,11 +13,13 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.waiting import until
 
 from dtrace_exporter import cli
 from dtrace_exporter.permissions import FLAG, Guard, faults, refused
 from dtrace_exporter.yaml_reader import ConfigError
-from test_cli import SECONDS, FakeDTrace, run, serving, until, write
+from exporter_process import SECONDS, run, serving, write
+from fake_steps import FakeDTrace
 
 STRANGER = 65534
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

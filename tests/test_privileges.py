@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.waiting import until
 
 from dtrace_exporter import privileges
 from dtrace_exporter.config import Config, ConfigError, DTraceConfig, HostConfig
 from dtrace_exporter.privileges import DTRACE, EVERY, NONE, needed
-from test_cli import SECONDS, FakeDTrace, serving, until, write
+from exporter_process import SECONDS, serving, write
+from fake_steps import FakeDTrace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux' own")
 

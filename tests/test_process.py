@@ -10,16 +10,16 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab.waiting import until
 
 from dtrace_exporter.tracing import process
 from dtrace_exporter.tracing.process import ENVIRONMENT, child, resolve
-from test_cli import serving, until, write
-
-FakeDTrace = Callable[..., list[str]]
+from exporter_process import serving, write
+from fake_steps import FakeDTrace
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +185,7 @@ def test_files_and_programs(
     All that Python opens and starts is seen, from the first import to the end.
     """
     audited = [sys.executable, "-B", "-c", AUDITED, f"{tmp_path}/events"]
-    monkeypatch.setattr("test_cli.EXPORTER", audited)
+    monkeypatch.setattr("exporter_process.EXPORTER", audited)
     config = write(tmp_path / "c.yml", fake_dtrace())
     with serving("--config.file", config) as exporter:
         until(lambda: exporter.get("/-/ready"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.waiting import eventually
 
 import zone_rows
 from dtrace_exporter import inet_diag
@@ -23,13 +24,11 @@ from dtrace_exporter.service import Service
 from dtrace_exporter.tracing import program, session
 from dtrace_exporter.tracing.program import ProgramError
 from dtrace_exporter.tracing.program import load as load_program
+from fake_steps import FOREVER, READY, FakeDTrace
 from linux_rows import syns as rows_of_syns
 
-FakeDTrace = Callable[..., list[str]]
 Configure = Callable[..., Path]
 
-READY = {"ready": "1"}
-FOREVER = {"tick": True}
 ROWS = {"print": [row for port in (22, 80, 443) for row in rows_of_syns(port, 5)]}
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
@@ -70,20 +69,13 @@ def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
     return write
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 @asynccontextmanager
 async def running(path: Path) -> AsyncIterator[Service]:
     """Run the service on a configuration file, from when its sessions are up."""
     one = Service(path, load(path))
     await one.start()
     try:
-        await until(lambda: one.state.ready)
+        await eventually(lambda: one.state.ready)
         yield one
     finally:
         async with asyncio.timeout(5):
@@ -110,7 +102,7 @@ async def test_a_session_for_each_port(configure: Configure) -> None:
     """The service is ready when each configured port's session is up, and counts only its port."""
     async with running(configure({22: "ssh", 80: "web"})) as one:
         assert set(one.state.sessions) == {SSH, WEB, CALLS}
-        await until(lambda: syns(one) == {22: 5, 80: 5})
+        await eventually(lambda: syns(one) == {22: 5, 80: 5})
         assert (one.state.source.name, one.state.source.dtrace_version) == ("dtrace", "2.0.7")
         assert one.state.source.program == "linux"
         started = pids(one)
@@ -125,7 +117,7 @@ async def test_no_listeners_is_every_listener(configure: Configure) -> None:
     """Without configured ports one session watches all of the host's."""
     async with running(configure()) as one:
         assert set(one.state.sessions) == {ALL, CALLS}
-        await until(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
+        await eventually(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
 
 
 async def test_a_second_session_watches_no_port(configure: Configure) -> None:
@@ -134,24 +126,24 @@ async def test_a_second_session_watches_no_port(configure: Configure) -> None:
         assert one.sessions[CALLS].plan.program == load_program("linux_calls")
         assert one.state.table.ports(CALLS) == {}
         assert one.state.sessions[CALLS].up
-        await until(lambda: syns(one) == {22: 5})
+        await eventually(lambda: syns(one) == {22: 5})
 
 
 async def test_reload_adds_and_removes(configure: Configure) -> None:
     """A port more is a session more, a port less takes its series along; the others run on."""
     async with running(configure({22: "ssh", 80: "web"})) as one:
-        await until(lambda: syns(one) == {22: 5, 80: 5})
+        await eventually(lambda: syns(one) == {22: 5, 80: 5})
         before = pids(one)
         configure({22: "ssh", 443: "tls"})
         await one.reload()
         assert set(one.state.sessions) == {SSH, SessionId("", "port-443"), CALLS}
         assert pids(one)[SSH] == before[SSH]
         assert 80 not in syns(one)
-        await until(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
+        await eventually(lambda: one.state.ready and syns(one) == {22: 5, 443: 5})
         assert one.state.table.name(listener(one, 443)) == "tls"
         configure({22: "ssh", 80: "web"})
         await one.reload()
-        await until(lambda: syns(one) == {22: 5, 80: 5})
+        await eventually(lambda: syns(one) == {22: 5, 80: 5})
 
 
 async def test_reload_renames(configure: Configure) -> None:
@@ -176,15 +168,15 @@ async def test_reload_of_the_same(configure: Configure) -> None:
 async def test_reload_changes_the_interval(configure: Configure) -> None:
     """Another interval means another process; its counters go on from where they were."""
     async with running(configure({22: "ssh"})) as one:
-        await until(lambda: syns(one) == {22: 5})
+        await eventually(lambda: syns(one) == {22: 5})
         before = pids(one)
         configure({22: "ssh"}, interval="200ms")
         await one.reload()
         assert syns(one) == {22: 5}
-        await until(lambda: one.state.ready)
+        await eventually(lambda: one.state.ready)
         assert pids(one)[SSH] not in {None, before[SSH]}
         assert one.state.sessions[SSH].restarts == 0
-        await until(lambda: syns(one) == {22: 10})
+        await eventually(lambda: syns(one) == {22: 10})
 
 
 async def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDTrace) -> None:
@@ -199,7 +191,7 @@ async def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDT
         far["interval"] = "200ms"
         path.write_text(json.dumps(config), encoding="utf-8")
         await one.reload()
-        await until(lambda: one.state.ready)
+        await eventually(lambda: one.state.ready)
         assert pids(one)[SSH] == before[SSH]
         assert pids(one)[SessionId("far", "port-22")] != before[SessionId("far", "port-22")]
 
@@ -208,17 +200,17 @@ async def test_per_port_to_shared_and_back(configure: Configure) -> None:
     """Counters stay when sessions of a port each become one for all, and when they part again."""
     ports = {22: "ssh", 80: "web"}
     async with running(configure(ports)) as one:
-        await until(lambda: syns(one) == {22: 5, 80: 5})
+        await eventually(lambda: syns(one) == {22: 5, 80: 5})
         configure(ports, session="shared")
         await one.reload()
         assert set(one.state.sessions) == {ALL, CALLS}
         assert syns(one) in ({22: 5, 80: 5}, {22: 10, 80: 10})
-        await until(lambda: syns(one) == {22: 10, 80: 10})
+        await eventually(lambda: syns(one) == {22: 10, 80: 10})
         configure(ports)
         await one.reload()
         assert set(one.state.sessions) == {SSH, WEB, CALLS}
         assert all(count >= 10 for count in syns(one).values())
-        await until(lambda: syns(one) == {22: 15, 80: 15})
+        await eventually(lambda: syns(one) == {22: 15, 80: 15})
         assert one.state.table.name(listener(one, 80)) == "web"
 
 
@@ -262,7 +254,7 @@ async def test_two_reloads_at_once(configure: Configure) -> None:
         await asyncio.gather(first, one.reload(), one.reload())
         assert set(one.state.sessions) == {SSH, WEB, CALLS}
         assert set(one.sessions) == {SSH, WEB, CALLS}
-        await until(lambda: one.state.ready)
+        await eventually(lambda: one.state.ready)
 
 
 async def test_reloads_are_shared() -> None:
@@ -279,7 +271,7 @@ async def test_reloads_are_shared() -> None:
 
     reloads = Reloads(reload)
     first = reloads.ask()
-    await until(lambda: began == 1)
+    await eventually(lambda: began == 1)
     gone, *later = [reloads.ask() for _ in range(50)]
     gone.cancel()
     go.release()
@@ -288,7 +280,7 @@ async def test_reloads_are_shared() -> None:
     answers = await asyncio.gather(*later, return_exceptions=True)
     assert [str(answer) for answer in answers] == ["bad"] * 49
     last = reloads.ask()
-    await until(lambda: began == 3)
+    await eventually(lambda: began == 3)
     await reloads.stop()
     await asyncio.wait([last])
     assert last.cancelled()
@@ -300,7 +292,7 @@ async def test_stop_while_sessions_start(configure: Configure, fake_dtrace: Fake
     path = configure(dict.fromkeys(range(20, 26), ""), command=slow)
     one = Service(path, load(path))
     await one.start()
-    await until(lambda: any(status.pid for status in one.state.sessions.values()))
+    await eventually(lambda: any(status.pid for status in one.state.sessions.values()))
     async with asyncio.timeout(5):
         await one.stop()
 
@@ -312,7 +304,7 @@ async def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: Fake
         configure({80: "web"}, command=deaf)
         reload = asyncio.create_task(one.reload())
         await asyncio.sleep(0)
-        await until(one._one_at_a_time.locked)
+        await eventually(one._one_at_a_time.locked)
         reload.cancel()
         with suppress(asyncio.CancelledError):
             await reload
@@ -345,7 +337,7 @@ async def test_auto_falls_back(
         assert [found.identity for found in one.state.table] == [Identity("", "", "*", 22)]
         configure({22: "ssh"}, "dtrace")
         await one.reload()
-        await until(lambda: one.state.ready and syns(one) == {22: 5})
+        await eventually(lambda: one.state.ready and syns(one) == {22: 5})
         assert one.state.source.name == "dtrace"
         configure({22: "ssh"}, "sock_diag")
         await one.reload()
@@ -407,7 +399,7 @@ async def test_the_kernel_of_another_host(
         text = json.loads(saved.read_text(encoding="utf-8"))["program"]
         assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
         web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
-        await until(lambda: {web, netns} <= {each.identity for each in one.state.table})
+        await eventually(lambda: {web, netns} <= {each.identity for each in one.state.table})
         capabilities = {
             each.identity: one.state.table.capabilities(each) for each in one.state.table
         }
@@ -433,7 +425,7 @@ async def test_the_kernel_of_this_host(
         path = configure({22: "ssh"}, source, command=command, program="auto")
         async with running(path) as one:
             assert (one.state.source.name, one.state.source.program) == ("dtrace", "illumos")
-            await until(lambda: listener(one, 22).syns == 5)
+            await eventually(lambda: listener(one, 22).syns == 5)
             assert listener(one, 22).identity == Identity("", "web", "*", 22)
 
 
@@ -453,7 +445,7 @@ async def test_a_kernel_that_answers_late(
         assert one.state.sessions[SSH].reason == "dtrace: not now"
         assert (one.state.source.program, one.state.source.dtrace_version) == ("auto", "")
         reachable.touch()
-        await until(lambda: one.state.ready)
+        await eventually(lambda: one.state.ready)
         assert one.state.source.program == "illumos"
         await one.reload()
         assert one.state.source.program == "illumos"
@@ -478,15 +470,15 @@ async def test_a_host_that_does_not_answer(
     one = Service(path, load(path))
     try:
         await one.start()
-        await until(lambda: one.state.sessions[SessionId("far-0", "port-22")].pid)
+        await eventually(lambda: one.state.sessions[SessionId("far-0", "port-22")].pid)
         for _ in range(2):
-            await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
+            await eventually(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
             for name in (SSH, WEB):
                 pid = one.state.sessions[name].pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                await until(lambda: not one.state.sessions[name].up)  # noqa: B023
-        await until(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
+                await eventually(lambda: not one.state.sessions[name].up)  # noqa: B023
+        await eventually(lambda: all(one.state.sessions[name].up for name in (SSH, WEB)))
         assert not any(status.up for id_, status in one.state.sessions.items() if id_.host)
     finally:
         async with asyncio.timeout(5):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.waiting import eventually
 
 import zone_rows
 from dtrace_exporter import turns
@@ -31,15 +32,12 @@ from dtrace_exporter.tracing.plan import ALL, Plan
 from dtrace_exporter.tracing.program import load
 from dtrace_exporter.tracing.rendering import Window, window
 from dtrace_exporter.tracing.session import Session
+from fake_steps import FOREVER, READY, FakeDTrace
 from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
-
-FakeDTrace = Callable[..., list[str]]
 
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
 # No network namespace of this machine's.
-READY = {"ready": "1"}
-FOREVER = {"tick": True}
 NO_TOTALS = {"drops": 0, "established": 0}
 COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
@@ -67,17 +65,10 @@ def _no_child_left() -> Iterator[None]:
         os.waitpid(-1, os.WNOHANG)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 async def a_tick(one: Session) -> None:
     """Wait until a session has had another heartbeat."""
     before = one.status.last_record
-    await until(lambda: one.status.last_record != before)
+    await eventually(lambda: one.status.last_record != before)
 
 
 def is_there(pid: int) -> bool:
@@ -138,7 +129,7 @@ async def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
         {"print": [*syns(22, 3), counted(22, 4, ESTABLISHED)]},
     ]
     async with running(fake_dtrace(*steps, FOREVER), options={"aggsize": "4m"}) as one:
-        await until(lambda: listener(one).established)
+        await eventually(lambda: listener(one).established)
         assert one.settled.is_set()
         assert (one.status.up, one.status.reason) == (True, "")
         assert one.status.last_record is not None
@@ -159,7 +150,7 @@ async def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
     async with running(
         fake_dtrace({"rows": [f"0 {row}" for row in syns(22, 7)[2:]]}, READY)
     ) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         assert listener(one).syns == 0
     assert listener(one).syns == 7
     assert one.status.restarts == 0
@@ -177,12 +168,12 @@ async def test_zones(fake_dtrace: FakeDTrace) -> None:
     ]
     steps = [{"rows": rows}, {"ready": "global"}, FOREVER]
     async with running(fake_dtrace(*steps), name="illumos") as one:
-        await until(lambda: one.status.last_record and len(one._state.table) == 2)
+        await eventually(lambda: one.status.last_record and len(one._state.table) == 2)
         found = {each.identity: each for each in one._state.table}
         zones = {place: Identity("", place, "*", 22) for place in ("global", "web")}
         assert found.keys() == set(zones.values())
         home = found[zones["global"]]
-        await until(lambda: home.queues == Queues(3, 2, 1032, 8))
+        await eventually(lambda: home.queues == Queues(3, 2, 1032, 8))
         assert [found[zones[place]].syns for place in zones] == [3, 4]
         assert found[zones["web"]].drops == {"q_full": 1, "q0_evicted": 2}
         assert one.status.bad_rows == 0
@@ -198,7 +189,7 @@ async def test_counts_that_cannot_be(
     steps = [{"rows": [zone_rows.told(22), zone_rows.left(22, 2)]}, {"ready": "global"}, FOREVER]
 
     async with running(fake_dtrace(*steps), name="illumos") as one:
-        await until(lambda: one.status.bad_rows)
+        await eventually(lambda: one.status.bad_rows)
         assert one.status.up
         assert listener(one).accepts == 2
         assert not listener(one).queues
@@ -213,7 +204,7 @@ async def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture)
 
     steps = [READY, {"print": ["set 1", *rows, counted(22, 4)]}]
     async with running(fake_dtrace(*steps, FOREVER), state=state) as one:
-        await until(lambda: sum(found.syns for found in state.table) == 4)
+        await eventually(lambda: sum(found.syns for found in state.table) == 4)
         assert one.status.refused == {"listeners": 0, "sockets": 1, "places": 4, "rows": 0}
         assert (one.status.up, one.status.bad_rows) == (True, 0)
     assert [each["why"] for each in logged(caplog, "no room")] == [
@@ -245,11 +236,11 @@ async def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> N
         *({"tick": 3}, {"rows": [zone_rows.told(22, 2, time="{now}", q=3)]}),
     ]
     async with running(fake_dtrace(*steps, FOREVER), name="illumos") as one:
-        await until(lambda: listener(one).queues == Queues(0, 1, None, 8))
-        await until(lambda: listener(one).queues == Queues(None, None, None, 8))
+        await eventually(lambda: listener(one).queues == Queues(0, 1, None, 8))
+        await eventually(lambda: listener(one).queues == Queues(None, None, None, 8))
         assert one.status.lost["aggregation"] == 5
         go.touch()
-        await until(lambda: listener(one).queues == Queues(0, 3, None, 8))
+        await eventually(lambda: listener(one).queues == Queues(0, 3, None, 8))
 
 
 async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
@@ -258,7 +249,7 @@ async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
     lacks = [{"lacks": [f"only {part}", why]} for part in ("tli_accepts", "streams_accepts")]
     steps = [*lacks, {"ready": "global"}, FOREVER]
     async with running(fake_dtrace(*steps), name="illumos") as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         assert one.left_out.keys() == {"tli_accepts", "streams_accepts"}
         assert all(why in reason for reason in one.left_out.values())
         assert one.status.restarts == 0
@@ -267,10 +258,10 @@ async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
 async def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
     """A dtrace(1) that has come to a halt is killed, and started again."""
     async with running(fake_dtrace(READY, {"tick": 2})) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         pid = one.status.pid
         assert pid is not None
-        await until(lambda: one.status.restarts)
+        await eventually(lambda: one.status.restarts)
         assert not is_there(pid)
         assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
@@ -279,18 +270,18 @@ async def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
     """One that has no heartbeat any more is told to end first, and what it then prints counts."""
     steps = [{"rows": [f"0 {told(22)}", f"0 {counted(22, 7)}"]}, READY]
     async with running(fake_dtrace(*steps)) as one:
-        await until(lambda: one.status.restarts)
+        await eventually(lambda: one.status.restarts)
         assert listener(one).syns >= 7
 
 
 async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
     """From the last row of one process to the first one of the next nobody counts: that is told."""
     async with running(fake_dtrace(READY, FOREVER)) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         assert one.status.uncounted == 0
         assert one.status.pid is not None
         os.kill(one.status.pid, signal.SIGKILL)
-        await until(lambda: one.status.restarts and one.status.up)
+        await eventually(lambda: one.status.restarts and one.status.up)
         assert one.status.uncounted > 0
 
 
@@ -299,7 +290,7 @@ async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
     sample = ListeningSocket("*", 22, 3, 8, None, 77)
     async with running(fake_dtrace(READY, FOREVER)) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         await one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
         assert listener(one).queues == Queues(None, 3, None, 8)
         assert [one.identity.port for one in one._state.table] == [22]
@@ -312,7 +303,7 @@ async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monkey
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
     rows = [f"0 {told(22)}", f"0 {counted(22, 3, Q_FULL, qmax=8)}"]
     async with running(fake_dtrace({"rows": rows}, READY, FOREVER)) as one:
-        await until(lambda: listener(one).drops == {"q_full": 3})
+        await eventually(lambda: listener(one).drops == {"q_full": 3})
         for drops in (7, 9):
             for _ in range(6):
                 await a_tick(one)
@@ -330,7 +321,7 @@ async def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monke
     plan = Plan(config, load("linux"), 0, COUNTERS)
     one = Session(id_, plan, state, asyncio.Semaphore(1))
     try:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         for drops in (50, 52):
             for _ in range(6):
                 await a_tick(one)
@@ -346,7 +337,7 @@ async def test_compare_another_place(
     """Where the exporter is elsewhere, its kernel speaks of other listeners."""
     monkeypatch.setattr(session, "_own_netns", lambda: "2")
     async with running(fake_dtrace(READY, FOREVER)) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         await one.compare([ListeningSocket("*", 22, 3, 8, None, 77)], 5, NO_TOTALS)
         assert listener(one).queues is None
 
@@ -369,10 +360,10 @@ async def test_rows_come_ever_later(
         FOREVER,
     ]
     async with running(fake_dtrace(*steps)) as one:
-        await until(lambda: listener(one).syns)
+        await eventually(lambda: listener(one).syns)
         assert one.status.up
         file.touch()
-        await until(lambda: one.status.restarts)
+        await eventually(lambda: one.status.restarts)
     (first, *_) = logged(caplog, "session ended")
     assert re.fullmatch(r"rows come [23] s late", first["why"])
 
@@ -385,18 +376,18 @@ async def test_greeting_is_no_reason(
     heard, seen = tmp_path / "heard", tmp_path / "seen"
     greeting = [{"stderr": "Welcome"}, {"wait": str(heard)}]
     async with running(fake_dtrace(*greeting, READY, {"wait": str(seen)}, {"exit": 5})) as one:
-        await until(lambda: logged(caplog, "dtrace says"))
+        await eventually(lambda: logged(caplog, "dtrace says"))
         heard.touch()
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         seen.touch()
-        await until(lambda: not one.status.up)
+        await eventually(lambda: not one.status.up)
         assert one.status.reason == "dtrace(1) ended: exit status 5"
 
 
 async def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) -> None:
     """A process that prints without an end, but never a heartbeat, is ended all the same."""
     async with running(["sh", "-c", "echo ready 5 1; exec yes"]) as one:
-        await until(lambda: one.status.restarts)
+        await eventually(lambda: one.status.restarts)
         assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
 
@@ -406,18 +397,18 @@ async def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
     command = fake_dtrace(READY, {"print": syns(22, 5)}, FOREVER)
     async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
         ssh = state.table.listener(SSH, "", "*", 22)
-        await until(lambda: ssh.syns == 5 and two.status.up)
+        await eventually(lambda: ssh.syns == 5 and two.status.up)
         first, other = one.status.pid, two.status.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        await until(lambda: not one.status.up)
+        await eventually(lambda: not one.status.up)
         assert "SIGKILL" in one.status.reason
         assert not ssh.sockets
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         assert one.status.pid != first
         assert one.status.restarts == 1
         assert ssh.syns >= 5
-        await until(lambda: ssh.syns == 10)
+        await eventually(lambda: ssh.syns == 10)
         assert (two.status.pid, two.status.restarts, two.status.up) == (other, 0, True)
 
 
@@ -427,7 +418,7 @@ async def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixtur
         patch.setattr(session, "_LONGEST_DELAY", 0.2)
         patch.setattr("random.uniform", lambda *_: 1.0)
         async with running(fake_dtrace({"exit": 3})) as one:
-            await until(lambda: one.status.restarts >= 4)
+            await eventually(lambda: one.status.restarts >= 4)
             assert one.status.reason == "dtrace(1) ended: exit status 3"
     waits = [event["restart_in"] for event in logged(caplog, "session ended")]
     assert waits[:4] == ["0.1s", "0.1s", "0.2s", "0.2s"]
@@ -461,7 +452,7 @@ async def test_what_the_kernel_lacks(
 async def test_without_accept_wait(fake_dtrace: FakeDTrace) -> None:
     """A part that the configuration does not want is left out, and its feature is 0."""
     async with running(fake_dtrace(READY, FOREVER), accept_wait=False) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         features = one.status.features
         assert [name for name in features if not features[name]] == ["accept_wait"]
 
@@ -491,7 +482,7 @@ async def test_drop_counters_not_known(
     async with running(fake_dtrace(*steps), name=name, counters=counters) as one:
         assert one.left_out.keys() == without
         assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         off = {part for part, enabled in one.status.features.items() if not enabled}
         assert off == without
         assert bool(one._state.table.capabilities(listener(one)).reasons) == (not without)
@@ -523,7 +514,7 @@ async def test_the_kernel_is_asked(
     id_ = SessionId(host, "port-22")
     async with running(fake_dtrace(*steps), id_, state, name=None) as one:
         assert listener(one).identity == Identity(host, "", "*", 22)
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         exact = ["exact"] if name == "linux" else []
         assert [*one.status.features] == [*load(name).parts, *exact]
         capabilities = state.table.capabilities(listener(one))
@@ -558,17 +549,17 @@ async def test_the_kernel_is_asked_until_it_answers(
             await one.settled.wait()
             assert not one.status.up
             assert one.status.reason == "ssh: connect to host far port 22: Connection refused"
-            await until(lambda: one.status.restarts >= 2)
+            await eventually(lambda: one.status.restarts >= 2)
             assert one.status.pid is None
             reachable.touch()
-            await until(lambda: one.status.up)
+            await eventually(lambda: one.status.up)
             times = len(asked.read_text(encoding="utf-8"))
             assert times == one.status.restarts + 1
             for _ in range(2):
                 pid = one.status.pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                await until(lambda: one.status.up and one.status.pid not in {None, pid})  # noqa: B023
+                await eventually(lambda: one.status.up and one.status.pid not in {None, pid})  # noqa: B023
             assert len(asked.read_text(encoding="utf-8")) == times
     ended = logged(caplog, "session ended")
     assert [event["restart_in"] for event in ended[:2]] == ["0.1s", "0.1s"]
@@ -580,7 +571,7 @@ async def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
     async with running(fake_dtrace({"functions": []}), name=None) as one:
         await one.settled.wait()
         assert one.status.reason == "no D program fits this kernel: give dtrace.program a path"
-        await until(lambda: one.status.restarts == 1)
+        await eventually(lambda: one.status.restarts == 1)
 
 
 async def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
@@ -588,9 +579,9 @@ async def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $! > {pids}; wait"
     async with running(["sh", "-c", script], name=None):
-        await until(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip())
+        await eventually(lambda: pids.exists() and pids.read_text(encoding="utf-8").strip())
     pid = int(pids.read_text(encoding="utf-8"))
-    await until(lambda: not is_there(pid) or is_zombie(pid))
+    await eventually(lambda: not is_there(pid) or is_zombie(pid))
 
 
 async def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
@@ -609,7 +600,7 @@ async def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> N
     plan = Plan(config, None, 0, COUNTERS)
     sessions = [Session(id_, plan, state, starting) for id_ in ids]
     try:
-        await until(lambda: all(one.status.up for one in sessions))
+        await eventually(lambda: all(one.status.up for one in sessions))
     finally:
         await asyncio.gather(*(one.stop() for one in sessions))
     assert not together.exists()
@@ -621,7 +612,7 @@ async def test_core_refused(fake_dtrace: FakeDTrace) -> None:
         await one.settled.wait()
         assert not one.status.up
         assert REFUSAL in one.status.reason
-        await until(lambda: one.status.restarts == 1)
+        await eventually(lambda: one.status.restarts == 1)
         assert not one.status.features
 
 
@@ -639,7 +630,7 @@ async def test_command_not_found(tmp_path: Path) -> None:
     async with running([str(tmp_path / "nowhere")]) as one:
         await one.settled.wait()
         assert one.status.reason == f"cannot start {tmp_path}/nowhere: No such file or directory"
-        await until(lambda: one.status.restarts == 1)
+        await eventually(lambda: one.status.restarts == 1)
     async with running([str(tmp_path)]) as one:
         await one.settled.wait()
         assert one.status.reason == f"cannot start {tmp_path}: Permission denied"
@@ -658,7 +649,7 @@ async def test_rows_of_another_version(
 ) -> None:
     """A program that prints rows of another version does not bring a session up."""
     async with running(fake_dtrace({"print": "ready 1 1"}, FOREVER)) as one:
-        await until(lambda: one.status.bad_rows)
+        await eventually(lambda: one.status.bad_rows)
         assert not one.status.up
     assert logged(caplog, "bad row")[0]["why"] == "rows of version 1, not of 5"
 
@@ -667,10 +658,10 @@ async def test_output_closed_but_alive() -> None:
     """A process that has closed its output has nothing more to say, and is ended."""
     script = "trap '' TERM; echo ready 5 1; exec >&-; exec sleep 60"
     async with running(["sh", "-c", script]) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         pid = one.status.pid
         assert pid is not None
-        await until(lambda: not one.status.up)
+        await eventually(lambda: not one.status.up)
         assert one.status.reason == ("dtrace(1) ended: its output did, and it had to be killed")
         assert not is_there(pid)
 
@@ -686,7 +677,7 @@ async def test_stderr_flood(
     caplog.set_level(logging.DEBUG)
     steps = [READY, {"stderr": flood}, {"print": syns(22, 1)}, FOREVER]
     async with running(fake_dtrace(*steps)) as one:
-        await until(lambda: listener(one).syns == 1)
+        await eventually(lambda: listener(one).syns == 1)
         assert one.status.up
     (event,) = logged(caplog, "dtrace says")
     assert len(event["message"]) <= 300
@@ -707,7 +698,7 @@ async def test_endless_line_and_binary(
         FOREVER,
     ]
     async with running(fake_dtrace(*steps)) as one:
-        await until(lambda: listener(one).syns == 2)
+        await eventually(lambda: listener(one).syns == 2)
         assert one.status.up
         assert one.status.bad_rows == 2
     (event,) = logged(caplog, "bad row")
@@ -718,7 +709,7 @@ async def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
     """Binary on the standard error output is logged as printable text, an endless line too."""
     script = "head -c 300000 /dev/urandom >&2; echo ready 5 1; exec sleep 60"
     async with running(["sh", "-c", script]) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
     assert all(event["message"].isprintable() for event in logged(caplog, "dtrace says"))
 
 
@@ -729,7 +720,7 @@ async def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixtur
 
     steps = [READY, {"print": [early, *syns(22, 2), *bad, syns(22, 3)[-1]]}, FOREVER]
     async with running(fake_dtrace(*steps)) as one:
-        await until(lambda: listener(one).syns == 3)
+        await eventually(lambda: listener(one).syns == 3)
         assert one.status.bad_rows == len(bad) + 1
     (event,) = logged(caplog, "bad row")
     assert event["row"] == early
@@ -753,7 +744,7 @@ async def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
         ),
     ]
     async with running(fake_dtrace(READY, {"stderr": says}, FOREVER)) as one:
-        await until(lambda: one.status.probe_errors == 2)
+        await eventually(lambda: one.status.probe_errors == 2)
         assert one.status.lost == {
             "principal": 4,
             "aggregation": 5,
@@ -766,14 +757,14 @@ async def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
 async def test_sigterm_ignored(fake_dtrace: FakeDTrace) -> None:
     """A dtrace(1) that does not heed SIGTERM is killed."""
     async with running(fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
 
 
 async def test_sigterm_ignored_in_a_flood() -> None:
     """So is one that goes on printing as fast as it can."""
     script = "trap '' TERM; echo ready 5 1; exec yes"
     async with running(["sh", "-c", script]) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
 
 
 async def test_a_process_behind_the_command(tmp_path: Path) -> None:
@@ -781,9 +772,9 @@ async def test_a_process_behind_the_command(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 5 1; wait; wait; wait"
     async with running(["sh", "-c", script]) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
     pid = int(pids.read_text(encoding="utf-8"))
-    await until(lambda: not is_there(pid) or is_zombie(pid))
+    await eventually(lambda: not is_there(pid) or is_zombie(pid))
 
 
 def is_zombie(pid: int) -> bool:
@@ -812,7 +803,7 @@ async def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) 
     """A session may be stopped while dtrace(1) compiles."""
     saved = tmp_path / "start.json"
     async with running(fake_dtrace({"save": str(saved)}, {"sleep": 60})) as one:
-        await until(saved.exists)
+        await eventually(saved.exists)
         assert not one.settled.is_set()
 
 
@@ -843,5 +834,5 @@ async def test_stop_during_back_off(
 async def test_stop_twice(fake_dtrace: FakeDTrace) -> None:
     """A session that has been stopped may be stopped again."""
     async with running(fake_dtrace()) as one:
-        await until(lambda: one.status.up)
+        await eventually(lambda: one.status.up)
         await asyncio.gather(one.stop(), one.stop())

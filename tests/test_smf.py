@@ -13,23 +13,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
+from lab.exporter import free_port
+from lab.waiting import until
 
 from dtrace_exporter import cli, log
 from fake_smf import members, quoted
+from fake_steps import FakeDTrace
 from host_tools import require
-
-FakeDTrace = Callable[..., list[str]]
 
 HERE = Path(__file__).parent
 SMF = HERE.parent / "smf"
@@ -251,15 +250,6 @@ def test_properties(manifest: Element) -> None:
     assert settings(manifest)["listen_address"] == [":9748"]
 
 
-def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """Wait until a condition holds, and return what it was then."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it has not come true"
-        time.sleep(0.01)
-    return value
-
-
 FAKE_INCLUDE = f"""\
 SMF_EXIT_OK={OK}
 SMF_EXIT_ERR_FATAL={FATAL}
@@ -418,8 +408,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def port() -> int:
     """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    return free_port()
 
 
 def get(port: int, path: str) -> str:

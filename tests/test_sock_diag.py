@@ -10,8 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.waiting import until
 
 import zone_rows
 from dtrace_exporter import inet_diag, sock_diag
@@ -94,14 +94,6 @@ def samples(listener: socket.socket) -> list[ListeningSocket]:
 def cookie(listener: socket.socket) -> int:
     """Return the kernel's number of a socket; SO_COOKIE of asm-generic/socket.h."""
     return int.from_bytes(listener.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition for 5 seconds at most."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true"
-        time.sleep(0.005)
 
 
 def update(source: SockDiagSource, table: ListenerTable) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from dtrace_exporter.trace import HEADER, table, trace
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.dtrace import DTraceError
 from dtrace_exporter.tracing.program import ProgramError
+from fake_steps import FakeDTrace
 from pseudo_terminal import on_terminal
-
-FakeDTrace = Callable[..., list[str]]
 
 LINE = "100,2026 Nov 22 08:00:00,drop:q0_full,0:ffffc0a80102,40000,22,9,1,8"
 SHOWN = "100,2026 Nov 22 08:00:00,drop:q0_full,192.168.1.2,40000,22,9,1,8"

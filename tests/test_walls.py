@@ -1,4 +1,4 @@
-"""The package's walls: which modules may know of which."""
+"""The package's walls, and the tests': which modules may know of which."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ def test_tables_know_themselves_alone() -> None:
     """The listener table and the state know no wire: neither rows, nor netlink, nor HTTP."""
     for module in TABLES:
         assert IMPORTS[module] <= TABLES, module
+
+
+def words(path: Path) -> Iterator[str]:
+    """Yield the words of what a module imports: modules, and perhaps what it takes from them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (word for each in node.names for word in each.name.split("."))
+        if isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".")
+
+
+def test_tests_do_not_know_each_other() -> None:
+    """What several tests need is in a module of its own: no module imports one named test_*."""
+    tests = [*Path(__file__).parent.rglob("*.py")]
+    taken = {path: {*words(path)} for path in tests}
+    assert "exporter_process" in taken[Path(__file__).with_name("test_cli.py")]
+    modules = {path.stem for path in tests if path.stem.startswith("test_")}
+    assert {path: found for path in tests if (found := taken[path] & modules)} == {}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -7,13 +7,10 @@ import gc
 import gzip
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from email.message import Message
-from email.parser import BytesParser
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
-from typing import NamedTuple
 
 import pytest
 import trustme
@@ -23,39 +20,16 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tornado.iostream import IOStream
 
-from dtrace_exporter.listeners import Capabilities, SessionId
+from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.reloads import Reloads
-from dtrace_exporter.sockets import Queues
-from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.web import handlers
 from dtrace_exporter.web import server as web_server
 from dtrace_exporter.web.configuration import WebConfigFile
 from dtrace_exporter.web.server import Server
+from web_serving import HOSTILE, Response, fetch, get, no_reload, one_port, port_of, serving
 
-HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-
-class Response(NamedTuple):
-    status: int
-    headers: Message
-    body: bytes
-
-
-def one_port(name: str = "ssh") -> State:
-    """Port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
-    state = State(source=Source("dtrace", "linux", "2.0.1"), last_reload_success=1.5e9)
-    session = SessionId("", "port-22")
-    state.table.watch(session, {22: name}, Capabilities(reasons=("q_full", "q0_full")))
-    ssh = state.table.listener(session, "", "*", 22)
-    ssh.count_syns(0, 4, 2, 0)
-    ssh.count_syns(10, 4, 1, 4)
-    ssh.drop("q_full", 1)
-    ssh.established += 17
-    ssh.count_accepts(9, 2, 3_000_000)
-    ssh.sockets[1] = Queues(7, 3, None, 4)
-    state.sessions[session] = SessionStatus(up=True, reason="", pid=4242, restarts=5)
-    return state
 
 
 def openmetrics(response: Response) -> dict[str, Metric]:
@@ -70,10 +44,6 @@ def peers(server: Server) -> list[int]:
     return [each.getpeername()[1] for each in sockets]
 
 
-async def no_reload() -> None:
-    """Read nothing again."""
-
-
 def reload_after(go: asyncio.Event) -> Callable[[], Awaitable[None]]:
     """Return a reload that lasts until an event."""
 
@@ -81,63 +51,6 @@ def reload_after(go: asyncio.Event) -> Callable[[], Awaitable[None]]:
         await go.wait()
 
     return reload
-
-
-@asynccontextmanager
-async def serving(
-    state: State,
-    reload: Callable[[], Awaitable[None]] = no_reload,
-    path: str = "/metrics",
-    address: str = "127.0.0.1:0",
-) -> AsyncIterator[Server]:
-    """Serve a state until the block ends."""
-    server = handlers.serve(handlers.application(state, reload, path), web_server.bind([address]))
-    try:
-        yield server
-    finally:
-        server.stop()
-        await server.close_all_connections()
-
-
-def port_of(server: Server) -> int:
-    """Return the port that a server for port 0 was given."""
-    return int(server.sockets[0].getsockname()[1])
-
-
-async def fetch(
-    server: Server,
-    target: str,
-    method: str = "GET",
-    headers: dict[str, str] | None = None,
-    host: str = "127.0.0.1",
-) -> Response:
-    """Send one request and return the answer."""
-    reader, writer = await asyncio.open_connection(host, port_of(server))
-    lines = {"Host": "localhost", "Connection": "close"} | (headers or {})
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
-    answer = await asyncio.wait_for(reader.read(), 10)
-    writer.close()
-    await writer.wait_closed()
-    head_bytes, _, body = answer.partition(b"\r\n\r\n")
-    status, _, fields = head_bytes.partition(b"\r\n")
-    return Response(int(status.split()[1]), BytesParser().parsebytes(fields), body)
-
-
-def get(
-    state: State,
-    target: str,
-    method: str = "GET",
-    headers: dict[str, str] | None = None,
-    reload: Callable[[], Awaitable[None]] = no_reload,
-) -> Response:
-    """Serve a state for just one request."""
-
-    async def once() -> Response:
-        async with serving(state, reload) as server:
-            return await fetch(server, target, method, headers)
-
-    return asyncio.run(once())
 
 
 class TestMetrics:

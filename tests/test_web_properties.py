@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from dtrace_exporter.web import handlers
 from dtrace_exporter.web.configuration import WebConfigFile
 from dtrace_exporter.web.server import bind
-from test_web import no_reload, one_port, port_of
+from web_serving import no_reload, one_port, port_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW")
 ALLOWED = {

@@ -17,6 +17,7 @@ from dtrace_exporter.tracing import program, refusal
 from sun.engine import Refused
 from sun.evaluate import BAD_ADDRESS, Fault, Memory
 from sun.events import PLACES, Script, scripts
+from sun.faulty import Faulty
 from sun.fixed import CASES, Start, decisions, first_wrong, lifes, older, starting
 from sun.library import GENERATIONS, why_not
 from sun.watching import SECOND, Gauges, Host, Watch, text
@@ -195,24 +196,6 @@ def too_much(watch: Watch) -> list[str]:
 
 
 # Faults.
-
-
-class Faulty:
-    """This process' memory, of which some loads fail."""
-
-    def __init__(self) -> None:
-        self.host: Host | None = None
-        self.count = 0
-        self.failing: frozenset[int] = frozenset()
-        self._memory = Memory()
-
-    def __call__(self, address: int, size: int) -> bytes:
-        """Return memory, or fail."""
-        if self.host is not None:
-            self.count += 1
-            if self.count in self.failing:
-                raise Fault(BAD_ADDRESS, address)
-        return self._memory(address, size)
 
 
 def with_faults(

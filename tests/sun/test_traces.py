@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from dtrace_exporter.trace import HEADER, csv
 from sun.engine import Session
 from sun.events import Script, scripts
+from sun.faulty import Faulty
 from sun.fixed import KINDS
 from sun.library import GENERATIONS, why_not
-from sun.test_programs import Faulty
 from sun.watching import SECOND, Host, text
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+COMES_TRUE = "it comes true"
 
 
-def until(ask: Callable[[], T], what: str, seconds: float = 60.0, every: float = 0.1) -> T:
+def until(
+    ask: Callable[[], T], what: str = COMES_TRUE, seconds: float = 60.0, every: float = 0.1
+) -> T:
     """Ask until the answer is true, and return it.
 
     Args:
@@ -27,3 +31,14 @@ def until(ask: Callable[[], T], what: str, seconds: float = 60.0, every: float =
             raise AssertionError(f"not within {seconds} s: {what}; last answer {answer!r}")
         time.sleep(every)
     return answer
+
+
+async def eventually(
+    ask: Callable[[], Any], what: str = COMES_TRUE, seconds: float = 60.0, every: float = 0.005
+) -> None:
+    """Ask until the answer is true, as `until` does, and let other tasks run in between."""
+    end = time.monotonic() + seconds
+    while not (answer := ask()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}; last answer {answer!r}")
+        await asyncio.sleep(every)
