@@ -59,6 +59,8 @@ screenshots: $(VENV)/installed-dev
 	DTRACE_EXPORTER_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/test_page.py $(ARGS)
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is too old: name Python 3.11 or newer, as make PYTHON=python3.12 run" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "trying to install what python3 -m venv needs"; \
 	    apt-get install --yes python3-venv && $(PYTHON) -m venv $(VENV); }

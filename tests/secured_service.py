@@ -82,7 +82,8 @@ def running(place: Path, web: str, fake: FakeDTrace, *flags: str) -> Iterator[Se
     with log.open("wb") as errors, subprocess.Popen(command, stderr=errors, text=True) as process:
         service = Service(process, port, file, log)
         try:
-            until(lambda: "session up" in service.log())
+            # That of what only processes do, too.
+            until(lambda: service.log().count("session up") == 2)
             yield service
         finally:
             process.terminate()

@@ -596,6 +596,14 @@ class TestListen:
             pytest.skip(f"no IPv6 here: {error}")
         assert asyncio.run(run()) == 200
 
+    async def test_where_it_listens_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The log says where it serves, and whether by TLS."""
+        with caplog.at_level("INFO"):
+            async with serving(one_port()) as server:
+                address = f"127.0.0.1:{port_of(server)}"
+        (event,) = (r for r in caplog.records if r.getMessage() == "listening")
+        assert vars(event)["fields"] == {"address": address, "tls": False}
+
     def test_every_address(self) -> None:
         """A port alone means every address of IPv4 and IPv6; several addresses are all served."""
         assert web_server.split(":9748") == ("", 9748)

@@ -112,6 +112,10 @@ class Server(HTTPServer):
         for sock in sockets:
             self.sockets.append(sock)
             self._watch(sock)
+            _log.info(
+                "listening",
+                extra=fields(address=_shown(sock), tls=bool(self._web_config.config.tls)),
+            )
 
     def stop(self) -> None:
         """Listen no more."""
@@ -275,6 +279,14 @@ class Server(HTTPServer):
             self._drop(stream)
             return
         self.handle_stream(stream, address)
+
+
+def _shown(sock: socket.socket) -> str:
+    """Return where a socket listens, as in a URL."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return str(sock.getsockname())
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _now() -> float:
