@@ -14,6 +14,7 @@ from socket import gethostname
 
 import pytest
 import trustme
+from lab.waiting import eventually
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -217,10 +218,8 @@ class TestReload:
                     return both
 
                 async def busy(number: int) -> None:
-                    async with asyncio.timeout(10):
-                        # Nobody tells when a server has heard a request or a hang-up.
-                        while len(server._busy) != number:  # noqa: ASYNC110
-                            await asyncio.sleep(0.01)
+                    # Nobody tells when a server has heard a request or a hang-up.
+                    await eventually(lambda: len(server._busy) == number)
 
                 first = await connect()
                 await busy(1)
@@ -363,12 +362,9 @@ class TestLimits:
         async with serving(one_port("x" * 400_000)) as server:
             with socket.create_connection(("127.0.0.1", port_of(server))) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                async with asyncio.timeout(10):
-                    # Nobody tells when a server lets go of a connection.
-                    while not server._connections:  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
-                    while server._connections:  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
+                # Nobody tells when a server lets go of a connection.
+                await eventually(lambda: server._connections)
+                await eventually(lambda: not server._connections)
 
     def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a new connection the host with most loses its longest idle one, none that is busy."""
@@ -382,16 +378,12 @@ class TestLimits:
                     port = port_of(server)
                     both = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
                     number = both[1].get_extra_info("sockname")[1]
-                    async with asyncio.timeout(10):
-                        while number not in peers(server):  # noqa: ASYNC110
-                            await asyncio.sleep(0.01)
+                    await eventually(lambda: number in peers(server))
                     return both
 
                 busy = await connect("127.0.0.2")
                 busy[1].write(b"POST /-/reload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                async with asyncio.timeout(10):
-                    while not server._busy:  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
+                await eventually(lambda: server._busy)
                 other = await connect("127.0.0.1")
                 crowd = [await connect("127.0.0.2") for _ in range(4)]
                 ended = [await asyncio.wait_for(reader.read(), 10) for reader, _ in crowd[:2]]
@@ -453,9 +445,7 @@ class TestLimits:
             async with serving(one_port(), reload_after(go)) as server:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
                 writer.write(post * 3)
-                async with asyncio.timeout(10):
-                    while not server._busy:  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
+                await eventually(lambda: server._busy)
                 server.end_connections()
                 go.set()
                 answer = b""
