@@ -432,6 +432,25 @@ def test_numbers_of_the_past_are_forgotten(zones: ListenerTable, of_zones: Tally
     assert only(zones).syns == 2
 
 
+def test_a_listener_that_has_been_idle(zones: ListenerTable, of_zones: Tally) -> None:
+    """What comes first after hours is counted under the number that was told last, however old."""
+    fed(of_zones, zone_rows.told(22, q=2, q0=1), *ticks(1000))
+    fed(of_zones, zone_rows.syns(22, 3), zone_rows.left(22, 1), *ticks(700, first=1100))
+    listener = only(zones)
+    assert (listener.syns, listener.accepts, listener.queues) == (3, 1, Queues(1, 1, None, 8))
+    assert not of_zones._waiting
+
+
+def test_numbers_of_closed_sockets_are_forgotten(zones: ListenerTable, of_zones: Tally) -> None:
+    """Of sockets that come and go no more is known than of those of late."""
+    for socket in range(200):
+        told = zone_rows.told(22, socket=socket, time=2 * socket + 1)
+        close = zone_rows.closed(22, 2 * socket + 2, socket=socket)
+        fed(of_zones, told, close, *ticks(first=1000 + socket))
+    assert len(of_zones._listeners) < 70
+    assert not of_zones._newest
+
+
 def test_numbers_come_round(zones: ListenerTable, of_zones: Tally) -> None:
     """A number that is used again before it was forgotten is known as long as it is in use."""
     for time, telling in enumerate((1, 2, 1, 2), 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from dtrace_exporter.tracing.rows import (
 
 _MOST_WAITING = 10_000
 _FORGET_TICKS = 60
-"""So many ticks after Sun's engine told a listener's ID, no row has it any more."""
+"""So many ticks after a listener was told under another ID, no row has the old one any more."""
 _PATIENCE_TICKS = 600
 """A listener of which there are rows is told within so many ticks, or its own row has been lost."""
 
@@ -43,7 +43,6 @@ class _Who(NamedTuple):
     listener: Listener | None
     qmax: int
     told: bool
-    tick: int
 
 
 class Tally:
@@ -67,6 +66,9 @@ class Tally:
         self.own_place = ""
         # By ID: in the order in which they were last told; and in that of the first row of each.
         self._listeners = OrderedDict[int, _Who]()
+        # By socket; however long ago it was told, the next event may be counted under it.
+        self._newest: dict[int, int] = {}
+        self._old = deque[tuple[int, int]]()
         self._waiting = OrderedDict[int, tuple[int, list[Counts]]]()
         self._waiting_rows = 0
         self.ticks = 0
@@ -110,11 +112,8 @@ class Tally:
         Yields:
             What has come to light that cannot be; an empty text at most steps.
         """
-        while self._listeners:
-            id_, who = next(iter(self._listeners.items()))
-            if not who.told or who.tick + _FORGET_TICKS >= self.ticks:
-                break
-            del self._listeners[id_]
+        while self._old and self._old[0][0] + _FORGET_TICKS < self.ticks:
+            self._forget_old()
             yield ""
         while self._waiting:
             id_, (began, _) = next(iter(self._waiting.items()))
@@ -126,7 +125,21 @@ class Tally:
         q = counted.established and counted.departures
         yield from self._accounts.settle(tick.time, q and counted.opened, q)
 
+    def _forget_old(self) -> None:
+        _, old = self._old.popleft()
+        # Its number may have come round, and be in use again.
+        if old in self._listeners and self._newest.get(self._listeners[old].socket) != old:
+            del self._listeners[old]
+
+    def _replace(self, socket: int) -> None:
+        """Note that no event is counted any more under a socket's newest ID."""
+        if (newest := self._newest.pop(socket, None)) is not None:
+            self._old.append((self.ticks, newest))
+            if len(self._old) > self._most:
+                self._forget_old()
+
     def _close(self, socket: int, time: int) -> None:
+        self._replace(socket)
         self._accounts.close(socket, time)
         self._sockets.closed(socket, time)
 
@@ -186,9 +199,14 @@ class Tally:
         waiting = self._awaited(record.id)
         self._listeners.pop(record.id, None)
         if len(self._listeners) >= self._most:
-            self._listeners.popitem(last=False)
+            first, gone = self._listeners.popitem(last=False)
+            if self._newest.get(gone.socket) == first:
+                del self._newest[gone.socket]
+        if record.told and self._newest.get(record.socket) != record.id:
+            self._replace(record.socket)
+        self._newest[record.socket] = record.id
         # Nobody's where nobody asked for its port, or there is no room for it.
-        who = _Who(record.socket, None, record.qmax, record.told, self.ticks)
+        who = _Who(record.socket, None, record.qmax, record.told)
         self._listeners[record.id] = who
         if not self._table.watches(self._session, record.port):
             return
