@@ -85,6 +85,20 @@ def drift(start: Start) -> list[str]:
         return [*found, *([] if told == expected else [f"told {told} times"]), *wrong(watch)]
 
 
+def idle(start: Start) -> list[str]:
+    """Nothing happens for minutes; then each of what may come first does."""
+    with start() as watch:
+        for port, kind in enumerate(KINDS, 80):
+            name = f"L{port}"
+            watch.run(
+                _open(name, kind, port, backlog=9), f"syn {name} count 4", f"ack {name} count 3"
+            )
+        for line in ("accept {}", "syn {}", "abort {} q", "ack {}", "syn {}"):
+            watch.seconds(90)
+            watch.run(*(line.format(f"L{port}") for port, _ in enumerate(KINDS, 80)))
+        return wrong(watch)
+
+
 def deferred(start: Start) -> list[str]:
     """Connections that wait in Q0 for room in Q, for longer than a second."""
     found = []
@@ -256,6 +270,7 @@ CASES: tuple[Callable[[Start], list[str]], ...] = (
         limit,
         lifes,
         drift,
+        idle,
         deferred,
         older,
         closed,
