@@ -441,7 +441,7 @@ def test_a_listener_that_has_been_idle(zones: ListenerTable, of_zones: Tally) ->
     assert not of_zones._waiting
 
 
-def test_numbers_of_closed_sockets_are_forgotten(zones: ListenerTable, of_zones: Tally) -> None:
+def test_numbers_of_closed_sockets_are_forgotten(of_zones: Tally) -> None:
     """Of sockets that come and go no more is known than of those of late."""
     for socket in range(200):
         told = zone_rows.told(22, socket=socket, time=2 * socket + 1)
