@@ -997,6 +997,23 @@ def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
     asyncio.run(test())
 
 
+def test_blame_for_what_is_left_out(tmp_path: Path) -> None:
+    """Who gives a part that is left out as the reason once more is not started again at once."""
+    starts = tmp_path / "starts"
+    why = "dtrace: could not enable tracing: Failed to enable fbt:vmlinux:security_sock_graft:entry"
+
+    async def test() -> None:
+        script = f"echo >>{starts}; echo '{why}' >&2; exit 1"
+        async with running(["/bin/sh", "-c", script]) as one:
+            await one.settled.wait()
+            assert why in one.status.reason
+            assert "accepts" in one.left_out
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    # Beside the one that told of the part, and that without it, one more may have come already.
+    assert 2 <= len(starts.read_text().splitlines()) <= 3
+
+
 def test_stop_during_back_off(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
     """A session may be stopped while it waits to start its process again; it does not wait on."""
     monkeypatch.setattr(session, "_FIRST_DELAY", 600.0)

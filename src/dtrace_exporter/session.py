@@ -198,7 +198,9 @@ class Session:
             part = None
             if self._program is not None and not self.status.up:
                 part = program.blame(reason, text, self._program.family)
-            if part is not None and self._program is not None and not self._stopping:
+            # What is left out already is not why: it would begin again at once, and for ever.
+            if part is not None and part not in self.left_out and not self._stopping:
+                assert self._program is not None
                 for each in self._program.with_dependents({part}):
                     self.left_out.setdefault(each, reason)
                 _log.warning(
@@ -206,6 +208,9 @@ class Session:
                 )
                 continue
             self._down(reason)
+            if self._tally is not None:
+                await by_turns(self._tally.drain())
+                self._tally = None
             if self._stopping:
                 return
             if time.monotonic() - began > _GOOD_RUN_SECONDS:
@@ -251,7 +256,6 @@ class Session:
                 process.stdin.write(text.encode())
                 await process.stdin.drain()
             process.stdin.close()
-            self._tally = None
             self._logged = False
             self._told_limits.clear()
             splitter = LineSplitter()
