@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from dtrace_exporter.inet_diag import Sample
@@ -101,12 +101,15 @@ class DropAudits:
 
     def look(
         self, kernel: Mapping[Identity, list[Sample]], ours: Mapping[Identity, int]
-    ) -> int | None:
+    ) -> Generator[None, None, int | None]:
         """Return how many more drops the listeners' counters lack than at the last look.
 
         Args:
             kernel: the sockets that listen now, by their listener.
             ours: the drops that are counted, by listener; none of one that is not known yet.
+
+        Yields:
+            Before each listener.
 
         Returns:
             None as long as that cannot be told.
@@ -117,6 +120,7 @@ class DropAudits:
         told = []
         audits = {}
         for identity, those in kernel.items():
+            yield
             if any(one.drops is None for one in those):
                 continue
             sockets = frozenset(one.socket for one in those)
@@ -128,7 +132,9 @@ class DropAudits:
             audits[identity] = sockets, audit
             told.append(audit.look(sum(one.drops or 0 for one in those), ours.get(identity, 0)))
         self._audits, self._ours = audits, ours
-        self._seen |= dict.fromkeys(one.socket for those in kernel.values() for one in those)
+        for those in kernel.values():
+            yield
+            self._seen |= dict.fromkeys(one.socket for one in those)
         for old in [*self._seen][:-_MOST_SEEN]:
             del self._seen[old]
         certain = [more for more in told if more is not None]

@@ -415,19 +415,33 @@ class Session:
         if reader.ticks == self._audited or self.id.name == CALLS:
             return
         self._audited = reader.ticks
-        mine = [one for one in table.seen(self.id) if one.identity.place == home]
-        drops = {one.identity: sum(one.drops.values()) for one in mine}
-        ports = table.ports(self.id)
-        if ports is None:
-            established = sum(one.established for one in mine)
-            ours = {"drops": sum(drops.values()), "established": established}
-            missing = self._totals.look(totals, ours)
-        else:
-            watched = {one: those for one, those in found.items() if one.port in ports}
-            more = self._drops.look(watched, drops)
-            missing = {} if more is None else {"drops": more}
+        missing = await by_turns(self._missing(found, totals))
         for kind, more in missing.items():
             self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
+
+    def _missing(
+        self, found: Mapping[Identity, list[Sample]], totals: Mapping[str, int]
+    ) -> Generator[None, None, dict[str, int]]:
+        """Return by kind how many more our listeners' counters lack; yields after each listener."""
+        table = self._state.table
+        home, ports = table.home(self.id), table.ports(self.id)
+        established = 0
+        drops: dict[Identity, int] = {}
+        for one in table.seen(self.id):
+            if one.identity.place == home:
+                established += one.established
+                drops[one.identity] = sum(one.drops.values())
+            yield
+        if ports is None:
+            ours = {"drops": sum(drops.values()), "established": established}
+            return self._totals.look(totals, ours)
+        watched: dict[Identity, list[Sample]] = {}
+        for identity, those in found.items():
+            if identity.port in ports:
+                watched[identity] = those
+            yield
+        more = yield from self._drops.look(watched, drops)
+        return {} if more is None else {"drops": more}
 
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:
         splitter = LineSplitter()
