@@ -997,6 +997,20 @@ def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
     asyncio.run(test())
 
 
+def test_program_that_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host that does not read a program larger than a pipe is given up as one not ready."""
+    monkeypatch.setattr(session, "_START_SECONDS", 0.2)
+    large = tmp_path / "large.d"
+    large.write_text(load("linux").text + f"/* {'x' * (1 << 20)} */\n", encoding="utf-8")
+
+    async def test() -> None:
+        async with running(["/bin/sh", "-c", "exec sleep 600"], name=str(large)) as one:
+            await one.settled.wait()
+            assert one.status.reason == "did not read its program within 0.2 s"
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
 def test_blame_for_what_is_left_out(tmp_path: Path) -> None:
     """Who gives a part that is left out as the reason once more is not started again at once."""
     starts = tmp_path / "starts"

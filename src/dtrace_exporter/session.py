@@ -254,7 +254,11 @@ class Session:
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 process.stdin.write(text.encode())
-                await process.stdin.drain()
+                try:
+                    async with asyncio.timeout(_START_SECONDS):
+                        await process.stdin.drain()
+                except TimeoutError:
+                    return f"did not read its program within {_START_SECONDS:g} s"
             process.stdin.close()
             self._logged = False
             self._told_limits.clear()
