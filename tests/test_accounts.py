@@ -318,7 +318,7 @@ def test_what_has_closed_is_forgotten(books: Books) -> None:
         books.close(number, socket=number)
         books.tick()
     assert len(books.accounts._closed) < 40
-    assert not books.accounts._accounts
+    assert not books.accounts.held
     books.tick()
     assert not books.accounts._touched
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.listeners import Identity
 from dtrace_exporter.tracing import audit
 from dtrace_exporter.tracing.audit import KINDS, Audit, DropAudits, TotalAudits, totals
+from dtrace_exporter.turns import by_turns
 
 SNMP = """Ip: Forwarding DefaultTTL
 Ip: 1 64
@@ -163,10 +165,17 @@ def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[List
     }
 
 
+def looked(
+    one: DropAudits, kernel: dict[Identity, list[ListeningSocket]], ours: dict[Identity, int]
+) -> int | None:
+    """Look, without others having their turn meanwhile."""
+    return asyncio.run(by_turns(one.look(kernel, ours)))
+
+
 def told(one: DropAudits, kernel: dict[Identity, list[ListeningSocket]], ours: int) -> int | None:
     """Look until nothing has changed for some time, and return what that tells in all."""
     identity = next(iter(kernel), SSH)
-    found = [one.look(kernel, {identity: ours}) for _ in range(6)]
+    found = [looked(one, kernel, {identity: ours}) for _ in range(6)]
     certain = [more for more in found if more is not None]
     return sum(certain) if certain else None
 
@@ -205,7 +214,7 @@ def test_drops_of_a_socket_that_an_answer_lacked() -> None:
 def test_drops_of_a_socket_that_the_first_answer_lacked() -> None:
     """Nor is one that the very first answer did not have."""
     one = DropAudits()
-    assert one.look(sockets(WEB, a=1), {}) is None
+    assert looked(one, sockets(WEB, a=1), {}) is None
     assert told(one, sockets(SSH, b=50), 0) == 0
 
 
@@ -218,9 +227,9 @@ def test_drops_one_listener_does_not_hide_another() -> None:
     """A listener whose counters are ahead does not make up for one that lacks some."""
     one = DropAudits()
     kernel = {**sockets(SSH, a=10), **sockets(WEB, b=10)}
-    assert [one.look(kernel, {}) for _ in range(4)][-1] == 0
+    assert [looked(one, kernel, {}) for _ in range(4)][-1] == 0
     kernel = {**sockets(SSH, a=12), **sockets(WEB, b=10)}
-    assert [one.look(kernel, {WEB: 5}) for _ in range(4)][-1] == 2
+    assert [looked(one, kernel, {WEB: 5}) for _ in range(4)][-1] == 2
 
 
 def test_sockets_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,5 +237,14 @@ def test_sockets_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_MOST_SEEN", 20)
     one = DropAudits()
     for n in range(100):
-        one.look({SSH: [ListeningSocket("*", 22, 0, 8, 0, n)]}, {})
+        looked(one, {SSH: [ListeningSocket("*", 22, 0, 8, 0, n)]}, {})
     assert len(one._seen) == 20
+
+
+def test_small_steps() -> None:
+    """However many listeners there are, a look lets others have their turn between them."""
+    kernel = {
+        Identity("", "", "*", port): [ListeningSocket("*", port, 0, 8, 0, port)]
+        for port in range(500)
+    }
+    assert sum(1 for _ in DropAudits().look(kernel, {})) >= 500

@@ -353,6 +353,8 @@ LONG = "x" * 129
                 ("destructive", "true"),
                 ("destructive", "false"),
                 ("destructive", "set"),
+                ("cpp", "true"),
+                ("cpphdrs", "true"),
                 ("cpppath", "/tmp/x"),
                 ("cppargs", "-o/etc/passwd"),
                 ("ctypes", "/etc/passwd"),

@@ -25,9 +25,14 @@ import yaml
 
 import zone_rows
 from dtrace_exporter import config, families, service, trace, yaml_reader
+from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import Limits
+from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
-from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rows
+from dtrace_exporter.state import State
+from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rows, session
+from dtrace_exporter.tracing.plan import Plan
+from dtrace_exporter.tracing.session import Session
 from linux_rows import told
 from step_meter import metered
 
@@ -185,6 +190,35 @@ def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "listeners": 30_000 - Limits().listeners,
         "rows": 0,
     }
+
+
+def test_local_user_of_a_configured_port(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is a step long where the kernel is asked about 100,000 sockets of one port."""
+    samples = [
+        ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, n + 1)
+        for n in range(2 * MANY)
+    ]
+
+    async def test() -> float:
+        state, id_ = State(), SessionId("", "port-80")
+        state.table.watch(id_, {80: "web"})
+        command = ("/bin/sh", "-c", f"echo ready 5 {session._own_netns()}; exec sleep 600")
+        plan = Plan(config.DTraceConfig(command=command), program.load("linux"), 80, {})
+        one = Session(id_, plan, state, asyncio.Semaphore(1))
+        await one.settled.wait()
+        assert one._tally is not None
+        with metered() as meter:
+            for _ in range(4):
+                one._tally.ticks += 1
+                await asyncio.create_task(one.compare(samples, 5, {}))
+        assert len(state.table) == Limits().listeners
+        await one.stop()
+        return 1000 * meter.longest
+
+    step = asyncio.run(test())
+    with capsys.disabled():
+        print(f"\n    longest step {step:.0f} ms", end=" ")  # noqa: T201
+    assert step < STEP_MS
 
 
 # A reload

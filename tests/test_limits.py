@@ -269,9 +269,11 @@ def sizes(table: ListenerTable, tally: Tally) -> dict[str, int]:
         "idle": len(host.sockets.idle),
         "rows": sum(map(len, tally._reader._sets.values())),
         "ids": len(tally._listeners),
-        "accounts": len(accounts._accounts),
+        "accounts": len(accounts.held),
         "accounts closed": len(accounts._closed),
         "known": len(accounts._known),
+        "touched": len(accounts._touched),
+        "tellings": sum(len(one.tellings) for one in accounts.held.values()),
     }
 
 
@@ -286,13 +288,19 @@ MOST = {
     "accounts": FEW.sockets,
     "accounts closed": FEW.sockets,
     "known": FEW.sockets,
+    "touched": FEW.sockets,
+    "tellings": FEW.rows + FEW.sockets,
 }
 
 
 @pytest.mark.parametrize(
     ("rows", "ready", "capabilities"),
-    [(rows_of_linux(), READY, None), (rows_of_zones(), "ready 5 global", ZONES)],
-    ids=["linux", "zones"],
+    [
+        (rows_of_linux(), READY, None),
+        (rows_of_zones(), "ready 5 global", ZONES),
+        (rows_of_linux() | rows_of_zones(), READY, None),
+    ],
+    ids=["linux", "zones", "both"],
 )
 @given(data=st.data())
 def test_never_more(
@@ -308,6 +316,7 @@ def test_never_more(
             record = tally.feed(line)
             if isinstance(record, Tick):
                 list(tally.settle(record))
+        assert tally._accounts._kept == sizes(table, tally)["tellings"]
         found = sizes(table, tally)
         assert all(found[name] <= most for name, most in MOST.items()), found
         open_ = [socket for one in table for socket in one.sockets]
@@ -338,13 +347,69 @@ def test_listener_that_is_told_again_and_again() -> None:
     feed(tally, "ready 5 global")
     for number in range(1, 1000):
         feed(tally, zone_rows.told(22, number, time=number, q=3), zone_rows.syns(22, 1, 3, number))
-    [account] = tally._accounts._accounts.values()
+    [account] = tally._accounts.held.values()
     assert len(account.tellings) <= 64
     feed(tally, "tick 2000")
     [listener] = table
     assert listener.syns == 999
     assert listener.queues is not None
     assert listener.queues.q == 3
+
+
+def test_two_kernels_at_once() -> None:
+    """A host that prints rows of both kinds of programs has no more accounts than sockets."""
+    few = Limits(sockets=20)
+    table, tally = taking(few)
+    for number in range(1, 100):
+        # Each is of another use of the place, which ends what is known of the one before.
+        sun = zone_rows.told(22, socket=number, time=number, zone="7")
+        feed(tally, sun, told(23, place=7, socket=number, cookie=number, time=number))
+    assert len(table) == 1
+    assert len(tally._accounts.held) <= few.sockets
+
+
+def test_closes_of_another_session() -> None:
+    """Nor where another of its sessions says that the sockets have closed."""
+    few = Limits(sockets=20)
+    table, tally = taking(few)
+    other = Tally(table, CALLS)
+    feed(other, READY)
+    for number in range(1, 100):
+        feed(tally, zone_rows.told(22, socket=number, time=number))
+        feed(other, zone_rows.closed(22, number + 1, number))
+    assert len(tally._accounts.held) <= few.sockets
+
+
+def test_tellings_of_all_sockets() -> None:
+    """All sockets together are told as often as there may be rows; then each begins anew."""
+    few = Limits(sockets=20, rows=100)
+    table, tally = taking(few)
+    for number in range(1, 60):
+        feed(tally, *(zone_rows.told(22, number, socket=n, time=number) for n in range(20)))
+    tellings = [len(one.tellings) for one in tally._accounts.held.values()]
+    assert len(tellings) == few.sockets
+    assert sum(tellings) <= few.rows + few.sockets
+    assert len(table) == 1
+
+
+def test_what_closes_is_not_settled() -> None:
+    """Sockets that close before a heartbeat leave nothing to do in it, however many they are."""
+    _, tally = taking(Limits(sockets=20))
+    for number in range(1, 100):
+        feed(tally, zone_rows.told(22, socket=number), zone_rows.closed(22, 9, number))
+    assert not tally._accounts._touched
+
+
+def test_drain() -> None:
+    """When a run is over all that it has told is let go of, in small steps."""
+    _, tally = taking(Limits())
+    for number in range(1, 100):
+        feed(tally, zone_rows.told(22, socket=number), told(number), counted(number, 1))
+        feed(tally, counted(999 + number, 1))
+    held = [tally._listeners, tally._waiting, *tally._reader.held, tally._accounts.held]
+    assert all(held)
+    assert steps(tally.drain()) > 4 * 99
+    assert not any(held)
 
 
 def calls_of(function: Callable[[], object]) -> int:
@@ -380,6 +445,24 @@ def test_work_for_a_row_does_not_grow(kind: str) -> None:
         }[kind]
         # What the first one finds out the next ones know.
         feed(tally, row)
+        costs.append(calls_of(partial(feed, tally, row)))
+    assert costs[0] == costs[1]
+
+
+def test_work_for_a_place_does_not_grow() -> None:
+    """Nor on how many listeners of another place have closed, of which some is open."""
+    costs = []
+    for size in (100, 1000):
+        table, tally = taking(Limits(places=1))
+        feed(tally, *(told(number) for number in range(size)))
+        # The order in which a set has them is not known: here the one that is found last.
+        [place] = table._hosts[""].places.values()
+        ports = [each.port for each in place.identities]
+        ports.pop()
+        for port in ports:
+            close(table, port)
+        row = told(1, place=AWAY)
+        assert feed(tally, row)["places"]
         costs.append(calls_of(partial(feed, tally, row)))
     assert costs[0] == costs[1]
 

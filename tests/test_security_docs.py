@@ -75,6 +75,7 @@ def test_numbers() -> None:
     assert f"accept queue, {server._BACKLOG} long" in TEXT
     assert f"each of at most {auth._MOST_GONE} addresses one that has hung up" in TEXT
     assert f"closed after {handlers._SEND_SECONDS:.0f} s" in TEXT
+    assert f"at most {handlers._MOST_UNSENT >> 20} MB of answers" in TEXT
     assert f"at most {log.MOST} events of one kind in a minute" in TEXT
 
 

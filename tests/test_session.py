@@ -821,6 +821,30 @@ async def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
     assert one.status.reason == "stopped"
 
 
+async def test_program_that_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host that does not read a program larger than a pipe is given up as one not ready."""
+    monkeypatch.setattr(session, "START_SECONDS", 0.2)
+    large = tmp_path / "large.d"
+    large.write_text(load("linux").text + f"/* {'x' * (1 << 20)} */\n", encoding="utf-8")
+    async with asyncio.timeout(20):
+        async with running(["/bin/sh", "-c", "exec sleep 600"], name=str(large)) as one:
+            await one.settled.wait()
+            assert one.status.reason == "did not read its program within 0.2 s"
+
+
+async def test_blame_for_what_is_left_out(tmp_path: Path) -> None:
+    """Who gives a part that is left out as the reason once more is not started again at once."""
+    starts = tmp_path / "starts"
+    why = "dtrace: could not enable tracing: Failed to enable fbt:vmlinux:security_sock_graft:entry"
+    script = f"echo >>{starts}; echo '{why}' >&2; exit 1"
+    async with asyncio.timeout(20), running(["/bin/sh", "-c", script]) as one:
+        await one.settled.wait()
+        assert why in one.status.reason
+        assert "accepts" in one.left_out
+    # Beside the one that told of the part, and that without it, one more may have come already.
+    assert 2 <= len(starts.read_text(encoding="utf-8").splitlines()) <= 3
+
+
 async def test_stop_during_back_off(
     monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace
 ) -> None:

@@ -538,3 +538,16 @@ def test_more_than_there_is_room_for(kernel: Kernel, caplog: pytest.LogCaptureFi
     assert len(caplog.records) == 1
     kernel.read(*three[1:])
     assert {one.identity.port: one.drops["unknown"] for one in kernel.table} == {81: 1, 82: 1}
+
+
+def test_sockets_of_one_listener(kernel: Kernel) -> None:
+    """Sockets beyond the limit have no gauges, but their drops count; closed ones make room."""
+    kernel.table.limit("", Limits(sockets=2))
+    kernel.read(*(sample(key, 1) for key in (1, 2, 3)))
+    [listener] = kernel.table
+    assert listener.sockets.keys() == {1, 2}
+    assert kernel.drops() == 3
+    kernel.read(*(sample(key, 2) for key in (2, 3)))
+    assert listener.sockets.keys() == {2, 3}
+    assert kernel.drops() == 5
+    assert sum(1 for _ in kernel.source.update(kernel.table, SESSION, [sample(1, 0)] * 99)) >= 99

@@ -103,6 +103,28 @@ def test_a_kernel_that_cannot_be_asked(fake_dtrace: FakeDTrace) -> None:
         traced(fake_dtrace(), program="nonsense")
 
 
+def test_endless_messages(
+    fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What dtrace(1) says is not kept for ever while there is no line: it is passed on."""
+    end = tmp_path / "end"
+    steps = [{"stderr": ["message"] * 1000}, {"wait": str(end)}, {"exit": 3}]
+
+    async def test() -> int:
+        config = DTraceConfig(command=tuple(fake_dtrace(*steps)), program="linux")
+        tracing = asyncio.create_task(trace(config, 22, StringIO()))
+        said = ""
+        async with asyncio.timeout(20):
+            while said.count("message\n") < 1000:
+                said += capsys.readouterr().err
+                await asyncio.sleep(0.01)
+        end.touch()
+        return await tracing
+
+    assert asyncio.run(test()) == 3
+    assert capsys.readouterr().err == ""
+
+
 def test_parts_left_out(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]) -> None:
     """What a kernel cannot do is left out one by one and said; the rest is traced."""
     missing = ("tcp_accept_swap:entry", "tcp_send_conn_ind:entry")

@@ -8,9 +8,10 @@ import gzip
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from socket import gethostname
+from typing import Any
 
 import pytest
 import trustme
@@ -365,6 +366,34 @@ class TestLimits:
                 # Nobody tells when a server lets go of a connection.
                 await eventually(lambda: server._connections)
                 await eventually(lambda: not server._connections)
+
+    def test_answers_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of answers of which each is another one the oldest goes, so that few are kept."""
+        monkeypatch.setattr(handlers, "_MOST_UNSENT", 20_000_000)
+
+        names = [f"dtrace_tcp_listen_{one}_total" for one in ("syns", "drops")]
+        names += ["dtrace_tcp_listen_q_saturation_ratio_bucket"]
+
+        async def run() -> None:
+            with ExitStack() as clients:
+                async with serving(one_port("x" * 400_000)) as server:
+                    app: Any = server.request_callback
+                    sending = app.settings["answers"]._sending
+                    for number in range(12):
+                        client = socket.create_connection(("127.0.0.1", port_of(server)))
+                        clients.enter_context(client)
+                        client.setblocking(False)
+                        wanted = "&".join(f"name[]={one}" for one in (*names, number))
+                        client.send(f"GET /metrics?{wanted} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                        await asyncio.get_running_loop().sock_recv(client, 1)
+                    sizes = [size for _, size in sending.values()]
+                    assert 1 < len(sizes) < 12
+                    assert sum(sizes) <= handlers._MOST_UNSENT
+                    # Who reads has all of it.
+                    response = await fetch(server, "/metrics")
+                    assert len(response.body) > 8_000_000
+
+        asyncio.run(run())
 
     def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a new connection the host with most loses its longest idle one, none that is busy."""

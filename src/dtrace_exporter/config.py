@@ -44,7 +44,16 @@ _MOST = 10_000_000
 
 _OPTION_NAME = re.compile(r"[a-z]+")
 # What lets D do more than look, and what has dtrace(1) run a program or write a file.
-_REFUSED_OPTIONS = ("destructive", "cppargs", "cpppath", "ctypes", "dtypes", "ldpath")
+_REFUSED_OPTIONS = (
+    "destructive",
+    "cpp",
+    "cpphdrs",
+    "cppargs",
+    "cpppath",
+    "ctypes",
+    "dtypes",
+    "ldpath",
+)
 # Nothing that a remote shell would take apart.
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9_.,:/@%+=-]+")
 

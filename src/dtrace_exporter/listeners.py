@@ -135,10 +135,14 @@ class _Watch:
 
 @dataclass(slots=True)
 class _Place:
-    """A place that has listeners; ``cookie`` tells the uses of its name apart, if it is known."""
+    """A place that has listeners; ``cookie`` tells the uses of its name apart, if it is known.
+
+    ``busy`` is one of them that could not be forgotten when somebody looked.
+    """
 
     cookie: int | None = None
     identities: set[Identity] = field(default_factory=set)
+    busy: Identity | None = None
 
 
 class _Host:
@@ -329,7 +333,7 @@ class ListenerTable:
             for identity in [*islice(idle, _LOOKS)]:
                 del idle[identity]
                 known = host.places.get(identity.place)
-                if known and all(self._is_spare(host.listeners[one]) for one in known.identities):
+                if known and self._is_spare_place(host, known):
                     self._end(host, known)
                     break
                 if identity in host.listeners:
@@ -343,6 +347,21 @@ class ListenerTable:
             listener = host.listeners.get(identity)
             if listener is not None and self._is_spare(listener):
                 self._forget(listener)
+
+    def _is_spare_place(self, host: _Host, place: _Place) -> bool:
+        busy = host.listeners.get(place.busy) if place.busy else None
+        if busy is None or self._is_spare(busy):
+            # Of thousands the last may be the only one that is not.
+            busy = next(
+                (
+                    host.listeners[one]
+                    for one in place.identities
+                    if not self._is_spare(host.listeners[one])
+                ),
+                None,
+            )
+        place.busy = busy.identity if busy else None
+        return busy is None
 
     def _is_spare(self, listener: Listener) -> bool:
         watch = self._watches[listener.session]

@@ -50,14 +50,22 @@ class SockDiagSource:
         Yields:
             After each of them.
         """
-        open_now = {(sample.address, sample.port, sample.socket) for sample in samples}
-        self.open = {sample.socket for sample in samples}
+        open_now = set()
+        open_ = set()
+        for sample in samples:
+            yield
+            open_now.add((sample.address, sample.port, sample.socket))
+            open_.add(sample.socket)
+        self.open = open_
+        held = 0
         for listener in table.seen(session):
+            yield
             address, port = listener.identity.address, listener.identity.port
             for key in [*listener.sockets]:
                 if (address, port, key) not in open_now:
                     del listener.sockets[key]
-            if not listener.sockets:
+            held += len(listener.sockets)
+            if not listener.sockets and listener.identity in table:
                 table.idle(listener)
         refused = ""
         for sample in samples:
@@ -70,8 +78,13 @@ class SockDiagSource:
                 except LimitError as error:
                     refused = str(error)
                     continue
-                listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
                 self._count_drops(listener, sample)
+                if sample.socket not in listener.sockets:
+                    if held >= table.limits(session.host).sockets:
+                        refused = str(LimitError("sockets"))
+                        continue
+                    held += 1
+                listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
         while len(self._counted) > max(_MOST_COUNTED, len(self.open)):
             del self._counted[next(iter(self._counted))]
         if refused and not self._refused:

@@ -24,6 +24,8 @@ _HALVES = re.compile(r"([0-9a-f]{1,16}):([0-9a-f]{1,16})")
 _ADDRESS_COLUMN = HEADER.split(",").index("Source IP")
 _CHUNK = 1 << 16
 _STOP_SECONDS = 5.0
+_MOST_HELD = 100
+"""What says why it failed has fewer lines, and an endless one is not kept."""
 
 
 async def trace(config: DTraceConfig, port: int, out: TextIO) -> int:
@@ -96,6 +98,12 @@ async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> 
     # Until there is a line, what dtrace(1) says may be why there is none.
     held: list[str] | None = []
 
+    def pass_on() -> None:
+        nonlocal held
+        said, held = held or [], None
+        for message in said:
+            _warn(message)
+
     async def complain(stderr: asyncio.StreamReader) -> None:
         splitter = LineSplitter()
         ended = False
@@ -103,6 +111,8 @@ async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> 
             ended = not (chunk := await stderr.read(_CHUNK))
             for message in splitter.end() if ended else splitter.feed(chunk):
                 held.append(message) if held is not None else _warn(message)
+                if held is not None and len(held) >= _MOST_HELD:
+                    pass_on()
 
     complaining = asyncio.create_task(complain(process.stderr))
     splitter = LineSplitter()
@@ -110,10 +120,7 @@ async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> 
     show = table(columns, terminal.painter(out)) if columns else csv
     try:
         while chunk := await process.stdout.read(_CHUNK):
-            if held is not None:
-                said, held = held, None
-                for message in said:
-                    _warn(message)
+            pass_on()
             out.writelines(show(line) + "\n" for line in splitter.feed(chunk))
             out.flush()
         out.writelines(show(line) + "\n" for line in splitter.end())

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import Listener
 from dtrace_exporter.sockets import Sockets
 from dtrace_exporter.tracing.rows import Listening
@@ -58,11 +59,15 @@ class Accounts:
 
     Args:
         sockets: where the queues go, of each at the times of heartbeats.
+        most: how many tellings are kept, besides one of each account.
     """
 
-    def __init__(self, sockets: Sockets) -> None:
+    def __init__(self, sockets: Sockets, most: int = Limits().rows) -> None:
         self._sockets = sockets
-        self._accounts: dict[int, _Account] = {}
+        self._most = most
+        self._kept = 0
+        self.held: dict[int, _Account] = {}
+        """The accounts by socket."""
         # The one that was told first is the first to be forgotten.
         self._closed = OrderedDict[int, tuple[int, int]]()
         self._touched: set[int] = set()
@@ -78,30 +83,38 @@ class Accounts:
             return
         is_sure = not self._losing and record.time > self._lost
         telling = _Telling(record, self._tick)
-        account = self._accounts.get(record.socket)
+        account = self.held.get(record.socket)
         self._touched.add(record.socket)
         if (
             account is None
             or account.listener is not listener
             or not account.known
             or len(account.tellings) >= _MOST_TELLINGS
+            or self._kept >= self._most
         ):
             if account is None or record.time > account.tellings[-1].record.time:
+                self._forget(record.socket)
+                # Not all that is forgotten of a socket is told here.
+                if len(self.held) >= self._sockets.most:
+                    self._forget(next(iter(self.held)))
+                self._touched.add(record.socket)
+                self._kept += 1
                 base = [record.q0, record.q]
-                self._accounts[record.socket] = _Account(listener, [telling], base, known=is_sure)
+                self.held[record.socket] = _Account(listener, [telling], base, known=is_sure)
                 if is_sure:
                     self._known.add(record.socket)
             return
         if not is_sure:
             return
         account.tellings.append(telling)
+        self._kept += 1
         account.tellings.sort(key=lambda one: one.record.time)
         if account.tellings[0] is telling:
             account.base = [record.q0, record.q]
 
     def move(self, socket: int, id: int, q0: int, q: int) -> None:  # noqa: A002
         """Take by how much the queues of a socket have grown, or shrunk, under an ID."""
-        account = self._accounts.get(socket)
+        account = self.held.get(socket)
         if account is None:
             return
         self._touched.add(socket)
@@ -119,14 +132,15 @@ class Accounts:
         self._closed[socket] = max(time, before), self._tick
         if len(self._closed) > self._sockets.most:
             self._closed.popitem(last=False)
-        account = self._accounts.get(socket)
+        account = self.held.get(socket)
         if account is None:
             return
-        account.tellings = [one for one in account.tellings if one.record.time > time]
-        if not account.tellings:
-            del self._accounts[socket]
-            self._known.discard(socket)
+        later = [one for one in account.tellings if one.record.time > time]
+        if not later:
+            self._forget(socket)
             return
+        self._kept -= len(account.tellings) - len(later)
+        account.tellings = later
         first = account.tellings[0].record
         account.base, account.off = [first.q0, first.q], None
         account.folded.clear()
@@ -138,7 +152,7 @@ class Accounts:
         """
         self._losing = _LOSS_TICKS
         for socket in self._known:
-            self._accounts[socket].known = False
+            self.held[socket].known = False
             self._sockets.unsee(socket)
         self._known.clear()
 
@@ -168,7 +182,7 @@ class Accounts:
             del self._closed[socket]
         for socket in touched:
             yield ""
-            account = self._accounts.get(socket)
+            account = self.held.get(socket)
             if account is None or not account.known:
                 continue
             self._fold(account)
@@ -203,3 +217,10 @@ class Accounts:
             account.off = off if any(off) and off != account.off else None
             account.folded.append(first.record.id)
             del account.tellings[0]
+            self._kept -= 1
+
+    def _forget(self, socket: int) -> None:
+        if account := self.held.pop(socket, None):
+            self._kept -= len(account.tellings)
+            self._known.discard(socket)
+            self._touched.discard(socket)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from dtrace_exporter.inet_diag import ListeningSocket
@@ -101,12 +101,15 @@ class DropAudits:
 
     def look(
         self, kernel: Mapping[Identity, list[ListeningSocket]], ours: Mapping[Identity, int]
-    ) -> int | None:
+    ) -> Generator[None, None, int | None]:
         """Return how many more drops the listeners' counters lack than at the last look.
 
         Args:
             kernel: the sockets that listen now, by their listener.
             ours: the drops that are counted, by listener; none of one that is not known yet.
+
+        Yields:
+            Before each listener.
 
         Returns:
             None as long as that cannot be told.
@@ -117,6 +120,7 @@ class DropAudits:
         told = []
         audits = {}
         for identity, those in kernel.items():
+            yield
             if any(one.drops is None for one in those):
                 continue
             sockets = frozenset(one.socket for one in those)
@@ -128,7 +132,9 @@ class DropAudits:
             audits[identity] = sockets, audit
             told.append(audit.look(sum(one.drops or 0 for one in those), ours.get(identity, 0)))
         self._audits, self._ours = audits, ours
-        self._seen |= dict.fromkeys(one.socket for those in kernel.values() for one in those)
+        for those in kernel.values():
+            yield
+            self._seen |= dict.fromkeys(one.socket for one in those)
         for old in [*self._seen][:-_MOST_SEEN]:
             del self._seen[old]
         certain = [more for more in told if more is not None]
@@ -150,7 +156,7 @@ class Audits:
         sockets: Mapping[Identity, list[ListeningSocket]],
         totals: Mapping[str, int],
         ticks: int,
-    ) -> dict[str, int]:
+    ) -> Generator[None, None, dict[str, int]]:
         """Return by kind how many more are missing now, where that can be told.
 
         Args:
@@ -160,18 +166,28 @@ class Audits:
             sockets: those that listen now in the host's own place, by listener.
             totals: as totals() gives them.
             ticks: how many heartbeats there were; without a new one there is nothing to compare.
+
+        Yields:
+            After each listener.
         """
         if ticks == self._ticks:
             return {}
         self._ticks = ticks
-        own_place = table.own_place(session)
-        mine = [one for one in table.seen(session) if one.identity.place == own_place]
-        drops = {one.identity: sum(one.drops.values()) for one in mine}
-        ports = table.ports(session)
+        own_place, ports = table.own_place(session), table.ports(session)
+        established = 0
+        drops: dict[Identity, int] = {}
+        for one in table.seen(session):
+            if one.identity.place == own_place:
+                established += one.established
+                drops[one.identity] = sum(one.drops.values())
+            yield
         if ports is None:
-            established = sum(one.established for one in mine)
             ours = {"drops": sum(drops.values()), "established": established}
             return self._totals.look(totals, ours)
-        watched = {one: those for one, those in sockets.items() if one.port in ports}
-        more = self._drops.look(watched, drops)
+        watched: dict[Identity, list[ListeningSocket]] = {}
+        for identity, those in sockets.items():
+            if identity.port in ports:
+                watched[identity] = those
+            yield
+        more = yield from self._drops.look(watched, drops)
         return {} if more is None else {"drops": more}

@@ -199,6 +199,11 @@ class Reader:
         self._began = -1
         self._told: dict[str, _Told] = {}
 
+    @property
+    def held(self) -> list[dict[str, _Told]]:
+        """What is kept of each set."""
+        return [*self._sets.values()]
+
     def read(self, line: str) -> Record | None:
         """Return what a line tells that was not told before; None where that is nothing.
 

@@ -29,7 +29,7 @@ from dtrace_exporter.tracing import (
     rows,
 )
 from dtrace_exporter.tracing.audit import Audits
-from dtrace_exporter.tracing.heartbeat import SLICE, Heartbeat
+from dtrace_exporter.tracing.heartbeat import SLICE, START_SECONDS, Heartbeat
 from dtrace_exporter.tracing.lines import LineSplitter
 from dtrace_exporter.tracing.plan import CALLS, Plan
 from dtrace_exporter.tracing.process import child
@@ -155,7 +155,9 @@ class Session:
             part = None
             if self._program is not None and not self.status.up:
                 part = refusal.blame(reason, text, self._program.family)
-            if part is not None and self._program is not None and not self._stopping:
+            # What is left out already is not why: it would begin again at once, and for ever.
+            if part is not None and part not in self.left_out and not self._stopping:
+                assert self._program is not None
                 for each in self._program.with_dependents({part}):
                     self.left_out.setdefault(each, reason)
                 _log.warning(
@@ -163,6 +165,9 @@ class Session:
                 )
                 continue
             self._down(reason)
+            if self._tally is not None:
+                await by_turns(self._tally.drain())
+                self._tally = None
             if self._stopping:
                 return
             if time.monotonic() - began > _GOOD_RUN_SECONDS:
@@ -206,9 +211,12 @@ class Session:
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 process.stdin.write(text.encode())
-                await process.stdin.drain()
+                try:
+                    async with asyncio.timeout(START_SECONDS):
+                        await process.stdin.drain()
+                except TimeoutError:
+                    return f"did not read its program within {START_SECONDS:g} s"
             process.stdin.close()
-            self._tally = None
             self._logged = False
             self._told_limits.clear()
             splitter = LineSplitter()
@@ -352,7 +360,8 @@ class Session:
             self._refused(LimitError(limit))
         if self.id.name == CALLS or not table.is_watched(self.id):
             return
-        for kind, more in self._audits.look(table, self.id, found, totals, reader.ticks).items():
+        missing = await by_turns(self._audits.look(table, self.id, found, totals, reader.ticks))
+        for kind, more in missing.items():
             self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
 
     async def _read_stderr(self, stderr: asyncio.StreamReader, messages: deque[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.registry import Collector as AnyCollector
 from prometheus_client.utils import floatToGoString
@@ -26,7 +26,6 @@ from dtrace_exporter.collector import (
     Labels,
     Layout,
     Series,
-    families,
     family,
     registry,
     samples,
@@ -47,6 +46,7 @@ _CHUNK = 1 << 16
 _TURN_SECONDS = 0.0005
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
+_BLOCKS = 500
 
 
 class Exposition:
@@ -95,7 +95,9 @@ class Exposition:
             await self._state.refresh()
             series = await by_turns(self._collector.reading())
             if names or content_type.endswith(_RENAMING):
-                render: Callable[[], Iterable[bytes]] = partial(_whole, encode, series, names)
+                render: Callable[[], Iterable[bytes]] = partial(
+                    _whole, encode, series, names, self._process
+                )
             else:
                 render = partial(self._texts.render, series, self._process, encode)
             return await asyncio.to_thread(_body, render, compress)
@@ -167,10 +169,31 @@ class _Families(AnyCollector):
     describe = collect
 
 
-def _whole(encode: Encode, series: Iterable[Series], names: frozenset[str]) -> list[bytes]:
-    everything = registry(_Families(list(families(series))))
-    wanted: AnyCollector = everything.restricted_registry(names) if names else everything
-    return [encode(_Families(list(wanted.collect())))]
+def _whole(
+    encode: Encode, series: Iterable[Series], names: frozenset[str], others: CollectorRegistry
+) -> Iterator[bytes]:
+    """Yield piece by piece what ``encode`` makes of the samples with some names, or of all."""
+    found: dict[str, list[tuple[Labels, Block]]] = {name: [] for name in FAMILIES}
+    for one in series:
+        for block in one.blocks:
+            found[block[0]].append((one.labels, block))
+    for name, blocks in found.items():
+        begun = False
+        # All samples of thousands of listeners at once would take some hundred megabytes.
+        for start in range(0, len(blocks), _BLOCKS):
+            metric = family(name)
+            metric.samples = [
+                sample
+                for labels, block in blocks[start : start + _BLOCKS]
+                for sample in samples(labels, block)
+                if not names or sample.name in names
+            ]
+            if metric.samples:
+                text = encode(_Families([metric])).removesuffix(_END)
+                yield text.split(b"\n", 2)[2] if begun else text
+                begun = True
+    wanted: AnyCollector = others.restricted_registry(names) if names else others
+    yield encode(_Families(list(wanted.collect())))
 
 
 def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:

@@ -29,6 +29,7 @@ from dtrace_exporter.web.rates import History
 _log = logging.getLogger(__name__)
 
 _SEND_SECONDS = 30.0
+_MOST_UNSENT = 128 << 20
 _NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
 _T = TypeVar("_T")
 _OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
@@ -71,6 +72,7 @@ def application(
         web_config=web_config or WebConfigFile(None),
         authenticator=Authenticator(),
         bucket=_Bucket(),
+        answers=_Answers(),
     )
 
 
@@ -162,9 +164,12 @@ class _Handler(RequestHandler):
             self.set_header("Retry-After", "1")
         self.finish(f"{status_code:d} {HTTPStatus(status_code).phrase}\n")
 
-    async def send(self, *body: bytes) -> None:
+    async def send(self, body: list[bytes]) -> None:
         """Send a body that may be large, and hang up on a client that does not read it."""
-        self.set_header("Content-Length", str(sum(map(len, body))))
+        size = sum(map(len, body))
+        self.set_header("Content-Length", str(size))
+        answers: _Answers = self.settings["answers"]
+        answers.begin(self, body, size)
         try:
             async with asyncio.timeout(_SEND_SECONDS):
                 for chunk in chunks(body):
@@ -175,6 +180,8 @@ class _Handler(RequestHandler):
             pass
         except TimeoutError:
             self.detach().close()
+        finally:
+            answers.end(self)
 
 
 class _Metrics(_Handler):
@@ -192,7 +199,7 @@ class _Metrics(_Handler):
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
-        await self.send(*body)
+        await self.send(body)
 
     head = get
 
@@ -245,7 +252,7 @@ class _Landing(_Handler):
         if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)
-        await self.send(body)
+        await self.send([body])
 
     head = get
 
@@ -330,6 +337,29 @@ class _NotFound(_Handler):
 def _line(text: str) -> bytes:
     # Output that was no UTF-8 has lone surrogates in it, which cannot be encoded.
     return " ".join(text.split()).encode(errors="replace") + b"\n"
+
+
+class _Answers:
+    """The large answers that are being sent, of which no more are kept than some memory holds.
+
+    Who reads slowly, or not at all, gives way: the oldest one first.
+    """
+
+    def __init__(self) -> None:
+        self._sending: dict[_Handler, tuple[int, int]] = {}
+
+    def begin(self, handler: _Handler, body: list[bytes], size: int) -> None:
+        """Note that a body, which others may have as well, is sent from now on."""
+        self._sending[handler] = id(body), size
+        while sum(dict(self._sending.values()).values()) > max(_MOST_UNSENT, size):
+            oldest = next(iter(self._sending))
+            self.end(oldest)
+            connection: Any = oldest.request.connection
+            connection.stream.close()
+
+    def end(self, handler: _Handler) -> None:
+        """Note that an answer is sent, or will not be."""
+        self._sending.pop(handler, None)
 
 
 class _Bucket:
