@@ -375,9 +375,10 @@ class ListenerTable:
             self._forget(host.listeners[identity])
 
     def _forget(self, listener: Listener) -> None:
-        self._close(listener)
         identity = listener.identity
         host = self._hosts[identity.host]
+        for socket in [*listener.sockets]:
+            host.sockets.forget(socket)
         del host.listeners[identity]
         host.sockets.idle.pop(identity, None)
         place = host.places[identity.place]

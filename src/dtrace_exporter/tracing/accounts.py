@@ -48,6 +48,7 @@ class _Account:
     listener: Listener
     tellings: list[_Telling]
     base: list[int]
+    by_id: dict[int, _Telling] = field(default_factory=dict)
     folded: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))
     off: list[int] | None = None
     below: int = 0
@@ -100,13 +101,16 @@ class Accounts:
                 self._touched.add(record.socket)
                 self._kept += 1
                 base = [record.q0, record.q]
-                self.held[record.socket] = _Account(listener, [telling], base, known=is_sure)
+                self.held[record.socket] = _Account(
+                    listener, [telling], base, {record.id: telling}, known=is_sure
+                )
                 if is_sure:
                     self._known.add(record.socket)
             return
         if not is_sure:
             return
         account.tellings.append(telling)
+        account.by_id[record.id] = telling
         self._kept += 1
         account.tellings.sort(key=lambda one: one.record.time)
         if account.tellings[0] is telling:
@@ -118,12 +122,10 @@ class Accounts:
         if account is None:
             return
         self._touched.add(socket)
-        for telling in account.tellings:
-            if telling.record.id == id:
-                telling.moves[0] += q0
-                telling.moves[1] += q
-                return
-        if id in account.folded:
+        if telling := account.by_id.get(id):
+            telling.moves[0] += q0
+            telling.moves[1] += q
+        elif id in account.folded:
             account.base = [account.base[0] + q0, account.base[1] + q]
 
     def close(self, socket: int, time: int) -> None:
@@ -141,6 +143,7 @@ class Accounts:
             return
         self._kept -= len(account.tellings) - len(later)
         account.tellings = later
+        account.by_id = {one.record.id: one for one in later}
         first = account.tellings[0].record
         account.base, account.off = [first.q0, first.q], None
         account.folded.clear()
@@ -217,6 +220,8 @@ class Accounts:
             account.off = off if any(off) and off != account.off else None
             account.folded.append(first.record.id)
             del account.tellings[0]
+            if account.by_id.get(first.record.id) is first:
+                del account.by_id[first.record.id]
             self._kept -= 1
 
     def _forget(self, socket: int) -> None:
