@@ -60,7 +60,7 @@ self tcp_t *eager, *opening, *accepting; self int taking;
 this conn_t *conn; this tcp_t *listener, *tcp, *eager;
 this uint8_t *at;
 this uint64_t life, told, who, since, ns;
-this int syn, qmax, q0max, room, waits;
+this int syn, qmax, q0max, waits;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
@@ -88,8 +88,8 @@ fbt:ip:tcp_send_conn_ind:entry
 	    this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
 	    this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset),
 	    this->conn = (conn_t *)arg0, this->tcp = *(tcp_t **)(arg0 + CONN_TCP),
-	    this->room = this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max,
-	    start[this->eager] = this->room ? timestamp & -2 :
+	    start[this->eager] = this->since =
+	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
 	    (crowded = 1, self->conn = this->conn, self->eager = this->eager, timestamp | 1),
 	    this->life = life[this->conn],
 	    this->listener = this->tcp;
@@ -113,7 +113,7 @@ fbt:ip:tcp_eager_unlink:entry
     this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp,
     this->life = life[this->conn],
     this->listener = this->life ? NULL : this->tcp,
-    this->since == 1 && (this->life && this->eager->tcp_eager_next_q0 == NULL) /
+    this->since == 1 ? this->life && this->eager->tcp_eager_next_q0 == NULL : 0 /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();	/* only established */
 }
@@ -191,20 +191,20 @@ fbt:ip:tcp_conn_request:entry
 
 /* begin established */
 fbt:ip:tcp_send_conn_ind:entry
-/ this->room && this->life /
+/ this->since & 1 ? 0 : this->life /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
 /* If there was none: there is room meanwhile, it waits in Q0, or an accept has let it in, maybe taken */
 /* it. Still odd: to be told here. The commas leave accepts on other CPUs no time between. */
 fbt:ip:tcp_send_conn_ind:return
-/ crowded && self->eager != NULL && (
+/ crowded && (self->eager != NULL && (
     this->eager = self->eager, self->eager = NULL, this->conn = self->conn, self->conn = NULL,
     this->waits = this->eager->tcp_eager_next_q0 != NULL,
     this->since = start[this->eager],
     this->since & 1 && (start[this->eager] =
     this->waits ? 1 : this->eager->tcp_listener == NULL ? 0 : this->since & -2),
-    this->since & 1 && !this->waits && (this->life = life[this->conn])) /
+    this->since & 1 && !this->waits && (this->life = life[this->conn]))) /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
