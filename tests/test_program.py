@@ -155,6 +155,7 @@ def read_and_written(text: str) -> tuple[set[str], set[str]]:
     ):
         read |= {*re.findall(rf"{names}", index), *([] if change == "=" else [name])}
         written |= {name} if change else set()
+        written |= {*re.findall(r"(this->\w+) = ", index)}
     for name, keys in re.findall(r"(?<!%)(@\w+)(\[)?", code(text)):
         (written if keys else read).add(name)
     return read, written

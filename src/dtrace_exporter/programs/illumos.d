@@ -30,10 +30,9 @@
  * closed SOCKET TIME: the conn_t whose address this is listens no more
  * tick TIME: the heartbeat, when all that was counted has been printed
  *
- * Q0 and Q are what was told, and what has come since, less what went. Each count is printed once:
- * dtrace(1) adds the kernel's counts to its own copy and empties the kernel's; trunc() is for the
- * copy. So nothing is lost between them, if they stand in one clause. What is printed per event
- * would be: where the buffer for it is full, nothing is counted either.
+ * Q0 and Q are what was told, and what has come since, less what went. trunc() empties dtrace(1)'s
+ * copy, in printa()'s clause, and loses nothing. Nothing is printed per event: where the buffer for it
+ * is full, nothing is counted either.
  * TESTED: docs/install-solaris.md tells on what.
  */
 #pragma D option quiet
@@ -43,39 +42,34 @@
 #pragma D option bufsize=256k
 #pragma D option dynvarsize=2m
 #pragma D option strsize=64
-
 inline int PORT = 0;		/* the only one to watch; 0: all */
 inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int NOBODY = 65536;	/* an ID of number 0 */
 inline int STATE_LISTEN = -3;
-
-uint64_t second;		/* since boot, << 16 */
-uint64_t tellings;
+uint64_t second, tellings;	/* since boot, << 16; so far */
 uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
 /* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
 uint64_t start[tcp_t *];
-int crowded;			/* whether a STREAMS socket's has ever found Q full */
 self conn_t *conn, *opening, *closing;
 self tcp_t *eager, *deferring;
 self int taking;
 this conn_t *listener;
 this tcp_t *tcp, *eager;
-this mblk_t *mp;
+this struct T_conn_ind *ind;
 this uint64_t life, told, who, since, ns;
-this int syn, qmax, q0max;
+this int syn, qmax, q0max, room, waits;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
-/*
- * A SYN: tcp_input_listener(listener, packet, squeue, attributes). By the thread, the probes behind it
- * in the function know whose it is. One for a listener that nobody has told counts with its telling.
- */
+/* A SYN: tcp_input_listener(listener, packet, squeue, attributes). syn[] tells the probes in it whose */
+/* it is. One for a listener that nobody has told counts with its telling. */
 fbt:ip:tcp_input_listener:entry
-/ this->listener = (conn_t *)arg0,
+/
     (PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
-    ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) &&		/* only one_port */
-    (this->who = syn[curthread] = arg0 << 16 | (this->life = life[this->listener]) & 0xffff,
+    ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport) == PORT)) &&	/* only one_port */
+    (this->who = syn[curthread] =
+    arg0 << 16 | (this->life = life[this->listener = (conn_t *)arg0]) & 0xffff,
     ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG) /
 {
 	@syn[this->who, this->listener->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
@@ -84,29 +78,33 @@ mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
 mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
 mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
-
 /* begin established */
 /* Into Q: tcp_newconn_notify(connection, attributes). A fault ends one clause, not the others. */
 fbt:ip:tcp_newconn_notify:entry
 {
-	this->listener = NULL, this->life = 0, this->eager = (tcp_t *)arg0, this->since = 0,
-	    start[this->eager] = timestamp & -2,				/* only accept_wait */
-	    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener];
+	this->listener = NULL, this->life = 0, this->room = 1,
+	    start[(tcp_t *)arg0] = timestamp & -2,				/* only accept_wait */
+	    this->listener = ((tcp_t *)arg0)->tcp_listener->tcp_connp,
+	    this->life = life[this->listener];
 }
 /* end established */
 /* begin streams */
 /* STREAMS' tcp_send_conn_ind(listener, T_CONN_IND, squeue), too, if there is room: in the squeue */
-/* nothing else makes Q longer. If not, what becomes of it is known at the return, or later: */
+/* nothing else makes Q longer. If not, what becomes of it is known at the return, or later. */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL, this->life = 0, this->mp = (mblk_t *)arg1, this->eager = *(tcp_t **)
-	    (this->mp->b_rptr + ((struct T_conn_ind *)this->mp->b_rptr)->OPT_offset),
-	    this->tcp = ((conn_t *)arg0)->conn_proto_priv.cp_tcp,
-	    start[this->eager] = this->since =
-	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
-	    (crowded = 1, self->conn = (conn_t *)arg0, self->eager = this->eager, timestamp | 1),
-	    this->listener = (conn_t *)arg0, this->life = life[this->listener];
+	this->listener = NULL; this->life = 0;
+	this->ind = (struct T_conn_ind *)((mblk_t *)arg1)->b_rptr;
+	this->eager = *(tcp_t **)((char *)this->ind + this->ind->OPT_offset);
+	this->tcp = ((conn_t *)arg0)->conn_proto_priv.cp_tcp;
+	this->room = this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max;
+	start[this->eager] = this->room ? timestamp & -2 : timestamp | 1;
+	this->listener = (conn_t *)arg0;
+	this->life = life[this->listener];
 }
+fbt:ip:tcp_send_conn_ind:entry
+/ this->listener != NULL && !this->room /
+{ self->conn = this->listener; self->eager = this->eager; }
 /* end streams */
 
 /* What tcp_accept() unlinks it accepts; so does TLI's tcp_accept_swap(), STREAMS' tcp_tpi_accept(). */
@@ -119,13 +117,15 @@ fbt:ip:tcp_accept:return { self->taking = 0; }				/* only accepts */
 /* begin departures */
 /* Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. */
 fbt:ip:tcp_eager_unlink:entry
-/ (this->listener = NULL, this->life = this->ns = 0,
-    this->eager = (tcp_t *)arg0, this->since = start[this->eager],
+/ this->listener = NULL, this->life = this->ns = 0,
+    this->eager = (tcp_t *)arg0,
+    this->since = start[this->eager],
     start[this->eager] = this->since & 1 ?
-    this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,
+    (this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0) : 0,
     this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
-    this->listener = this->eager->tcp_listener->tcp_connp, this->life = life[this->listener],
-    this->since == 1) ? this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
+    this->listener = this->eager->tcp_listener->tcp_connp,
+    this->life = life[this->listener],
+    this->since == 1 && (this->life && this->eager->tcp_eager_next_q0 == NULL) /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();	/* only established */
 }
@@ -136,21 +136,15 @@ fbt:ip:tcp_eager_unlink:entry
 fbt:ip:tcp_do_listen:entry { self->opening = (conn_t *)arg0; }
 fbt:ip:tcp_do_listen:return
 {
-	this->listener = self->opening, self->opening = NULL;
+	this->listener = self->opening;
+	self->opening = NULL;
 	this->life = life[this->listener] &= 0xffff;
 }
 /* tcp_closei_local(tcp), tcp_do_unbind(listener); what came while they ran may have told it anew. */
-fbt:ip:tcp_closei_local:entry
-{
-	this->listener = NULL;
-	this->listener = ((tcp_t *)arg0)->tcp_connp;
-}
+fbt:ip:tcp_closei_local:entry { this->listener = NULL; this->listener = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_do_unbind:entry { this->listener = (conn_t *)arg0; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_do_unbind:return
-{
-	this->listener = self->closing;
-	self->closing = NULL;
-}
+{ this->listener = self->closing; self->closing = NULL; }
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_do_unbind:entry,
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_do_unbind:return
 / this->listener != NULL && life[this->listener] /
@@ -167,9 +161,9 @@ fbt:ip:tcp_send_conn_ind:entry,					/* only streams */
 fbt:ip:tcp_eager_unlink:entry,					/* only departures */
 fbt:ip:tcp_do_listen:return,					/* only open_close */
 fbt:ip:tcp_input_listener:entry
-/ this->life < second ? (this->listener != NULL &&
+/ this->life < second && (this->listener != NULL &&
     this->listener->conn_proto_priv.cp_tcp->tcp_state == STATE_LISTEN &&
-    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) : 0 /
+    (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) /
 {
 	this->tcp = this->listener->conn_proto_priv.cp_tcp;
 	this->told = second | ++tellings % 65535 + 1;
@@ -196,42 +190,49 @@ fbt:ip:tcp_input_listener:entry
 /* begin established */
 fbt:ip:tcp_send_conn_ind:entry,						/* only streams */
 fbt:ip:tcp_newconn_notify:entry
-/ this->since & 1 ? 0 : this->life /
+/ this->room && this->life /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
 /* end established */
 /* begin streams */
-/* room was made meanwhile; or an accept has let it in, and maybe taken it; */
+/* If there was none: there is room meanwhile, it waits in Q0, or an accept has let it in, maybe taken */
+/* it. Still odd: to be told here. The commas leave accepts on other CPUs no time between. */
 fbt:ip:tcp_send_conn_ind:return
-/ crowded ? (this->eager = self->eager) != NULL ? (this->listener = self->conn, self->eager = NULL,
-    self->conn = NULL, this->tcp = this->eager->tcp_eager_next_q0,
-    this->since = start[this->eager]) & 1 ? (start[this->eager] = this->tcp != NULL ? 1 :
-    this->eager->tcp_listener == NULL ? 0 : this->since & -2,
-    this->tcp == NULL ? this->life = life[this->listener] : 0) : 0 : 0 : 0 /
+/ self->eager != NULL && (
+    this->waits = self->eager->tcp_eager_next_q0 != NULL,
+    this->since = start[self->eager],
+    this->since & 1 && (start[self->eager] =
+    this->waits ? 1 : self->eager->tcp_listener == NULL ? 0 : this->since & -2),
+    this->since & 1 && !this->waits && (this->life = life[self->conn])) /
 {
-	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
+	@established[(uint64_t)self->conn << 16 | this->life & 0xffff] = count();
 }
-/* or it waits until in an accept tcp_get_def_conn_ind(listener) makes it Q's last. */
+fbt:ip:tcp_send_conn_ind:return { self->conn = NULL; self->eager = NULL; }
+/* Or it waits until in an accept tcp_get_def_conn_ind(listener) makes it Q's last. */
 fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return
-/ (this->tcp = self->deferring) != NULL ? (self->deferring = NULL,
-    start[this->eager = this->tcp->tcp_eager_last_q]) <= 1 ? (this->listener = this->tcp->tcp_connp,
-    this->life = life[this->listener], start[this->eager] = timestamp & -2, this->life) : 0 : 0 /
+/ self->deferring != NULL && (
+    this->listener = self->deferring->tcp_connp,
+    this->eager = self->deferring->tcp_eager_last_q,
+    start[this->eager] <= 1 &&
+    (start[this->eager] = timestamp & -2, this->life = life[this->listener])) /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
 }
+fbt:ip:tcp_get_def_conn_ind:return { self->deferring = NULL; }
 /* end streams */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :	/* only accepts */
-	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :	/* only accepts */
-	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :	/* only accepts */
-	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :	/* only accepts */
-	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :	/* only accepts */
+	    self->taking ? (this->ns <= 1 << 16 ? (this->ns == 0 ? 14 :		/* only accepts */
+	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3) :	/* only accepts */
+	    this->ns <= 1 << 24 ? (this->ns <= 1 << 18 ? 4 :			/* only accepts */
+	    this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 : 7) :		/* only accepts */
+	    (this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 :	/* only accepts */
+	    this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13)) :	/* only accepts */
 	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
 	    sum(10000000 * (this->ns / 1000) + 1);
 }

@@ -30,10 +30,9 @@
  * closed SOCKET TIME: the conn_t whose address this is listens no more
  * tick TIME: the heartbeat, when all that was counted has been printed
  *
- * Q0 and Q are what was told, and what has come since, less what went. Each count is printed once:
- * dtrace(1) adds the kernel's counts to its own copy and empties the kernel's; trunc() is for the
- * copy. So nothing is lost between them, if they stand in one clause. What is printed per event
- * would be: where the buffer for it is full, nothing is counted either.
+ * Q0 and Q are what was told, and what has come since, less what went. trunc() empties dtrace(1)'s
+ * copy, in printa()'s clause, and loses nothing. Nothing is printed per event: where the buffer for it
+ * is full, nothing is counted either.
  * Written for the first DTrace, which has no ntohs() and no inet_ntoa(): bytes are put together.
  * TESTED: docs/install-solaris.md tells on what.
  */
@@ -44,36 +43,29 @@
 #pragma D option bufsize=256k
 #pragma D option dynvarsize=2m
 #pragma D option strsize=64
-
 inline int PORT = 0;		/* the only one to watch; 0: all */
 /* Where a conn_t has its tcp_t, and its port, 34 bytes behind its address. 0x20, 0x102 before U9. */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
 inline int STATE_LISTEN = -3;
 inline int NOBODY = 65536;	/* an ID of number 0 */
-
-uint64_t second;		/* since boot, << 16 */
-uint64_t tellings;
+uint64_t second, tellings;	/* since boot, << 16; so far */
 uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
 uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
 /* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
 uint64_t start[tcp_t *];
 int crowded;			/* whether one has ever found Q full */
 self conn_t *conn, *closing;
-self tcp_t *eager, *opening, *accepting;
-self int taking;
-this conn_t *conn;
-this tcp_t *listener, *tcp, *eager, *late;
+self tcp_t *eager, *opening, *accepting; self int taking;
+this conn_t *conn; this tcp_t *listener, *tcp, *eager;
 this uint8_t *at;
 this uint64_t life, told, who, since, ns;
-this int syn, qmax, q0max;
+this int syn, qmax, q0max, waits;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
 
-/*
- * A SYN: tcp_conn_request(listener, packet, squeue). By the thread, the probes behind it in the
- * function know whose it is. One for a listener that nobody has told counts with its telling.
- */
+/* A SYN: tcp_conn_request(listener, packet, squeue). syn[] tells the probes in it whose it is. One for */
+/* a listener that nobody has told counts with its telling. */
 fbt:ip:tcp_conn_request:entry
 / PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
     256 * *(uint8_t *)(arg0 + CONN_LPORT) +				/* only one_port */
@@ -87,21 +79,20 @@ mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
 mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
 mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
-
 /* begin established */
-/*
- * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue). If there is room it goes in, for in the
- * squeue nothing else makes Q longer. If not, what becomes of it is known at the return, or later.
- */
+/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if there is room: in the squeue nothing */
+/* else makes Q longer. If not, what becomes of it is known at the return, or later. */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL, this->life = 0, this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
+	this->listener = NULL, this->life = 0,
+	    this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
 	    this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset),
 	    this->conn = (conn_t *)arg0, this->tcp = *(tcp_t **)(arg0 + CONN_TCP),
 	    start[this->eager] = this->since =
 	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
 	    (crowded = 1, self->conn = this->conn, self->eager = this->eager, timestamp | 1),
-	    this->life = life[this->conn], this->listener = this->tcp;
+	    this->life = life[this->conn],
+	    this->listener = this->tcp;
 }
 /* end established */
 /* What tcp_wput_accept(queue, T_CONN_RES) unlinks it accepts; so does TLI's tcp_accept_swap(). */
@@ -110,19 +101,19 @@ fbt:ip:tcp_wput_accept:entry { self->taking = 1; }			/* only accepts */
 fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
 fbt:ip:tcp_wput_accept:return { self->taking = 0; }			/* only accepts */
 /* begin departures */
-/*
- * Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. An
- * accept may just have let another into Q, not counted yet; so this tells nobody anew.
- */
+/* Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. An */
+/* accept may just have let another into Q, not counted yet; so this tells nobody anew. */
 fbt:ip:tcp_eager_unlink:entry
-/ (this->listener = NULL, this->life = this->ns = 0,
-    this->eager = (tcp_t *)arg0, this->since = start[this->eager],
+/ this->listener = NULL, this->life = this->ns = 0,
+    this->eager = (tcp_t *)arg0,
+    this->since = start[this->eager],
     start[this->eager] = this->since & 1 ?
-    this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0 : 0,
+    (this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0) : 0,
     this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
-    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp, this->life = life[this->conn],
-    this->listener = this->life ? NULL : this->tcp, this->since == 1) ?
-    this->eager->tcp_eager_next_q0 == NULL ? this->life : 0 : 0 /
+    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp,
+    this->life = life[this->conn],
+    this->listener = this->life ? NULL : this->tcp,
+    this->since == 1 ? this->life && this->eager->tcp_eager_next_q0 == NULL : 0 /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();	/* only established */
 }
@@ -130,27 +121,31 @@ fbt:ip:tcp_eager_unlink:entry
 /* begin deferred */
 /* That other is told of by tcp_send_pending(listener, T_CONN_IND, squeue), in the squeue as well. */
 fbt:ip:tcp_send_pending:entry
-/ (this->conn = (conn_t *)arg0, this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr, this->eager =
-    *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset), start[this->eager]) == 1 ?
-    (start[this->eager] = timestamp & -2, this->life = life[this->conn]) : 0 /
 {
-	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
+	this->eager = NULL; this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr;
+	this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset);
+}
+fbt:ip:tcp_send_pending:entry
+/ start[this->eager] == 1 &&
+    (start[this->eager] = timestamp & -2, this->life = life[(conn_t *)arg0]) /
+{
+	@established[arg0 << 16 | this->life & 0xffff] = count();
 }
 /* end deferred */
-
 /* begin open_close */
 /* listen(), perhaps once more: tcp_bind(listener, T_BIND_REQ). */
 fbt:ip:tcp_bind:entry { self->opening = (tcp_t *)arg0; }
 fbt:ip:tcp_bind:return
 {
-	this->life = second, (this->listener = self->opening) != NULL && (self->opening = NULL,
-	    this->life = life[this->conn = this->listener->tcp_connp] &= 0xffff);
+	this->listener = self->opening; self->opening = NULL;
+	this->conn = this->listener != NULL ? this->listener->tcp_connp : NULL;
+	this->life = life[this->conn] &= 0xffff;
 }
 /* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came meanwhile may have told it anew. */
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry
-{ this->conn = NULL, this->conn = ((tcp_t *)arg0)->tcp_connp; }
+{ this->conn = NULL; this->conn = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
-{ this->conn = self->closing, self->closing = NULL; }
+{ this->conn = self->closing; self->closing = NULL; }
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry,
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 / this->conn != NULL && life[this->conn] /
@@ -160,15 +155,14 @@ fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 	self->closing = probename == "entry" ? this->conn : NULL;
 }
 /* end open_close */
-
 /* Who it is, and its queues, before what happens now is counted. */
 fbt:ip:tcp_send_conn_ind:entry,				/* only established */
 fbt:ip:tcp_eager_unlink:entry,				/* only departures */
 fbt:ip:tcp_bind:return,					/* only open_close */
 fbt:ip:tcp_conn_request:entry
-/ this->life < second ? (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
+/ this->life < second && (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
     (this->at = (uint8_t *)this->conn + CONN_LPORT - 34) != NULL &&
-    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) : 0 /
+    (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) /
 {
 	this->told = second | ++tellings % 65535 + 1;
 	this->who = (uint64_t)this->conn << 16 | this->told & 0xffff;
@@ -201,13 +195,16 @@ fbt:ip:tcp_send_conn_ind:entry
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
-/* Room was made meanwhile; or an accept has let it in, and maybe taken it. */
+/* If there was none: there is room meanwhile, it waits in Q0, or an accept has let it in, maybe taken */
+/* it. Still odd: to be told here. The commas leave accepts on other CPUs no time between. */
 fbt:ip:tcp_send_conn_ind:return
-/ crowded ? (this->eager = self->eager) != NULL ? (this->conn = self->conn, self->eager = NULL,
-    self->conn = NULL, this->late = this->eager->tcp_eager_next_q0,
-    this->since = start[this->eager]) & 1 ? (start[this->eager] = this->late != NULL ? 1 :
-    this->eager->tcp_listener == NULL ? 0 : this->since & -2,
-    this->late == NULL ? this->life = life[this->conn] : 0) : 0 : 0 : 0 /
+/ crowded && (self->eager != NULL && (
+    this->eager = self->eager, self->eager = NULL, this->conn = self->conn, self->conn = NULL,
+    this->waits = this->eager->tcp_eager_next_q0 != NULL,
+    this->since = start[this->eager],
+    this->since & 1 && (start[this->eager] =
+    this->waits ? 1 : this->eager->tcp_listener == NULL ? 0 : this->since & -2),
+    this->since & 1 && !this->waits && (this->life = life[this->conn]))) /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
@@ -216,28 +213,31 @@ fbt:ip:tcp_send_conn_ind:return
 /* TLI's tcp_accept(listener, T_CONN_RES) does so when it has unlinked what it takes. */
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
 fbt:ip:tcp_accept:return
-/ (this->listener = self->accepting) != NULL ? (self->accepting = NULL,
-    start[this->eager = this->listener->tcp_eager_last_q]) == 1 ? (start[this->eager] =
-    timestamp & -2, this->life = life[this->conn = this->listener->tcp_connp]) : 0 : 0 /
+/ self->accepting != NULL && (
+    this->conn = self->accepting->tcp_connp,
+    this->eager = self->accepting->tcp_eager_last_q,
+    start[this->eager] == 1 &&
+    (start[this->eager] = timestamp & -2, this->life = life[this->conn])) /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
+fbt:ip:tcp_accept:return { self->accepting = NULL; }
 /* end tli_accepts */
 /* begin departures */
 fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->conn << 16 | this->life & 0xffff,
-	    self->taking ? this->ns <= 1 << 16 ? this->ns <= 1 << 10 ? this->ns == 0 ? 14 : 0 :	/* only accepts */
-	    this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3 :	/* only accepts */
-	    this->ns <= 1 << 24 ? this->ns <= 1 << 18 ? 4 : this->ns <= 1 << 20 ? 5 :	/* only accepts */
-	    this->ns <= 1 << 22 ? 6 : 7 : this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 :	/* only accepts */
-	    this->ns <= 1 << 30 ? 10 : this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13 :	/* only accepts */
+	    self->taking ? (this->ns <= 1 << 16 ? (this->ns == 0 ? 14 :		/* only accepts */
+	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3) :	/* only accepts */
+	    this->ns <= 1 << 24 ? (this->ns <= 1 << 18 ? 4 :			/* only accepts */
+	    this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 : 7) :		/* only accepts */
+	    (this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 :	/* only accepts */
+	    this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13)) :	/* only accepts */
 	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
 	    sum(10000000 * (this->ns / 1000) + 1);
 }
 /* end departures */
-
 tick-1s, END
 {
 	second = timestamp / 1000000000 << 16;
