@@ -298,6 +298,23 @@ async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
         assert one.status.unattributed == {}
 
 
+async def test_compare_ends_with_the_session(
+    fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that a reload takes away while the kernel's word is sorted fails nobody."""
+    many = [ListeningSocket("*", 22, 3, 8, None, 77)] * 200_000
+    monkeypatch.setattr(session, "_own_netns", lambda: "1")
+    async with running(fake_dtrace(READY, FOREVER)) as one:
+        await eventually(lambda: one.status.up)
+        comparing = asyncio.create_task(one.compare(many, 5, NO_TOTALS))
+        await asyncio.sleep(0)
+        assert not comparing.done()
+        one._down("stopped")
+        one._state.table.unwatch(one.id)
+        await comparing
+        assert not one._state.table
+
+
 async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a socket has dropped and a session of its port has not counted is told."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")

@@ -11,6 +11,7 @@ import asyncio
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,11 +50,20 @@ _END = b"# EOF\n"
 _BLOCKS = 500
 
 
+@dataclass(slots=True)
+class _Wanted:
+    """An answer, and by how many scrapes it is waited for."""
+
+    answer: asyncio.Task[list[bytes]]
+    by: int = 0
+
+
 class Exposition:
     """Answers the scrapes of a state, one at a time.
 
     Scrapes that want the same and come while another is being answered share the next answer. So
-    no answer is older than its request, and a crowd of scrapers costs as much as two.
+    no answer is older than its request, and a crowd of scrapers costs as much as two. One that
+    nobody waits for any more is not begun.
     """
 
     def __init__(self, state: State) -> None:
@@ -63,7 +73,7 @@ class Exposition:
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
-        self._waiting: dict[object, asyncio.Task[list[bytes]]] = {}
+        self._waiting: dict[object, _Wanted] = {}
 
     async def answer(
         self, accept: str, names: Iterable[str] = (), *, compress: bool = False
@@ -82,8 +92,17 @@ class Exposition:
             encode, content_type = choose_encoder("")
         key = content_type, frozenset(names), compress
         if key not in self._waiting:
-            self._waiting[key] = asyncio.create_task(self._next(encode, *key))
-        return content_type, await asyncio.shield(self._waiting[key])
+            self._waiting[key] = _Wanted(asyncio.create_task(self._next(encode, *key)))
+        wanted = self._waiting[key]
+        wanted.by += 1
+        try:
+            return content_type, await asyncio.shield(wanted.answer)
+        finally:
+            wanted.by -= 1
+            # One that has begun is done to its end: its thread cannot be stopped.
+            if not wanted.by and self._waiting.get(key) is wanted:
+                del self._waiting[key]
+                wanted.answer.cancel()
 
     async def _next(
         self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
