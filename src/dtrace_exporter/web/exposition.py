@@ -8,9 +8,11 @@ in OpenMetrics, and in every escaping that leaves plain names as they are.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,6 +47,11 @@ _CHUNK = 1 << 16
 # While a text is put together the event loop waits so long for the interpreter, at each of the
 # many times that it asks for it.
 _TURN_SECONDS = 0.0005
+# What scrapers ask for. Of others there may be any number, as a version is given back as it came.
+_USUAL = re.compile(
+    r"(text/plain|application/openmetrics-text); version=(0\.0\.1|0\.0\.4|1\.0\.0)"
+    r"; charset=utf-8(; escaping=(underscores|allow-utf-8))?"
+)
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
 _BLOCKS = 500
@@ -73,6 +80,7 @@ class Exposition:
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
+        self._one_that_is_unusual = asyncio.Lock()
         self._waiting: dict[object, _Wanted] = {}
 
     async def answer(
@@ -107,7 +115,10 @@ class Exposition:
     async def _next(
         self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
     ) -> list[bytes]:
-        async with self._one_at_a_time:
+        unusual = names or not _USUAL.fullmatch(content_type)
+        # Of these no more than one is before a usual one, however many wait.
+        first = self._one_that_is_unusual if unusual else nullcontext()
+        async with first, self._one_at_a_time:
             del self._waiting[content_type, names, compress]
             # The state may only be read here, in the event loop; most of the time goes into the
             # text.
