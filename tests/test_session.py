@@ -33,7 +33,7 @@ from dtrace_exporter.tracing.program import load
 from dtrace_exporter.tracing.rendering import Window, window
 from dtrace_exporter.tracing.session import Session
 from fake_steps import FOREVER, READY, FakeDTrace
-from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
+from linux_rows import ESTABLISHED, Q_FULL, address, counted, syns, told
 
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
@@ -283,6 +283,16 @@ async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
         os.kill(one.status.pid, signal.SIGKILL)
         await eventually(lambda: one.status.restarts and one.status.up)
         assert one.status.uncounted > 0
+
+
+async def test_a_host_that_starts_anew(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A socket that had closed on a clock that has begun anew since is seen again."""
+    first = [{"print": f"closed {address(22):x} 900000000000000000"}, {"tick": 1}, {"exit": 1}]
+    once = {"once": {"mark": str(tmp_path / "mark"), "steps": [READY, *first]}}
+    steps = [once, READY, {"rows": [f"0 {told(22)}"]}, FOREVER]
+    async with running(fake_dtrace(*steps)) as one:
+        await eventually(lambda: one.status.restarts == 1 and one.status.up)
+        await eventually(lambda: listener(one).sockets)
 
 
 async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
