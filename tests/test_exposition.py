@@ -194,6 +194,29 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "usual",
+    [
+        "",
+        "text/plain;version=0.0.4",
+        "text/plain;version=1.0.0;escaping=allow-utf-8",
+        "application/openmetrics-text;version=0.0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=underscores",
+    ],
+)
+async def test_the_usual_does_not_wait_for_much_else(usual: str) -> None:
+    """However many want names or versions of their own, a usual scrape waits for one of them."""
+    scrapes = Exposition(busy())
+    odd = [asyncio.create_task(scrapes.answer("", [f"name_{number}"])) for number in range(20)]
+    for number in range(20):
+        accept = f"application/openmetrics-text;version=2.0.{number}"
+        odd.append(asyncio.create_task(scrapes.answer(accept)))
+    await asyncio.sleep(0)
+    await scrapes.answer(usual)
+    assert sum(one.done() for one in odd) <= 2
+    await asyncio.gather(*odd)
+
+
 async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape that failed does not fail the next one."""
     answers = []

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import cycle
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +329,21 @@ def test_clients_that_do_not_read(service: Service, capsys: pytest.CaptureFixtur
                 client.connect(("127.0.0.1", service.port))
                 client.sendall(GET + b"\r\n")
             time.sleep(2)
+
+    endure(service, attack, capsys)
+
+
+@pytest.mark.parametrize("target", ["/metrics?name[]=%d", "/?sort=%d"])
+def test_scrapes_that_are_given_up(
+    service: Service, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clients that each want another answer and hang up leave no work behind them."""
+    numbers = count()
+
+    def attack() -> None:
+        for number in islice(numbers, CROWD):
+            with connect(service) as client:
+                client.sendall(f"GET {target % number} HTTP/1.1\r\nHost: x\r\n\r\n".encode("ascii"))
 
     endure(service, attack, capsys)
 

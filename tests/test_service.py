@@ -453,6 +453,43 @@ async def test_a_kernel_that_answers_late(
         await one.stop()
 
 
+async def test_a_host_that_answers_while_a_source_is_chosen(
+    configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
+) -> None:
+    """Its second session, which is started meanwhile, is not ended by the reload that chooses."""
+    asked, chosen, slow = (tmp_path / name for name in ("asked", "chosen", "slow"))
+    wait = 'touch "$1"; until [ -e "$2" ]; do sleep 0.02; done; shift 2; exec "$@"'
+    steps = fake_dtrace(READY, FOREVER)
+    far = ["sh", "-c", wait, "sh", str(tmp_path / "begun"), str(asked), *steps]
+    path = configure({22: "ssh"})
+
+    def with_host(path: Path) -> None:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["hosts"] = [{"name": "far", "dtrace": {"command": far}, "listeners": [{"port": 22}]}]
+        config["hosts"][0]["dtrace"]["program"] = "auto"
+        path.write_text(json.dumps(config), encoding="utf-8")
+
+    with_host(path)
+    calls = SessionId("far", "calls")
+    one = Service(path, load(path))
+    try:
+        await one.start()
+        await eventually((tmp_path / "begun").exists)
+        local = ["sh", "-c", wait, "sh", str(slow), str(chosen), *steps]
+        with_host(configure({22: "ssh"}, command=local))
+        reload = asyncio.create_task(one.reload())
+        await eventually(slow.exists)
+        asked.touch()
+        await eventually(lambda: calls in one.sessions)
+        chosen.touch()
+        await reload
+        assert calls in one.sessions
+    finally:
+        chosen.touch()
+        async with asyncio.timeout(10):
+            await one.stop()
+
+
 async def test_a_host_that_does_not_answer(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from dtrace_exporter.tracing.program import load
 from dtrace_exporter.tracing.rendering import Window, window
 from dtrace_exporter.tracing.session import Session
 from fake_steps import FOREVER, READY, FakeDTrace
-from linux_rows import ESTABLISHED, Q_FULL, counted, syns, told
+from linux_rows import ESTABLISHED, Q_FULL, address, counted, syns, told
 
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
@@ -285,6 +285,16 @@ async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
         assert one.status.uncounted > 0
 
 
+async def test_a_host_that_starts_anew(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
+    """A socket that had closed on a clock that has begun anew since is seen again."""
+    first = [{"print": f"closed {address(22):x} 900000000000000000"}, {"tick": 1}, {"exit": 1}]
+    once = {"once": {"mark": str(tmp_path / "mark"), "steps": [READY, *first]}}
+    steps = [once, READY, {"rows": [f"0 {told(22)}"]}, FOREVER]
+    async with running(fake_dtrace(*steps)) as one:
+        await eventually(lambda: one.status.restarts == 1 and one.status.up)
+        await eventually(lambda: listener(one).sockets)
+
+
 async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the rows are of this place, the kernel's own word on its listeners is taken."""
     monkeypatch.setattr(session, "_own_netns", lambda: "1")
@@ -296,6 +306,23 @@ async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
         assert [one.identity.port for one in one._state.table] == [22]
         # A session of one port cannot be held against the kernel's totals.
         assert one.status.unattributed == {}
+
+
+async def test_compare_ends_with_the_session(
+    fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that a reload takes away while the kernel's word is sorted fails nobody."""
+    many = [ListeningSocket("*", 22, 3, 8, None, 77)] * 200_000
+    monkeypatch.setattr(session, "_own_netns", lambda: "1")
+    async with running(fake_dtrace(READY, FOREVER)) as one:
+        await eventually(lambda: one.status.up)
+        comparing = asyncio.create_task(one.compare(many, 5, NO_TOTALS))
+        await asyncio.sleep(0)
+        assert not comparing.done()
+        one._down("stopped")
+        one._state.table.unwatch(one.id)
+        await comparing
+        assert not one._state.table
 
 
 async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:

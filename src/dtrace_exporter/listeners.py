@@ -268,6 +268,8 @@ class ListenerTable:
         """Forget the queues of a session's listeners: nobody observes them any more."""
         for listener in self.seen(session):
             self._close(listener)
+        if not len(self.sockets(session.host)):
+            self.sockets(session.host).forget_closed()
 
     def copying(self) -> Generator[None, None, ListenerTable]:
         """Make a copy that stays as it is, for another thread to read.

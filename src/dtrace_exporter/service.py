@@ -120,7 +120,6 @@ class Service:
     async def _apply(self, config: Config) -> None:
         plans = await asyncio.to_thread(plan.sessions, config)
         self._forget_failures()
-        self._go_on_with_calls(plans)
         basis = config.source, config.local.dtrace.command, config.local.dtrace.program
         source = self.state.source
         if basis != self._basis:
@@ -128,6 +127,8 @@ class Service:
         self._keep(privileges.needed(config, source.name))
         if source.name == "sock_diag":
             plans = {name: planned for name, planned in plans.items() if name.host}
+        # A host may have answered while the source was chosen.
+        self._go_on_with_calls(plans)
         ended = await self._end(plans)
         for host in (config.local, *config.hosts):
             self.state.table.limit(host.name, host.dtrace.limits)

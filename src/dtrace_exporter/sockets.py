@@ -159,6 +159,15 @@ class Sockets:
         if known := self._sockets.pop(socket, None):
             self._take_away(socket, known)
 
+    def forget_closed(self) -> None:
+        """Forget when sockets have closed: no row of before is on its way any more.
+
+        The clock of a host that has started anew begins at 0, and may be behind all of these.
+        """
+        for socket in self._closed:
+            del self._sockets[socket]
+        self._closed.clear()
+
     def _take_away(self, socket: int, known: _Socket) -> None:
         owner = known.listener
         if owner is not None and socket in owner.sockets:

@@ -356,6 +356,9 @@ class Session:
             return
         own_place = table.own_place(self.id)
         found = await by_turns(_by_listener(samples, self.id.host, own_place))
+        # It may have ended meanwhile, and nobody watch its listeners any more.
+        if self._tally is not reader or not self.status.up:
+            return
         for limit in await by_turns(reader.seed(found, at)):
             self._refused(LimitError(limit))
         if self.id.name == CALLS or not table.is_watched(self.id):

@@ -8,9 +8,12 @@ in OpenMetrics, and in every escaping that leaves plain names as they are.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,16 +47,30 @@ _CHUNK = 1 << 16
 # While a text is put together the event loop waits so long for the interpreter, at each of the
 # many times that it asks for it.
 _TURN_SECONDS = 0.0005
+# What scrapers ask for. Of others there may be any number, as a version is given back as it came.
+_USUAL = re.compile(
+    r"(text/plain|application/openmetrics-text); version=(0\.0\.1|0\.0\.4|1\.0\.0)"
+    r"; charset=utf-8(; escaping=(underscores|allow-utf-8))?"
+)
 _RENAMING = ("; escaping=dots", "; escaping=values")
 _END = b"# EOF\n"
 _BLOCKS = 500
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """An answer, and by how many scrapes it is waited for."""
+
+    answer: asyncio.Task[list[bytes]]
+    by: int = 0
 
 
 class Exposition:
     """Answers the scrapes of a state, one at a time.
 
     Scrapes that want the same and come while another is being answered share the next answer. So
-    no answer is older than its request, and a crowd of scrapers costs as much as two.
+    no answer is older than its request, and a crowd of scrapers costs as much as two. One that
+    nobody waits for any more is not begun.
     """
 
     def __init__(self, state: State) -> None:
@@ -63,7 +80,8 @@ class Exposition:
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
-        self._waiting: dict[object, asyncio.Task[list[bytes]]] = {}
+        self._one_that_is_unusual = asyncio.Lock()
+        self._waiting: dict[object, _Wanted] = {}
 
     async def answer(
         self, accept: str, names: Iterable[str] = (), *, compress: bool = False
@@ -82,13 +100,25 @@ class Exposition:
             encode, content_type = choose_encoder("")
         key = content_type, frozenset(names), compress
         if key not in self._waiting:
-            self._waiting[key] = asyncio.create_task(self._next(encode, *key))
-        return content_type, await asyncio.shield(self._waiting[key])
+            self._waiting[key] = _Wanted(asyncio.create_task(self._next(encode, *key)))
+        wanted = self._waiting[key]
+        wanted.by += 1
+        try:
+            return content_type, await asyncio.shield(wanted.answer)
+        finally:
+            wanted.by -= 1
+            # One that has begun is done to its end: its thread cannot be stopped.
+            if not wanted.by and self._waiting.get(key) is wanted:
+                del self._waiting[key]
+                wanted.answer.cancel()
 
     async def _next(
         self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
     ) -> list[bytes]:
-        async with self._one_at_a_time:
+        unusual = names or not _USUAL.fullmatch(content_type)
+        # Of these no more than one is before a usual one, however many wait.
+        first = self._one_that_is_unusual if unusual else nullcontext()
+        async with first, self._one_at_a_time:
             del self._waiting[content_type, names, compress]
             # The state may only be read here, in the event loop; most of the time goes into the
             # text.

@@ -191,11 +191,12 @@ class _Metrics(_Handler):
     async def get(self) -> None:
         headers = self.request.headers
         compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
-        content_type, body = await self._exposition.answer(
+        answer = self._exposition.answer(
             headers.get("Accept", ""),
             parse_qs(self.request.query).get("name[]", ()),
             compress=compress,
         )
+        content_type, body = await self.while_connected(answer)
         self.set_header("Content-Type", content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
@@ -238,7 +239,8 @@ class _Landing(_Handler):
         view = page.View(
             self.get_query_argument("sort", ""), self.get_query_argument("refresh", "") == "off"
         )
-        async with self._one_at_a_time:
+        await self.while_connected(self._one_at_a_time.acquire())
+        try:
             await self._state.refresh()
             # Thousands of listeners take longer than others should wait.
             shown = replace(
@@ -249,6 +251,8 @@ class _Landing(_Handler):
             body = await asyncio.to_thread(
                 page.render, shown, self._history, self._telemetry_path, nonce, view
             )
+        finally:
+            self._one_at_a_time.release()
         if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = page.compress(body)
