@@ -210,7 +210,9 @@ async def test_the_usual_does_not_wait_for_much_else(usual: str) -> None:
     odd = [asyncio.create_task(scrapes.answer("", [f"name_{number}"])) for number in range(20)]
     for number in range(20):
         accept = f"application/openmetrics-text;version=2.0.{number}"
-        odd.append(asyncio.create_task(scrapes.answer(accept)))
+        # Older releases of prometheus_client answer all of them in the usual one.
+        if f"2.0.{number}" in choose_encoder(accept)[1]:
+            odd.append(asyncio.create_task(scrapes.answer(accept)))
     await asyncio.sleep(0)
     await scrapes.answer(usual)
     assert sum(one.done() for one in odd) <= 2
