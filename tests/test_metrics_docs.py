@@ -141,7 +141,7 @@ def test_sock_diag() -> None:
     state = State()
     session = SessionId("", "all")
     state.table.watch(session, None, sock_diag.CAPABILITIES)
-    state.table.listener(session, "", "*", 80).sockets[1] = Queues(None, 1, None, 8)
+    state.table.listener(session, "", "*", 80).sockets[1] = Queues(0, 1, None, 8)
     have = {name_of(family) for family in Collector(state).collect()}
     said = {name for name, cell in column("metric", "sock_diag").items() if cell == "yes"}
     assert {name for name in have if "_tcp_listen_" in name} == said

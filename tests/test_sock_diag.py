@@ -10,7 +10,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -22,7 +23,7 @@ from lab.waiting import until
 
 import zone_rows
 from dtrace_exporter import inet_diag, sock_diag
-from dtrace_exporter.inet_diag import ListeningSocket, listeners
+from dtrace_exporter.inet_diag import ListeningSocket, half_open, listeners
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.sock_diag import CAPABILITIES, SockDiagSource
@@ -98,7 +99,7 @@ def cookie(listener: socket.socket) -> int:
 
 def update(source: SockDiagSource, table: ListenerTable) -> None:
     """Take a reading into the table, as the service does."""
-    list(source.update(table, SESSION, listeners(source.open)))
+    list(source.update(table, SESSION, listeners(source.open), half_open()))
 
 
 def ss(listener: socket.socket) -> tuple[int, int, int]:
@@ -204,11 +205,11 @@ def test_reuse_port(net: Net) -> None:
     }
     table = ListenerTable()
     table.watch(SESSION, {port_of(first): ""}, CAPABILITIES)
-    list(SockDiagSource().update(table, SESSION, listeners()))
+    list(SockDiagSource().update(table, SESSION, listeners(), Counter()))
     [listener] = table
     fullest = max(found, key=lambda sample: sample.q / sample.qmax)
     assert len(listener.sockets) == 2
-    assert listener.queues == Queues(None, fullest.q, None, fullest.qmax)
+    assert listener.queues == Queues(0, fullest.q, None, fullest.qmax)
     assert second.fileno() >= 0
 
 
@@ -221,9 +222,9 @@ def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch)
     received = 0
     dump = inet_diag._dump
 
-    def counting(netlink: socket.socket, family: int) -> Iterator[object]:
+    def counting(*asked: int) -> Iterator[object]:
         nonlocal received
-        for message in dump(netlink, family):
+        for message in dump(*asked):
             received += 1
             yield message
 
@@ -232,6 +233,9 @@ def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch)
     received = 0
     listeners()
     assert abs(received - before) < 20
+    received = 0
+    half_open()
+    assert received < 20
 
 
 class Answers:
@@ -390,9 +394,10 @@ class Kernel:
         self.table = ListenerTable()
         self.source = SockDiagSource()
 
-    def read(self, *samples: ListeningSocket) -> None:
-        """Take one reading into the table."""
-        list(self.source.update(self.table, SESSION, [*samples]))
+    def read(self, *samples: ListeningSocket, half_open: Mapping[str, int] | None = None) -> None:
+        """Take one reading into the table, with so many half-open connections by their address."""
+        found = Counter({(address, 80): count for address, count in (half_open or {}).items()})
+        list(self.source.update(self.table, SESSION, [*samples], found))
 
     def drops(self, port: int = 80) -> int:
         """Return the counter of the one listener of a port."""
@@ -408,9 +413,32 @@ def kernel() -> Kernel:
     return kernel
 
 
-def sample(key: int, drops: int | None, port: int = 80, q: int = 0) -> ListeningSocket:
+def sample(
+    key: int, drops: int | None, port: int = 80, q: int = 0, address: str = "*"
+) -> ListeningSocket:
     """Make up a sample."""
-    return ListeningSocket("*", port, q, 10, drops, key)
+    return ListeningSocket(address, port, q, 10, drops, key)
+
+
+def test_half_open(kernel: Kernel) -> None:
+    """A half-open connection is of the listener of its address, or else of the wildcard's."""
+    own, every = sample(1, 0, address="10.0.0.1"), sample(2, 0)
+    kernel.read(own, every, half_open={"10.0.0.1": 3, "10.0.0.2": 4, "::1": 5})
+    q0 = {one.identity.address: one.queues.q0 for one in kernel.table if one.queues}
+    assert q0 == {"10.0.0.1": 3, "*": 9}
+    kernel.read(every, half_open={"10.0.0.1": 3})
+    assert {one.identity.address: one.queues and one.queues.q0 for one in kernel.table} == {
+        "10.0.0.1": None,
+        "*": 3,
+    }
+
+
+def test_half_open_of_several_sockets(kernel: Kernel) -> None:
+    """Sockets that share a listener have its half-open connections together."""
+    kernel.read(sample(1, 0, q=9), sample(2, 0), half_open={"10.0.0.1": 3})
+    [listener] = kernel.table
+    assert listener.queues == Queues(3, 9, None, 10)
+    assert {queues.q0 for queues in listener.sockets.values()} == {3}
 
 
 def test_drops_count_up(kernel: Kernel) -> None:
@@ -468,7 +496,7 @@ def test_kernel_without_drops(kernel: Kernel) -> None:
     kernel.read(sample(1, None))
     [listener] = kernel.table
     assert listener.drops == {}
-    assert listener.queues == Queues(None, 0, None, 10)
+    assert listener.queues == Queues(0, 0, None, 10)
 
 
 def test_gauges_of_a_closed_listener_go(kernel: Kernel) -> None:
@@ -476,7 +504,7 @@ def test_gauges_of_a_closed_listener_go(kernel: Kernel) -> None:
     kernel.read(sample(1, 0, 80, 3), sample(2, 0, 81, 4))
     kernel.read(sample(2, 0, 81, 5))
     queues = {listener.identity.port: listener.queues for listener in kernel.table}
-    assert queues == {80: None, 81: Queues(None, 5, None, 10)}
+    assert queues == {80: None, 81: Queues(0, 5, None, 10)}
 
 
 def test_gauges_of_one_closed_socket_go(kernel: Kernel) -> None:
@@ -484,7 +512,7 @@ def test_gauges_of_one_closed_socket_go(kernel: Kernel) -> None:
     kernel.read(sample(1, 0, q=9), sample(2, 0, q=4))
     kernel.read(sample(2, 0, q=5))
     [listener] = kernel.table
-    assert listener.sockets == {2: Queues(None, 5, None, 10)}
+    assert listener.sockets == {2: Queues(0, 5, None, 10)}
 
 
 def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
@@ -492,7 +520,7 @@ def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
     kernel.read(sample(1, 0, 80, 3))
     kernel.read(sample(1, 0, 81, 4))
     queues = {listener.identity.port: listener.queues for listener in kernel.table}
-    assert queues == {80: None, 81: Queues(None, 4, None, 10)}
+    assert queues == {80: None, 81: Queues(0, 4, None, 10)}
 
 
 def test_only_watched_ports(kernel: Kernel) -> None:
@@ -550,4 +578,7 @@ def test_sockets_of_one_listener(kernel: Kernel) -> None:
     kernel.read(*(sample(key, 2) for key in (2, 3)))
     assert listener.sockets.keys() == {2, 3}
     assert kernel.drops() == 5
-    assert sum(1 for _ in kernel.source.update(kernel.table, SESSION, [sample(1, 0)] * 99)) >= 99
+    assert (
+        sum(1 for _ in kernel.source.update(kernel.table, SESSION, [sample(1, 0)] * 99, Counter()))
+        >= 99
+    )

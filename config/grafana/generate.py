@@ -827,8 +827,8 @@ def listener() -> Json:
                 ),
                 table(
                     "Source",
-                    "Where the numbers come from: dtrace has all of them, sock_diag Q, Qmax and "
-                    "drops.",
+                    "Where the numbers come from: dtrace has all of them, sock_diag Q0, Q, Qmax "
+                    "and drops.",
                     targets(
                         f"dtrace_exporter_source_info{{{EXPORTER}}}",
                         format="table",

@@ -115,7 +115,7 @@ async def _try_dtrace(say: Say, command: Sequence[str]) -> bool:
 def _try_sock_diag(say: Say, command: Sequence[str]) -> bool:
     """Say what the kernel tells without DTrace, and return whether it does."""
     try:
-        text = f"used instead: Q, Qmax and drops of {len(inet_diag.listeners())} sockets"
+        text = f"used instead: Q0, Q, Qmax and drops of {len(inet_diag.listeners())} sockets"
     except OSError as error:
         say("FAIL", "sock_diag", str(error), _remedy(str(error), command))
         return False

@@ -76,7 +76,7 @@ FAMILIES = {
     ),
     "dtrace_tcp_listen_q0_length": (
         "gauge",
-        "Half-open connections (Q0) at the last SYN, completion or accept (DTrace).",
+        "Half-open connections (Q0) at the last event (DTrace), or now (sock_diag).",
     ),
     "dtrace_tcp_listen_q_length": (
         "gauge",

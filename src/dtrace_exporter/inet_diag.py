@@ -7,7 +7,9 @@ import os
 import socket
 import struct
 import sys
+from collections import Counter
 from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -18,6 +20,7 @@ _SOCK_DIAG_BY_FAMILY = 20
 _DUMP_REQUEST = 0x301
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_TCP_SYN_RECV = 3
 _TCP_LISTEN = 10
 _INET_DIAG_SKMEMINFO = 7
 _SK_MEMINFO_DROPS = 8
@@ -64,40 +67,61 @@ def listeners(known: Collection[int] = ()) -> list[ListeningSocket]:
     Raises:
         OSError: the kernel refuses, or this is not Linux.
     """
-    if sys.platform != "linux":
-        raise OSError(errno.ENOSYS, "sock_diag is an interface of Linux")
-    try:
+    with _telling():
         found = _read()
         for _ in range(_READINGS - 1):
             if found.keys() >= set(known):
                 break
             found |= _read()
+        return [*found.values()]
+
+
+def half_open() -> Counter[tuple[str, int]]:
+    """Count the half-open connections of this network namespace, by address and port here.
+
+    The kernel looks through all of its connections for them, and tells of these only.
+
+    Raises:
+        OSError: as listeners().
+    """
+    with _telling():
+        return Counter(_local(message) for message in _dump(_TCP_SYN_RECV))
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Have what goes wrong say what it is about."""
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "sock_diag is an interface of Linux")
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(error.errno or errno.EIO, f"cannot read sock_diag: {reason}") from error
-    return [*found.values()]
 
 
 def _read() -> dict[int, ListeningSocket]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(_PATIENCE)
-        netlink.bind((0, 0))
-        samples = (
-            _sample(message)
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for message in _dump(netlink, family)
-        )
-        return {sample.socket: sample for sample in samples}
+    samples = map(_sample, _dump(_TCP_LISTEN, 1 << (_INET_DIAG_SKMEMINFO - 1)))
+    return {sample.socket: sample for sample in samples}
 
 
-def _dump(netlink: socket.socket, family: int) -> Iterator[memoryview]:
-    """Ask for one family's listeners and yield the kernel's answers, a struct inet_diag_msg each.
+def _dump(state: int, extensions: int = 0) -> Iterator[memoryview]:
+    """Yield what the kernel tells of TCP's sockets in a state, a struct inet_diag_msg each.
 
     Raises:
         OSError: the kernel refuses, or an answer is none.
     """
-    extensions = 1 << (_INET_DIAG_SKMEMINFO - 1)
-    body = _REQUEST.pack(family, socket.IPPROTO_TCP, extensions, 1 << _TCP_LISTEN)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(_PATIENCE)
+        netlink.bind((0, 0))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            yield from _dump_family(netlink, family, state, extensions)
+
+
+def _dump_family(
+    netlink: socket.socket, family: int, state: int, extensions: int
+) -> Iterator[memoryview]:
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, extensions, 1 << state)
     length = _HEADER.size + len(body)
     netlink.send(_HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _DUMP_REQUEST, 0, 0) + body)
     ended = False
@@ -129,15 +153,21 @@ def _bad(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _sample(message: memoryview) -> ListeningSocket:
+def _local(message: memoryview) -> tuple[str, int]:
+    """Return a socket's own address and port."""
     if len(message) < _MESSAGE.size:
         raise _bad(errno.EPROTO)
-    (family, _, _, _, port, _, source, _, _, low, high, _, q, qmax, _, _) = _MESSAGE.unpack_from(
-        message
-    )
+    family, _, _, _, port, _, source, *_ = _MESSAGE.unpack_from(message)
+    packed = source if family == socket.AF_INET6 else source[:4]
+    return _address(packed), int.from_bytes(port)
+
+
+def _sample(message: memoryview) -> ListeningSocket:
+    address, port = _local(message)
+    *_, low, high, _, q, qmax, _, _ = _MESSAGE.unpack_from(message)
     return ListeningSocket(
-        address=_address(source if family == socket.AF_INET6 else source[:4]),
-        port=int.from_bytes(port),
+        address=address,
+        port=port,
         q=q,
         qmax=qmax,
         drops=_drops(message),

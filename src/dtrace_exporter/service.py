@@ -242,7 +242,10 @@ class Service:
         try:
             async with self._reading:
                 samples = await asyncio.to_thread(inet_diag.listeners, self._sock_diag.open)
-                await by_turns(self._sock_diag.update(self.state.table, SOCK_DIAG, samples))
+                half_open = await asyncio.to_thread(inet_diag.half_open)
+                await by_turns(
+                    self._sock_diag.update(self.state.table, SOCK_DIAG, samples, half_open)
+                )
         except OSError as error:
             self.state.table.clear_queues(SOCK_DIAG)
             _log.error("cannot read the listeners", extra=fields(why=str(error)))

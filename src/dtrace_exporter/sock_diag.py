@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Generator
 
 from dtrace_exporter.inet_diag import ListeningSocket
@@ -35,28 +36,41 @@ class SockDiagSource:
         self._refused = ""
 
     def update(
-        self, table: ListenerTable, session: SessionId, samples: list[ListeningSocket]
+        self,
+        table: ListenerTable,
+        session: SessionId,
+        samples: list[ListeningSocket],
+        half_open: Counter[tuple[str, int]],
     ) -> Generator[None, None, None]:
         """Take all listeners into the table, and take the gauges of those that are gone.
 
         A socket's drops are all counted when it is first seen, for they are its own since it was
-        opened: after the first reading the counters are what ``ss -lntm`` shows.
+        opened: after the first reading the counters are what ``ss -lntm`` shows. Half-open
+        connections are of the listener of their address, or else of the wildcard's; of several
+        sockets of one listener the kernel does not say whose they are, so each has them all.
 
         Args:
             table: where they go as long as it has a watch of the session.
             session: whose listeners they are.
             samples: as inet_diag.listeners() gives them, by what was open before.
+            half_open: as inet_diag.half_open() gives them.
 
         Yields:
             After each of them.
         """
         open_now = set()
         open_ = set()
+        bound = set()
         for sample in samples:
             yield
             open_now.add((sample.address, sample.port, sample.socket))
             open_.add(sample.socket)
+            bound.add((sample.address, sample.port))
         self.open = open_
+        q0 = Counter[tuple[str, int]]()
+        for (address, port), count in half_open.items():
+            yield
+            q0[(address, port) if (address, port) in bound else ("*", port)] += count
         held = 0
         for listener in table.seen(session):
             yield
@@ -84,7 +98,9 @@ class SockDiagSource:
                         refused = str(LimitError("sockets"))
                         continue
                     held += 1
-                listener.sockets[sample.socket] = Queues(None, sample.q, None, sample.qmax)
+                listener.sockets[sample.socket] = Queues(
+                    q0[sample.address, sample.port], sample.q, None, sample.qmax
+                )
         while len(self._counted) > max(_MOST_COUNTED, len(self.open)):
             del self._counted[next(iter(self._counted))]
         if refused and not self._refused:
