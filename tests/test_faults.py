@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -491,7 +492,8 @@ def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         exporter.process.terminate()
         _, log = exporter.process.communicate(timeout=20)
     messages = [line.split("msg=")[1].split(" session=")[0] for line in log.splitlines()]
-    assert [message.split(" source=")[0] for message in messages] == [
+    assert [re.split(" source=| address=", message)[0] for message in messages] == [
+        '"listening"',
         '"source chosen"',
         '"session up"',
         '"session up"',
