@@ -16,7 +16,7 @@ from dtrace_exporter.config import DTraceConfig, HostConfig
 from dtrace_exporter.tracing import program
 from dtrace_exporter.tracing.lines import LineSplitter
 from dtrace_exporter.tracing.plan import Plan, needed
-from dtrace_exporter.tracing.process import child
+from dtrace_exporter.tracing.process import child, hand_over
 from dtrace_exporter.tracing.refusal import blame
 
 HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
@@ -88,13 +88,9 @@ async def _run(plan: Plan, text: str, out: TextIO, stop: asyncio.Event) -> tuple
 
 
 async def _copy(process: asyncio.subprocess.Process, text: str, out: TextIO) -> tuple[int, str]:
-    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(text.encode())
-        await process.stdin.drain()
-    process.stdin.close()
+    await hand_over(process, text)
     # Until there is a line, what dtrace(1) says may be why there is none.
     held: list[str] | None = []
 

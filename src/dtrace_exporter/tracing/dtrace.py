@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from asyncio.subprocess import STDOUT, Process
 from collections.abc import Sequence
 
 from dtrace_exporter.families import families
 from dtrace_exporter.terminal import printable
-from dtrace_exporter.tracing.process import child
+from dtrace_exporter.tracing.process import child, hand_over
 
 _TRIAL_SECONDS = 120.0
 _TRIAL = "BEGIN { exit(0); }\n"
@@ -90,12 +89,8 @@ async def _run(argv: list[str], program: str = "") -> tuple[int, str]:
 
 
 async def _output(process: Process, program: str) -> bytes:
-    assert process.stdin is not None
     assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(program.encode())
-        await process.stdin.drain()
-    process.stdin.close()
+    await hand_over(process, program)
     output = bytearray()
     while chunk := await process.stdout.read(_CHUNK):
         output += chunk

@@ -91,6 +91,15 @@ async def child(argv: Sequence[str], stderr: int | None = PIPE) -> AsyncIterator
             raise cancelled
 
 
+async def hand_over(process: Process, program: str) -> None:
+    """Write a child's standard input and close it; a child that has had enough is no error."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(program.encode())
+        await process.stdin.drain()
+    process.stdin.close()
+
+
 async def _start(
     argv: Sequence[str], stderr: int | None
 ) -> tuple[Process, asyncio.SubprocessTransport]:

@@ -32,7 +32,7 @@ from dtrace_exporter.tracing.audit import Audits
 from dtrace_exporter.tracing.heartbeat import SLICE, START_SECONDS, Heartbeat
 from dtrace_exporter.tracing.lines import LineSplitter
 from dtrace_exporter.tracing.plan import CALLS, Plan
-from dtrace_exporter.tracing.process import child
+from dtrace_exporter.tracing.process import child, hand_over
 from dtrace_exporter.tracing.program import Program
 from dtrace_exporter.tracing.rows import Ready, RowError, Tick
 from dtrace_exporter.tracing.tally import Tally
@@ -203,20 +203,16 @@ class Session:
     async def _attend(
         self, process: asyncio.subprocess.Process, text: str, starting: contextlib.AsyncExitStack
     ) -> str:
-        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
         listening = asyncio.create_task(self._read_stderr(process.stderr, messages))
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                process.stdin.write(text.encode())
-                try:
-                    async with asyncio.timeout(START_SECONDS):
-                        await process.stdin.drain()
-                except TimeoutError:
-                    return f"did not read its program within {START_SECONDS:g} s"
-            process.stdin.close()
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await hand_over(process, text)
+            except TimeoutError:
+                return f"did not read its program within {START_SECONDS:g} s"
             self._logged = False
             self._told_limits.clear()
             splitter = LineSplitter()
