@@ -15,25 +15,26 @@
  *   left ff01d3b2ac800002 10 3445010000001
  *   tick 1001000000000
  *
- * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next event tells it anew, with another number at the end of ID; so
- *	does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, found by none
- *	of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
- * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
- * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
- *	connections thrown out for a SYN (3)
+ * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: the listener ID, and its queues at TIME, ns
+ *	since boot. Once a second the next event prints it again, with another number at the end of
+ *	ID; so do listen(), and a new listener in the same memory. SYN is 1 if its first SYN, which
+ *	no row below counts, has caused this row. QMAX is 0 if it has closed meanwhile.
+ * syn ID Q EVENTS: SYNs that found Q connections in Q; those with number 0 in ID are counted above.
+ *	Segments without SYN have a Q of -1.
+ * drop ID REASON EVENTS: SYNs that were dropped because Q (1) or Q0 (2) was full; half-open
+ *	connections that were evicted for a SYN (3)
  * opened ID EVENTS: connections put into Q0
- * established ID EVENTS: out of Q0 into Q
- * left ID HOW US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for HOW 0 to 12, 13
- *	more, 14 not known; out of Q (15) or Q0 (16) in another way. US+EVENTS is 10,000,000 times
- *	the microseconds that they were in Q, plus their number.
- * closed SOCKET TIME: the conn_t whose address this is listens no more
- * tick TIME: the heartbeat, when all that was counted has been printed
+ * established ID EVENTS: connections moved from Q0 to Q
+ * left ID HOW US+EVENTS: connections that accept() took out of Q, within 4^5, ... 4^17 ns for HOW 0 to
+ *	12, later for 13, unknown for 14; those that left Q (15) or Q0 (16) without it. US+EVENTS is
+ *	10,000,000 times the microseconds that they were in Q, plus their number.
+ * closed SOCKET TIME: the listener whose conn_t has this address has stopped listening
+ * tick TIME: the heartbeat, after all rows of counts
  *
- * Q0 and Q are what was told, and what has come since, less what went. trunc() empties dtrace(1)'s
- * copy, in printa()'s clause, and loses nothing. Nothing is printed per event: where the buffer for it
- * is full, nothing is counted either.
- * TESTED: docs/install-solaris.md tells on what.
+ * Q0 and Q are those in the listener's row, plus what has entered since, minus what has left. trunc() in
+ * printa()'s clause empties dtrace(1)'s copy, and loses nothing. No event prints anything: if the buffer
+ * for the output were full, the event would not be counted either.
+ * TESTED: see docs/install-solaris.md.
  */
 #pragma D option quiet
 #pragma D option switchrate=2hz
@@ -42,14 +43,15 @@
 #pragma D option bufsize=256k
 #pragma D option dynvarsize=2m
 #pragma D option strsize=64
-inline int PORT = 0;		/* the only one to watch; 0: all */
+inline int PORT = 0;		/* the port to watch; 0: all */
 inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int NOBODY = 65536;	/* an ID of number 0 */
+int port;			/* PORT in network byte order */
 inline int STATE_LISTEN = -3;
-uint64_t second, tellings;	/* since boot, << 16; so far */
-uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
-uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
-/* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
+uint64_t second, tellings;	/* seconds since boot, << 16; the number of listener rows */
+uint64_t life[conn_t *];	/* the second of a listener's last row, and the number in its ID */
+uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread handles */
+/* When a connection entered Q. Odd: its thread will know whether it has; 1: it waits in Q0. */
 uint64_t start[tcp_t *];
 self conn_t *conn, *opening, *closing;
 self tcp_t *eager, *deferring;
@@ -57,43 +59,41 @@ self int taking;
 this conn_t *listener;
 this tcp_t *tcp, *eager;
 this struct T_conn_ind *ind;
-this uint64_t life, told, who, since, ns;
+this uint64_t life, told, who, since, ns;	/* ns: the time in Q, minus one */
 this int syn, qmax, q0max, room, waits;
 
-BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
+BEGIN { port = htons(PORT); second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
+/* A fault ends only its clause. The next ones of this event must not use values of an earlier event. */
+ERROR { syn[curthread] = NOBODY; this->listener = NULL; this->life = this->ns = 0; }
 
-/* A SYN: tcp_input_listener(listener, packet, squeue, attributes). syn[] tells the probes in it whose */
-/* it is. One for a listener that nobody has told counts with its telling. */
+/* A SYN: tcp_input_listener(listener, packet, squeue, attributes). syn[] has its ID for the probes in */
+/* this function. The first SYN of a listener without a row is counted by its row. */
 fbt:ip:tcp_input_listener:entry
-/
-    (PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
-    ntohs(((conn_t *)arg0)->u_port.connu_ports.connu_lport) == PORT)) &&	/* only one_port */
-    (this->who = syn[curthread] =
-    arg0 << 16 | (this->life = life[this->listener = (conn_t *)arg0]) & 0xffff,
-    ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG) /
+/ PORT ? ((conn_t *)arg0)->u_port.connu_ports.connu_lport ^ port ?		/* only one_port */
+    /* only one_port */ (syn[curthread] = NOBODY, this->life = second, 0) : 1 : 1 /
 {
-	@syn[this->who, this->listener->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q] = count();
+	@syn[syn[curthread] =
+	    arg0 << 16 | (this->life = life[this->listener = (conn_t *)arg0]) & 0xffff,
+	    ((mblk_t *)arg1)->b_rptr[((ip_recv_attr_t *)arg3)->ira_ip_hdr_length + 13] & SYN_FLAG ?
+	    this->listener->conn_proto_priv.cp_tcp->tcp_conn_req_cnt_q : -1] = count();
 }
 mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
 mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
 mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
 /* begin established */
-/* Into Q: tcp_newconn_notify(connection, attributes). A fault ends one clause, not the others. */
+/* Into Q: tcp_newconn_notify(connection, attributes). */
 fbt:ip:tcp_newconn_notify:entry
 {
-	this->listener = NULL, this->life = 0, this->room = 1,
-	    start[(tcp_t *)arg0] = timestamp & -2,				/* only accept_wait */
-	    this->listener = ((tcp_t *)arg0)->tcp_listener->tcp_connp,
-	    this->life = life[this->listener];
+	start[(tcp_t *)arg0] = timestamp & -2,					/* only accept_wait */
+	    this->life = life[this->listener = ((tcp_t *)arg0)->tcp_listener->tcp_connp];
 }
 /* end established */
 /* begin streams */
-/* STREAMS' tcp_send_conn_ind(listener, T_CONN_IND, squeue), too, if there is room: in the squeue */
-/* nothing else makes Q longer. If not, what becomes of it is known at the return, or later. */
+/* With STREAMS by tcp_send_conn_ind(listener, T_CONN_IND, squeue), if Q has room: in the squeue nothing */
+/* else adds to Q. If it has none, the result is known at the return, or later. */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL; this->life = 0;
 	this->ind = (struct T_conn_ind *)((mblk_t *)arg1)->b_rptr;
 	this->eager = *(tcp_t **)((char *)this->ind + this->ind->OPT_offset);
 	this->tcp = ((conn_t *)arg0)->conn_proto_priv.cp_tcp;
@@ -107,7 +107,7 @@ fbt:ip:tcp_send_conn_ind:entry
 { self->conn = this->listener; self->eager = this->eager; }
 /* end streams */
 
-/* What tcp_accept() unlinks it accepts; so does TLI's tcp_accept_swap(), STREAMS' tcp_tpi_accept(). */
+/* tcp_accept(), TLI's tcp_accept_swap() and STREAMS' tcp_tpi_accept() unlink what they accept. */
 fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_accept:entry { self->taking = 1; }				/* only accepts */
@@ -115,24 +115,21 @@ fbt:ip:tcp_tpi_accept:return,						/* only streams_accepts */
 fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
 fbt:ip:tcp_accept:return { self->taking = 0; }				/* only accepts */
 /* begin departures */
-/* Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. */
+/* Out of Q or Q0, for any reason: tcp_eager_unlink(connection). It also counts missed entries into Q. */
 fbt:ip:tcp_eager_unlink:entry
-/ this->listener = NULL, this->life = this->ns = 0,
-    this->eager = (tcp_t *)arg0,
-    this->since = start[this->eager],
-    start[this->eager] = this->since & 1 ?
+/ this->eager = (tcp_t *)arg0,
+    start[this->eager] = (this->since = start[this->eager]) & 1 ?
     (this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0) : 0,
-    this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
-    this->listener = this->eager->tcp_listener->tcp_connp,
-    this->life = life[this->listener],
-    this->since == 1 && (this->life && this->eager->tcp_eager_next_q0 == NULL) /
+    this->ns = this->since >> 1 ? timestamp - this->since - 1 : 0,	/* only accept_wait */
+    this->life = life[this->listener = this->eager->tcp_listener->tcp_connp],
+    this->since & 1 ? this->since == 1 && this->life && this->eager->tcp_eager_next_q0 == NULL : 0 /
 {
 	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();	/* only established */
 }
 /* end departures */
 
 /* begin open_close */
-/* listen(), perhaps once more: tcp_do_listen(listener, ...). */
+/* listen(), perhaps again: tcp_do_listen(listener, ...). */
 fbt:ip:tcp_do_listen:entry { self->opening = (conn_t *)arg0; }
 fbt:ip:tcp_do_listen:return
 {
@@ -140,8 +137,8 @@ fbt:ip:tcp_do_listen:return
 	self->opening = NULL;
 	this->life = life[this->listener] &= 0xffff;
 }
-/* tcp_closei_local(tcp), tcp_do_unbind(listener); what came while they ran may have told it anew. */
-fbt:ip:tcp_closei_local:entry { this->listener = NULL; this->listener = ((tcp_t *)arg0)->tcp_connp; }
+/* Close: tcp_closei_local(tcp), tcp_do_unbind(listener). Until the return it may get another row. */
+fbt:ip:tcp_closei_local:entry { this->listener = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_do_unbind:entry { this->listener = (conn_t *)arg0; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_do_unbind:return
 { this->listener = self->closing; self->closing = NULL; }
@@ -155,13 +152,13 @@ fbt:ip:tcp_closei_local:return, fbt:ip:tcp_do_unbind:return
 }
 /* end open_close */
 
-/* Who it is, and its queues, before what happens now is counted. */
+/* The listener's row, with its queues before the current event is counted. */
 fbt:ip:tcp_newconn_notify:entry,				/* only established */
 fbt:ip:tcp_send_conn_ind:entry,					/* only streams */
 fbt:ip:tcp_eager_unlink:entry,					/* only departures */
 fbt:ip:tcp_do_listen:return,					/* only open_close */
 fbt:ip:tcp_input_listener:entry
-/ this->life < second && (this->listener != NULL &&
+/ (this->life ^ second) >> 16 && (this->listener != NULL &&
     this->listener->conn_proto_priv.cp_tcp->tcp_state == STATE_LISTEN &&
     (PORT == 0 || ntohs(this->listener->u_port.connu_ports.connu_lport) == PORT)) /
 {
@@ -178,7 +175,7 @@ fbt:ip:tcp_input_listener:entry
 	this->qmax = this->tcp->tcp_conn_req_max;
 	this->q0max = this->qmax +						/* only q0_limit */
 	    this->tcp->tcp_tcps->tcps_propinfo_tbl[2].u.mpi_uval.mod_propval_ucur;	/* only q0_limit */
-	/* Either who closes it sees that it has been told, or this that it has closed. */
+	/* Either the close sees that it has a row, or this clause sees that it has closed. */
 	life[this->listener] = this->life = this->told,
 	    this->tcp->tcp_state == STATE_LISTEN || (life[this->listener] = this->qmax = this->life = 0);
 	printf(" %d %d", this->qmax, this->syn);
@@ -188,16 +185,16 @@ fbt:ip:tcp_input_listener:entry
 }
 
 /* begin established */
-fbt:ip:tcp_send_conn_ind:entry,						/* only streams */
 fbt:ip:tcp_newconn_notify:entry
-/ this->room && this->life /
-{
-	@established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count();
-}
+/ this->life /
+{ @established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count(); }
 /* end established */
 /* begin streams */
-/* If there was none: there is room meanwhile, it waits in Q0, or an accept has let it in, maybe taken */
-/* it. Still odd: to be told here. The commas leave accepts on other CPUs no time between. */
+fbt:ip:tcp_send_conn_ind:entry
+/ this->room && this->life /
+{ @established[(uint64_t)this->listener << 16 | this->life & 0xffff] = count(); }
+/* If Q had no room: there is room by now, or it waits in Q0, or an accept has let it in, perhaps taken */
+/* it. If start is still odd, count it here, in one expression, as accepts run on other CPUs. */
 fbt:ip:tcp_send_conn_ind:return
 / self->eager != NULL && (
     this->waits = self->eager->tcp_eager_next_q0 != NULL,
@@ -209,7 +206,7 @@ fbt:ip:tcp_send_conn_ind:return
 	@established[(uint64_t)self->conn << 16 | this->life & 0xffff] = count();
 }
 fbt:ip:tcp_send_conn_ind:return { self->conn = NULL; self->eager = NULL; }
-/* Or it waits until in an accept tcp_get_def_conn_ind(listener) makes it Q's last. */
+/* Or it waits until an accept calls tcp_get_def_conn_ind(listener), which appends it to Q. */
 fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return
 / self->deferring != NULL && (
@@ -227,14 +224,14 @@ fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->listener << 16 | this->life & 0xffff,
-	    self->taking ? (this->ns <= 1 << 16 ? (this->ns == 0 ? 14 :		/* only accepts */
-	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3) :	/* only accepts */
-	    this->ns <= 1 << 24 ? (this->ns <= 1 << 18 ? 4 :			/* only accepts */
-	    this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 : 7) :		/* only accepts */
-	    (this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 :	/* only accepts */
-	    this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13)) :	/* only accepts */
+	    self->taking ? (this->ns >> 16 ? (this->ns >> 24 ? (this->ns >> 30 ?	/* only accepts */
+	    (this->ns >> 34 ? 13 : this->ns >> 32 ? 12 : 11) :			/* only accepts */
+	    this->ns >> 28 ? 10 : this->ns >> 26 ? 9 : 8) :			/* only accepts */
+	    this->ns >> 22 ? 7 : this->ns >> 20 ? 6 : this->ns >> 18 ? 5 : 4) :	/* only accepts */
+	    this->ns >> 10 ? (this->ns >> 14 ? 3 : this->ns >> 12 ? 2 : 1) :	/* only accepts */
+	    this->ns ? 0 : 14) :						/* only accepts */
 	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
-	    sum(10000000 * (this->ns / 1000) + 1);
+	    sum(10000000 * ((this->ns + 1) / 1000) + 1);
 }
 /* end departures */
 

@@ -6,21 +6,21 @@
  *
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
- * Action is syn, drop:REASON, established or accept. Q0, Q and Qmax of a SYN are those that it found,
- * of an established connection those with it in Q, of an accept those before it. A drop:q0_evicted
- * is of another connection, and has the source of the SYN for which it was thrown out. A line for
- * each event is for looking on: in a burst lines get lost, and dtrace(1) says how many.
+ * Action is syn, drop:REASON, established or accept. Q0, Q and Qmax of a SYN are those that it found;
+ * those of an established connection include it; those of an accept are from before it. A
+ * drop:q0_evicted is about another connection, but has the source of the SYN that it was evicted for.
+ * This is for watching single connections: in a burst lines are lost, and dtrace(1) says how many.
  *
- * What can fault stands behind what says so: a fault ends one clause, and the next ones of the same
- * event go on with what is there. A line is printed where the pointer to it has been set.
- * TESTED: docs/install-solaris.md tells on what.
+ * A fault ends only one clause, and the next clauses of the event still run. So a clause clears a
+ * pointer before what can fault and sets it after it. A line is printed if the pointer is set.
+ * TESTED: see docs/install-solaris.md.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
 #pragma D option bufsize=1m
 #pragma D option strsize=64
 
-inline int PORT = 0;		/* the only one to watch; 0: all */
+inline int PORT = 0;		/* the port to watch; 0: all */
 inline int SYN_FLAG = 2;		/* TH_SYN of netinet/tcp.h; in tcp.d too */
 inline int O_T_CONN_RES = 1;
 inline int T_CONN_RES = 28;
@@ -33,7 +33,7 @@ this tcp_t *eager, *tcp, **eagers;
 this conn_t *peer;
 this mblk_t *mp;
 this int moving;
-uint64_t pending[tcp_t *];	/* 1: a return will tell where a connection is; 2: it has, in Q */
+uint64_t pending[tcp_t *];	/* 1: the return of a function decides whether a connection is in Q; 2: it is */
 
 BEGIN { this->moving = 0; printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\n"); }
 
@@ -47,7 +47,7 @@ fbt:ip:tcp_input_listener:entry
 	self->ports = (uint16_t *)(self->ip + ((ip_recv_attr_t *)arg3)->ira_ip_hdr_length);
 	self->listener = (conn_t *)arg0;
 }
-/* It, and the drops in the same function. The version of IP is the high half of the first byte. */
+/* Its line, and those of drops in the same function. The high half of the first byte is IP's version. */
 mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
 fbt:ip:tcp_input_listener:entry
 / self->listener != NULL /
@@ -69,11 +69,11 @@ fbt:ip:tcp_input_listener:return
 }
 
 /* begin established */
-/* Into Q: tcp_newconn_notify(connection, attributes); an accept can be quicker than its return. */
+/* Into Q: tcp_newconn_notify(connection, attributes); at its return the accept may be over. */
 fbt:ip:tcp_newconn_notify:entry { this->moving = 1; this->eager = (tcp_t *)arg0; }
 /* end established */
 /* begin streams */
-/* tcp_send_conn_ind(listener, T_CONN_IND, squeue), too, if there is room; if not, its return knows, */
+/* With STREAMS by tcp_send_conn_ind(listener, T_CONN_IND, squeue), if Q has room; else see its return. */
 fbt:ip:tcp_send_conn_ind:entry
 {
 	this->eager = NULL;
@@ -100,7 +100,7 @@ fbt:ip:tcp_send_conn_ind:return
 	    this->tcp : NULL;
 	pending[this->tcp] = this->eager != NULL && this->eager->tcp_listener != NULL ? 2 : 0;
 }
-/* or it waits for tcp_get_def_conn_ind(listener), when an accept has room; it becomes the last of Q. */
+/* Or it waits until an accept makes room: tcp_get_def_conn_ind(listener) appends it to Q. */
 fbt:ip:tcp_get_def_conn_ind:entry { self->deferring = (tcp_t *)arg0; }
 fbt:ip:tcp_get_def_conn_ind:return
 {
@@ -113,7 +113,7 @@ fbt:ip:tcp_get_def_conn_ind:return
 }
 /* end streams */
 /* begin departures */
-/* One that is reset in Q0 meanwhile never comes into Q. */
+/* A connection that is reset in Q0 meanwhile never enters Q. */
 fbt:ip:tcp_eager_unlink:entry
 / pending[(tcp_t *)arg0] == 2 || (pending[(tcp_t *)arg0] == 1 &&
     ((tcp_t *)arg0)->tcp_eager_next_q0 != NULL) /
@@ -156,7 +156,7 @@ fbt:ip:tcp_newconn_notify:entry,					/* only established */
 fbt:ip:tcp_accept:entry,						/* only accepts */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_tpi_accept:entry,						/* only streams_accepts */
-BEGIN			/* of nothing: it ends the list, whatever is left out */
+BEGIN			/* ends the list, whatever is left out; it prints nothing */
 / this->eager != NULL && (this->tcp =
     probefunc == "tcp_send_conn_ind" ? self->into :			/* only streams */
     this->eager->tcp_listener) != NULL && (PORT == 0 ||
@@ -174,5 +174,5 @@ BEGIN			/* of nothing: it ends the list, whatever is left out */
 }
 fbt:ip:tcp_send_conn_ind:return { self->into = NULL; }			/* only streams */
 
-/* Only who prints learns that nobody reads any more, at the other end of an ssh. */
+/* Without output dtrace(1) would not notice that its reader has gone, such as the ssh to this host. */
 tick-5s { printf("\n"); }

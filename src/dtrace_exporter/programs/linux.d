@@ -2,41 +2,30 @@
 /*
  * linux.d - what becomes of incoming connections at each TCP listener, counted in the kernel.
  *
- * USAGE: dtrace -s linux.d	# Ctrl-C ends it. A backlog of 3, five clients, two accepts:
+ * USAGE: dtrace -s linux.d	# Ctrl-C ends it. Backlog 3, five clients, two accepts; some rows:
  *   ready 5 4026531840
  *   listener 8e4c8f61ad000001 4149095541188 10 4026531840 1 127.0.0.1 7001 0 0 3
  *   tick 4150079441297
  *   set 4149083708239
- *   count 8e4c8f61ad000001 10 3 0 1
- *   count 8e4c8f61ad000001 30 0 0 4
- *   count 8e4c8f61ad000001 10 3 4 10000001
- *   count 8e4c8f61ad000001 10 3 7 20000001
  *   count 8e4c8f61ad000001 10 3 10 30000001
- *   count 8e4c8f61ad000001 11 3 11 40000001
+ *   count 8e4c8f61ad000001 31 0 3 1520000004
  *   count 8e4c8f61ad000001 40 0 9 2650110000001
- *   count 8e4c8f61ad000001 40 0 10 3183350000001
  *   q 8e4c8f61ad000001 3 3590244510000002
  *   q0 8e4c8f61ad000001 1981563960000000
- *   set 4149083708240
- *   tick 4151076972831
- *   set 4149083708239
- *   count 8e4c8f61ad000001 10 3 0 1
- *   count 8e4c8f61ad000001 30 0 0 4
- *   count 8e4c8f61ad000001 10 3 4 10000001
  *
- * listener ID TIME STATE NETNS COOKIE ADDRESS PORT Q0 Q QMAX: who ID is, and its queues at TIME, ns
- *	since boot; STATE 10 is LISTEN. Each listen() makes a new ID: memory is used again.
- * tick TIME, set BEGAN: the heartbeat; rows follow of what was counted since BEGAN
- * count ID WHAT QMAX PART VALUE+EVENTS: SYNs, taken or answered by a cookie (10), dropped for a
- *	full Q (11), a full Q0 (12), else (13); VALUE is Q as found, PART tenths of Q/QMAX, rounded
- *	up, 11 if more. Final ACKs dropped for a full Q (21), else (23). Connections put into Q
- *	(30), accepted (40): VALUE is us in Q, PART 0 to 12 a time up to 4^5, ... 4^17 ns, 13 more
- * q ID QMAX NS+Q, q0 ID NS+Q0: the newest length, and how long after BEGAN that was
+ * listener ID TIME STATE NETNS COOKIE ADDRESS PORT Q0 Q QMAX: the listener ID, and its queues at TIME,
+ *	ns since boot; STATE 10 is LISTEN. Each listen() makes a new ID, because memory is reused.
+ * tick TIME, set BEGAN: the heartbeat; the next rows have the counts since BEGAN
+ * count ID WHAT QMAX PART VALUE+EVENTS: SYNs that were taken or answered by a cookie (10), dropped as
+ *	Q (11) or Q0 (12) was full, or otherwise (13); VALUE is the Q that they found, PART the tenths
+ *	of Q/QMAX, rounded up, 11 if more. Final ACKs dropped as Q was full (21) or otherwise (23).
+ *	SYN-ACKs sent again (50). Put into Q (30), and if measured VALUE us after the SYN-ACK (31).
+ *	Accepted (40) after VALUE us in Q. PART is 0 to 12 up to 4^5, ... 4^17 ns, 13 if more.
+ * q ID QMAX NS+Q, q0 ID NS+Q0: the newest length, and how long after BEGAN it was observed
  * A+B is A times 10,000,000 plus B: sum() and max() keep two numbers at the price of one.
- * Two sets of aggregations take turns. The one at rest is printed for a while, then emptied: in use
- * it would lose what is counted meanwhile. DTrace 2 skips a probe while one of its consumer is at
- * work on the CPU, and does not say so. So all of these run with softirqs off; what the kernel
- * calls with softirqs on is in linux_calls.d. docs/how-it-works.md says more of both.
+ * Two sets of aggregations take turns: one at rest is printed for a while and then emptied; in use it
+ * would lose counts. DTrace 2 skips a probe, without a report, while another one of the same consumer
+ * runs on the CPU. So these run with softirqs off, others are in linux_calls.d: docs/how-it-works.md.
  * TESTED: DTrace 2.0.7 on Linux 6.12 and 6.1, x86-64. Not exact with PREEMPT_RT.
  */
 #pragma D option quiet
@@ -44,15 +33,15 @@
 #pragma D option aggsize=8m
 #pragma D option dynvarsize=4m
 
-inline int PORT = 0;			/* the only one to watch; 0: all */
-inline int64_t TURN = 30000000000;	/* ns; a set is in use for two of them, at rest for two */
+inline int PORT = 0;			/* the port to watch; 0: all */
+inline int64_t TURN = 30000000000;	/* ns; a set is in use for two turns, and at rest for two */
 inline int LISTENOVERFLOWS = 19;	/* enum LINUX_MIB_* in include/uapi/linux/snmp.h */
 inline int LISTENDROPS = 20;
 
-/* By ten bits made of a socket's address: its listen()s, who was told last; by all: who was. */
+/* By ten bits of a socket's hash: its listen()s, and the last row; by its address: its last row. */
 uint64_t listens[1024], seen[1024], told[uint64_t];
-uint64_t parents[uint64_t];	/* by connection: the ID of the listener that it came by */
-/* A CPU's own: what a function's entry leaves here is there when it returns. */
+uint64_t parents[uint64_t];	/* by connection: the ID of its listener */
+/* Per CPU: what the entry of a function stores here is there at its return. */
 this struct sock *sk, *child;
 this struct net *net, *known;
 this uint64_t *mib, offset, drops, overflows, slot, id, mark, found, added, qs, q0, what;
@@ -63,8 +52,11 @@ BEGIN
 	turn = 0; turned = began0 = timestamp; began1 = began0 + 1;
 	printf("\nready 5 %d\n", ((struct net *)&`init_net)->ns.inum);
 }
+/* Declares what is printed even if no part fills it: the first use of an aggregation sets its types. */
+BEGIN / 0 / { @q0[this->id, this->qs] = max(this->now); @half0[this->id] = max(this->now); }
+BEGIN / 0 / { @q1[this->id, this->qs] = max(this->now); @half1[this->id] = max(this->now); }
 
-/* A SYN: (rsk_ops, af_ops, sk, skb). It finds Q, and Qmax, which lies behind it. */
+/* A SYN: (rsk_ops, af_ops, sk, skb). One read gets Q and Qmax, which are side by side. */
 fbt::tcp_conn_request:entry
 {
 	this->sk = (struct sock *)arg2;
@@ -83,6 +75,9 @@ fbt::reqsk_timer_handler:entry
 	this->sk = ((struct request_sock *)(arg0 - offsetof(struct request_sock, rsk_timer)))->
 	    __req_common.skc_listener;
 }
+/* A SYN-ACK is sent again: (sk, req). Of Fast Open sk is the child. */
+fbt::tcp_rtx_synack:entry
+{ this->sk = ((struct request_sock *)arg1)->__req_common.skc_listener; }
 /* accept(): (child, socket). Of MPTCP the child is the first subflow. */
 fbt::security_sock_graft:entry
 {
@@ -101,10 +96,10 @@ fbt::inet_csk_update_fastreuse:entry
 	listens[(uint64_t)arg1 * 0x61c8864680b583eb >> 54] += this->sk != NULL;
 }
 
-/* Whose event it is, if that is watched. It is told again in every turn, as a row may get lost. */
+/* The listener's row, if it is watched; printed again in each turn, as a row may get lost. */
 fbt::tcp_conn_request:entry, fbt::tcp_v*_syn_recv_sock:entry, fbt::reqsk_timer_handler:entry,
 fbt::inet_csk_reqsk_queue_add:entry, fbt::inet_csk_reqsk_queue_drop:entry,
-fbt::inet_csk_update_fastreuse:entry
+fbt::inet_csk_update_fastreuse:entry, fbt::tcp_rtx_synack:entry
 / this->sk != NULL &&
     seen[this->slot = (uint64_t)this->sk * 0x61c8864680b583eb >> 54] != (this->mark = turn +
     (this->id = (uint64_t)this->sk << 16 | listens[this->slot] & 0xffff)) &&
@@ -121,7 +116,7 @@ fbt::inet_csk_update_fastreuse:entry
 	    ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter,
 	    this->sk->sk_ack_backlog, this->sk->sk_max_ack_backlog);
 }
-/* What one of these drops it counts, for this CPU, before it returns. */
+/* The kernel counts their drops, on this CPU, before they return. */
 fbt::tcp_conn_request:entry, fbt::tcp_v*_syn_recv_sock:entry
 / this->sk != NULL /
 {
@@ -155,68 +150,74 @@ fbt::tcp_v*_syn_recv_sock:return
 	@count0[this->id, this->what, 0, 0] = sum(turn & 2 ? 0 : 1);
 	@count1[this->id, this->what, 0, 0] = sum(turn & 2 ? 1 : 0);
 }
-/* The child is in Q. Should one of these call the other, the inner one counts. */
+fbt::tcp_rtx_synack:return
+/ this->sk != NULL && (int)arg1 == 0 /
+{
+	@count0[this->id, 50, 0, 0] = sum(turn & 2 ? 0 : 1);
+	@count1[this->id, 50, 0, 0] = sum(turn & 2 ? 1 : 0);
+}
+/* The child is in Q. If one of these calls the other, the inner one counts. */
 fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
-/ this->sk != NULL && (this->what = arg1 != this->added) /
+/ this->sk != NULL && (this->what = arg1 != this->added ? 30 : 0) /
 {
 	this->added = arg1; parents[arg1] = this->id;
+	this->value = this->part = 0; this->ns = -1;
 	this->now = timestamp;	/* before it looks, so that the newest has seen the last */
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
-	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
+	/* begin handshake */
+	/* In 1/8 us, and not 0, if tcp_synack_rtt_meas() took it. A new child is in SYN_RECV. */
+	this->ns = ((struct tcp_sock *)arg1)->srtt_us;
+	this->what += this->ns && ((struct sock *)arg1)->__sk_common.skc_state == 3;
+	this->ns = this->what == 31 ? this->ns / 8 * 1000 : -1;
+	/* end handshake */
 }
 fbt::security_sock_graft:entry
 / this->sk != NULL /
 {
-	this->value = 0; this->part = 14;	/* not looked at */
+	this->what = 40; this->value = 0; this->part = 14; this->ns = -1;	/* not measured */
 	this->now = timestamp;
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
 	/* begin accept_wait */
-	/* tcp_init_transfer() has stamped it, in microseconds, unless accept() was quicker. */
+	/* tcp_init_transfer() has set this time, in microseconds, unless accept() was quicker. */
 	this->ns = ((struct tcp_sock *)this->child)->rcvq_space.time * 1000;
 	this->ns = this->ns && this->now > this->ns ? this->now - this->ns : 0;
+	/* end accept_wait */
+}
+/* How long the handshake, or the time in Q, was. */
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
+fbt::security_sock_graft:entry
+/ this->sk != NULL && this->what && this->ns >= 0 /
+{
 	this->part = this->ns <= 1024 ? 0 : this->ns <= 4096 ? 1 : this->ns <= 16384 ? 2 :
 	    this->ns <= 65536 ? 3 : this->ns <= 262144 ? 4 : this->ns <= 1048576 ? 5 :
 	    this->ns <= 4194304 ? 6 : this->ns <= 16777216 ? 7 : this->ns <= 67108864 ? 8 :
 	    this->ns <= 268435456 ? 9 : this->ns <= 1073741824 ? 10 : this->ns <= 4294967296 ? 11 :
 	    this->ns <= 17179869184 ? 12 : 13;
 	this->value = this->ns / 1000;
-	/* end accept_wait */
 }
 
-/* Into the set in use. */
+/* Count in the set in use. */
 fbt::tcp_conn_request:return
 / this->sk != NULL && !(turn & 2) /
 { @count0[this->id, this->what, this->qmax, this->part] = sum(10000000 * this->value + 1); }
 fbt::tcp_conn_request:return
 / this->sk != NULL && turn & 2 /
 { @count1[this->id, this->what, this->qmax, this->part] = sum(10000000 * this->value + 1); }
-
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
+fbt::security_sock_graft:entry
 / this->sk != NULL && this->what && !(turn & 2) /
 {
-	@count0[this->id, 30, 0, 0] = sum(1);
+	@count0[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
 	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
-	@half0[this->id] = max(10000000 * (this->now - began0) + this->q0);
 }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
+fbt::security_sock_graft:entry
 / this->sk != NULL && this->what && turn & 2 /
 {
-	@count1[this->id, 30, 0, 0] = sum(1);
-	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
-	@half1[this->id] = max(10000000 * (this->now - began1) + this->q0);
-}
-fbt::security_sock_graft:entry
-/ this->sk != NULL && !(turn & 2) /
-{
-	@count0[this->id, 40, 0, this->part] = sum(10000000 * this->value + 1);
-	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
-}
-fbt::security_sock_graft:entry
-/ this->sk != NULL && turn & 2 /
-{
-	@count1[this->id, 40, 0, this->part] = sum(10000000 * this->value + 1);
+	@count1[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
 	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
 }
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
 fbt::inet_csk_reqsk_queue_drop:return, fbt::reqsk_timer_handler:return
 / this->sk != NULL /
 {
@@ -244,7 +245,5 @@ tick-1s, END
 	printa("q %x %d %@d\n", @q1);
 	printa("q0 %x %@d\n", @half1);
 }
-tick-1s
-/ this->over && turn % 4 == 1 / { trunc(@count1); trunc(@q1); trunc(@half1); }
-tick-1s
-/ this->over && turn % 4 == 3 / { trunc(@count0); trunc(@q0); trunc(@half0); }
+tick-1s / this->over && turn % 4 == 1 / { trunc(@count1); trunc(@q1); trunc(@half1); }
+tick-1s / this->over && turn % 4 == 3 / { trunc(@count0); trunc(@q0); trunc(@half0); }

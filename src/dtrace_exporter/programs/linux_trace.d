@@ -7,9 +7,9 @@
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
  * Action is syn, drop:REASON, established or accept. Source IP is HIGH:LOW, the halves of an IPv6
- * address in hexadecimal, which dtrace-exporter turns into text. Q0, Q and Qmax of a SYN are those that
- * it found. A line for each event is for looking on: in a burst lines get lost, and dtrace(1) says how
- * many. All probes run with softirqs off, as those of linux.d do, whose head says why.
+ * address in hexadecimal, which dtrace-exporter writes as usual. Q0, Q and Qmax of a SYN are those that
+ * it found. This is for watching single connections: in a burst lines are lost, and dtrace(1) says how
+ * many. All probes run with softirqs off; the head of linux.d says why.
  *
  * TESTED: DTrace 2.0.7 on Linux 6.12 and 6.1, x86-64.
  */
@@ -17,12 +17,12 @@
 #pragma D option switchrate=10hz
 #pragma D option bufsize=4m
 
-inline int PORT = 0;			/* the only one to watch; 0: all */
+inline int PORT = 0;			/* the port to watch; 0: all */
 inline int LISTENOVERFLOWS = 19;	/* enum LINUX_MIB_* in include/uapi/linux/snmp.h */
 inline int LISTENDROPS = 20;
 inline int TCPREQQFULLDROP = 75;
 
-struct sock *parents[uint64_t];		/* by connection: the socket that it came by */
+struct sock *parents[uint64_t];		/* by connection: its listener */
 
 this struct sock *sk, *child;
 this struct sk_buff *skb;
@@ -134,8 +134,8 @@ fbt::inet_csk_complete_hashdance:return
 }
 
 /*
- * Only who prints learns that nobody reads any more: without this a dtrace(1) at the far end of an
- * ssh that has ended would stay until the next event. The exporter leaves the empty line out.
+ * Without output dtrace(1) would not notice that its reader has gone: it would stay on a remote host
+ * until the next event after the ssh has ended. The exporter ignores the empty line.
  */
 tick-5s
 {

@@ -15,26 +15,26 @@
  *   left ff01d3b2ac800002 10 3445010000001
  *   tick 1001000000000
  *
- * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: who ID is, and its queues at TIME, ns since
- *	boot. Once a second the next SYN or handshake tells it anew, with another number at the end
- *	of ID; so does listen(), and whoever uses its memory after it. SYN is 1 if its first SYN, in
- *	none of the rows below, has told it. QMAX is 0 if it has closed meanwhile.
- * syn ID Q EVENTS: SYNs that found so many connections in Q; those of numbers 0 are told above
- * drop ID REASON EVENTS: those of them that were dropped as Q was full (1), or Q0 (2); half-open
- *	connections thrown out for a SYN (3)
+ * listener ID TIME ZONE ADDRESS PORT Q0 Q QMAX SYN Q0MAX: the listener ID, and its queues at TIME, ns
+ *	since boot. Once a second the next SYN or handshake prints it again, with another number at the
+ *	end of ID; so do listen(), and a new listener in the same memory. SYN is 1 if its first SYN,
+ *	which no row below counts, has caused this row. QMAX is 0 if it has closed meanwhile.
+ * syn ID Q EVENTS: SYNs that found Q connections in Q; those with number 0 in ID are counted above
+ * drop ID REASON EVENTS: SYNs that were dropped because Q (1) or Q0 (2) was full; half-open
+ *	connections that were evicted for a SYN (3)
  * opened ID EVENTS: connections put into Q0
- * established ID EVENTS: out of Q0 into Q
- * left ID HOW US+EVENTS: taken out of Q by accept(), within 4^5, ... 4^17 ns for HOW 0 to 12, 13
- *	more, 14 not known; out of Q (15) or Q0 (16) in another way. US+EVENTS is 10,000,000 times
- *	the microseconds that they were in Q, plus their number.
- * closed SOCKET TIME: the conn_t whose address this is listens no more
- * tick TIME: the heartbeat, when all that was counted has been printed
+ * established ID EVENTS: connections moved from Q0 to Q
+ * left ID HOW US+EVENTS: connections that accept() took out of Q, within 4^5, ... 4^17 ns for HOW 0 to
+ *	12, later for 13, unknown for 14; those that left Q (15) or Q0 (16) without it. US+EVENTS is
+ *	10,000,000 times the microseconds that they were in Q, plus their number.
+ * closed SOCKET TIME: the listener whose conn_t has this address has stopped listening
+ * tick TIME: the heartbeat, after all rows of counts
  *
- * Q0 and Q are what was told, and what has come since, less what went. trunc() empties dtrace(1)'s
- * copy, in printa()'s clause, and loses nothing. Nothing is printed per event: where the buffer for it
- * is full, nothing is counted either.
- * Written for the first DTrace, which has no ntohs() and no inet_ntoa(): bytes are put together.
- * TESTED: docs/install-solaris.md tells on what.
+ * Q0 and Q are those in the listener's row, plus what has entered since, minus what has left. trunc() in
+ * printa()'s clause empties dtrace(1)'s copy, and loses nothing. No event prints anything: if the buffer
+ * for the output were full, the event would not be counted either.
+ * The first DTrace has no ntohs() and no inet_ntoa(), so numbers are made of single bytes.
+ * TESTED: see docs/install-solaris.md.
  */
 #pragma D option quiet
 #pragma D option switchrate=2hz
@@ -43,86 +43,84 @@
 #pragma D option bufsize=256k
 #pragma D option dynvarsize=2m
 #pragma D option strsize=64
-inline int PORT = 0;		/* the only one to watch; 0: all */
-/* Where a conn_t has its tcp_t, and its port, 34 bytes behind its address. 0x20, 0x102 before U9. */
-inline int CONN_TCP = 0x28;
-inline int CONN_LPORT = 0x10a;
+inline int PORT = 0;		/* the port to watch; 0: all */
+/* Offsets of tcp_t and port in conn_t; the port is 34 bytes after its address. 0x20, 0x102 before U9. */
+/* They are unsigned, because a cast of a signed number to a pointer takes three instructions. */
+inline uint64_t CONN_TCP = 0x28;
+inline uint64_t CONN_LPORT = 0x10a;
 inline int STATE_LISTEN = -3;
 inline int NOBODY = 65536;	/* an ID of number 0 */
-uint64_t second, tellings;	/* since boot, << 16; so far */
-uint64_t life[conn_t *];	/* the second in which a listener was told, and its number then */
-uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread has in hand */
-/* When a connection came into Q. Odd: into Q or not, its thread will tell; 1: it waits in Q0. */
+uint64_t second, tellings;	/* seconds since boot, << 16; the number of listener rows */
+uint64_t life[conn_t *];	/* the second of a listener's last row, and the number in its ID */
+uint64_t syn[kthread_t *];	/* the ID of the listener whose SYN a thread handles */
+/* When a connection entered Q. Odd: its thread will know whether it has; 1: it waits in Q0. */
 uint64_t start[tcp_t *];
-int crowded;			/* whether one has ever found Q full */
+int crowded;			/* whether a connection has ever found Q full */
 self conn_t *conn, *closing;
 self tcp_t *eager, *opening, *accepting; self int taking;
 this conn_t *conn; this tcp_t *listener, *tcp, *eager;
 this uint8_t *at;
-this uint64_t life, told, who, since, ns;
+this uint64_t life, told, who, since, ns;	/* ns: the time in Q, minus one */
 this int syn, qmax, q0max, waits;
 
 BEGIN { second = timestamp / 1000000000 << 16; printf("\nready 5 global\n"); }
+/* A fault ends only its clause. The next ones of this event must not use values of an earlier event. */
+ERROR { syn[curthread] = NOBODY; this->conn = NULL; this->eager = NULL; this->life = this->ns = 0; }
 
-/* A SYN: tcp_conn_request(listener, packet, squeue). syn[] tells the probes in it whose it is. One for */
-/* a listener that nobody has told counts with its telling. */
+/* A SYN: tcp_conn_request(listener, packet, squeue). syn[] has its ID for the probes in this function. */
+/* The first SYN of a listener without a row is counted by its row. */
 fbt:ip:tcp_conn_request:entry
-/ PORT == 0 || (syn[curthread] = NOBODY, this->life = second,		/* only one_port */
-    256 * *(uint8_t *)(arg0 + CONN_LPORT) +				/* only one_port */
-    /* only one_port */ *(uint8_t *)(arg0 + CONN_LPORT + 1) == PORT) /
+/ PORT ? (this->at = (uint8_t *)(arg0 + CONN_LPORT),			/* only one_port */
+    256 * this->at[0] + this->at[1]) ^ PORT ?				/* only one_port */
+    /* only one_port */ (syn[curthread] = NOBODY, this->life = second, 0) : 1 : 1 /
 {
-	@syn[(this->listener = NULL, this->conn = (conn_t *)arg0,
-	    syn[curthread] = arg0 << 16 | (this->life = life[this->conn]) & 0xffff),
-	    (this->listener = *(tcp_t **)(arg0 + CONN_TCP))->tcp_conn_req_cnt_q] = count();
+	@syn[syn[curthread] =
+	    arg0 << 16 | (this->life = life[this->conn = (conn_t *)arg0]) & 0xffff,
+	    (*(tcp_t **)((uint64_t)this->conn + CONN_TCP))->tcp_conn_req_cnt_q] = count();
 }
 mib:::tcpListenDrop { @drop[syn[curthread], 1] = count(); }	/* only syn_drops */
 mib:::tcpListenDropQ0 { @drop[syn[curthread], 2] = count(); }	/* only syn_drops */
 mib:::tcpHalfOpenDrop { @drop[syn[curthread], 3] = count(); }	/* only syn_drops */
 mib:::tcpPassiveOpens { @opened[syn[curthread]] = count(); }	/* only half_open */
 /* begin established */
-/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if there is room: in the squeue nothing */
-/* else makes Q longer. If not, what becomes of it is known at the return, or later. */
+/* Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if Q has room: in the squeue nothing else */
+/* adds to Q. If it has none, the result is known at the return, or later. */
 fbt:ip:tcp_send_conn_ind:entry
 {
-	this->listener = NULL, this->life = 0,
-	    this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
+	this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr,
 	    this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset),
-	    this->conn = (conn_t *)arg0, this->tcp = *(tcp_t **)(arg0 + CONN_TCP),
+	    this->conn = (conn_t *)arg0,
+	    this->tcp = *(tcp_t **)((uint64_t)this->conn + CONN_TCP),
 	    start[this->eager] = this->since =
 	    this->tcp->tcp_conn_req_cnt_q < this->tcp->tcp_conn_req_max ? timestamp & -2 :
 	    (crowded = 1, self->conn = this->conn, self->eager = this->eager, timestamp | 1),
-	    this->life = life[this->conn],
-	    this->listener = this->tcp;
+	    this->life = life[this->conn];
 }
 /* end established */
-/* What tcp_wput_accept(queue, T_CONN_RES) unlinks it accepts; so does TLI's tcp_accept_swap(). */
+/* tcp_wput_accept(queue, T_CONN_RES) and TLI's tcp_accept_swap() unlink what they accept. */
 fbt:ip:tcp_accept_swap:entry,						/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry { self->taking = 1; }			/* only accepts */
 fbt:ip:tcp_accept_swap:return,						/* only tli_accepts */
 fbt:ip:tcp_wput_accept:return { self->taking = 0; }			/* only accepts */
 /* begin departures */
-/* Out of Q or Q0, why ever: tcp_eager_unlink(connection); into Q, too, if nobody has seen that. An */
-/* accept may just have let another into Q, not counted yet; so this tells nobody anew. */
+/* Out of Q or Q0, for any reason: tcp_eager_unlink(connection). It also counts missed entries into Q. */
+/* An accept may have let another one into Q that is not counted yet, so no row is printed again. */
 fbt:ip:tcp_eager_unlink:entry
-/ this->listener = NULL, this->life = this->ns = 0,
-    this->eager = (tcp_t *)arg0,
-    this->since = start[this->eager],
-    start[this->eager] = this->since & 1 ?
+/ this->eager = (tcp_t *)arg0,
+    start[this->eager] = (this->since = start[this->eager]) & 1 ?
     (this->since > 1 && this->eager->tcp_eager_next_q0 == NULL ? this->since : 0) : 0,
-    this->ns = this->since > 1 ? timestamp - this->since : 0,		/* only accept_wait */
-    this->conn = (this->tcp = this->eager->tcp_listener)->tcp_connp,
-    this->life = life[this->conn],
-    this->listener = this->life ? NULL : this->tcp,
-    this->since == 1 ? this->life && this->eager->tcp_eager_next_q0 == NULL : 0 /
+    this->ns = this->since >> 1 ? timestamp - this->since - 1 : 0,	/* only accept_wait */
+    this->life = life[this->conn = this->eager->tcp_listener->tcp_connp],
+    this->since & 1 ? this->since == 1 && this->life && this->eager->tcp_eager_next_q0 == NULL : 0 /
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();	/* only established */
 }
 /* end departures */
 /* begin deferred */
-/* That other is told of by tcp_send_pending(listener, T_CONN_IND, squeue), in the squeue as well. */
+/* tcp_send_pending(listener, T_CONN_IND, squeue) counts this other one, in the squeue as well. */
 fbt:ip:tcp_send_pending:entry
 {
-	this->eager = NULL; this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr;
+	this->at = (uint8_t *)((mblk_t *)arg1)->b_rptr;
 	this->eager = *(tcp_t **)(this->at + ((struct T_conn_ind *)this->at)->OPT_offset);
 }
 fbt:ip:tcp_send_pending:entry
@@ -133,7 +131,7 @@ fbt:ip:tcp_send_pending:entry
 }
 /* end deferred */
 /* begin open_close */
-/* listen(), perhaps once more: tcp_bind(listener, T_BIND_REQ). */
+/* listen(), perhaps again: tcp_bind(listener, T_BIND_REQ). */
 fbt:ip:tcp_bind:entry { self->opening = (tcp_t *)arg0; }
 fbt:ip:tcp_bind:return
 {
@@ -141,9 +139,9 @@ fbt:ip:tcp_bind:return
 	this->conn = this->listener != NULL ? this->listener->tcp_connp : NULL;
 	this->life = life[this->conn] &= 0xffff;
 }
-/* tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ); what came meanwhile may have told it anew. */
+/* Close: tcp_closei_local(tcp), tcp_unbind(tcp, T_UNBIND_REQ). Until the return it may get another row. */
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry
-{ this->conn = NULL; this->conn = ((tcp_t *)arg0)->tcp_connp; }
+{ this->conn = ((tcp_t *)arg0)->tcp_connp; }
 fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 { this->conn = self->closing; self->closing = NULL; }
 fbt:ip:tcp_closei_local:entry, fbt:ip:tcp_unbind:entry,
@@ -155,12 +153,14 @@ fbt:ip:tcp_closei_local:return, fbt:ip:tcp_unbind:return
 	self->closing = probename == "entry" ? this->conn : NULL;
 }
 /* end open_close */
-/* Who it is, and its queues, before what happens now is counted. */
+/* The listener's row, with its queues before the current event is counted. */
 fbt:ip:tcp_send_conn_ind:entry,				/* only established */
 fbt:ip:tcp_eager_unlink:entry,				/* only departures */
 fbt:ip:tcp_bind:return,					/* only open_close */
 fbt:ip:tcp_conn_request:entry
-/ this->life < second && (this->listener != NULL && this->listener->tcp_state == STATE_LISTEN &&
+/ (this->life ^ second) >> 16 && (this->conn != NULL &&
+    (this->life == 0 || probefunc != "tcp_eager_unlink") && (this->listener =
+    *(tcp_t **)((uint64_t)this->conn + CONN_TCP))->tcp_state == STATE_LISTEN &&
     (this->at = (uint8_t *)this->conn + CONN_LPORT - 34) != NULL &&
     (PORT == 0 || 256 * this->at[34] + this->at[35] == PORT)) /
 {
@@ -179,7 +179,7 @@ fbt:ip:tcp_conn_request:entry
 	this->qmax = this->listener->tcp_conn_req_max;
 	this->q0max = this->qmax +				/* only q0_limit */
 	    ((tcpparam_t *)&`tcp_param_arr)[2].tcp_param_val;	/* only q0_limit */
-	/* Either who closes it sees that it has been told, or this that it has closed. */
+	/* Either the close sees that it has a row, or this clause sees that it has closed. */
 	life[this->conn] = this->life = this->told,
 	    this->listener->tcp_state == STATE_LISTEN ||
 	    (life[this->conn] = this->qmax = this->life = 0);
@@ -195,10 +195,10 @@ fbt:ip:tcp_send_conn_ind:entry
 {
 	@established[(uint64_t)this->conn << 16 | this->life & 0xffff] = count();
 }
-/* If there was none: there is room meanwhile, it waits in Q0, or an accept has let it in, maybe taken */
-/* it. Still odd: to be told here. The commas leave accepts on other CPUs no time between. */
+/* If Q had no room: there is room by now, or it waits in Q0, or an accept has let it in, perhaps taken */
+/* it. If start is still odd, count it here, in one expression, as accepts run on other CPUs. */
 fbt:ip:tcp_send_conn_ind:return
-/ crowded && (self->eager != NULL && (
+/ crowded && (self->eager && (
     this->eager = self->eager, self->eager = NULL, this->conn = self->conn, self->conn = NULL,
     this->waits = this->eager->tcp_eager_next_q0 != NULL,
     this->since = start[this->eager],
@@ -210,7 +210,7 @@ fbt:ip:tcp_send_conn_ind:return
 }
 /* end established */
 /* begin tli_accepts */
-/* TLI's tcp_accept(listener, T_CONN_RES) does so when it has unlinked what it takes. */
+/* TLI's tcp_accept(listener, T_CONN_RES) lets one into Q after it has unlinked what it takes. */
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
 fbt:ip:tcp_accept:return
 / self->accepting != NULL && (
@@ -228,14 +228,14 @@ fbt:ip:tcp_eager_unlink:entry
 / this->life /
 {
 	@left[(uint64_t)this->conn << 16 | this->life & 0xffff,
-	    self->taking ? (this->ns <= 1 << 16 ? (this->ns == 0 ? 14 :		/* only accepts */
-	    this->ns <= 1 << 10 ? 0 : this->ns <= 1 << 12 ? 1 : this->ns <= 1 << 14 ? 2 : 3) :	/* only accepts */
-	    this->ns <= 1 << 24 ? (this->ns <= 1 << 18 ? 4 :			/* only accepts */
-	    this->ns <= 1 << 20 ? 5 : this->ns <= 1 << 22 ? 6 : 7) :		/* only accepts */
-	    (this->ns <= 1 << 26 ? 8 : this->ns <= 1 << 28 ? 9 : this->ns <= 1 << 30 ? 10 :	/* only accepts */
-	    this->ns <= 1L << 32 ? 11 : this->ns <= 1L << 34 ? 12 : 13)) :	/* only accepts */
+	    self->taking ? (this->ns >> 16 ? (this->ns >> 24 ? (this->ns >> 30 ?	/* only accepts */
+	    (this->ns >> 34 ? 13 : this->ns >> 32 ? 12 : 11) :			/* only accepts */
+	    this->ns >> 28 ? 10 : this->ns >> 26 ? 9 : 8) :			/* only accepts */
+	    this->ns >> 22 ? 7 : this->ns >> 20 ? 6 : this->ns >> 18 ? 5 : 4) :	/* only accepts */
+	    this->ns >> 10 ? (this->ns >> 14 ? 3 : this->ns >> 12 ? 2 : 1) :	/* only accepts */
+	    this->ns ? 0 : 14) :						/* only accepts */
 	    this->eager->tcp_eager_next_q0 == NULL ? 15 : 16] =
-	    sum(10000000 * (this->ns / 1000) + 1);
+	    sum(10000000 * ((this->ns + 1) / 1000) + 1);
 }
 /* end departures */
 tick-1s, END

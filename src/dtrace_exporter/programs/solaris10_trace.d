@@ -6,25 +6,25 @@
  *
  *   TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax
  *
- * Action is syn, drop:REASON, established or accept. Source IP is an IPv6 address, IPv4's a.b.c.d as
- * 0:0:0:0:0:ffff:XXXX:XXXX; dtrace-exporter writes it as usual. Q0, Q and Qmax of a SYN are those that
- * it found, of an established connection those with it in Q, of an accept those before it. A
- * drop:q0_evicted is of another connection, and has the source of the SYN for which it was thrown
- * out. A line for each event is for looking on: in a burst lines get lost, and dtrace(1) says how many.
+ * Action is syn, drop:REASON, established or accept. Source IP is an IPv6 address; IPv4's a.b.c.d is
+ * 0:0:0:0:0:ffff:XXXX:XXXX, which dtrace-exporter writes as usual. Q0, Q and Qmax of a SYN are those that
+ * it found; those of an established connection include it; those of an accept are from before it. A
+ * drop:q0_evicted is about another connection, but has the source of the SYN that it was evicted for.
+ * This is for watching single connections: in a burst lines are lost, and dtrace(1) says how many.
  *
- * A struct ip that is compiled from netinet/ip.h gives the destination for the source: D's compiler
- * rounds each of its bit-fields up to a byte. So packets are read by bytes, at most four a statement,
- * each of which costs the first DTrace a register. A fault ends one clause, and the next ones of the
- * same event go on with what is there: a line is printed where the pointer to it has been set.
- * TESTED: docs/install-solaris.md tells on what.
+ * With struct ip of netinet/ip.h, D would read the destination as the source, because its compiler
+ * rounds bit-fields up to bytes. So packets are read by bytes, at most four in a statement, because the
+ * first DTrace needs a register for each. A fault ends only one clause, and the next clauses of the event
+ * still run. So a line is printed only if a pointer is set, which a clause sets after what can fault.
+ * TESTED: see docs/install-solaris.md.
  */
 #pragma D option quiet
 #pragma D option switchrate=10hz
 #pragma D option bufsize=1m
 #pragma D option strsize=64
 
-inline int PORT = 0;		/* the only one to watch; 0: all */
-/* Where a conn_t has its tcp_t, and its port, 18 bytes behind its peer's address. See solaris10.d. */
+inline int PORT = 0;		/* the port to watch; 0: all */
+/* Offsets of tcp_t and port in conn_t; the port is 18 bytes after its peer's address: see solaris10.d. */
 inline int CONN_TCP = 0x28;
 inline int CONN_LPORT = 0x10a;
 inline int O_T_CONN_RES = 1;
@@ -33,7 +33,7 @@ inline int T_CONN_RES = 28;
 self tcp_t *listener, *eager, *into, *accepting;
 self uint8_t *ip, *ports;
 self int port;
-uint64_t pending[tcp_t *];	/* 1: a return will tell where a connection is; 2: it waits in Q0 */
+uint64_t pending[tcp_t *];	/* 1: the return of a function decides where a connection is; 2: it waits in Q0 */
 this tcp_t *eager, *tcp, **eagers;
 this uint8_t *from, *at;
 this mblk_t *mp;
@@ -51,7 +51,7 @@ fbt:ip:tcp_conn_request:entry
 	self->ports = self->ip[0] >> 4 == 4 ? self->ip + 4 * (self->ip[0] & 15) : self->ip + 40;
 	self->listener = PORT == 0 || self->port == PORT ? *(tcp_t **)(arg0 + CONN_TCP) : NULL;
 }
-/* It, and the drops in the same function, of IPv4, */
+/* Its line, and those of drops in the same function, for IPv4. */
 mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
 fbt:ip:tcp_conn_request:entry
 / self->listener != NULL && self->ip[0] >> 4 == 4 /
@@ -63,7 +63,7 @@ fbt:ip:tcp_conn_request:entry
 	    256 * self->ports[0] + self->ports[1], self->port, self->listener->tcp_conn_req_cnt_q0,
 	    self->listener->tcp_conn_req_cnt_q, self->listener->tcp_conn_req_max);
 }
-/* and of IPv6, whose port behind extension headers is not looked for: 0. */
+/* For IPv6. After extension headers the port is not looked for: it is 0. */
 mib:::tcpListenDrop, mib:::tcpListenDropQ0, mib:::tcpHalfOpenDrop,	/* only syn_drops */
 fbt:ip:tcp_conn_request:entry
 / self->listener != NULL && self->ip[0] >> 4 == 6 /
@@ -90,8 +90,8 @@ fbt:ip:tcp_conn_request:return
 
 /* begin established */
 /*
- * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if there is room; an accept can be quicker
- * than its return. If there is none, the return knows what has become of it.
+ * Into Q: tcp_send_conn_ind(listener, T_CONN_IND, squeue), if Q has room; at its return the accept may be
+ * over. If Q has no room, the result is known at the return.
  */
 fbt:ip:tcp_send_conn_ind:entry
 {
@@ -119,7 +119,7 @@ fbt:ip:tcp_send_conn_ind:return
 	    this->tcp : NULL;
 	pending[this->tcp] = this->eager == NULL && pending[this->tcp] ? 2 : 0;
 }
-/* Then an accept lets it in: tcp_send_pending(listener, T_CONN_IND, squeue), */
+/* Later an accept lets it in: tcp_send_pending(listener, T_CONN_IND, squeue), */
 fbt:ip:tcp_send_pending:entry
 {
 	this->eager = NULL;
@@ -134,7 +134,7 @@ fbt:ip:tcp_send_pending:entry
 }
 /* end established */
 /* begin departures */
-/* One that was reset in Q0 meanwhile never comes into Q. */
+/* A connection that was reset in Q0 meanwhile never enters Q. */
 fbt:ip:tcp_eager_unlink:entry
 / pending[(tcp_t *)arg0] && ((tcp_t *)arg0)->tcp_eager_next_q0 != NULL /
 {
@@ -142,7 +142,7 @@ fbt:ip:tcp_eager_unlink:entry
 }
 /* end departures */
 /* begin tli_accepts */
-/* or in TLI's tcp_accept(listener, T_CONN_RES), which makes it the last of Q. */
+/* or TLI's tcp_accept(listener, T_CONN_RES) appends it to Q. */
 fbt:ip:tcp_accept:entry { self->accepting = (tcp_t *)arg0; }
 fbt:ip:tcp_accept:return
 {
@@ -175,7 +175,7 @@ fbt:ip:tcp_send_conn_ind:entry, fbt:ip:tcp_send_conn_ind:return,		/* only establ
 fbt:ip:tcp_send_pending:entry,						/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry,						/* only accepts */
-BEGIN			/* of nothing: it ends the list, whatever is left out */
+BEGIN			/* ends the list, whatever is left out; it prints nothing */
 {
 	this->from = NULL;
 	this->tcp = this->eager == NULL ? NULL :
@@ -189,7 +189,7 @@ fbt:ip:tcp_send_conn_ind:entry, fbt:ip:tcp_send_conn_ind:return,		/* only establ
 fbt:ip:tcp_send_pending:entry,						/* only established */
 fbt:ip:tcp_accept:return, fbt:ip:tcp_accept_swap:entry,			/* only tli_accepts */
 fbt:ip:tcp_wput_accept:entry,						/* only accepts */
-BEGIN			/* of nothing: it ends the list, whatever is left out */
+BEGIN			/* ends the list, whatever is left out; it prints nothing */
 / this->from != NULL && (PORT == 0 || this->port == PORT) /
 {
 	printf("%d,%Y,%s,%x:%x:%x:%x:%x:%x:%x:%x,%d,%d,%d,%d,%d\n", timestamp, walltimestamp,
@@ -204,5 +204,5 @@ BEGIN			/* of nothing: it ends the list, whatever is left out */
 }
 fbt:ip:tcp_send_conn_ind:return { self->into = NULL; }			/* only established */
 
-/* Only who prints learns that nobody reads any more, at the other end of an ssh. */
+/* Without output dtrace(1) would not notice that its reader has gone, such as the ssh to this host. */
 tick-5s { printf("\n"); }
