@@ -12,22 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.listeners import Capabilities, Listener, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.turns import Precedence
+from dtrace_exporter.watched import Watched, named
 from dtrace_exporter.web import exposition
 from dtrace_exporter.web.exposition import Exposition, Texts
 
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-ACCEPTS = (
-    "",
-    "text/plain; version=1.0.0; escaping=allow-utf-8",
-    OPENMETRICS,
-    f"{OPENMETRICS}; escaping=allow-utf-8",
-)
+ENCODERS: tuple[exposition.Encode, ...] = (generate_latest, generate_openmetrics)
 LOCAL = SessionId("", "all")
 FAR = SessionId("far", "port-22")
 NOTHING = CollectorRegistry()
@@ -41,11 +38,11 @@ sessions = st.sampled_from([LOCAL, FAR])
 reasons = st.sampled_from(["q_full", "q0_full", "other"])
 
 
-def uncached(state: State, accept: str) -> bytes:
+def uncached(state: State, encode: exposition.Encode) -> bytes:
     """What prometheus_client makes of a collector that has seen no scrape before."""
     registry = CollectorRegistry()
     registry.register(Collector(state))
-    return choose_encoder(accept)[0](registry)
+    return encode(registry)
 
 
 class Scrapes(RuleBasedStateMachine):
@@ -57,7 +54,7 @@ class Scrapes(RuleBasedStateMachine):
         self.collector = Collector(self.state)
         self.texts = Texts()
         for session in (LOCAL, FAR):
-            self.state.table.watch(session, {22: "ssh", 80: "web"})
+            self.state.table.watch(session, named({22: "ssh", 80: "web"}))
             self.state.sessions[session] = SessionStatus()
 
     def listener(self, session: SessionId, address: str) -> Listener:
@@ -90,7 +87,7 @@ class Scrapes(RuleBasedStateMachine):
 
     @rule(session=sessions, ports=st.dictionaries(st.integers(22, 24), texts) | st.none())
     def reload(self, session: SessionId, ports: dict[int, str] | None) -> None:
-        self.state.table.watch(session, ports)
+        self.state.table.watch(session, Watched() if ports is None else named(ports))
 
     @rule(
         session=sessions,
@@ -101,7 +98,7 @@ class Scrapes(RuleBasedStateMachine):
         ),
     )
     def start(self, session: SessionId, capabilities: Capabilities) -> None:
-        self.state.table.watch(session, self.state.table.ports(session), capabilities)
+        self.state.table.watch(session, self.state.table.watched(session), capabilities)
 
     @rule(
         session=sessions, restarts=numbers, last=st.floats(0.5, 1e10), name=texts, up=st.booleans()
@@ -118,10 +115,9 @@ class Scrapes(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        for accept in ACCEPTS:
-            encode, _ = choose_encoder(accept)
+        for encode in ENCODERS:
             shown = self.texts.render(self.collector.read(), NOTHING, encode)
-            assert b"".join(shown) == uncached(self.state, accept)
+            assert b"".join(shown) == uncached(self.state, encode)
 
 
 TestScrapes = Scrapes.TestCase
@@ -131,7 +127,7 @@ TestScrapes.settings = settings(deadline=None, max_examples=15, stateful_step_co
 def busy() -> State:
     """Port 22 with something in every family."""
     state = State(source=Source("dtrace", "linux", "2.0.7"))
-    state.table.watch(LOCAL, {22: "ssh"}, Capabilities(reasons=("q_full",)))
+    state.table.watch(LOCAL, named({22: "ssh"}), Capabilities(reasons=("q_full",)))
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.established += 3
     ssh.sockets[1] = Queues(7, 3, None, 4)
@@ -144,18 +140,13 @@ def lines(body: bytes) -> list[bytes]:
     return [line for line in body.splitlines() if b"dtrace_" in line]
 
 
-@pytest.mark.parametrize("escaping", ["underscores", "allow-utf-8", "dots", "values"])
-async def test_every_escaping(escaping: str) -> None:
-    """Each answer is what prometheus_client gives for the same header, asked for twice."""
-    accept = f"{OPENMETRICS}; escaping={escaping}"
+async def test_openmetrics() -> None:
+    """Each answer is what prometheus_client gives, with one end, asked for twice."""
     state = busy()
-    content_type = choose_encoder(accept)[1]
     answers = Exposition(state)
     for _ in range(2):
-        kind, pieces = await answers.answer(accept)
-        body = b"".join(pieces)
-        assert kind == content_type
-        assert lines(body) == lines(uncached(state, accept))
+        body = b"".join(await answers.answer(openmetrics=True))
+        assert lines(body) == lines(uncached(state, generate_openmetrics))
         assert body.endswith(b"# EOF\n")
         assert body.count(b"# EOF\n") == 1
 
@@ -177,13 +168,13 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def crowd() -> list[bytes]:
         answers = Exposition(state)
-        first = asyncio.create_task(answers.answer("", compress=True))
+        first = asyncio.create_task(answers.answer(compress=True))
         assert await asyncio.to_thread(began.wait, 30)
         state.table.listener(LOCAL, "", "*", 22).established += 1
-        others = [asyncio.create_task(answers.answer("", compress=True)) for _ in range(199)]
+        others = [asyncio.create_task(answers.answer(compress=True)) for _ in range(199)]
         await asyncio.sleep(0)
         go_on.set()
-        return [gzip.decompress(b"".join(body)) for _, body in await asyncio.gather(first, *others)]
+        return [gzip.decompress(b"".join(body)) for body in await asyncio.gather(first, *others)]
 
     first, *others = asyncio.run(crowd())
     assert len(made) == 2
@@ -194,29 +185,33 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "usual",
-    [
-        "",
-        "text/plain;version=0.0.4",
-        "text/plain;version=1.0.0;escaping=allow-utf-8",
-        "application/openmetrics-text;version=0.0.1",
-        "application/openmetrics-text;version=1.0.0;escaping=underscores",
-    ],
-)
-async def test_the_usual_does_not_wait_for_much_else(usual: str) -> None:
-    """However many want names or versions of their own, a usual scrape waits for one of them."""
+@pytest.mark.parametrize("openmetrics", [False, True])
+async def test_the_usual_does_not_wait_for_much_else(*, openmetrics: bool) -> None:
+    """However many want names of their own, a usual scrape waits for one of them."""
     scrapes = Exposition(busy())
-    odd = [asyncio.create_task(scrapes.answer("", [f"name_{number}"])) for number in range(20)]
-    for number in range(20):
-        accept = f"application/openmetrics-text;version=2.0.{number}"
-        # Older releases of prometheus_client answer all of them in the usual one.
-        if f"2.0.{number}" in choose_encoder(accept)[1]:
-            odd.append(asyncio.create_task(scrapes.answer(accept)))
+    odd = [asyncio.create_task(scrapes.answer(names=[f"name_{number}"])) for number in range(20)]
     await asyncio.sleep(0)
-    await scrapes.answer(usual)
+    await scrapes.answer(openmetrics=openmetrics)
     assert sum(one.done() for one in odd) <= 2
     await asyncio.gather(*odd)
+
+
+@pytest.mark.parametrize("names", [(), ("x",)], ids=["all", "some"])
+async def test_only_the_usual_goes_first(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """Views give way to a scrape of all names, and not to those that anybody can make up."""
+    precedence, seen = Precedence(), []
+    plain = exposition._body
+
+    def looked(*args: Any) -> list[bytes]:
+        seen.append(precedence._free.is_set())
+        return plain(*args)
+
+    monkeypatch.setattr(exposition, "_body", looked)
+    await Exposition(busy(), precedence).answer(names=names)
+    assert seen == [bool(names)]
+    assert precedence._free.is_set()
 
 
 async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,16 +225,24 @@ async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
     with monkeypatch.context() as broken:
         broken.setattr(exposition, "_body", fail)
         with pytest.raises(OSError, match="no"):
-            await scrapes.answer("")
-    answers.append(await scrapes.answer(""))
-    assert b"dtrace_session_up" in b"".join(answers[0][1])
+            await scrapes.answer()
+    answers.append(await scrapes.answer())
+    assert b"dtrace_session_up" in b"".join(answers[0])
+
+
+def test_values_that_look_like_fields() -> None:
+    """Labels of any kind are written as they are, whatever stands for them in a pattern."""
+    state = State(source=Source("%s", "%(0)s", '%%\\ "\n'))
+    state.table.watch(LOCAL, named({22: '%(1)s \\n "%d" \n'}))
+    ours = b"".join(Texts().render(Collector(state).read(), NOTHING, generate_latest))
+    assert ours == uncached(state, generate_latest)
 
 
 def test_forgets_what_is_gone() -> None:
     """Neither the collector nor the text remembers a listener that the table has forgotten."""
     state = busy()
     collector, text = Collector(state), Texts()
-    encode, _ = choose_encoder("")
+    encode = generate_latest
     list(text.render(collector.read(), NOTHING, encode))
     known = len(text._known)
     state.table.unwatch(LOCAL)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import gzip
+import os
+import re
+import resource
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -12,26 +16,33 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from socket import gethostname
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import trustme
 from lab.waiting import eventually
 from prometheus_client import Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tornado.iostream import IOStream
 
+from dtrace_exporter import reasons
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.reloads import Reloads
-from dtrace_exporter.state import SessionStatus, State
-from dtrace_exporter.web import handlers
+from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.watched import Watched
+from dtrace_exporter.web import handlers, paths
 from dtrace_exporter.web import server as web_server
 from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.paths import Mount
 from dtrace_exporter.web.server import Server
 from web_serving import HOSTILE, Response, fetch, get, no_reload, one_port, port_of, serving
 
+LARGE = 2 * web_server.MAX_HEADER_BYTES
+POST = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n"
+CHUNK = b"x" * 0x800
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PAGES = ("/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready")
 
 
 def openmetrics(response: Response) -> dict[str, Metric]:
@@ -44,6 +55,26 @@ def peers(server: Server) -> list[int]:
     """Return the clients' ports of the connections that are open."""
     sockets = (each.socket if isinstance(each, IOStream) else each for each in server._open)
     return [each.getpeername()[1] for each in sockets]
+
+
+def secured(place: Path) -> WebConfigFile:
+    """Return a web configuration with TLS."""
+    cert = trustme.CA().issue_cert("localhost")
+    cert.cert_chain_pems[0].write_to_path(str(place / "server.pem"))
+    cert.private_key_pem.write_to_path(str(place / "server.key"))
+    file = place / "web.yml"
+    file.write_text(
+        "tls_server_config: {cert_file: server.pem, key_file: server.key}", encoding="utf-8"
+    )
+    return WebConfigFile(file)
+
+
+def trusting(place: Path) -> ssl.SSLContext:
+    """Return a client's context that trusts that certificate."""
+    context = ssl.create_default_context(cafile=place / "server.pem")
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def reload_after(go: asyncio.Event) -> Callable[[], Awaitable[None]]:
@@ -60,7 +91,7 @@ class TestMetrics:
         """Without an Accept header the answer is the text format."""
         response = get(one_port(), "/metrics")
         assert response.status == 200
-        assert response.headers["Content-Type"] == choose_encoder("")[1]
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         text = response.body.decode()
         assert (
             'dtrace_tcp_listen_syns_total{address="*",listener="ssh",netns="",port="22"} 3.0'
@@ -71,7 +102,8 @@ class TestMetrics:
     def test_openmetrics(self) -> None:
         """A scraper that accepts OpenMetrics gets it, and it parses by the strict parser."""
         response = get(one_port(), "/metrics", headers={"Accept": OPENMETRICS})
-        assert response.headers["Content-Type"] == choose_encoder(OPENMETRICS)[1]
+        said = response.headers["Content-Type"]
+        assert said == f"{OPENMETRICS}; escaping=underscores"
         families = openmetrics(response)
         assert families["dtrace_tcp_listen_syns"].samples[0].value == 3
 
@@ -81,6 +113,26 @@ class TestMetrics:
     def test_odd_accept(self, accept: str) -> None:
         """A version that is no version is answered, not failed on."""
         assert get(one_port(), "/metrics", headers={"Accept": accept}).status == 200
+
+    @pytest.mark.parametrize("escaping", ["underscores", "allow-utf-8", "values", "dots"])
+    @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+    def test_escaping(self, kind: str, escaping: str) -> None:
+        """In each escaping the names of samples are those of their TYPE, and of plain text."""
+        accept = f"{kind};version=1.0.0;escaping={escaping}"
+        response = get(one_port(), "/metrics", headers={"Accept": accept})
+        said = escaping if escaping != "dots" else "underscores"
+        assert response.headers["Content-Type"].endswith(f"; escaping={said}")
+        text = response.body.decode()
+        parse = parse_text if kind == "text/plain" else parse_openmetrics
+        families = {family.name: family for family in parse(text)}
+        assert families["dtrace_tcp_listen_syns"].type == "counter"
+        assert families["dtrace_tcp_listen_syns"].samples[0].name == "dtrace_tcp_listen_syns_total"
+        assert families["python_gc_collections"].type == "counter"
+
+    def test_refused(self) -> None:
+        """Who refuses both formats is told so."""
+        accept = "text/plain;q=0, application/openmetrics-text;q=0.0"
+        assert get(one_port(), "/metrics", headers={"Accept": accept}).status == 406
 
     def test_gzip(self) -> None:
         """The answer is compressed for a client that takes gzip, and for no other."""
@@ -96,7 +148,7 @@ class TestMetrics:
         """An answer of many pieces comes whole, with its length, compressed or not."""
         state = one_port()
         session = SessionId("", "port-22")
-        state.table.watch(session, None)
+        state.table.watch(session, Watched())
         for port in range(1000, 1300):
             state.table.listener(session, "", "*", port)
         for coding in ("identity", "gzip"):
@@ -116,6 +168,22 @@ class TestMetrics:
             "dtrace_session_up",
         ]
         assert b"python_info" in get(one_port(), "/metrics?name[]=").body
+
+    @pytest.mark.parametrize("accept", ["", OPENMETRICS])
+    @pytest.mark.parametrize(
+        "name", ["python_info", "process_cpu_seconds_total", "python_gc_collections_total"]
+    )
+    def test_name_filter_of_others(self, name: str, accept: str) -> None:
+        """name[] picks what the process, the platform and the garbage collector tell, too."""
+        headers = {"Accept": accept}
+        text = get(one_port(), f"/metrics?name[]={name}", headers=headers).body.decode()
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        assert lines
+        assert {line.split("{")[0].split(" ")[0] for line in lines} == {name}
+        both = f"/metrics?name[]=dtrace_session_up&name[]={name}"
+        found = get(one_port(), both).body
+        assert b"\ndtrace_session_up{" in found
+        assert f"\n{name}".encode() in found
 
     def test_path(self) -> None:
         """The metrics are at the path asked for and only there, also when it has odd characters."""
@@ -165,6 +233,16 @@ class TestHealth:
         """Without any session it is not ready either, until the configuration is applied."""
         assert get(State(), "/-/ready").status == 503
         assert get(State(last_reload_success=1.5e9), "/-/ready").status == 200
+
+    def test_ready_without_dtrace(self) -> None:
+        """Ready by sock_diag it says in a second line why, what is missing, and what to do."""
+        state = State(last_reload_success=1.5e9, source=Source("sock_diag", reason="not_found"))
+        answer = get(state, "/-/ready")
+        assert (answer.status, answer.body) == (
+            200,
+            f"ready\n{reasons.told('not_found', 'sock_diag')}\n".encode(),
+        )
+        assert get(one_port(), "/-/ready").body == b"ready\n"
 
     def test_not_ready(self) -> None:
         """A session that is down makes it 503, with one line for each that says why."""
@@ -284,7 +362,9 @@ class TestReload:
 
 
 class TestMethodsAndPaths:
-    @pytest.mark.parametrize("path", ["/metrics", "/", "/-/healthy", "/-/ready"])
+    @pytest.mark.parametrize(
+        "path", ["/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready"]
+    )
     def test_head(self, path: str) -> None:
         """HEAD has the status and headers of GET, and no body."""
 
@@ -321,7 +401,9 @@ class TestMethodsAndPaths:
         assert (response.status, response.body) == (404, b"404 Not Found\n")
         assert "Allow" not in response.headers
 
-    @pytest.mark.parametrize("path", ["/metrics", "/", "/-/healthy", "/-/ready", "/no"])
+    @pytest.mark.parametrize(
+        "path", ["/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready", "/no"]
+    )
     def test_headers(self, path: str) -> None:
         """No answer names the server's software or lets a browser guess its type."""
         headers = get(one_port(), path).headers
@@ -429,6 +511,20 @@ class TestLimits:
 
         served = [b"HTTP/1.1 200", *[b"HTTP/1.1 404"] * 3]
         assert asyncio.run(run()) == [b"", b"", *served]
+
+    async def test_half_of_the_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Clients get half of the descriptors that a process may have; sessions need the others."""
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (7, 7))
+        async with serving(one_port()) as server:
+            clients = []
+            for _ in range(3):
+                clients.append(await asyncio.open_connection("127.0.0.1", port_of(server)))
+                await eventually(lambda: len(peers(server)) == len(clients))
+            clients.append(await asyncio.open_connection("127.0.0.1", port_of(server)))
+            assert await asyncio.wait_for(clients[0][0].read(), 10) == b""
+            assert len(peers(server)) == 3
+            for _, writer in clients:
+                writer.close()
 
     @pytest.mark.parametrize("speaking", [False, True])
     def test_ties_fall_on_strangers(
@@ -544,26 +640,238 @@ class TestLimits:
         served = b"HTTP/1.1 200"
         assert asyncio.run(run()) == [served, served, b"", b""]
 
-    def test_large_header(self) -> None:
-        """A header beyond the limit gets the connection closed, not stored."""
+    @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * LARGE), 414),
+            (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * (LARGE // 2)), 414),
+            (b"GET /%s" % (b"x" * LARGE), 414),
+            (b"\r\nGET /%s" % (b"x" * LARGE), 414),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * LARGE, 431),
+            (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * LARGE, 431),
+            (b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\nGET /%s" % (b"x" * LARGE), 414),
+            (POST + b"Content-Length: 99999\r\n\r\n" + b"x" * 99999, 413),
+            (POST + b"Content-Length: 4097\r\nExpect: 100-continue\r\n\r\n", 413),
+            (POST + b"Content-Length: 4097\r\n\r\n" + b"x" * 4097, 413),
+            (POST + b"Content-Length: 4097, 4097\r\n\r\n" + b"x" * 4097, 413),
+            (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413),
+            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"800\r\n%s\r\n" % CHUNK * 50, 413),
+            (b"POST /-/no" + POST[14:] + b"Content-Length: 99999\r\n\r\nx", 413),
+            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * LARGE, 400),
+            # Who is no HTTP client, or a bad one, has time to read it, too.
+            (POST + b"Content-Length: -1\r\n\r\n" + b"x" * 500_000, 400),
+        ],
+    )
+    async def test_too_large(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        request_: bytes,
+        status: int,
+        *,
+        tls: bool,
+    ) -> None:
+        """What is too large gets an answer that says what is, and not a reset, and is not done."""
+        # It ends when the client does.
+        monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
+        done = []
 
-        async def send() -> bytes:
+        async def reload() -> None:
+            done.append(1)
+
+        async with serving(one_port(), reload, web=secured(tmp_path) if tls else None) as server:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port_of(server), ssl=trusting(tmp_path) if tls else None
+            )
+            writer.write(request_)
+            with suppress(ConnectionError):
+                await writer.drain()
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            await eventually(lambda: not server._open)
+        answers = re.findall(rb"HTTP/1\.1 (\d+)", answer)
+        assert answers == [b"200"] * request_.count(b"healthy") + [b"%d" % status]
+        assert b"\r\nConnection: close\r\n" in answer
+        assert not done
+
+    async def test_refused_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who goes on sending after he has been refused is hung up on, by the clock or the size."""
+        for limit, value in (("_LINGER_SECONDS", 0.05), ("_LINGER_BYTES", 1)):
+            monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
+            monkeypatch.setattr(web_server, limit, value)
             async with serving(one_port()) as server:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
-                writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * (2 * web_server.MAX_HEADER_BYTES))
-                try:
-                    return await asyncio.wait_for(reader.read(), 10)
-                except ConnectionResetError:
-                    return b""
-                finally:
-                    writer.close()
+                writer.write(POST + b"Content-Length: 99999\r\n\r\n")
+                assert b"413" in await asyncio.wait_for(reader.readline(), 10)
+                if limit == "_LINGER_BYTES":
+                    writer.write(b"xx")
+                await eventually(lambda: not server._open)
+                writer.close()
 
-        assert asyncio.run(send()) == b""
+    async def test_refused_give_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those that have been refused are among the connections that are held, and give way."""
+        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
+        monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
+        async with serving(one_port()) as server:
+            writers = []
+            for _ in range(20):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                writers.append(writer)
+                writer.write(POST + b"Content-Length: 99999\r\n\r\n")
+                assert b"413" in await asyncio.wait_for(reader.readline(), 10)
+            assert len(server._open) == 4
+            assert (await fetch(server, "/-/healthy")).status == 200
+            for writer in writers:
+                writer.close()
 
-    def test_large_body(self) -> None:
-        """A body beyond the limit is refused before it is read."""
-        length = {"Content-Length": str(web_server.MAX_BODY_BYTES + 1)}
-        assert get(one_port(), "/-/reload", "POST", length).status in (400, 413)
+    async def test_new_ones_have_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many hold one that has been let in, who is new does not give way to the next."""
+        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 8)
+        request = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        async with serving(one_port()) as server:
+            numbers = iter(range(1, 100))
+
+            async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                """Return a connection from a host of its own, once it has been accepted."""
+                number = next(numbers)
+                pair = await asyncio.open_connection(
+                    "127.0.0.1", port_of(server), local_addr=(f"127.0.1.{number}", 0)
+                )
+                port = pair[1].get_extra_info("sockname")[1]
+                await eventually(lambda: port in peers(server))
+                return pair
+
+            held = []
+            for _ in range(8):
+                reader, writer = await connected()
+                writer.write(request)
+                assert b"200" in await asyncio.wait_for(reader.readline(), 10)
+                held.append(writer)
+            reader, writer = await connected()
+            others = [await connected() for _ in range(3)]
+            writer.write(request)
+            assert b"200" in await asyncio.wait_for(reader.readline(), 10)
+            for each in (writer, *held, *(other for _, other in others)):
+                each.close()
+
+
+class TestProtocols:
+    async def test_tls_to_a_plain_port(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A TLS client of a plain port has an error at once, and the log one line."""
+        async with serving(one_port()) as server:
+            with pytest.raises(ssl.SSLError):
+                await asyncio.wait_for(
+                    asyncio.open_connection(
+                        "127.0.0.1", port_of(server), ssl=ssl.create_default_context()
+                    ),
+                    10,
+                )
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            writer.write(b"\x16\x03\x01")
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        # By its first line Go's client knows what it is, and says so.
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert answer.endswith(b"\r\n\r\nClient sent a TLS handshake to an HTTP server.\n")
+        events = [r for r in caplog.records if r.levelname != "INFO"]
+        assert [r.getMessage() for r in events] == [
+            "client sent a TLS handshake to an HTTP server"
+        ] * 2
+        assert vars(events[0])["fields"] == {"client": "127.0.0.1"}
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n"
+            + b"x" * 500_000,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\r\n",
+        ],
+    )
+    async def test_plain_to_a_tls_port(
+        self, request_: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An HTTP client of a TLS port has an error at once, and the log one line."""
+        async with serving(one_port(), web=secured(tmp_path)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            writer.write(request_)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            await eventually(lambda: not server._open)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert answer.endswith(b"\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+        (event,) = (r for r in caplog.records if r.levelname != "INFO")
+        assert event.getMessage() == "client sent an HTTP request to an HTTPS server"
+
+    @pytest.mark.parametrize("first", [b"\x00", b"\x80.\x01\x03\x01", b"\xff", b"\x03\x00\x00\x13"])
+    async def test_neither(self, first: bytes, tmp_path: Path) -> None:
+        """What is neither, as SSLv2 or RDP, is ended at once on both kinds of port."""
+        for web in (None, secured(tmp_path)):
+            async with serving(one_port(), web=web) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+                writer.write(first + bytes(400))
+                with suppress(ConnectionResetError):
+                    answer = await asyncio.wait_for(reader.read(), 10)
+                    assert answer.startswith(b"HTTP/1.1 400 ") or web
+                writer.close()
+
+    async def test_looking_in(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Who connects and goes, as load balancers do, leaves nothing, not even in the log."""
+        async with serving(one_port()) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            await eventually(lambda: server._open)
+            writer.close()
+            await eventually(lambda: not server._open)
+        assert [r for r in caplog.records if r.levelname != "INFO"] == []
+
+
+class TestPrefix:
+    async def test_prefix(self) -> None:
+        """All endpoints are below the prefix and nowhere else; what is above leads to the page."""
+        async with serving(one_port(), mount=Mount("/a.b/c")) as server:
+
+            async def look(path: str, method: str = "GET") -> tuple[int, str | None]:
+                response = await fetch(server, path, method)
+                return response.status, response.headers["Location"]
+
+            for path in ("/metrics", "/", "/-/healthy", "/-/ready"):
+                assert await look(f"/a.b/c{path}") == (200, None)
+            assert await look("/a.b/c/-/reload", "POST") == (200, None)
+            for path in ("/metrics", "/-/healthy", "/-/ready", "/a.b/", "/aXb/c/", "/a.b/c/no"):
+                assert await look(path) == (404, None)
+            assert await look("/-/reload", "POST") == (404, None)
+            # As a client resolves it, behind a proxy that adds a path of its own, too.
+            assert await look("/") == (302, "./a.b/c/")
+            assert await look("/a.b/c") == (302, "./c/")
+            assert await look("/", "HEAD") == (302, "./a.b/c/")
+            assert (await look("/", "POST"))[0] == 405
+
+    async def test_external_url(self) -> None:
+        """With an external URL it leads there, as blackbox_exporter's does."""
+        mount = paths.mount("https://proxy.example/sub/", "/here")
+        async with serving(one_port(), mount=mount) as server:
+            response = await fetch(server, "/", headers={"Host": "evil.example"})
+            assert response.headers["Location"] == "https://proxy.example/sub/"
+            assert (await fetch(server, "/here/metrics")).status == 200
+
+    @pytest.mark.parametrize("prefix", ["", "/sub"])
+    @pytest.mark.parametrize("path", ["/metrics", "/a:b/c"])
+    async def test_links(self, prefix: str, path: str) -> None:
+        """Each link of the page leads to an endpoint, and leaves no path that is before it."""
+        async with serving(one_port(), mount=Mount(prefix), path=path) as server:
+            page = (await fetch(server, f"{prefix}/")).body.decode()
+            nav = page[page.index("<nav") : page.index("</nav>")]
+            links = [
+                urljoin("http://proxy/path/", link) for link in re.findall('href="(.*?)"', nav)
+            ]
+            assert len(links) == 3
+            for link in links:
+                inside = link.removeprefix("http://proxy/path")
+                assert (await fetch(server, prefix + inside)).status == 200
+        assert re.findall(r"""(?:href|src|action)=["']?/""", page) == []
 
 
 class TestListen:
@@ -622,6 +930,32 @@ class TestListen:
                 address = f"127.0.0.1:{port_of(server)}"
         (event,) = (r for r in caplog.records if r.getMessage() == "listening")
         assert vars(event)["fields"] == {"address": address, "tls": False}
+
+    @pytest.mark.parametrize("address", ["[::]:0", "[0:0:0:0:0:0:0:0]:0", "[::0.0.0.0]:0", ":0"])
+    async def test_dual_stack(self, address: str) -> None:
+        """As with exporters in Go [::], however it is written, is IPv4 as well as IPv6."""
+        async with serving(one_port(), address=address) as server:
+            assert (await fetch(server, "/-/healthy")).status == 200
+            if {sock.family for sock in server.sockets} != {socket.AF_INET}:
+                assert (await fetch(server, "/-/healthy", host="::1")).status == 200
+
+    async def test_no_ipv6(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a kernel without IPv6 it is IPv4 alone, and an address of IPv6 is an error."""
+        plain = socket.socket
+
+        def without(family: int = -1, *others: Any, **named: Any) -> socket.socket:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            return plain(family, *others, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", without)
+            sockets = web_server.bind(["[::]:0"])
+            with pytest.raises(OSError, match=r"^cannot listen on \[::1\]:0: "):
+                web_server.bind(["[::1]:0"])
+        assert [sock.family for sock in sockets] == [socket.AF_INET]
+        for sock in sockets:
+            sock.close()
 
     def test_every_address(self) -> None:
         """A port alone means every address of IPv4 and IPv6; several addresses are all served."""

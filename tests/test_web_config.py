@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrace_exporter.web import tls
+from dtrace_exporter.web import auth, tls
 from dtrace_exporter.web.configuration import RateLimit, WebConfig, load
 from dtrace_exporter.yaml_reader import ConfigError
 from host_tools import require
@@ -29,23 +42,79 @@ SERVER = "cert_file: server.pem, key_file: server.key"
 CLIENTS = "client_ca_file: ca.pem, client_auth_type: RequireAndVerifyClientCert"
 
 
+def cut(pem: bytes, lines: slice) -> bytes:
+    """Return a PEM text without some of its lines."""
+    whole = pem.splitlines(keepends=True)
+    del whole[lines]
+    return b"".join(whole)
+
+
+def small() -> bytes:
+    """Return a certificate and key that are too weak for OpenSSL."""
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    cert = builder.sign(key, hashes.SHA256())
+    return cert.public_bytes(Encoding.PEM) + key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with certificates, their keys and what only looks like them."""
     place = tmp_path_factory.mktemp("web")
     authority, other = trustme.CA(), trustme.CA()
-    server = authority.issue_cert("localhost", "127.0.0.1")
-    server.private_key_pem.write_to_path(str(place / "server.key"))
-    (place / "server.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    authority.cert_pem.write_to_path(str(place / "ca.pem"))
-    other.issue_cert("localhost").private_key_pem.write_to_path(str(place / "other.key"))
-    (place / "empty.pem").touch()
-    (place / "text.pem").write_text("no certificate\n", encoding="utf-8")
-    (place / "binary.pem").write_bytes(b"\xff\xfe")
-    broken = "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n"
-    (place / "broken.pem").write_text(broken, encoding="utf-8")
-    locked = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAo=\n-----END ENCRYPTED PRIVATE KEY-----\n"
-    (place / "locked.key").write_text(locked, encoding="utf-8")
+    between = authority.create_child_ca()
+    server = between.issue_cert("localhost", "127.0.0.1")
+    key, cert = server.private_key_pem.bytes(), server.cert_chain_pems[0].bytes()
+    chain = b"".join(blob.bytes() for blob in server.cert_chain_pems)
+    loaded = load_pem_private_key(key, None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    traditional = PrivateFormat.TraditionalOpenSSL
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(loaded, hashes.SHA256())
+    files = {
+        "server.key": key,
+        "server.pem": chain,
+        "both.pem": key + chain,
+        "ca.pem": authority.cert_pem.bytes(),
+        "other.key": other.issue_cert("localhost").private_key_pem.bytes(),
+        "rsa.key": rsa.generate_private_key(65537, 2048).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        ),
+        "empty.pem": b"",
+        "text.pem": b"no certificate\n",
+        "binary.pem": b"\xff\xfe",
+        "bom.pem": b"\xef\xbb\xbf" + chain,
+        "crlf.pem": "Subjekt: M\u00fcnchen\n".encode("latin-1") + chain.replace(b"\n", b"\r\n"),
+        "server.der": ssl.PEM_cert_to_DER_cert(cert.decode()),
+        "broken.pem": b"-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n",
+        "locked.key": loaded.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+        ),
+        "locked-traditional.key": loaded.private_bytes(
+            Encoding.PEM, traditional, BestAvailableEncryption(b"secret")
+        ),
+        "traditional.key": loaded.private_bytes(Encoding.PEM, traditional, NoEncryption()),
+        "ssh.key": loaded.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        "public.key": loaded.public_key().public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        ),
+        "request.pem": request.public_bytes(Encoding.PEM),
+        "cut.pem": cut(chain, slice(-5, None)),
+        "cut-inside.pem": cut(cert, slice(4, 6)) + between.cert_pem.bytes(),
+        "cut-second.pem": cert + cut(between.cert_pem.bytes(), slice(4, 6)),
+        "garbled.pem": cert.replace(b"MII", b"!II", 1),
+        "order.pem": between.cert_pem.bytes() + cert,
+        "cut.key": cut(key, slice(-2, None)),
+        "cut-inside.key": cut(key, slice(2, 3)),
+        "garbled.key": key.replace(b"\n", b"\n!", 1),
+        "small.pem": small(),
+    }
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    os.mkfifo(place / "fifo.pem")
     return place
 
 
@@ -74,10 +143,39 @@ def secured(place: Path, keys: str) -> ssl.SSLContext:
 
 def test_nothing_said(place: Path) -> None:
     """A file that asks for nothing leaves the server open; so does none."""
-    for text in ("{}", "http_server_config: {}", "basic_auth_users: {}", "rate_limit: {}"):
+    sections = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
+    for text in ("{}", "", "# all of it a comment", "---", "~"):
         assert read(place, text) == WebConfig(), text
-    for keys in ("http2: false", "http2: true", "headers: {}"):
+    for section in sections:
+        for text in ("{}", "", "# nothing yet"):
+            assert read(place, f"{section}: {text}") == WebConfig(), section
+    for keys in ("http2: false", "http2: true", "headers: {}", "headers: "):
         assert read(place, f"http_server_config: {{{keys}}}") == WebConfig(), keys
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "min_version: TLS13",
+        "max_version: TLS12, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]",
+        "prefer_server_cipher_suites: false, curve_preferences: [X25519, CurveP256]",
+    ],
+)
+def test_no_certificate_no_tls(place: Path, keys: str) -> None:
+    """How TLS would be spoken does not make it spoken; who may come in by it is a mistake."""
+    assert read(place, f"tls_server_config: {{{keys}}}") == WebConfig()
+    assert "expected the key cert_file" in complaint(
+        place, f"tls_server_config: {{{keys}, client_allowed_sans: [a]}}"
+    )
+
+
+def test_an_emptied_file(place: Path) -> None:
+    """Where that is asked for a file without anything is a mistake, as one cut short would be."""
+    path = place / "web.yml"
+    for text in ("", "# nothing"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r":1: expected a configuration \(found an empty"):
+            load(path, empty=False)
 
 
 def test_defaults(place: Path) -> None:
@@ -120,6 +218,44 @@ def test_clients_certificates(place: Path, kind: str, mode: ssl.VerifyMode) -> N
     context = secured(place, f"client_auth_type: {kind}, client_ca_file: ca.pem")
     assert context.verify_mode == mode
     assert secured(place, "client_auth_type: NoClientCert").verify_mode == ssl.CERT_NONE
+
+
+def test_all_clients_admitted(place: Path) -> None:
+    """Who asks for certificates without verifying any admits everybody, and need not ask."""
+    assert secured(place, "client_auth_type: RequestClientCert").verify_mode == ssl.CERT_NONE
+
+
+def hello(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """Shake hands without a network.
+
+    Raises:
+        ssl.SSLError: one of both does not want to.
+    """
+    ways = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = (
+        server.wrap_bio(*ways, server_side=True),
+        client.wrap_bio(*ways[::-1], server_hostname="localhost"),
+    )
+    for _ in range(8):
+        for side in sides:
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    # In TLS 1.3 the client learns only then what the server thinks of its certificate.
+    sides[0].write(b"x")
+    assert sides[1].read() == b"x"
+
+
+@pytest.mark.parametrize("version", ["TLS12", "TLS13"])
+def test_if_given_without_authorities(place: Path, version: str) -> None:
+    """Where nobody may have issued a certificate, none is fine and any that is given is refused."""
+    keys = f"client_auth_type: VerifyClientCertIfGiven, min_version: {version}"
+    server = secured(place, f"{keys}, max_version: {version}")
+    client = ssl.create_default_context(cafile=place / "ca.pem")
+    hello(server, client)
+    # Even the server's own.
+    client.load_cert_chain(place / "both.pem")
+    with pytest.raises(ssl.SSLError, match=r"(?i)verify failed|unable to get"):
+        hello(server, client)
 
 
 def test_versions(place: Path) -> None:
@@ -168,6 +304,17 @@ def test_each_curve(place: Path, name: str) -> None:
     """Every curve can be chosen."""
     secured(place, f"curve_preferences: [{name}]")
     secured(place, "curve_preferences: []")
+
+
+def test_a_curve_that_python_cannot_choose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve that OpenSSL has and Python's ssl refuses is a mistake with its place."""
+
+    def refuse(*_: object) -> None:
+        raise ssl.SSLError("[EC: UNKNOWN_GROUP] unknown group")
+
+    monkeypatch.setattr(tls, "use_curves", refuse)
+    said = complaint(place, f"tls_server_config: {{{SERVER}, curve_preferences: [X25519]}}")
+    assert "curve_preferences: expected a curve that this Python can choose" in said
 
 
 def test_names(place: Path) -> None:
@@ -221,6 +368,38 @@ def test_users(place: Path) -> None:
     assert read(place, text).users == expected
 
 
+def test_plain_names(place: Path) -> None:
+    """A user's name may be what YAML takes for a number, a date or a boolean, as in Go."""
+    for name in ("1000", "007", "0x1f", "1.5", "1e3", "yes", "on", "true", "2026-01-02", "'12'"):
+        users = read(place, f"basic_auth_users: {{{name}: {HASH}}}").users
+        assert users == {name.strip("'").encode(): HASH.encode()}
+    for name in ("~", "[a]", "{a: b}"):
+        assert "a word as the key" in complaint(place, f"basic_auth_users: {{? {name} : {HASH}}}")
+
+
+def test_plain_texts(place: Path) -> None:
+    """So may a file's name, a client's name and a header's value."""
+    (place / "2026").write_bytes((place / "both.pem").read_bytes())
+    text = f"tls_server_config: {{cert_file: 2026, key_file: 2026, {CLIENTS}"
+    assert read(place, text + ", client_allowed_sans: [10.5, no]}").client_names == {"10.5", "no"}
+    text = "http_server_config: {headers: {Strict-Transport-Security: 1.5, X-XSS-Protection: off}}"
+    assert [*read(place, text).headers.values()] == ["1.5", "off"]
+
+
+def test_costs(place: Path) -> None:
+    """A hash is not so dear that a guess holds up others."""
+    for cost in range(4, 32):
+        text = f"basic_auth_users: {{a: {HASH.replace('$04', f'${cost:02}')}}}"
+        if cost <= auth.MAX_COST:
+            assert read(place, text).users
+            continue
+        said = complaint(place, text)
+        assert said.startswith(
+            ":1: basic_auth_users.a: expected a bcrypt hash with a cost of at most"
+        )
+        assert said.endswith("(found a higher one)")
+
+
 def test_users_without_bcrypt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bcrypt is not installed, that is said, and how to install it."""
     monkeypatch.setitem(sys.modules, "bcrypt", None)
@@ -235,29 +414,56 @@ def test_rate_limit(place: Path) -> None:
     assert read(place, "rate_limit: {interval: 1m500ms, burst: 3}").rate_limit == RateLimit(60.5, 3)
     assert read(place, "rate_limit: {interval: 0}").rate_limit == RateLimit()
     assert read(place, "rate_limit: {interval: 0s, burst: 1}").rate_limit == RateLimit(0, 1)
+    assert read(place, "rate_limit: {interval: 1s, burst: 0}").rate_limit == RateLimit(1, 0)
+    assert read(place, "rate_limit: {burst: 0}").rate_limit == RateLimit()
+    for interval, seconds in (
+        ("0.5s", 0.5),
+        ("100us", 1e-4),
+        ("100\u00b5s", 1e-4),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("500ns", 5e-7),
+        ("0.1ns", 0),
+    ):
+        text = f"rate_limit: {{interval: {interval}, burst: 1}}"
+        assert read(place, text).rate_limit == RateLimit(seconds, 1)
 
 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ("", r":1: expected a configuration \(found an empty file\)"),
-        ("# all of it a comment", r":1: expected a configuration \(found an empty file\)"),
         ("[]", ":1: expected keys and values"),
         ("tls_config: {}", r":1: tls_config: expected the key tls_server_config \("),
-        ("tls_server_config:", ":1: tls_server_config: expected keys and values"),
-        ("tls_server_config: {}", "expected the key cert_file"),
-        ("tls_server_config: {min_version: TLS13}", "expected the key cert_file"),
         ("tls_server_config: {cert_file: server.pem}", "expected the key key_file"),
         ("tls_server_config: {key_file: server.key}", "expected the key cert_file"),
         ("TLS cert_fil: server.pem", r"tls_server_config.cert_fil: expected the key cert_file"),
-        ("TLS min_version: TLS9", "min_version: expected TLS12 or TLS13"),
+        ("TLS min_version: TLS9", r"min_version: expected TLS12 or TLS13 \("),
         ("TLS min_version: TLS10", "min_version: expected TLS12 or TLS13 .*TLS10.*RFC 8996"),
         ("TLS max_version: TLS11", "max_version: expected TLS12 or TLS13 .*TLS11.*RFC 8996"),
         ("TLS max_version: TLS12, min_version: TLS13", "max_version: expected a version not below"),
         ("TLS max_version: 1.2", "max_version: expected TLS12 or TLS13"),
         (
-            "TLS cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]",
-            r"cipher_suites\[0\]: expected TLS_ECDHE",
+            "TLS cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA265]",
+            r"cipher_suites\[0\]: expected TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 \(",
+        ),
+        (
+            "TLS cipher_suites: [tls_ecdhe_ecdsa_with_chacha20_poly1305]",
+            r"cipher_suites\[0\]: expected TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 \(",
+        ),
+        (
+            "TLS cipher_suites: [ECDHE-RSA-AES128-GCM-SHA256]",
+            r"cipher_suites\[0\]: expected TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 \(found OpenSSL's",
+        ),
+        ("TLS cipher_suites: [x]", rf"cipher_suites\[0\]: expected {' or '.join(tls.CIPHERS)} or"),
+        ("TLS cipher_suites: [1]", rf"cipher_suites\[0\]: expected {' or '.join(tls.CIPHERS)} or"),
+        (
+            "TLS curve_preferences: [prime256v1]",
+            r"curve_preferences\[0\]: expected CurveP256 \(found OpenSSL's name for it",
+        ),
+        ("TLS Min-Version: TLS13", "tls_server_config.Min-Version: expected the key min_version"),
+        (
+            "TLS cert_file_: server.pem",
+            r"tls_server_config.cert_file_: expected the key cert_file \(found an unknown one\)",
         ),
         ("TLS cipher_suites: ECDHE", "cipher_suites: expected a list"),
         (
@@ -266,11 +472,20 @@ def test_rate_limit(place: Path) -> None:
         ),
         ("TLS prefer_server_cipher_suites: 1", "expected true or false"),
         ("TLS curve_preferences: [CurveP257]", r"curve_preferences\[0\]: expected CurveP256 or"),
-        ("TLS client_auth_type: Nonsense", "client_auth_type: expected NoClientCert or"),
-        ("TLS client_auth_type: RequestClientCert", "expected NoClientCert, which admits the same"),
+        (
+            "TLS client_auth_type: Nonsense",
+            (
+                "client_auth_type: expected NoClientCert or RequestClientCert or"
+                r" VerifyClientCertIfGiven or RequireAndVerifyClientCert \("
+            ),
+        ),
+        (
+            "TLS client_auth_type: RequestClientCert, client_ca_file: ca.pem",
+            "client_ca_file: expected a client_auth_type, VerifyClientCertIfGiven or Require",
+        ),
+        ("TLS client_auth_type: 1", "client_auth_type: expected NoClientCert or"),
         ("TLS client_auth_type: RequireAnyClientCert", "expected RequireAndVerifyClientCert"),
         ("TLS client_auth_type: RequireClientCert", "expected RequireAndVerifyClientCert"),
-        ("TLS client_auth_type: VerifyClientCertIfGiven", "expected the key client_ca_file"),
         ("TLS client_auth_type: RequireAndVerifyClientCert", "expected the key client_ca_file"),
         ("TLS client_ca_file: ca.pem", "client_ca_file: expected a client_auth_type"),
         (
@@ -283,7 +498,7 @@ def test_rate_limit(place: Path) -> None:
         ),
         (
             "TLS client_auth_type: RequireAndVerifyClientCert, client_ca_file: text.pem",
-            "client_ca_file: expected a file of PEM",
+            "client_ca_file: expected certificates in PEM",
         ),
         (
             "TLS client_auth_type: RequireAndVerifyClientCert, client_ca_file: broken.pem",
@@ -311,7 +526,6 @@ def test_rate_limit(place: Path) -> None:
         ("basic_auth_users: {a: $2b$03$" + HASH[7:] + "}", "expected a password's bcrypt hash"),
         ("basic_auth_users: {a: $2x$04$" + HASH[7:] + "}", "expected a password's bcrypt hash"),
         ("rate_limit: {interval: 1s}", "rate_limit: expected the key burst"),
-        ("rate_limit: {interval: 1s, burst: 0}", "rate_limit: expected the key burst"),
         ("rate_limit: {interval: 1 second, burst: 1}", "interval: expected a duration such as"),
         ("rate_limit: {interval: 5, burst: 1}", "interval: expected a duration such as"),
         ("rate_limit: {burst: -1}", "burst: expected a number from 0"),
@@ -324,40 +538,125 @@ def test_bad(place: Path, keys: str, says: str) -> None:
     assert re.search(says, complaint(place, keys))
 
 
+CERT, KEY = "2: tls_server_config.cert_file", "3: tls_server_config.key_file"
+READABLE = "a readable file (found none: "
+REGULAR = "and not a regular file"
+CERTS, ONE_KEY = "certificates in PEM (found ", "a private key in PEM (found "
+DER = "a file of PEM (found binary data, as DER or PKCS #12 is"
+
+
 @pytest.mark.parametrize(
-    ("cert", "key", "says"),
+    ("cert", "key", "where", "says"),
     [
+        ("no.pem", "server.key", CERT, READABLE + "No such file or directory"),
+        (".", "server.key", CERT, READABLE + f"it is a directory {REGULAR}"),
+        ("fifo.pem", "server.key", CERT, READABLE + f"it is a FIFO {REGULAR}"),
+        ("/dev/zero", "server.key", CERT, READABLE + f"it is a device {REGULAR}"),
+        ("large.pem", "server.key", CERT, READABLE + "it has more than 1048576 bytes"),
+        ("empty.pem", "server.key", CERT, CERTS + "nothing"),
+        ("text.pem", "server.key", CERT, CERTS + "no PEM"),
+        ("binary.pem", "server.key", CERT, CERTS + "no PEM"),
+        ("server.der", "server.key", CERT, DER),
+        ("cut.pem", "server.key", CERT, CERTS + "a certificate that is cut off"),
+        ("cut-inside.pem", "server.key", CERT, "certificates (found a damaged one"),
+        ("cut-second.pem", "server.key", CERT, "certificates (found a damaged one"),
+        ("broken.pem", "server.key", CERT, "certificates (found a damaged one"),
+        ("garbled.pem", "server.key", CERT, "certificates (found a damaged one"),
+        ("request.pem", "server.key", CERT, "a certificate (found a request for a certificate"),
+        ("public.key", "server.key", CERT, "a certificate (found a public key"),
         (
-            "no.pem",
-            "server.key",
-            ":2: tls_server_config.cert_file: expected a readable file .*no.pem",
+            *("order.pem", "server.key", CERT),
+            "the server's certificate first, before those above it (found it as number 2",
         ),
-        (".", "server.key", ":2: tls_server_config.cert_file: expected a readable file"),
-        ("''", "server.key", ":2: tls_server_config.cert_file: expected a file's name"),
-        ("empty.pem", "server.key", ":2: tls_server_config.cert_file: expected a file of PEM"),
-        ("text.pem", "server.key", ":2: tls_server_config.cert_file: expected a file of PEM"),
         (
-            "binary.pem",
-            "server.key",
-            ":2: tls_server_config.cert_file: expected a readable file of",
+            "small.pem",
+            "small.pem",
+            CERT,
+            "a certificate that OpenSSL takes (found EE_KEY_TOO_SMALL",
         ),
-        ("broken.pem", "server.key", ":2: tls_server_config.cert_file: expected a certificate and"),
-        ("/dev/zero", "server.key", ":2: tls_server_config.cert_file: expected a readable file"),
-        (
-            "server.pem",
-            "no.key",
-            ":3: tls_server_config.key_file: expected a readable file .*no.key",
+        # Both the wrong way round: the first one is told.
+        ("server.key", "server.pem", CERT, "a certificate (found a private key"),
+        ("server.pem", "server.pem", KEY, "a private key (found a certificate"),
+        ("server.pem", "no.key", KEY, READABLE + "No such file or directory"),
+        ("server.pem", "fifo.pem", KEY, READABLE + f"it is a FIFO {REGULAR}"),
+        ("server.pem", "empty.pem", KEY, ONE_KEY + "nothing"),
+        ("server.pem", "server.der", KEY, DER),
+        ("server.pem", "cut.key", KEY, ONE_KEY + "a private key that is cut off"),
+        ("server.pem", "cut-inside.key", KEY, "a private key (found a damaged one"),
+        ("server.pem", "garbled.key", KEY, "a private key (found a damaged one"),
+        ("server.pem", "public.key", KEY, "a private key (found a public key"),
+        ("server.pem", "request.pem", KEY, "a private key (found a request for a certificate"),
+        ("server.pem", "ssh.key", KEY, "a private key (found a private key in ssh's format"),
+        *(
+            (
+                *("server.pem", locked, KEY),
+                "a private key that is not encrypted (found an encrypted private key",
+            )
+            for locked in ("locked.key", "locked-traditional.key")
         ),
-        ("server.pem", "''", ":3: tls_server_config.key_file: expected a file's name"),
-        ("server.pem", "other.key", ":2: .*the private key that belongs to it"),
-        ("server.pem", "locked.key", ":2: tls_server_config.cert_file: expected a certificate and"),
-        ("server.pem", "server.pem", ":2: tls_server_config.cert_file: expected a certificate and"),
+        *(
+            (
+                *("server.pem", other, KEY),
+                "the private key of the server's certificate (found that of another",
+            )
+            for other in ("other.key", "rsa.key")
+        ),
     ],
 )
-def test_bad_files(place: Path, cert: str, key: str, says: str) -> None:
-    """A certificate or key that cannot be used is said, and no terminal is asked for a password."""
-    text = f"tls_server_config:\n  cert_file: {cert}\n  key_file: {key}\n"
-    assert re.match(says, complaint(place, text))
+def test_bad_files(place: Path, cert: str, key: str, where: str, says: str) -> None:
+    """What is wrong with which file is said, and no terminal is asked for a password.
+
+    Where the file is only check tells, on a terminal.
+    """
+    (place / "large.pem").write_bytes(b" " * ((1 << 20) + 1))
+    path = place / "web.yml"
+    path.write_text(f"tls_server_config:\n  cert_file: {cert}\n  key_file: {key}\n", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}:{where}: expected {says})"
+    wrong = cert if where == CERT else key
+    assert caught.value.in_full == f"{path}:{where}: expected {says}: {place / wrong})"
+
+
+@pytest.mark.parametrize("name", ["cert_file", "key_file"])
+def test_empty_name_of_a_file(place: Path, name: str) -> None:
+    """A name that a template has left empty is a mistake and not an open door."""
+    for text in ("''", "", '"a\\0b"'):
+        said = complaint(place, f"tls_server_config:\n  {name}: {text}\n")
+        assert said.startswith(f":2: tls_server_config.{name}: expected a file's name (found ")
+
+
+@pytest.mark.parametrize(
+    ("cert", "key"),
+    [
+        ("both.pem", "both.pem"),
+        ("bom.pem", "server.key"),
+        ("crlf.pem", "server.key"),
+        ("server.pem", "traditional.key"),
+    ],
+)
+def test_odd_files(place: Path, cert: str, key: str) -> None:
+    """Files that hold both, or were written on another system, or in former times, are taken."""
+    assert read(place, f"tls_server_config: {{cert_file: {cert}, key_file: {key}}}").tls
+
+
+def test_without_memfd(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems without memfd_create(2) have a pipe instead, and tell of another's key as well."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert read(place, f"tls_server_config: {{{SERVER}}}").tls
+    for key in ("other.key", "rsa.key"):
+        said = complaint(place, f"tls_server_config: {{cert_file: server.pem, key_file: {key}}}")
+        assert "expected the private key of the server's certificate (found that of" in said
+
+
+def test_without_proc(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing /proc is said, and blamed on no file; one of two ways to a descriptor is enough."""
+    monkeypatch.setattr(tls, "_DESCRIPTORS", ("/no/fd", "/proc/self/fd"))
+    assert read(place, f"tls_server_config: {{{SERVER}}}").tls
+    monkeypatch.setattr(tls, "_DESCRIPTORS", ("/no/fd", "/nor/this"))
+    said = complaint(place, f"tls_server_config: {{{SERVER}}}")
+    assert re.search(r"expected /no/fd, which on Linux needs /proc to be mounted \(found", said)
+    assert "_file" not in said
 
 
 @pytest.mark.parametrize("name", ["cert", "key", "client_ca"])
@@ -496,6 +795,18 @@ def test_example(tmp_path: Path, place: Path) -> None:
         (f"basic_auth_users: {{a: {HASH}}}", True),
         (f"basic_auth_users: {{a: {SECRET}}}", False),
         ("basic_auth_user: {}", False),
+        ("", True),
+        ("tls_server_config:", True),
+        ("tls_server_config: {min_version: TLS13}", True),
+        ("http_server_config:", True),
+        ("basic_auth_users:", True),
+        (f"basic_auth_users: {{1000: {HASH}, yes: {HASH}}}", True),
+        (f"tls_server_config: {{{SERVER}, client_auth_type: VerifyClientCertIfGiven}}", True),
+        (f"tls_server_config: {{{SERVER}, client_auth_type: RequestClientCert}}", True),
+        ("tls_server_config: {cert_file: server.pem, key_file: locked.key}", False),
+        ("tls_server_config: {cert_file: server.pem, key_file: rsa.key}", False),
+        ("tls_server_config: {cert_file: order.pem, key_file: server.key}", False),
+        ("tls_server_config: {cert_file: request.pem, key_file: server.key}", False),
     ],
 )
 def test_as_prometheus_has_it(place: Path, keys: str, good: bool) -> None:

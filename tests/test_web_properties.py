@@ -26,6 +26,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", 
 ALLOWED = {
     "/": {"GET", "HEAD"},
     "/metrics": {"GET", "HEAD"},
+    "/api/v1/listeners": {"GET", "HEAD"},
     "/-/healthy": {"GET", "HEAD"},
     "/-/ready": {"GET", "HEAD"},
     "/-/reload": {"POST"},

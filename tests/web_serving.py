@@ -12,8 +12,11 @@ from typing import NamedTuple
 from dtrace_exporter.listeners import Capabilities, SessionId
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.watched import named
 from dtrace_exporter.web import handlers
 from dtrace_exporter.web import server as web_server
+from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.paths import Mount
 from dtrace_exporter.web.server import Server
 
 HOSTILE = '<script>alert("1")</script>\\\n&{{ 1 }}'
@@ -29,7 +32,7 @@ def one_port(name: str = "ssh") -> State:
     """Port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
     state = State(source=Source("dtrace", "linux", "2.0.1"), last_reload_success=1.5e9)
     session = SessionId("", "port-22")
-    state.table.watch(session, {22: name}, Capabilities(reasons=("q_full", "q0_full")))
+    state.table.watch(session, named({22: name}), Capabilities(reasons=("q_full", "q0_full")))
     ssh = state.table.listener(session, "", "*", 22)
     ssh.count_syns(0, 4, 2, 0)
     ssh.count_syns(10, 4, 1, 4)
@@ -51,9 +54,12 @@ async def serving(
     reload: Callable[[], Awaitable[None]] = no_reload,
     path: str = "/metrics",
     address: str = "127.0.0.1:0",
+    web: WebConfigFile | None = None,
+    mount: Mount = Mount(),  # noqa: B008
 ) -> AsyncIterator[Server]:
     """Serve a state until the block ends."""
-    server = handlers.serve(handlers.application(state, reload, path), web_server.bind([address]))
+    app = handlers.application(state, reload, path, web, mount)
+    server = handlers.serve(app, web_server.bind([address]))
     try:
         yield server
     finally:
@@ -72,13 +78,14 @@ async def fetch(
     method: str = "GET",
     headers: dict[str, str] | None = None,
     host: str = "127.0.0.1",
+    seconds: float = 10.0,
 ) -> Response:
-    """Send one request and return the answer."""
+    """Send one request and return the answer, which comes within so many seconds."""
     reader, writer = await asyncio.open_connection(host, port_of(server))
     lines = {"Host": "localhost", "Connection": "close"} | (headers or {})
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), seconds)
     writer.close()
     await writer.wait_closed()
     head_bytes, _, body = answer.partition(b"\r\n\r\n")

@@ -1,1 +1,1 @@
-"""The web side: metrics, landing page, health and reload, and who may see them."""
+"""The web side: metrics, landing page, health and reload, and who may use them."""

@@ -8,13 +8,16 @@ import hmac
 import secrets
 from base64 import b64decode
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dtrace_exporter import privileges
+from dtrace_exporter import threads
+
+MAX_COST = 14
+"""The highest cost of a hash that is computed. It takes 1.2 s, and each step doubles this. All
+other hashes, and the end of the service, have to wait for it."""
 
 _MOST_GONE = 256
-# bcrypt has always ignored what comes after them; the package of that name now refuses it.
+# bcrypt ignores the bytes after these; newer versions of the package bcrypt refuse them.
 _MAX_PASSWORD = 72
 
 
@@ -28,39 +31,42 @@ class _Try(NamedTuple):
 
 
 class Authenticator:
-    """Tells whether a request's user and password are right.
+    """Checks the users and passwords of requests.
 
-    A right password's bcrypt is computed once. Others are computed one after the other and off the
-    event loop, so that guessing stays slow and delays nobody who is known. Who is not yet known is
-    not turned away for the guesses of others: addresses take turns, and of one address, which may
-    be a proxy's, half of them are the oldest's and half anyone's. No more wait than there are
-    connections, and of some addresses one that has hung up: a scraper that did so is known when it
-    asks again.
+    The hash of a correct password is computed once, and then the user is known. All other hashes
+    are computed one at a time in a thread, so that guessing stays slow and does not delay known
+    users.
+
+    Guesses of others do not keep out a user who is not known yet: client addresses take turns. An
+    address may be that of a proxy, so in half of its turns its oldest request is checked, and in
+    the other half a random one. No more requests wait than there are connections, and besides one
+    for each of some addresses whose client has hung up. So a scraper that has hung up is known when
+    it tries again.
     """
 
     def __init__(self) -> None:
-        # Without it what is kept could be tried against a dictionary at memory's speed.
+        # Without it, a fast dictionary attack on the digests would be possible.
         self._secret = secrets.token_bytes(32)
         self._right: dict[bytes, bytes] = {}
         self._waiting: dict[str, list[_Try]] = {}
         self._working: asyncio.Task[None] | None = None
-        self._one_at_a_time = ThreadPoolExecutor(1, "bcrypt", initializer=privileges.give_up)
+        self._one_at_a_time = threads.executor(1, "bcrypt")
 
     async def allows(self, users: Mapping[bytes, bytes], authorization: str, client: str) -> bool:
-        """Tell whether a request may come in.
+        """Return whether a request has a correct user and password.
 
         Args:
-            users: names and bcrypt hashes.
-            authorization: the header.
-            client: the address that it came from.
+            users: the bcrypt hashes by the users' names.
+            authorization: the header Authorization.
+            client: the address that the request came from.
         """
         credentials = _credentials(authorization)
         if credentials is None:
             return False
         name, password = credentials
         known = name in users
-        # An unknown user is checked against one of the others, and always the same: it takes the
-        # same time as a wrong password.
+        # An unknown user is checked against the hash of another one, always the same, so that it
+        # takes the same time as a wrong password.
         others = list(users.values())
         decoy = others[int.from_bytes(self._digest(name)[:8]) % len(others)]
         hashed = users.get(name, decoy)
@@ -85,7 +91,8 @@ class Authenticator:
             # Its next turn is after that of all others.
             self._waiting[client] = self._waiting.pop(client)
             tries = self._waiting[client]
-            # The oldest, so that it has an end; any, for those whose patience is shorter than that.
+            # The oldest, so that each is checked at last, or a random one, because some clients do
+            # not wait so long.
             this = secrets.choice((tries[0], secrets.choice(tries)))
             self._forget(client, this)
             right = await asyncio.get_running_loop().run_in_executor(
@@ -94,7 +101,7 @@ class Authenticator:
             alike = [this]
             if right and this.name in this.users:
                 self._remember(this)
-                # It had given up and has asked again.
+                # The same client may have tried again.
                 alike += [one for one in self._waiting.get(client, ()) if one.digest == this.digest]
             for one in alike:
                 self._forget(client, one)
@@ -134,5 +141,5 @@ def _matches(password: bytes, hashed: bytes) -> bool:
     try:
         return bool(bcrypt.checkpw(password[:_MAX_PASSWORD], hashed))
     except ValueError:
-        # A NUL, which no password has.
+        # There is a NUL in it, which no password has.
         return False

@@ -1,8 +1,8 @@
-"""The text of a scrape, of which only what has changed since the last one is written anew.
+"""Makes the text of a scrape; only lines that have changed since the last one are written anew.
 
-Between two scrapes numbers change and names do not, so prometheus_client is asked only once for
-the names and labels of a listener's samples. Its sample lines are the same in the text format and
-in OpenMetrics, and in every escaping that leaves plain names as they are.
+Between two scrapes numbers change, but names do not. Two listeners differ in the values of their
+labels. So prometheus_client formats the samples of a family only once, and the result is used as a
+pattern. Lines of samples are the same in the text format and in OpenMetrics.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import asyncio
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector as AnyCollector
 from prometheus_client.utils import floatToGoString
 
@@ -34,32 +36,30 @@ from dtrace_exporter.collector import (
     samples,
 )
 from dtrace_exporter.state import State
-from dtrace_exporter.turns import by_turns
+from dtrace_exporter.turns import Precedence, by_turns
 
 Encode = Callable[[Any], bytes]
 # A block's layout, its values and its lines.
 _Text = tuple[Layout, tuple[float, ...], bytes]
 
-# Of a text that repeats itself as much as this, more work makes little less.
+# This text is very repetitive, so higher levels cost much and save little.
 _GZIP_LEVEL = 2
 _GZIP = 16 + zlib.MAX_WBITS
 _CHUNK = 1 << 16
-# While a text is put together the event loop waits so long for the interpreter, at each of the
-# many times that it asks for it.
+# How long the event loop may wait for the interpreter while a text is made in a thread. It waits
+# many times.
 _TURN_SECONDS = 0.0005
-# What scrapers ask for. Of others there may be any number, as a version is given back as it came.
-_USUAL = re.compile(
-    r"(text/plain|application/openmetrics-text); version=(0\.0\.1|0\.0\.4|1\.0\.0)"
-    r"; charset=utf-8(; escaping=(underscores|allow-utf-8))?"
-)
-_RENAMING = ("; escaping=dots", "; escaping=values")
+_FIELD = re.compile(r"%(?:%|\((\d+)\)s)")
 _END = b"# EOF\n"
+# OpenMetrics permits it only beside a sum, which histograms of scripts do not have.
+_COUNT = "_count"
 _BLOCKS = 500
+_SHORT = 100
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """An answer, and by how many scrapes it is waited for."""
+    """An answer, and how many scrapes wait for it."""
 
     answer: asyncio.Task[list[bytes]]
     by: int = 0
@@ -68,113 +68,135 @@ class _Wanted:
 class Exposition:
     """Answers the scrapes of a state, one at a time.
 
-    Scrapes that want the same and come while another is being answered share the next answer. So
-    no answer is older than its request, and a crowd of scrapers costs as much as two. One that
-    nobody waits for any more is not begun.
+    Scrapes that request the same while another one is being answered share the next answer. So no
+    answer is older than its request, and many scrapers cost as much as two. An answer that nobody
+    waits for any more is not begun.
+
+    Args:
+        state: what the scrapes show.
+        precedence: that of scrapes without name[] over other work.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, precedence: Precedence | None = None) -> None:
         sys.setswitchinterval(_TURN_SECONDS)
         self._state = state
+        self._precedence = precedence or Precedence()
         self._collector = Collector(state)
         self._process = registry()
         self._texts = Texts()
         self._one_at_a_time = asyncio.Lock()
-        self._one_that_is_unusual = asyncio.Lock()
+        self._one_with_names = asyncio.Lock()
         self._waiting: dict[object, _Wanted] = {}
 
     async def answer(
-        self, accept: str, names: Iterable[str] = (), *, compress: bool = False
-    ) -> tuple[str, list[bytes]]:
-        """Return a scrape's content type and its body, in pieces.
+        self, *, openmetrics: bool = False, names: Iterable[str] = (), compress: bool = False
+    ) -> list[bytes]:
+        """Return the body of an answer, in pieces.
 
         Args:
-            accept: the formats that the scraper takes, as in the HTTP header.
-            names: of the samples that it wants, if not all.
-            compress: by gzip.
+            openmetrics: whether it is OpenMetrics, else it is Prometheus' text format.
+            names: the names of the requested samples, empty for all.
+            compress: whether it is compressed by gzip.
         """
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):
-            # A version that is not made of numbers cannot be compared.
-            encode, content_type = choose_encoder("")
-        key = content_type, frozenset(names), compress
+        key = openmetrics, frozenset(names), compress
         if key not in self._waiting:
-            self._waiting[key] = _Wanted(asyncio.create_task(self._next(encode, *key)))
+            self._waiting[key] = _Wanted(asyncio.create_task(self._next(*key)))
         wanted = self._waiting[key]
         wanted.by += 1
         try:
-            return content_type, await asyncio.shield(wanted.answer)
+            return await asyncio.shield(wanted.answer)
         finally:
             wanted.by -= 1
-            # One that has begun is done to its end: its thread cannot be stopped.
+            # Once begun, it is finished, because its thread cannot be stopped.
             if not wanted.by and self._waiting.get(key) is wanted:
                 del self._waiting[key]
                 wanted.answer.cancel()
 
-    async def _next(
-        self, encode: Encode, content_type: str, names: frozenset[str], compress: bool
-    ) -> list[bytes]:
-        unusual = names or not _USUAL.fullmatch(content_type)
-        # Of these no more than one is before a usual one, however many wait.
-        first = self._one_that_is_unusual if unusual else nullcontext()
-        async with first, self._one_at_a_time:
-            del self._waiting[content_type, names, compress]
-            # The state may only be read here, in the event loop; most of the time goes into the
-            # text.
-            await self._state.refresh()
-            series = await by_turns(self._collector.reading())
-            if names or content_type.endswith(_RENAMING):
-                render: Callable[[], Iterable[bytes]] = partial(
-                    _whole, encode, series, names, self._process
-                )
-            else:
-                render = partial(self._texts.render, series, self._process, encode)
-            return await asyncio.to_thread(_body, render, compress)
+    async def _next(self, openmetrics: bool, names: frozenset[str], compress: bool) -> list[bytes]:
+        # At most one scrape with names is before another scrape, however many wait.
+        one = self._one_with_names if names else nullcontext()
+        async with one, self._one_at_a_time:
+            del self._waiting[openmetrics, names, compress]
+            with nullcontext() if names else self._precedence.first():
+                return await self._made(openmetrics, names, compress)
+
+    async def _made(self, openmetrics: bool, names: frozenset[str], compress: bool) -> list[bytes]:
+        # The state may be read only here, in the event loop. Most of the time is spent on the text.
+        await self._state.refresh()
+        await self._state.refresh_unix()
+        series = await by_turns(self._collector.reading())
+        known = self._collector.families
+        if openmetrics:
+            series = [one for one in series if not one.piece.endswith(_COUNT)]
+        encode: Encode = generate_openmetrics if openmetrics else generate_latest
+        if names:
+            render: Callable[[], Iterable[bytes]] = partial(
+                _whole, encode, series, names, self._process, known
+            )
+        else:
+            render = partial(self._texts.render, series, self._process, encode, known)
+        return await asyncio.to_thread(_body, render, compress)
 
 
 class Texts:
-    """Renders series, and remembers the text of those that it was given last."""
+    """Renders series, and remembers the text of the last ones."""
 
     def __init__(self) -> None:
-        self._known: dict[Labels, dict[str, _Text]] = {}
+        self._known: dict[tuple[Labels, str], dict[str, _Text]] = {}
 
     def render(
-        self, series: Iterable[Series], others: AnyCollector, encode: Encode
+        self,
+        series: Iterable[Series],
+        others: AnyCollector,
+        encode: Encode,
+        known: Mapping[str, tuple[str, str]] = FAMILIES,
     ) -> Iterator[bytes]:
-        """Yield piece by piece what ``encode`` makes of the series and of what others collect.
+        """Yield the text of series and of other families, in pieces.
 
         Args:
-            series: as Collector.read() gives them.
-            others: whose families come behind.
-            encode: prometheus_client's encoder of a format, one that leaves plain names alone.
+            series: as Collector.read() returns them.
+            others: a collector of families that come after the series.
+            encode: prometheus_client's encoder of a format.
+            known: type and help of all families of the series, by name.
         """
         before, self._known = self._known, {}
-        found: dict[str, list[bytes]] = {name: [] for name in FAMILIES}
+        found: dict[str, list[bytes]] = {name: [] for name in known}
         for one in series:
-            texts = self._known[one.labels] = before.get(one.labels, {})
+            key = one.labels, one.piece
+            texts = self._known[key] = before.get(key, {})
+            names: tuple[str, ...] = ()
+            labels: list[str] = []
             for block in one.blocks:
                 name, layout, values = block
                 text = texts.get(name)
                 if text is None or text[0] != layout:
-                    text = texts[name] = _written(one.labels, block)
+                    names = names or tuple(label for label, _ in one.labels)
+                    labels = labels or _escaped(one.labels)
+                    text = texts[name] = _written(labels, block, names)
                 elif text[1] != values:
                     text = texts[name] = _changed(text, values)
                 found[name].append(text[2])
         for name, blocks in found.items():
             if blocks:
-                yield encode(_Families([family(name)])).removesuffix(_END)
+                yield encode(_Families([family(name, known)])).removesuffix(_END)
                 yield from blocks
         yield encode(others)
 
 
-def _written(labels: Labels, block: Block) -> _Text:
-    """Return the text of a block as prometheus_client writes it; then only numbers change."""
+def _written(labels: Iterable[str], block: Block, names: tuple[str, ...]) -> _Text:
+    """Return the text of a block, as prometheus_client would write it.
+
+    Args:
+        labels: the values of its labels, escaped.
+        block: the block.
+        names: the names of its labels.
+    """
     name, layout, values = block
-    metric = Metric(name, "", "unknown")
-    metric.samples = list(samples(labels, block))
-    _help, _type, lines = generate_latest(_Families([metric])).split(b"\n", 2)
-    return layout, values, lines
+    # Blocks of scripts are long, and no two have the same layout, so there is no use in a cache.
+    pattern_of = _pattern if len(layout) <= _SHORT else _pattern.__wrapped__
+    pattern, fields = pattern_of(name, layout, names)
+    lines: str = pattern % fields((*labels, *map(_number, values)))
+    return layout, values, lines.encode()
 
 
 def _changed(text: _Text, values: tuple[float, ...]) -> _Text:
@@ -184,9 +206,42 @@ def _changed(text: _Text, values: tuple[float, ...]) -> _Text:
     for index, (old, new) in enumerate(zip(before, values, strict=True)):
         if new != old:
             name, _, _ = lines[index].rpartition(b" ")
-            number: str = floatToGoString(new)  # type: ignore[no-untyped-call]
-            lines[index] = b"%b %b" % (name, number.encode())
+            lines[index] = b"%b %b" % (name, _number(new).encode())
     return layout, values, b"\n".join(lines)
+
+
+# Histograms have many numbers, most of them the same.
+@lru_cache(maxsize=4096)
+def _number(value: float) -> str:
+    number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return number
+
+
+@lru_cache(maxsize=1024)
+def _pattern(
+    name: str, layout: Layout, labels: tuple[str, ...]
+) -> tuple[str, Callable[[tuple[str, ...]], Any]]:
+    """Return the pattern of blocks with such labels, and what selects its labels and values."""
+    metric = Metric(name, "", "unknown")
+    own = tuple(
+        (suffix, tuple((label, value.replace("%", "%%")) for label, value in more))
+        for suffix, more in layout
+    )
+    shared = tuple((label, f"%({index})s") for index, label in enumerate(labels))
+    metric.samples = list(samples(shared, (name, own, (0.0,) * len(layout))))
+    _help, _type, *lines = generate_latest(_Families([metric])).decode().strip().split("\n")
+    text = "".join(
+        f"{line.rpartition(' ')[0]} %({index})s\n" for index, line in enumerate(lines, len(labels))
+    )
+    fields = [int(index) for index in _FIELD.findall(text) if index]
+    return _FIELD.sub(lambda found: "%s" if found[1] else "%%", text), itemgetter(*fields)
+
+
+def _escaped(labels: Labels) -> list[str]:
+    """Return the values of labels, escaped as in Prometheus' text formats."""
+    return [
+        value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for _, value in labels
+    ]
 
 
 class _Families(AnyCollector):
@@ -200,30 +255,33 @@ class _Families(AnyCollector):
 
 
 def _whole(
-    encode: Encode, series: Iterable[Series], names: frozenset[str], others: CollectorRegistry
+    encode: Encode,
+    series: Iterable[Series],
+    names: frozenset[str],
+    others: CollectorRegistry,
+    known: Mapping[str, tuple[str, str]],
 ) -> Iterator[bytes]:
-    """Yield piece by piece what ``encode`` makes of the samples with some names, or of all."""
-    found: dict[str, list[tuple[Labels, Block]]] = {name: [] for name in FAMILIES}
+    """Yield the text of the samples with some names, in pieces."""
+    found: dict[str, list[tuple[Labels, Block]]] = {name: [] for name in known}
     for one in series:
         for block in one.blocks:
             found[block[0]].append((one.labels, block))
     for name, blocks in found.items():
         begun = False
-        # All samples of thousands of listeners at once would take some hundred megabytes.
+        # All samples of thousands of listeners at once would take some hundred megabytes of memory.
         for start in range(0, len(blocks), _BLOCKS):
-            metric = family(name)
+            metric = family(name, known)
             metric.samples = [
                 sample
                 for labels, block in blocks[start : start + _BLOCKS]
                 for sample in samples(labels, block)
-                if not names or sample.name in names
+                if sample.name in names
             ]
             if metric.samples:
                 text = encode(_Families([metric])).removesuffix(_END)
                 yield text.split(b"\n", 2)[2] if begun else text
                 begun = True
-    wanted: AnyCollector = others.restricted_registry(names) if names else others
-    yield encode(_Families(list(wanted.collect())))
+    yield encode(_Families(list(others.restricted_registry(names).collect())))
 
 
 def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:
@@ -234,7 +292,10 @@ def _body(render: Callable[[], Iterable[bytes]], compress: bool) -> list[bytes]:
 
 
 def chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join pieces: thousands of small ones are slow to handle, a large one leaves a large hole."""
+    """Join pieces to chunks of a medium size.
+
+    Thousands of small pieces are slow to handle, and one large piece would fragment the memory.
+    """
     gathered: list[bytes] = []
     size = 0
     for piece in pieces:

@@ -8,7 +8,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from http import HTTPStatus
 from ipaddress import ip_address
 from socket import gethostname, socket
@@ -18,20 +17,24 @@ from urllib.parse import parse_qs, urlsplit
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, Finish, HTTPError, RequestHandler
 
+from dtrace_exporter import reasons
 from dtrace_exporter.state import State
-from dtrace_exporter.turns import by_turns
-from dtrace_exporter.web import page, server
+from dtrace_exporter.turns import Precedence
+from dtrace_exporter.web import api, negotiation, page, paths, server
 from dtrace_exporter.web.auth import Authenticator
 from dtrace_exporter.web.configuration import RateLimit, WebConfig, WebConfigFile
 from dtrace_exporter.web.exposition import Exposition, chunks
+from dtrace_exporter.web.paths import Mount
 from dtrace_exporter.web.rates import History
+from dtrace_exporter.web.selection import FIELDS, Selection
+from dtrace_exporter.web.views import Views
 
 _log = logging.getLogger(__name__)
 
 _SEND_SECONDS = 30.0
 _MOST_UNSENT = 128 << 20
-_NO_QUALITY = re.compile(r"q\s*=\s*0(?:\.0*)?")
 _T = TypeVar("_T")
+_AT_ROOT = Mount()
 _OWN_NAMES = {"localhost", gethostname().lower(), gethostname().partition(".")[0].lower()}
 
 
@@ -40,48 +43,65 @@ def application(
     reload: Callable[[], Awaitable[None]] | None,
     telemetry_path: str = "/metrics",
     web_config: WebConfigFile | None = None,
+    mount: Mount = _AT_ROOT,
 ) -> Application:
-    """Return the web application over a state.
+    """Return the web application.
 
     Args:
         state: what it shows.
-        reload: reads the configuration again, as Reloads.ask(); raises an exception where it could
-            not, and logs why. None if that cannot be asked for over the web.
-        telemetry_path: where the metrics are.
-        web_config: who may use it and what headers its answers have, else everybody and none.
+        reload: reads the configuration again, as Reloads.ask(); if it fails, it logs why and raises
+            an exception. None if reloads over the web are disabled.
+        telemetry_path: the path of the metrics.
+        web_config: the web configuration, None if there is none.
+        mount: the path in front of all endpoints.
+
+    Raises:
+        ValueError: the metrics cannot have this path.
     """
+    web_config = web_config or WebConfigFile(None)
+    state.web = web_config.status
+    precedence = Precedence()
+    views = Views(state, precedence)
+    routes: list[tuple[str, type[_Handler], dict[str, Any]]] = [
+        ("/", _Landing, {"views": views, "telemetry_path": telemetry_path}),
+        ("/api/v1/listeners", _Listeners, {"views": views}),
+        ("/-/healthy", _Healthy, {}),
+        ("/-/ready", _Ready, {"state": state}),
+        ("/-/reload", _Reload, {"reload": reload}),
+    ]
+    metrics = paths.telemetry(telemetry_path, frozenset(path for path, *_ in routes))
+    routes.append((metrics, _Metrics, {"exposition": Exposition(state, precedence)}))
+    rules: list[tuple[str, type[_Handler], dict[str, Any]]] = [
+        (re.escape(mount.prefix + path), handler, how) for path, handler, how in routes
+    ]
+    if mount.prefix:
+        here = {"to": f"./{mount.prefix.rpartition('/')[2]}/"}
+        there = {"to": f"{mount.external or f'.{mount.prefix}'}/"}
+        rules += [(re.escape(mount.prefix), _Redirect, here), ("/", _Redirect, there)]
     return Application(
-        [
-            (re.escape(telemetry_path), _Metrics, {"exposition": Exposition(state)}),
-            (
-                "/",
-                _Landing,
-                {
-                    "state": state,
-                    "history": History(),
-                    "one_at_a_time": asyncio.Lock(),
-                    "telemetry_path": telemetry_path,
-                },
-            ),
-            ("/-/healthy", _Healthy),
-            ("/-/ready", _Ready, {"state": state}),
-            ("/-/reload", _Reload, {"reload": reload}),
-        ],
+        rules,
         default_handler_class=_NotFound,
         log_function=_log_request,
-        web_config=web_config or WebConfigFile(None),
+        web_config=web_config,
         authenticator=Authenticator(),
         bucket=_Bucket(),
         answers=_Answers(),
+        views=views,
     )
 
 
+async def keep_sampling(app: Application) -> None:
+    """Take samples for the history on the pages of an application, for ever."""
+    views: Views = app.settings["views"]
+    await views.keep_sampling()
+
+
 def serve(app: Application, sockets: Iterable[socket]) -> server.Server:
-    """Serve an application to whoever it lets in.
+    """Serve an application in the running event loop.
 
     Args:
-        app: as application() returns it, in the running event loop.
-        sockets: the listening ones, as server.bind() or server.from_systemd() returns them.
+        app: the application, as application() returns it.
+        sockets: the listening sockets, as server.bind() or server.from_systemd() returns them.
     """
     serving = server.Server(app, app.settings["web_config"])
     serving.add_sockets(sockets)
@@ -89,7 +109,7 @@ def serve(app: Application, sockets: Iterable[socket]) -> server.Server:
 
 
 class _Handler(RequestHandler):
-    """What all answers have in common: short plain text, no hint at versions."""
+    """The common part of all answers: short plain text, no versions."""
 
     allow: ClassVar[str] = "GET, HEAD"
     _awaited: asyncio.Future[Any] | None = None
@@ -107,9 +127,9 @@ class _Handler(RequestHandler):
         return web_config.config
 
     async def prepare(self) -> None:
-        """Let in whom the web configuration lets in; only then is it a request for its limit."""
+        """Check the password, and then the limit of requests; refused passwords do not count."""
         config = None
-        # It may change while a password waits.
+        # The configuration may change while a password is being checked.
         while config is not self._config:
             config = self._config
             if config.users and not await self._knows_password(config):
@@ -126,10 +146,10 @@ class _Handler(RequestHandler):
         return await self.while_connected(authenticator.allows(config.users, authorization, client))
 
     async def while_connected(self, work: Awaitable[_T]) -> _T:
-        """Wait for something for as long as the client does.
+        """Wait for an awaitable as long as the client is connected, and return its result.
 
         Raises:
-            Finish: it has gone, and what was waited for has been cancelled.
+            Finish: the client has gone, and the awaitable has been cancelled.
         """
         awaited = asyncio.ensure_future(work)
         self._awaited = awaited
@@ -139,17 +159,17 @@ class _Handler(RequestHandler):
         return awaited.result()
 
     def on_connection_close(self) -> None:
-        """Wait no more."""
+        """Cancel what the request waits for."""
         if self._awaited is not None:
             self._awaited.cancel()
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log what is wrong with us and not what is with the request, which may hold secrets."""
+        """Log errors of the exporter, but not those of requests, which may have secrets."""
         if not isinstance(value, HTTPError):
             _log.error("request failed", exc_info=(typ, value, tb))
 
     def compute_etag(self) -> None:
-        """Make none: no two answers are the same."""
+        """Make no ETag, because no two answers are the same."""
 
     def write_error(self, status_code: int, **_kwargs: Any) -> None:
         if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -165,7 +185,7 @@ class _Handler(RequestHandler):
         self.finish(f"{status_code:d} {HTTPStatus(status_code).phrase}\n")
 
     async def send(self, body: list[bytes]) -> None:
-        """Send a body that may be large, and hang up on a client that does not read it."""
+        """Send a body that may be large; close the connection if the client does not read it."""
         size = sum(map(len, body))
         self.set_header("Content-Length", str(size))
         answers: _Answers = self.settings["answers"]
@@ -190,14 +210,17 @@ class _Metrics(_Handler):
 
     async def get(self) -> None:
         headers = self.request.headers
-        compress = _accepts_gzip(headers.get("Accept-Encoding", ""))
+        format_ = negotiation.choose(headers.get("Accept", ""))
+        if format_ is None:
+            raise HTTPError(HTTPStatus.NOT_ACCEPTABLE)
+        compress = negotiation.takes_gzip(headers.get("Accept-Encoding", ""))
         answer = self._exposition.answer(
-            headers.get("Accept", ""),
-            parse_qs(self.request.query).get("name[]", ()),
+            openmetrics=format_.openmetrics,
+            names=parse_qs(self.request.query).get("name[]", ()),
             compress=compress,
         )
-        content_type, body = await self.while_connected(answer)
-        self.set_header("Content-Type", content_type)
+        body = await self.while_connected(answer)
+        self.set_header("Content-Type", format_.content_type)
         if compress:
             self.set_header("Content-Encoding", "gzip")
         await self.send(body)
@@ -205,26 +228,37 @@ class _Metrics(_Handler):
     head = get
 
 
-def _accepts_gzip(accepted: str) -> bool:
-    """Tell whether a client takes gzip; prometheus_client misses that ``q=0`` refuses it."""
-    for coding in accepted.lower().split(","):
-        name, *parameters = (word.strip() for word in coding.split(";"))
-        if name == "gzip":
-            return not any(_NO_QUALITY.fullmatch(word) for word in parameters)
-    return False
+class _View(_Handler):
+    """The common part of views of the whole state."""
+
+    def initialize(self, views: Views, **_more: str) -> None:
+        self._views = views
+
+    async def answer(self, make: Callable[[State, History], list[bytes]]) -> None:
+        """Send the result of a function, compressed if the client accepts that."""
+        compress = negotiation.takes_gzip(self.request.headers.get("Accept-Encoding", ""))
+
+        def made(state: State, history: History) -> list[bytes]:
+            body = make(state, history)
+            return page.compress(body) if compress else body
+
+        await self.while_connected(self._views.turn.acquire())
+        try:
+            body = await self._views.make(made)
+        finally:
+            self._views.turn.release()
+        if compress:
+            self.set_header("Content-Encoding", "gzip")
+        await self.send(body)
+
+    @property
+    def _selection(self) -> Selection:
+        return Selection(**{field: self.get_query_argument(field, "") for field in FIELDS})
 
 
-class _Landing(_Handler):
-    def initialize(
-        self,
-        state: State,
-        history: History,
-        one_at_a_time: asyncio.Lock,
-        telemetry_path: str,
-    ) -> None:
-        self._state = state
-        self._history = history
-        self._one_at_a_time = one_at_a_time
+class _Landing(_View):
+    def initialize(self, views: Views, telemetry_path: str = "", **_more: str) -> None:
+        super().initialize(views)
         self._telemetry_path = telemetry_path
 
     async def get(self) -> None:
@@ -234,29 +268,28 @@ class _Landing(_Handler):
             "Content-Security-Policy",
             f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
             "connect-src 'self'; img-src data:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         )
         view = page.View(
-            self.get_query_argument("sort", ""), self.get_query_argument("refresh", "") == "off"
+            self.get_query_argument("sort", ""),
+            self.get_query_argument("order", "") == "reverse",
+            self.get_query_argument("refresh", "") == "off",
+            self._selection,
         )
-        await self.while_connected(self._one_at_a_time.acquire())
-        try:
-            await self._state.refresh()
-            # Thousands of listeners take longer than others should wait.
-            shown = replace(
-                self._state,
-                table=await by_turns(self._state.table.copying()),
-                sessions={id_: replace(status) for id_, status in self._state.sessions.items()},
-            )
-            body = await asyncio.to_thread(
-                page.render, shown, self._history, self._telemetry_path, nonce, view
-            )
-        finally:
-            self._one_at_a_time.release()
-        if _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
-            self.set_header("Content-Encoding", "gzip")
-            body = page.compress(body)
-        await self.send([body])
+        path, give_way = self._telemetry_path, self._views.give_way
+        await self.answer(
+            lambda state, history: [page.render(state, history, path, nonce, view, give_way)]
+        )
+
+    head = get
+
+
+class _Listeners(_View):
+    async def get(self) -> None:
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        selection = self._selection
+        give_way = self._views.give_way
+        await self.answer(lambda state, _: api.render(state, selection, give_way))
 
     head = get
 
@@ -274,7 +307,11 @@ class _Ready(_Handler):
 
     def get(self) -> None:
         if self._state.ready:
-            self.finish("ready\n")
+            self.write("ready\n")
+            source = self._state.source
+            if source.reason:
+                self.write(_line(reasons.told(source.reason, source.name)))
+            self.finish()
             return
         self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
         for session, status in self._state.sessions.items():
@@ -300,14 +337,14 @@ class _Reload(_Handler):
         except Finish:
             raise
         except Exception:
-            # Why has been logged, and may be nothing for everybody who can ask.
+            # The reason is in the log only: not every client may see it.
             self.set_status(HTTPStatus.INTERNAL_SERVER_ERROR)
             self.finish("reload failed: see the log\n")
         else:
             self.finish("reloaded\n")
 
     def _same_origin(self) -> bool:
-        # Without either header it is no browser that asks.
+        # Browsers send at least one of these headers.
         headers = self.request.headers
         if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             return False
@@ -322,10 +359,10 @@ class _Reload(_Handler):
 
 
 def _is_own(host: str) -> bool:
-    """Tell whether a host in a URL cannot be a stranger's name that leads here.
+    """Return whether a host in a URL is an address or one of this host's own names.
 
-    A page of any other name may be a stranger's whose name server now gives our address for it:
-    such a page has the same origin as we have.
+    Any other name may be a stranger's: if the stranger's name server answers with our address, a
+    page of that name has the same origin as ours (DNS rebinding).
     """
     try:
         ip_address(host)
@@ -334,26 +371,40 @@ def _is_own(host: str) -> bool:
     return True
 
 
+class _Redirect(_Handler):
+    """Redirects to the landing page."""
+
+    def initialize(self, to: str) -> None:
+        self._to = to
+
+    def get(self) -> None:
+        self.set_status(HTTPStatus.FOUND)
+        self.set_header("Location", self._to)
+        self.finish()
+
+    head = get
+
+
 class _NotFound(_Handler):
     allow = ""
 
 
 def _line(text: str) -> bytes:
-    # Output that was no UTF-8 has lone surrogates in it, which cannot be encoded.
+    # Output that was not UTF-8 has lone surrogates, which cannot be encoded.
     return " ".join(text.split()).encode(errors="replace") + b"\n"
 
 
 class _Answers:
-    """The large answers that are being sent, of which no more are kept than some memory holds.
+    """The answers that are being sent, with a limit on their memory.
 
-    Who reads slowly, or not at all, gives way: the oldest one first.
+    If it is exceeded, slow clients are disconnected, that of the oldest answer first.
     """
 
     def __init__(self) -> None:
         self._sending: dict[_Handler, tuple[int, int]] = {}
 
     def begin(self, handler: _Handler, body: list[bytes], size: int) -> None:
-        """Note that a body, which others may have as well, is sent from now on."""
+        """Record that a body is being sent; several answers may share it."""
         self._sending[handler] = id(body), size
         while sum(dict(self._sending.values()).values()) > max(_MOST_UNSENT, size):
             oldest = next(iter(self._sending))
@@ -362,12 +413,12 @@ class _Answers:
             connection.stream.close()
 
     def end(self, handler: _Handler) -> None:
-        """Note that an answer is sent, or will not be."""
+        """Record that an answer has been sent, or will not be."""
         self._sending.pop(handler, None)
 
 
 class _Bucket:
-    """Holds as many tokens as requests may come at once, and gets new ones at a steady pace."""
+    """A token bucket for the limit of requests."""
 
     def __init__(self) -> None:
         self._limit = RateLimit()
@@ -390,7 +441,7 @@ def _log_request(handler: RequestHandler) -> None:
     _log.debug(
         "%s %s from %s: %d in %.0f ms",
         request.method,
-        # What follows it, or stands before it in a target that is a whole URL, may be a secret.
+        # The query, or the host of a target that is a whole URL, may be a secret.
         request.path if request.path.startswith("/") else "(no path)",
         request.remote_ip,
         handler.get_status(),

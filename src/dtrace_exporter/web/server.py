@@ -1,4 +1,4 @@
-"""The web server's sockets and connections, of which it holds no more than it can afford."""
+"""The web server's sockets and connections, with limits on what clients can cost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import re
 import resource
 import socket
 import stat
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
+from ipaddress import IPv6Address
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -27,18 +31,20 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from dtrace_exporter.log import fields
 from dtrace_exporter.web import tls
 from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.secure_socket import SecureSocket
+from dtrace_exporter.web.streams import SecureStream, Stream, refusal
 
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Many times what scrapers need; so many that are silent after a TLS handshake cost 30 MB."""
+"""Many times what scrapers need. So many idle TLS connections take 30 MB of memory."""
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_BODY_BYTES = 4 << 10
@@ -47,22 +53,33 @@ _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 10.0
 _HANDSHAKE_SECONDS = 10.0
 _NO_ROOM_SECONDS = 1.0
+# How long a refused client has to read the answer, and how much it may send meanwhile.
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 1 << 20
 
-# Few enough at a time for those that are already there to be heard between them.
+# How many connections are accepted before others get their turn.
 _ACCEPTS = 64
-# A SYN that finds it full is sent again after a second; Linux makes it somaxconn if that is less.
+# A SYN that finds the queue full is sent again only after a second. Linux limits it to somaxconn.
 _BACKLOG = 4096
 _BUFFER_BYTES = 64 << 10
 _CHUNK_BYTES = 8 << 10
+_DISCARD_BYTES = 64 << 10
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:/\s]*)):([0-9]{1,5})")
 _FIRST_PASSED = 3
 
+# How many characters of a certificate's names are logged; it may have thousands of names.
+_MOST_SHOWN = 300
+
+# RFC 8446, 5.1: the first byte of a handshake.
+_TLS = 0x16
+_DIGITS = re.compile(r"[0-9]+")
+
 
 @dataclass(eq=False, slots=True)
 class _Client:
-    """Who is at the other end of a connection, and how far it is known."""
+    """The client of a connection: its address, whether it has been let in, and for how long."""
 
     host: str
     let_in: bool = False
@@ -71,44 +88,46 @@ class _Client:
 
 
 def let_in(request: HTTPServerRequest) -> None:
-    """Note that a request's client may come in: its connection is among the last to give way."""
+    """Record that a request's client has been let in, so that others are closed before it."""
     connection: Any = request.connection
     connection.context.client.let_in = True
 
 
 class Server(HTTPServer):
-    """An HTTP server that makes room for a new connection at the cost of one that is idle.
+    """An HTTP server that, at its limit, closes an idle connection for a new one.
 
     Args:
-        app: what it serves.
-        web_config: whether it speaks TLS, and to whom.
+        app: the application that it serves.
+        web_config: the web configuration, which has TLS.
     """
 
     def initialize(self, app: Application, web_config: WebConfigFile) -> None:  # type: ignore[override]
-        """Stand in for __init__, as Tornado has it."""
+        """Initialize the server; Tornado calls this method instead of __init__."""
         super().initialize(
             app,
             max_header_size=MAX_HEADER_BYTES,
-            max_body_size=MAX_BODY_BYTES,
+            # _RequestGate has the limit: it answers 413, where Tornado would answer 400.
+            max_body_size=sys.maxsize,
+            chunk_size=_CHUNK_BYTES,
             idle_connection_timeout=_IDLE_SECONDS,
             body_timeout=_BODY_SECONDS,
         )
         self.sockets: list[socket.socket] = []
         self._web_config = web_config
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # The other half is for the sessions and whatever else there is.
+        # Half of the descriptors is for the sessions and all else.
         self._limit = MAX_CONNECTIONS
         if files != resource.RLIM_INFINITY:
             self._limit = max(1, min(self._limit, files // 2))
-        # In the order in which they came or, if they did, first said something.
-        self._open: dict[socket.socket | IOStream, _Client] = {}
+        # In the order in which they came, or in which they sent their first byte.
+        self._open: dict[socket.socket | Stream, _Client] = {}
         self._hosts = Counter[str]()
-        self._busy: set[socket.socket | IOStream] = set()
+        self._busy: set[socket.socket | Stream] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """Serve those who connect to some listening sockets, in the running event loop."""
+        """Accept connections from listening sockets, in the running event loop."""
         for sock in sockets:
             self.sockets.append(sock)
             self._watch(sock)
@@ -118,22 +137,22 @@ class Server(HTTPServer):
             )
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Close the listening sockets."""
         for sock in self.sockets:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
         self.sockets.clear()
 
     async def close_all_connections(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         for connection in list(self._open):
             self._drop(connection)
         await super().close_all_connections()
 
     def end_connections(self) -> None:
-        """Hang up on everybody, on those that wait for an answer once they have it.
+        """Close all connections, those that wait for an answer after they have it.
 
-        They may connect again.
+        Clients may connect again.
         """
         for connection, client in list(self._open.items()):
             client.ending = True
@@ -141,21 +160,22 @@ class Server(HTTPServer):
                 self._drop(connection)
 
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        """Note that a connection waits for a request, and then for an answer."""
+        """Begin to read a request; Tornado calls this for each one."""
         stream = server_conn.stream
+        stream.in_head = True
         self._busy.discard(stream)
         server_conn.context.client = client = self._open.get(stream) or _Client("")
         if client.ending:
             self._drop(stream)
         begin = partial(self._begin, stream)
-        return _RequestGate(super().start_request(server_conn, request_conn), begin)
+        return _RequestGate(super().start_request(server_conn, request_conn), stream, begin)
 
     def on_close(self, server_conn: Any) -> None:
-        """Note that a connection is over."""
+        """Forget a connection that has been closed."""
         super().on_close(server_conn)
         self._drop(server_conn.stream)
 
-    def _begin(self, stream: IOStream) -> bool:
+    def _begin(self, stream: Stream) -> bool:
         client = self._open.get(stream)
         if client is None or client.expires <= _now():
             self._drop(stream)
@@ -163,14 +183,14 @@ class Server(HTTPServer):
         self._busy.add(stream)
         return True
 
-    def _drop(self, connection: socket.socket | IOStream) -> None:
+    def _drop(self, connection: socket.socket | Stream) -> None:
         self._forget(connection)
         if isinstance(connection, socket.socket):
             self._silent.pop(connection).cancel()
             asyncio.get_running_loop().remove_reader(connection)
         connection.close()
 
-    def _forget(self, connection: socket.socket | IOStream) -> None:
+    def _forget(self, connection: socket.socket | Stream) -> None:
         self._busy.discard(connection)
         if (client := self._open.pop(connection, None)) is not None:
             self._hosts[client.host] -= 1
@@ -178,7 +198,7 @@ class Server(HTTPServer):
                 del self._hosts[client.host]
 
     def _watch(self, sock: socket.socket) -> None:
-        # Not if the server has been stopped meanwhile.
+        # The server may have been stopped meanwhile.
         if sock in self.sockets:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
@@ -204,18 +224,22 @@ class Server(HTTPServer):
             loop.call_later(_NO_ROOM_SECONDS, self._watch, sock)
 
     def _evict(self) -> bool:
-        """Hang up on one connection of the hosts that have most of them.
+        """Close one connection, of the hosts that have the most connections.
 
-        Who has not been let in goes first, the oldest before the others: a new one has time to say
-        who it is. Of the others it is the youngest: a scraper keeps its connection. Those that wait
-        for no answer go before those that do.
+        Those that have not been let in go first, beginning with the oldest, so that a new one has
+        time to authenticate. Among those that have been let in, the youngest goes first, because
+        scrapers keep their connections. Idle connections go before those that wait for an answer.
+        If more than half of all have been let in, one of these goes. Otherwise each new connection
+        would be closed for the next one.
         """
         if not self._open:
             return False
         most = max(self._hosts.values())
         crowd = [each for each, client in self._open.items() if self._hosts[client.host] == most]
+        known = [each for each in crowd if self._open[each].let_in]
         strangers = [each for each in crowd if not self._open[each].let_in]
-        candidates = strangers or crowd[::-1]
+        is_full = 2 * sum(client.let_in for client in self._open.values()) > self._limit
+        candidates = known[::-1] if is_full and known else strangers or known[::-1]
         idle = (each for each in candidates if each not in self._busy)
         self._drop(next(idle, candidates[0]))
         return True
@@ -224,7 +248,7 @@ class Server(HTTPServer):
         while len(self._open) >= self._limit:
             self._evict()
         connection.setblocking(False)
-        # Until it says something it costs hardly any memory or time, and there may be many.
+        # A connection without any data costs hardly any memory or time, and there may be many.
         loop = asyncio.get_running_loop()
         host = address[0] if isinstance(address, tuple) else ""
         self._open[connection] = _Client(host)
@@ -233,24 +257,29 @@ class Server(HTTPServer):
         loop.add_reader(connection, self._first_byte, connection, address)
 
     def _first_byte(self, connection: socket.socket, address: Any) -> None:
+        try:
+            first = connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            first = b""
+        if not first:
+            self._drop(connection)
+            return
         self._silent.pop(connection).cancel()
         asyncio.get_running_loop().remove_reader(connection)
         config = self._web_config.config
+        if not (_is_tls(first) if config.tls else _is_text(first)):
+            self._refuse_protocol(connection, first)
+            return
         sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
         if config.tls is None:
-            stream = IOStream(connection, **sizes)
+            stream = Stream(connection, self._linger, MAX_HEADER_BYTES, **sizes)
             self._open[stream] = self._open.pop(connection)
             self.handle_stream(stream, address)
             return
-        try:
-            wrapped = config.tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        except OSError:
-            self._forget(connection)
-            connection.close()
-            return
-        secure = SSLIOStream(wrapped, **sizes)
+        below: Any = SecureSocket(connection, config.tls)
+        secure = SecureStream(below, self._linger, MAX_HEADER_BYTES, **sizes)
         self._open[secure] = self._open.pop(connection)
         task = asyncio.get_running_loop().create_task(
             self._shake_hands(secure, address, config.client_names)
@@ -258,20 +287,65 @@ class Server(HTTPServer):
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
-    async def _shake_hands(self, stream: SSLIOStream, address: Any, names: frozenset[str]) -> None:
+    def _refuse_protocol(self, connection: socket.socket, first: bytes) -> None:
+        """Answer like Go's net/http; clients of either protocol understand this as an error."""
+        why = ""
+        who = fields(client=self._open[connection].host)
+        if first[0] == _TLS:
+            why = "Client sent a TLS handshake to an HTTP server."
+            _log.warning("client sent a TLS handshake to an HTTP server", extra=who)
+        elif self._web_config.config.tls:
+            why = "Client sent an HTTP request to an HTTPS server."
+            _log.warning("client sent an HTTP request to an HTTPS server", extra=who)
+        with suppress(OSError):
+            connection.send(refusal(HTTPStatus.BAD_REQUEST, why))
+        self._listen_no_more(connection)
+
+    def _linger(self, stream: Stream, connection: socket.socket) -> None:
+        """Take over the socket of a client that has been refused."""
+        self._busy.discard(stream)
+        if (client := self._open.pop(stream, None)) is None:
+            # It has been closed for a new one meanwhile.
+            connection.close()
+            return
+        client.let_in = False
+        self._open[connection] = client
+        self._listen_no_more(connection)
+
+    def _listen_no_more(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        loop = asyncio.get_running_loop()
+        self._silent[connection] = loop.call_later(_LINGER_SECONDS, self._drop, connection)
+        loop.add_reader(connection, self._discard, connection, _LINGER_BYTES)
+
+    def _discard(self, connection: socket.socket, left: int) -> None:
+        try:
+            size = len(connection.recv(_DISCARD_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if 0 < size < left:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(connection, self._discard, connection, left - size)
+        else:
+            self._drop(connection)
+
+    async def _shake_hands(self, stream: SecureStream, address: Any, names: frozenset[str]) -> None:
         try:
             await asyncio.wait_for(stream.wait_for_handshake(), _HANDSHAKE_SECONDS)
             if stream.closed():
                 raise StreamClosedError
             certificate = stream.socket.getpeercert()
             client = self._open[stream]
-            # That of a session that is resumed may have expired since it was looked at.
+            # In a resumed session the certificate may have expired since it was verified.
             client.expires = tls.expiry(certificate)
             found = tls.alternative_names(certificate)
             if names and not names & found:
                 _log.warning(
                     "client's certificate is for another name",
-                    extra=fields(client=client.host, names=" ".join(sorted(found))),
+                    extra=fields(client=client.host, names=" ".join(sorted(found))[:_MOST_SHOWN]),
                 )
                 self._drop(stream)
                 return
@@ -282,7 +356,7 @@ class Server(HTTPServer):
 
 
 def _shown(sock: socket.socket) -> str:
-    """Return where a socket listens, as in a URL."""
+    """Return the address of a socket, as in a URL."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return str(sock.getsockname())
     host, port = sock.getsockname()[:2]
@@ -293,19 +367,46 @@ def _now() -> float:
     return time.time()
 
 
-class _RequestGate(HTTPMessageDelegate):
-    """Tells when a request has been read whole, and learns whether it is to be answered."""
+def _is_tls(first: bytes) -> bool:
+    # If it is neither, OpenSSL refuses it.
+    return not _is_text(first)
 
-    def __init__(self, inner: HTTPMessageDelegate, begin: Callable[[], bool]) -> None:
+
+def _is_text(first: bytes) -> bool:
+    """Return whether an HTTP request may begin with a byte; an empty line may come before it."""
+    return first in b"\r\n" or 0x20 < first[0] < 0x7F
+
+
+class _RequestGate(HTTPMessageDelegate):
+    """Asks the server, when a request has been read, whether it may be answered.
+
+    Requests with a too large body are refused here.
+    """
+
+    def __init__(
+        self, inner: HTTPMessageDelegate, stream: Stream, begin: Callable[[], bool]
+    ) -> None:
         self._inner = inner
+        self._stream = stream
         self._begin = begin
+        self._received = 0
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        return self._inner.headers_received(start_line, headers)
+        self._stream.in_head = False
+        waiting = self._inner.headers_received(start_line, headers)
+        length = headers.get("Content-Length", "")
+        # Tornado handles other values; then the bytes of the body are counted.
+        if _DIGITS.fullmatch(length) and int(length[:100]) > MAX_BODY_BYTES:
+            self._stream.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return waiting
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        self._received += len(chunk)
+        if self._received > MAX_BODY_BYTES:
+            self._stream.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return None
         return self._inner.data_received(chunk)
 
     def finish(self) -> None:
@@ -319,20 +420,26 @@ class _RequestGate(HTTPMessageDelegate):
 
 
 def bind(addresses: Sequence[str]) -> list[socket.socket]:
-    """Listen on all of some addresses, or on none of them.
+    """Listen on some addresses; if one fails, on none of them.
 
     Args:
-        addresses: such as ``:9748`` (all of IPv4 and IPv6), ``127.0.0.1:9748``, ``[::1]:9748``.
+        addresses: such as ``:9748`` or ``[::]:9748`` (all of IPv4 and IPv6, or of IPv4 if the host
+            has no IPv6), ``0.0.0.0:9748`` (all of IPv4), ``127.0.0.1:9748``, ``[::1]:9748``.
 
     Raises:
         ValueError: an address is malformed.
-        OSError: an address cannot be listened on; its text says which and why.
+        OSError: the server cannot listen on an address; the text says which one and why.
     """
     wanted = [(address, *split(address)) for address in addresses]
     sockets: list[socket.socket] = []
     for address, host, port in wanted:
         try:
-            sockets += bind_sockets(port, host or None, backlog=_BACKLOG)
+            everywhere = not host or _is_unspecified(host)
+            found = bind_sockets(port, None if everywhere else host, backlog=_BACKLOG)
+            if not found:
+                # Tornado skips addresses of a family that this kernel does not have.
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            sockets += found
         except (OSError, UnicodeError) as error:
             for sock in sockets:
                 sock.close()
@@ -342,10 +449,10 @@ def bind(addresses: Sequence[str]) -> list[socket.socket]:
 
 
 def split(address: str) -> tuple[str, int]:
-    """Return the host, empty for every one, and the port of an address.
+    """Return the host of an address, empty for all, and its port.
 
     Raises:
-        ValueError: it is malformed.
+        ValueError: the address is malformed.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or int(match[3]) > 65535:
@@ -353,11 +460,19 @@ def split(address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def _is_unspecified(host: str) -> bool:
+    """Return whether a host is ``::``. As with Go's net.Listen, this is for IPv4 as well."""
+    try:
+        return IPv6Address(host) == IPv6Address("::")
+    except ValueError:
+        return False
+
+
 def from_systemd() -> list[socket.socket]:
-    """Take the listening sockets that systemd has opened, as sd_listen_fds(3) says.
+    """Return the listening sockets that systemd has opened: see sd_listen_fds(3).
 
     Raises:
-        ValueError: there are none, or they are something else.
+        ValueError: there are none, or a descriptor is not a listening socket.
     """
     pid, number = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -374,7 +489,7 @@ def from_systemd() -> list[socket.socket]:
             sock = None
         if sock is None or not _listens(sock):
             raise ValueError(
-                f"descriptor {descriptor} from systemd is no listening socket: "
+                f"descriptor {descriptor} from systemd is not a listening socket: "
                 "want ListenStream= and Accept=no in the socket unit"
             )
         sock.set_inheritable(False)

@@ -1,0 +1,101 @@
+"""TLS connections within this process, whose clients do what no honest one does."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dtrace_exporter.web.configuration import WebConfigFile
+from secured_service import Pki
+from step_meter import metered
+from web_serving import one_port, port_of, serving
+
+UPDATES = 50_000
+STEP_MS = 100
+REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    """An authority and the server's certificate."""
+    return Pki(tmp_path)
+
+
+@pytest.fixture
+def web(tmp_path: Path, pki: Pki) -> WebConfigFile:  # noqa: ARG001
+    """A web configuration with TLS."""
+    file = tmp_path / "web.yml"
+    file.write_text(
+        "tls_server_config: {cert_file: server.pem, key_file: server.key}", encoding="ascii"
+    )
+    return WebConfigFile(file)
+
+
+def derived(secret: bytes, label: str, size: int) -> bytes:
+    """Return what HKDF-Expand-Label of RFC 8446, 7.1, makes of a secret of SHA-384."""
+    name = f"tls13 {label}".encode()
+    info = size.to_bytes(2) + bytes([len(name)]) + name + b"\0"
+    return hmac.digest(secret, info + b"\1", "sha384")[:size]
+
+
+def record(secret: bytes, kind: int, content: bytes) -> bytes:
+    """Return the first record under a client's secret, for TLS_AES_256_GCM_SHA384."""
+    head = b"\x17\x03\x03" + (len(content) + 17).to_bytes(2)
+    key, nonce = derived(secret, "key", 32), derived(secret, "iv", 12)
+    return head + AESGCM(key).encrypt(nonce, content + bytes([kind]), head)
+
+
+def updates(secret: bytes, number: int) -> Iterator[bytes]:
+    """Yield updates of a client's key, and after them a request under the last one."""
+    for _ in range(number):
+        yield record(secret, 22, b"\x18\0\0\1\0")
+        secret = derived(secret, "traffic upd", 48)
+    yield record(secret, 23, REQUEST)
+
+
+def shaken(port: int, pki: Pki, keys: Path) -> tuple[socket.socket, bytes]:
+    """Return a connection after the handshake, without TLS, and its client's secret."""
+    tls = pki.trusting()
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.keylog_filename = str(keys)
+    raw = socket.create_connection(("127.0.0.1", port), 30)
+    secure = tls.wrap_socket(raw, server_hostname="localhost")
+    assert secure.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+    (line,) = (
+        line
+        for line in keys.read_text(encoding="ascii").splitlines()
+        if line.startswith("CLIENT_TRAFFIC_SECRET_0 ")
+    )
+    raw = socket.socket(fileno=secure.detach())
+    raw.settimeout(60)
+    return raw, bytes.fromhex(line.split()[2])
+
+
+async def test_key_updates(
+    web: WebConfigFile, pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Updates of a client's key without end are read piece by piece, and others have their turn."""
+    with metered() as meter:
+        async with serving(one_port(), web=web) as server:
+            port = port_of(server)
+            raw, secret = await asyncio.to_thread(shaken, port, pki, tmp_path / "keys")
+            with raw:
+                flood = await asyncio.to_thread(lambda: b"".join(updates(secret, UPDATES)))
+                meter.longest = 0.0
+                used = time.thread_time()
+                await asyncio.to_thread(raw.sendall, flood)
+                assert await asyncio.to_thread(raw.recv, 100)
+                used = time.thread_time() - used
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\n    longest step {1000 * meter.longest:.0f} ms of {used:.2f} s", end=" "
+        )
+    assert 1000 * meter.longest < STEP_MS, meter.what
