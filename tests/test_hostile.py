@@ -26,6 +26,7 @@ import bcrypt
 import pytest
 from lab.waiting import until
 
+from dtrace_exporter.log import MOST
 from fake_steps import FakeDTrace
 from linux_rows import ACCEPTED, ESTABLISHED, Q_FULL, TAKEN, counted, told
 from secured_service import Pki, Service, basic, running
@@ -35,7 +36,8 @@ CROWD = 200
 IDLE = 10_000
 HANDSHAKES = 1000
 LISTENERS = 10
-LONGEST = 5.0
+MANY = 5000
+LONGEST = 3.0
 ATTACK_SECONDS = 2.0
 """For so long at least an attack is repeated, so that scrapes fall into it."""
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
@@ -81,7 +83,8 @@ def forget_peak(service: Service) -> None:
 @contextmanager
 def scraping(service: Service, ca: str = "", authorization: str = "") -> Iterator[dict[str, Any]]:
     """Scrape honestly until the block ends; what it yields is then filled with what was seen."""
-    command = [sys.executable, str(SCRAPER), str(service.port), ca, authorization]
+    words = [str(service.port), ca, authorization, str(service.process.pid)]
+    command = [sys.executable, str(SCRAPER), *words]
     seen: dict[str, Any] = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as scraper:
         assert scraper.stdout is not None
@@ -101,8 +104,8 @@ def endure(
 ) -> None:
     """Attack while an honest client scrapes; it is served in time and the memory does not double.
 
-    A scrape should take less than a second, and here, where the machine may be busy with other
-    things, has to take less than a few.
+    A scrape should take less than a second. What it takes is told; what it has to keep is a limit
+    on the processor time that the service uses meanwhile, for the machine may be busy with others.
     """
     with scraping(service, ca, authorization) as quiet:
         time.sleep(1)
@@ -118,12 +121,13 @@ def endure(
     with capsys.disabled():
         print(  # noqa: T201
             f"\n    {took:.1f} s of it: {hostile['scrapes']} scrapes, longest "
-            f"{hostile['longest']:.3f} s (quiet {quiet['longest']:.3f} s), memory at most "
+            f"{hostile['longest']:.3f} s (quiet {quiet['longest']:.3f} s) with "
+            f"{hostile['most']:.2f} s of processor time, memory at most "
             f"{peak:.0f} MB (quiet {before:.0f} MB)",
             end=" ",
         )
     assert quiet["wrong"] == hostile["wrong"] == []
-    assert hostile["longest"] < LONGEST
+    assert hostile["most"] < LONGEST
     assert peak < 2 * before
     assert service.process.poll() is None
 
@@ -280,7 +284,7 @@ def test_huge_bodies(service: Service, capsys: pytest.CaptureFixture[str]) -> No
     def attack() -> None:
         for _ in range(CROWD):
             big = exchange(service, start + b"Content-Length: 99999999999\r\n\r\n" + b"x" * 10_000)
-            assert big.split()[1:2] in ([], [b"400"], [b"413"])
+            assert big.split()[1:2] == [b"413"]
         for _ in range(20):
             with connect(service) as client, suppress(ConnectionError):
                 client.sendall(start + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -289,6 +293,19 @@ def test_huge_bodies(service: Service, capsys: pytest.CaptureFixture[str]) -> No
                 raise AssertionError("it takes a body without end")
 
     endure(service, attack, capsys)
+
+
+def test_wrong_protocol(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that speak TLS to a plain port are told so, and do not fill the log."""
+    said = "client sent a TLS handshake to an HTTP server"
+
+    def attack() -> None:
+        for _ in range(CROWD):
+            assert exchange(service, b"\x16\x03\x01" + bytes(500)).split()[1:2] == [b"400"]
+
+    endure(service, attack, capsys)
+    # A minute may end meanwhile.
+    assert 1 <= service.log().count(said) <= 2 * MOST
 
 
 def test_many_scrapes_at_once(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,6 +363,36 @@ def test_scrapes_that_are_given_up(
                 client.sendall(f"GET {target % number} HTTP/1.1\r\nHost: x\r\n\r\n".encode("ascii"))
 
     endure(service, attack, capsys)
+
+
+@pytest.mark.parametrize("target", ["/api/v1/listeners?netns=4&name=%s", "/?netns=4&name=%s"])
+def test_many_views(
+    tmp_path: Path, fake_dtrace: FakeDTrace, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 5,000 listeners others may ask for as many different views as they like."""
+    rows = (
+        f"0 listener {(1 << 47 | n) << 16:x} 1 10 4026531840 1 10.0.{n >> 8}.{n & 255} 22 0 0 8"
+        for n in range(MANY)
+    )
+    steps = {"ready": "4026531840"}, {"rows": [*rows]}, {"tick": True}
+    statuses: set[bytes] = set()
+    with running(tmp_path, "{}", lambda: fake_dtrace(*steps)) as service:
+        until(lambda: scrape(service).count(b"\ndtrace_tcp_listen_syns_total{") >= MANY)
+
+        def attack() -> None:
+            with ExitStack() as stack, selectors.DefaultSelector() as answered:
+                for number in range(20):
+                    client = stack.enter_context(connect(service))
+                    answered.register(client, selectors.EVENT_READ)
+                    wanted = target % "name"[: number % 4]
+                    head = f"GET {wanted}&x={number} HTTP/1.1\r\nHost: x\r\n"
+                    client.sendall(f"{head}Accept-Encoding: gzip\r\n\r\n".encode())
+                for key, _ in answered.select(60):
+                    assert isinstance(key.fileobj, socket.socket)
+                    statuses.add(key.fileobj.recv(100).split()[1])
+
+        endure(service, attack, capsys)
+    assert statuses == {b"200"}
 
 
 def test_guessing(
@@ -450,7 +497,11 @@ def test_reloads(
 @pytest.mark.parametrize(
     ("request_", "statuses"),
     [
-        (b"\x00\xff\xfe\x16\x03\x01", ()),
+        (b"\x00\xff\xfe\x16\x03\x01", (400,)),
+        (b"\x16\x03\x01\x02\x00", (400,)),
+        (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 20_000), (414,)),
+        (GET + b"Cookie: %s\r\n\r\n" % (b"x" * 20_000), (431,)),
+        (BODY + b"Content-Length: 5000\r\n\r\n" + b"x" * 5000, (413,)),
         (b"\r\n\r\n", (400,)),
         (b"GET /metrics\r\n\r\n", (400,)),
         (b"GET /metrics HTTP/9.9\r\nHost: x\r\n\r\n", (400,)),
@@ -523,14 +574,11 @@ def test_odd_requests(odd: Service, request_: bytes, statuses: tuple[int, ...]) 
         request_ = request_.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
     with connect(odd) as client:
         client.sendall(request_)
-        if not statuses:
-            client.shutdown(socket.SHUT_WR)
         answer = b""
         with suppress(ConnectionError):
             while chunk := client.recv(1 << 16):
                 answer += chunk
-    found = answer.split()[1:2]
-    assert found == [] if not statuses else int(found[0]) in statuses
+    assert int(answer.split()[1]) in statuses
     if b"Accept-Encoding: gzip;q=0" in request_:
         assert b"\ndtrace_tcp_listen_syns_total" in answer
     assert b"root:" not in answer

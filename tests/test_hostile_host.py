@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,16 @@ import pytest
 import yaml
 
 import zone_rows
-from dtrace_exporter import config, families, service, trace, yaml_reader
+from dtrace_exporter import config, families, namespaces, service, trace, yaml_reader
 from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.service import Service
 from dtrace_exporter.state import State
-from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rows, session
+from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rendering, rows
 from dtrace_exporter.tracing.plan import Plan
 from dtrace_exporter.tracing.session import Session
+from dtrace_exporter.watched import named
 from linux_rows import told
 from step_meter import metered
 
@@ -136,11 +139,8 @@ def measure(place: Path, lines: Iterator[str], name: str, said: str = "") -> dic
     return found
 
 
-def endure(
-    place: Path, lines: Iterator[str], name: str, capsys: pytest.CaptureFixture[str], said: str = ""
-) -> dict[str, Any]:
-    """Let a host attack; no step of the loop is long, and the memory has its bounds."""
-    found = measure(place, lines, name, said)
+def tell(found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Print what was found."""
     with capsys.disabled():
         print(  # noqa: T201
             f"\n    longest step {found['step_ms']:.0f} ms, search for garbage "
@@ -148,6 +148,14 @@ def endure(
             f"{found['scrape_mb']:.1f} MB in {found['scrape_s']:.2f} s",
             end=" ",
         )
+
+
+def endure(
+    place: Path, lines: Iterator[str], name: str, capsys: pytest.CaptureFixture[str], said: str = ""
+) -> dict[str, Any]:
+    """Let a host attack; no step of the loop is long, and the memory has its bounds."""
+    found = measure(place, lines, name, said)
+    tell(found, capsys)
     assert found["step_ms"] < STEP_MS, found["step"]
     assert found["memory_mb"] < MEMORY_MB
     assert found["listeners"] <= Limits().listeners + 1
@@ -192,8 +200,12 @@ def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_local_user_of_a_configured_port(capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_user_of_a_configured_port(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor is a step long where the kernel is asked about 100,000 sockets of one port."""
+    patient = replace(rendering.window(1.0), patience=math.inf)
+    monkeypatch.setattr(rendering, "window", lambda _: patient)
     samples = [
         ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, n + 1)
         for n in range(2 * MANY)
@@ -201,8 +213,8 @@ def test_local_user_of_a_configured_port(capsys: pytest.CaptureFixture[str]) -> 
 
     async def test() -> float:
         state, id_ = State(), SessionId("", "port-80")
-        state.table.watch(id_, {80: "web"})
-        command = ("/bin/sh", "-c", f"echo ready 5 {session._own_netns()}; exec sleep 600")
+        state.table.watch(id_, named({80: "web"}))
+        command = ("/bin/sh", "-c", f"echo ready 5 {namespaces.own()}; exec sleep 600")
         plan = Plan(config.DTraceConfig(command=command), program.load("linux"), 80, {})
         one = Session(id_, plan, state, asyncio.Semaphore(1))
         await one.settled.wait()
@@ -210,7 +222,7 @@ def test_local_user_of_a_configured_port(capsys: pytest.CaptureFixture[str]) -> 
         with metered() as meter:
             for _ in range(4):
                 one._tally.ticks += 1
-                await asyncio.create_task(one.compare(samples, 5, {}))
+                await asyncio.create_task(one.compare(samples, 5, {"drops": 0}))
         assert len(state.table) == Limits().listeners
         await one.stop()
         return 1000 * meter.longest
@@ -241,9 +253,9 @@ def test_reload(
     """A reload of 1,000 ports and 20 hosts takes its time beside the event loop, not in it."""
     threads = []
 
-    def load(file: Path | None) -> config.Config:
+    def load(*args: Any) -> config.Config:
         threads.append(threading.current_thread())
-        return config.load(file)
+        return config.load(*args)
 
     monkeypatch.setattr(service, "load", load)
     path = tmp_path / "c.yml"
@@ -382,3 +394,58 @@ def test_blame_looks_at_few_probes() -> None:
     ]
     few, many = (shortest(lambda m: refusal.blame(m, text, family), one) for one in messages)
     assert many < 5 * few
+
+
+# A script's rows
+
+SCRIPT = (
+    "syscall:::entry { @a[execname] = count(); }\n"
+    "syscall:::return { @b[execname] = llquantize(arg0, 10, 0, 6, 20); }\n"
+)
+TABLE = "\\n".join(f"{edge} | 1" for edge in range(4000))
+SCRIPT_ATTACKS = {
+    "keys of 200 KB": f"row 0\x1f%d{'x' * 200_000}\x1f1",
+    "keys of 200 KB that are escaped": "row 0\x1f" + r"\033" * 50_000 + "%d\x1f1",
+    "keys as long as may be": f"row 0\x1f%d{chr(0x1F600) * 4000}\x1f1",
+    "tables of 4,000 lines": f"row 1\x1f%d\x1f{TABLE}",
+    "tables of 40,000 lines": f"row 1\x1f%d\x1f{'1 | 1' + chr(10) * 40_000}",
+    "heartbeats": "tick %d",
+}
+
+
+@pytest.mark.parametrize("attack", SCRIPT_ATTACKS)
+def test_script(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it matter what a host prints as the rows of a user's own script."""
+    row = SCRIPT_ATTACKS[attack]
+    (tmp_path / "s.d").write_text(SCRIPT, encoding="ascii")
+    (tmp_path / "evil.py").write_text(
+        "import re, sys\n"
+        "token = re.search('(t[0-9a-f]{16}) ready', sys.stdin.read())\n"
+        "if '-e' not in sys.argv and token:\n"
+        "    print(f'\\x1e{token[1]} ready\\x1e')\n"
+        f"    row = {row!r}.replace('\\\\n', '\\n')\n"
+        "    for n in range(1000):\n"
+        "        print(f'\\x1e{token[1]} {row % n}\\x1e')\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-X", "utf8", str(tmp_path / "evil.py")]
+    host = {
+        "name": "evil",
+        "dtrace": {"command": command, "program": "linux"},
+        "scripts": [{"script": str(tmp_path / "s.d")}],
+    }
+    nothing = {"command": ["/bin/true"], "program": "linux"}
+    whole = {"source": "dtrace", "dtrace": nothing, "listeners": [{"port": 1}], "hosts": [host]}
+    (tmp_path / "c.yml").write_text(yaml.safe_dump(whole), encoding="ascii")
+    done = subprocess.run(
+        [sys.executable, str(METER), str(tmp_path / "c.yml")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    tell(found, capsys)
+    assert any(found["up"])
+    assert found["step_ms"] < STEP_MS, found["step"]
+    assert found["memory_mb"] < MEMORY_MB

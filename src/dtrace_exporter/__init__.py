@@ -1,3 +1,3 @@
 """Prometheus exporter for TCP listen queues, counted in the kernel by DTrace."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""What a scrape gets: the families of metrics, read anew from the state each time."""
+"""The families of metrics, read from the state at each scrape."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ from dtrace_exporter.listeners import (
     Capabilities,
     Identity,
     Listener,
+    ListenerTable,
+    Owner,
     SessionId,
 )
+from dtrace_exporter.scripts.metrics import ScriptMetrics
+from dtrace_exporter.sockets import MORE_THAN
 from dtrace_exporter.state import SessionStatus, State
 
 _log = logging.getLogger(__name__)
@@ -35,15 +39,15 @@ _log = logging.getLogger(__name__)
 Labels = tuple[tuple[str, str], ...]
 
 
-# There are very many of these. Tuples of nothing but tuples, texts and numbers, unlike any other
-# class's, are left out where Python looks for garbage, during which nothing else runs.
+# There are very many of these, and nothing else runs during Python's garbage collection. It skips
+# tuples that contain only tuples, strings and numbers; it would not skip instances of a class.
 Layout = tuple[tuple[str, Labels], ...]
-"""Which samples a block has: the suffix and the labels of its own of each."""
+"""The samples of a block: for each its suffix, and the labels that only it has."""
 
 Block = tuple[str, Layout, tuple[float, ...]]
-"""The samples of one family that one listener, session or the exporter itself has.
+"""The samples of one family of one listener, session or the exporter itself.
 
-The family, and the values in the order of the layout.
+It has the family's name, the layout, and the values in the order of the layout.
 """
 
 
@@ -57,6 +61,9 @@ _GAUGE: Layout = (("", ()),)
 _SATURATION = _histogram(str(tenth / 10) for tenth in range(SYN_BUCKETS - 1))
 _WAIT = _histogram(str(4**n / 1e9) for n in range(5, WAIT_BUCKETS + 4))
 
+OWNED = "dtrace_tcp_listen_info"
+"""The family with the owners of listeners."""
+
 FAMILIES = {
     "dtrace_tcp_listen_syns": (
         "counter",
@@ -64,7 +71,7 @@ FAMILIES = {
     ),
     "dtrace_tcp_listen_drops": (
         "counter",
-        "Connections refused for want of room; counted in the kernel (DTrace or sock_diag).",
+        "Connections refused for lack of room; counted in the kernel (DTrace or sock_diag).",
     ),
     "dtrace_tcp_listen_established": (
         "counter",
@@ -73,6 +80,14 @@ FAMILIES = {
     "dtrace_tcp_listen_accepts": (
         "counter",
         "Connections that the application took out of Q; counted in the kernel (DTrace).",
+    ),
+    "dtrace_tcp_listen_handshake_seconds": (
+        "histogram",
+        "Time from the SYN-ACK to the final ACK; measured in the kernel, by TCP itself (DTrace).",
+    ),
+    "dtrace_tcp_listen_synack_retransmits": (
+        "counter",
+        "SYN-ACKs that the kernel sent again for the listener; counted in the kernel (DTrace).",
     ),
     "dtrace_tcp_listen_q0_length": (
         "gauge",
@@ -90,13 +105,49 @@ FAMILIES = {
         "gauge",
         "Limit of the accept queue (Qmax), from DTrace or sock_diag.",
     ),
+    "dtrace_tcp_listen_backlog_requested": (
+        "gauge",
+        "The backlog that the application passed to listen(); the kernel made Qmax of it (DTrace).",
+    ),
+    "dtrace_tcp_listen_q_capacity": (
+        "gauge",
+        "How many connections the accept queue can hold on this kernel; from DTrace or sock_diag.",
+    ),
     "dtrace_tcp_listen_q_saturation_ratio": (
         "histogram",
         "Fullness of the accept queue, Q/Qmax, at each SYN; counted in the kernel (DTrace).",
     ),
+    "dtrace_tcp_listen_q_sampled_ratio": (
+        "histogram",
+        "Fullness of the accept queue, Q/Qmax, sampled between scrapes (sock_diag).",
+    ),
     "dtrace_tcp_listen_accept_wait_seconds": (
         "histogram",
         "Time in Q, from the handshake's completion to accept; measured in the kernel (DTrace).",
+    ),
+    "dtrace_tcp_refused": (
+        "counter",
+        "SYNs answered with RST because nobody listened, by port; counted in the kernel (DTrace).",
+    ),
+    OWNED: (
+        "gauge",
+        "Who owns the listener, as its labels say; always 1 (sock_diag and /proc, or DTrace).",
+    ),
+    "dtrace_unix_listen_q_length": (
+        "gauge",
+        "Connections waiting for accept (Q) at a UNIX socket, now (sock_diag).",
+    ),
+    "dtrace_unix_listen_q_limit": (
+        "gauge",
+        "Limit of the accept queue (Qmax) of a UNIX socket, its backlog (sock_diag).",
+    ),
+    "dtrace_unix_listen_q_capacity": (
+        "gauge",
+        "How many connections the accept queue of a UNIX socket can hold, by Qmax (sock_diag).",
+    ),
+    "dtrace_unix_listen_left_out": (
+        "gauge",
+        "Paths of UNIX sockets that the configuration matches but that are too many to export.",
     ),
     "dtrace_session_up": ("gauge", "1 while the heartbeat of the session's dtrace(1) arrives."),
     "dtrace_session_restarts": (
@@ -105,15 +156,15 @@ FAMILIES = {
     ),
     "dtrace_session_uncounted_seconds": (
         "counter",
-        "For how long nobody counted: from the session's last row to its next start.",
+        "Time in which nothing was counted, from the session's last row to its next start.",
     ),
     "dtrace_session_unattributed": (
         "counter",
-        "What the kernel's own totals have and the listeners' counters do not, by kind.",
+        "Events that the kernel's own totals have and the listeners' counters lack, by kind.",
     ),
     "dtrace_session_lost": (
         "counter",
-        "What dtrace(1) said on its standard error that it lost, by kind.",
+        "Losses of data that dtrace(1) reported on its standard error, by kind.",
     ),
     "dtrace_session_probe_errors": (
         "counter",
@@ -121,11 +172,11 @@ FAMILIES = {
     ),
     "dtrace_session_bad_rows": (
         "counter",
-        "Lines on dtrace(1)'s standard output that are no rows of the D program.",
+        "Lines on dtrace(1)'s standard output that are not rows of the D program.",
     ),
     "dtrace_session_refused": (
         "counter",
-        "Rows that were not taken in for want of room, by the limit that the configuration sets.",
+        "Rows that were refused because a limit of the configuration was reached, by limit.",
     ),
     "dtrace_session_last_record_timestamp_seconds": (
         "gauge",
@@ -135,9 +186,13 @@ FAMILIES = {
         "gauge",
         "1 for each optional part of the D program that this kernel could enable, 0 for the rest.",
     ),
+    "dtrace_script_info": (
+        "gauge",
+        "A script whose aggregations are metrics, and its file; always 1.",
+    ),
     "dtrace_exporter_source_info": (
         "gauge",
-        "Where the listeners' numbers come from, as chosen at the start; always 1.",
+        "Where the listeners' numbers come from, and why that is not DTrace; always 1.",
     ),
     "dtrace_exporter_build_info": (
         "gauge",
@@ -149,22 +204,36 @@ FAMILIES = {
     ),
     "dtrace_exporter_config_last_reload_success_timestamp_seconds": (
         "gauge",
-        "When the exporter last read its configuration with success, by its own clock.",
+        "When the exporter last read its configuration successfully, by its own clock.",
+    ),
+    "dtrace_exporter_web_config_last_reload_successful": (
+        "gauge",
+        "1 when the exporter's last attempt to read its web configuration succeeded, else 0.",
+    ),
+    "dtrace_exporter_web_certificate_expiry_timestamp_seconds": (
+        "gauge",
+        "When the first of the web server's certificates expires, as the certificate says.",
     ),
 }
 
 
 class Series:
-    """Blocks whose samples share labels; put together before any of them is exported.
+    """Blocks whose samples share labels; they are complete before any of them is exported.
 
-    ``identity`` is the labels as Prometheus tells series apart: an empty one is as good as none.
+    Attributes:
+        blocks: the blocks.
+        labels: the labels that all samples share.
+        identity: what Prometheus compares to tell series apart: the labels that are not empty.
+        piece: distinguishes the series of a script, whose samples have more labels.
     """
 
-    __slots__ = ("blocks", "identity", "labels")
+    __slots__ = ("blocks", "identity", "labels", "piece")
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Mapping[str, str], piece: str = "") -> None:
         self.labels = _labels(labels)
-        self.identity = tuple(sorted([label for label in self.labels if label[1]]))
+        self.piece = piece
+        known = [label for label in self.labels if label[1]]
+        self.identity = (*sorted(known), *([("", piece)] if piece else []))
         self.blocks: list[Block] = []
 
     def counter(self, family: str, value: float) -> None:
@@ -188,11 +257,18 @@ class Series:
             self.blocks.append((family, layout, tuple(map(float, values.values()))))
 
     def info(self, family: str, **labels: str) -> None:
-        """Add a gauge that is 1, for the sake of its labels."""
+        """Add a gauge of value 1 with some labels."""
         self.blocks.append((family, (("", _labels(labels)),), (1.0,)))
 
     def histogram(self, family: str, layout: Layout, cells: Sequence[int], total: float) -> None:
-        """Add a histogram, from what each of its buckets has for itself and the values' sum."""
+        """Add a histogram.
+
+        Args:
+            family: its name.
+            layout: its samples.
+            cells: how many values are in each bucket, not cumulative.
+            total: the sum of the values.
+        """
         counts = tuple(map(float, accumulate(cells)))
         values = (*counts, counts[-1], float(total))
         if len(values) != len(layout):
@@ -201,7 +277,7 @@ class Series:
 
 
 class Collector(prometheus_registry.Collector):
-    """Families of everything in a state."""
+    """Collects the families of everything in a state."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -209,14 +285,24 @@ class Collector(prometheus_registry.Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Yield every family without samples; a name[] filter is matched against these."""
-        return (family(name) for name in FAMILIES)
+        return (family(name, self.families) for name in self.families)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families that have samples."""
-        return families(self.read())
+        return families(self.read(), self.families)
+
+    @property
+    def families(self) -> dict[str, tuple[str, str]]:
+        """The type and help of all families, also of those of scripts, by name."""
+        scripts = self._state.scripts.values()
+        return FAMILIES | {
+            each.name: (each.kind, encodable(each.help))
+            for script in scripts
+            for each in script.families
+        }
 
     def read(self) -> list[Series]:
-        """Read all series at once, as reading() does."""
+        """Read all series at once; see reading()."""
         work = self.reading()
         while True:
             try:
@@ -228,11 +314,12 @@ class Collector(prometheus_registry.Collector):
     def reading(self) -> Generator[None, None, list[Series]]:
         """Read all series, of which no two have the same labels.
 
-        What cannot be read is left out and logged: one odd listener must not cost the scrape of
-        all others. The series of a listener that has not changed is the very same as before.
+        If a listener cannot be read, its series is left out and this is logged, so that the scrape
+        still has all others. For a listener that has not changed, the same object as before is
+        returned.
 
         Yields:
-            After each of them.
+            After each series.
         """
         before, self._known = self._known, {}
         found: dict[Labels, Series] = {}
@@ -251,29 +338,43 @@ class Collector(prometheus_registry.Collector):
 
     def _readers(self, before: dict[Identity, _Known]) -> Iterator[Callable[[], Series]]:
         for listener in self._state.table:
-            # A session may have ended meanwhile, and its listeners with it.
+            # Its session may have ended meanwhile.
             if not self._state.table.is_watched(listener.session):
                 continue
-            # Taken out, so that no more than one changed listener is kept twice at a time.
+            # pop(), so that at most one changed listener is in memory twice.
             yield partial(self._listener, listener, before.pop(listener.identity, None))
+        if self._state.unix is not None:
+            for (place, path), queues in self._state.unix.by_path.items():
+                yield partial(_unix, place, path, *queues)
         for session, status in [*self._state.sessions.items()]:
             yield partial(_session, session, status)
+            if status.features.get("refused") and self._state.table.is_watched(session):
+                yield partial(_refused, session.host, self._state.table)
+        for session, script in [*self._state.scripts.items()]:
+            yield partial(_script_info, session, script)
+            for piece, block in script.blocks():
+                yield partial(_script, session, piece, block)
         yield partial(_exporter, self._state)
 
     def _listener(self, listener: Listener, known: _Known | None) -> Series:
         table = self._state.table
         capabilities, name = table.capabilities(listener), table.name(listener)
-        if known is None or (listener, capabilities, name) != known[:3]:
-            known = _Known(
-                listener.copy(), capabilities, name, _listener(listener, capabilities, name)
-            )
+        owner = self._state.owner(listener)
+        asked = capabilities, name, table.has_histograms(listener), owner
+        if known is None or (listener, asked) != known[:2]:
+            known = _Known(listener.copy(), asked, listener_series(listener, *asked))
         self._known[listener.identity] = known
         return known.series
 
 
 def registry(collector: prometheus_registry.Collector | None = None) -> CollectorRegistry:
-    """Return a registry of what a collector has, if any, and the process's, platform's and gc's."""
-    result = CollectorRegistry()
+    """Return a registry with the metrics of the process, the platform and the garbage collector.
+
+    Args:
+        collector: a further collector for it, if any.
+    """
+    # auto_describe asks collectors that do not describe themselves, so that name[] finds theirs.
+    result = CollectorRegistry(auto_describe=True)
     if collector is not None:
         result.register(collector)
     ProcessCollector(registry=result)
@@ -282,18 +383,20 @@ def registry(collector: prometheus_registry.Collector | None = None) -> Collecto
     return result
 
 
-def families(series: Iterable[Series]) -> Iterator[Metric]:
+def families(
+    series: Iterable[Series], known: Mapping[str, tuple[str, str]] = FAMILIES
+) -> Iterator[Metric]:
     """Yield the families that have samples in some series."""
-    found = {name: family(name) for name in FAMILIES}
+    found = {name: family(name, known) for name in known}
     for one in series:
         for block in one.blocks:
             found[block[0]].samples.extend(samples(one.labels, block))
     return (family for family in found.values() if family.samples)
 
 
-def family(name: str) -> Metric:
-    """Return a family of FAMILIES, without samples."""
-    kind, text = FAMILIES[name]
+def family(name: str, known: Mapping[str, tuple[str, str]] = FAMILIES) -> Metric:
+    """Return a family, without samples."""
+    kind, text = known[name]
     return Metric(name, text, kind)
 
 
@@ -308,9 +411,9 @@ def samples(labels: Labels, block: Block) -> Iterator[Sample]:
 def encodable(value: str) -> str:
     """Return a text that UTF-8 can encode.
 
-    A lone surrogate, as from a command's output that was no UTF-8, would fail a whole answer.
+    Output of a command that was not UTF-8 has lone surrogates; they would make an answer fail.
     """
-    return value.encode(errors="replace").decode()
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def _labels(labels: Mapping[str, str]) -> Labels:
@@ -324,12 +427,26 @@ def _each(suffix: str, label: str, values: tuple[str, ...]) -> Layout:
 
 class _Known(NamedTuple):
     listener: Listener
-    capabilities: Capabilities
-    name: str
+    asked: tuple[Capabilities, str, bool, Owner | None]
     series: Series
 
 
-def _listener(listener: Listener, capabilities: Capabilities, name: str) -> Series:
+def listener_series(
+    listener: Listener,
+    capabilities: Capabilities,
+    name: str,
+    histograms: bool,
+    owner: Owner | None = None,
+) -> Series:
+    """Return the series of a listener.
+
+    Args:
+        listener: the listener.
+        capabilities: which series its source can fill.
+        name: its name in the configuration, or an empty string.
+        histograms: whether its histograms are exported.
+        owner: its owner, None if it has not been looked up.
+    """
     identity = listener.identity
     labels = {
         "port": str(identity.port),
@@ -340,19 +457,36 @@ def _listener(listener: Listener, capabilities: Capabilities, name: str) -> Seri
     series = Series(labels | _host(identity.host))
     if capabilities.syns:
         series.counter("dtrace_tcp_listen_syns", listener.syns)
+    if capabilities.syns and histograms:
         series.histogram(
             "dtrace_tcp_listen_q_saturation_ratio",
             _SATURATION,
             listener.saturation,
             listener.saturation_sum,
         )
-    drops = {reason: listener.drops.get(reason, 0) for reason in capabilities.reasons}
+    if capabilities.sampled and histograms:
+        series.histogram(
+            "dtrace_tcp_listen_q_sampled_ratio",
+            _SATURATION,
+            listener.sampled or [0] * SYN_BUCKETS,
+            listener.sampled_sum,
+        )
+    drops = listener.drops_by(capabilities.reasons)
     series.counters("dtrace_tcp_listen_drops", "reason", drops)
     if capabilities.established:
         series.counter("dtrace_tcp_listen_established", listener.established)
+    if capabilities.handshake and histograms:
+        series.histogram(
+            "dtrace_tcp_listen_handshake_seconds",
+            _WAIT,
+            listener.handshakes,
+            listener.handshake_ns / 1e9,
+        )
     if capabilities.accepts:
         series.counter("dtrace_tcp_listen_accepts", listener.accepts)
-    if capabilities.accept_wait:
+    if capabilities.synack_retransmits:
+        series.counter("dtrace_tcp_listen_synack_retransmits", listener.synack_retransmits)
+    if capabilities.accept_wait and histograms:
         series.histogram(
             "dtrace_tcp_listen_accept_wait_seconds",
             _WAIT,
@@ -361,14 +495,39 @@ def _listener(listener: Listener, capabilities: Capabilities, name: str) -> Seri
         )
     queues = listener.queues
     if queues is not None:
+        limit = queues.q_limit
         for family, value in (
             ("dtrace_tcp_listen_q0_length", queues.q0),
             ("dtrace_tcp_listen_q_length", queues.q),
             ("dtrace_tcp_listen_q0_limit", queues.q0_limit),
-            ("dtrace_tcp_listen_q_limit", queues.q_limit),
+            ("dtrace_tcp_listen_q_limit", limit),
+            ("dtrace_tcp_listen_backlog_requested", queues.requested),
+            (
+                "dtrace_tcp_listen_q_capacity",
+                None if limit is None else listener.q_capacity.of(limit),
+            ),
         ):
             if value is not None:
                 series.gauge(family, value)
+    if owner is not None:
+        series.info(OWNED, **owner_labels(owner, capabilities.place_label))
+    return series
+
+
+def owner_labels(owner: Owner, place_label: str) -> dict[str, str]:
+    """Return the labels of an owner. Some may be empty, which for Prometheus means absent."""
+    named = {f"{place_label}_name": owner.place_name} if owner.place_name else {}
+    whose = owner._asdict()
+    del whose["place_name"]
+    return whose | named
+
+
+def _unix(place: str, path: str, q: int, qmax: int) -> Series:
+    series = Series({"path": path, "netns": place})
+    series.gauge("dtrace_unix_listen_q_length", q)
+    series.gauge("dtrace_unix_listen_q_limit", qmax)
+    # net/unix/af_unix.c, unix_recvq_full(): the same as for TCP.
+    series.gauge("dtrace_unix_listen_q_capacity", MORE_THAN.of(qmax))
     return series
 
 
@@ -388,6 +547,24 @@ def _session(session: SessionId, status: SessionStatus) -> Series:
     return series
 
 
+def _refused(host: str, table: ListenerTable) -> Series:
+    series = Series({"netns": ""} | _host(host), "refused")
+    series.counters("dtrace_tcp_refused", "port", table.refused(host))
+    return series
+
+
+def _script_info(session: SessionId, script: ScriptMetrics) -> Series:
+    series = Series(_host(session.host), f"{session.name} info")
+    series.info("dtrace_script_info", script=session.name.partition("-")[2], file=script.file)
+    return series
+
+
+def _script(session: SessionId, piece: str, block: Block) -> Series:
+    series = Series(_host(session.host), f"{session.name} {piece}")
+    series.blocks.append(block)
+    return series
+
+
 def _exporter(state: State) -> Series:
     series = Series({})
     series.info(
@@ -395,12 +572,23 @@ def _exporter(state: State) -> Series:
         source=state.source.name,
         program=state.source.program,
         dtrace_version=state.source.dtrace_version,
+        reason=state.source.reason,
     )
     series.info("dtrace_exporter_build_info", version=__version__, python=platform.python_version())
     series.gauge("dtrace_exporter_config_last_reload_successful", state.last_reload_successful)
     series.gauge(
         "dtrace_exporter_config_last_reload_success_timestamp_seconds", state.last_reload_success
     )
+    if state.unix is not None:
+        series.gauge("dtrace_unix_listen_left_out", state.unix.left_out)
+    if (web := state.web) is not None:
+        series.gauge(
+            "dtrace_exporter_web_config_last_reload_successful", web.last_reload_successful
+        )
+        if web.certificate_end is not None:
+            series.gauge(
+                "dtrace_exporter_web_certificate_expiry_timestamp_seconds", web.certificate_end
+            )
     return series
 
 

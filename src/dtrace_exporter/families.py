@@ -1,7 +1,7 @@
-"""The kernel families: what is peculiar to each, from the file of facts beside its D programs.
+"""The kernel families: what differs between them, from the file of facts beside their D programs.
 
-A family is programs/NAME.d, which counts, NAME_trace.d, which prints, NAME_calls.d where a second
-consumer is needed, and NAME.toml. To add one is to add these files.
+A family consists of programs/NAME.d, which counts, NAME_trace.d, which prints events, NAME_calls.d
+if a second consumer is needed, and NAME.toml. To add a family, add these files.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from dtrace_exporter.sockets import QCapacity
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """An optional part of a family's programs.
 
-    ``what`` is what it is for and ``without`` what is missing without it, for people. ``probes``
-    are the functions, or function:entry, that only it has; ``needs`` the parts that it rests on;
-    ``reasons`` those of drops that it tells. ``moves`` is whether without it some connections go
-    into Q or leave it uncounted.
+    Attributes:
+        what: what it is for, for people.
+        without: what is missing without it, for people.
+        probes: the functions, or function:entry, that only this part traces.
+        needs: the parts that it needs; in ``a|b`` one of the two is enough.
+        reasons: the reasons of the drops that it counts.
+        departs: whether it sees all that leaves Q.
+        moves: whether without it some connections enter or leave Q uncounted.
     """
 
     what: str
@@ -29,6 +35,7 @@ class Part:
     probes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    departs: bool = False
     moves: bool = False
 
 
@@ -36,25 +43,36 @@ class Part:
 class Family:
     """A kernel family.
 
-    ``system`` is sys.platform where no other family has it, else empty; ``entrance`` is the probe
-    that only its hosts have, ``place`` the label of a listener's place
-    and ``own_place`` its value for the host's own. ``spare`` are the parts that are left out first
-    where the kernel does not take the program's size. ``drop_counters`` are names of inlines by
-    which its programs find the kernel's counters of drops, and the enumerators that number these.
+    Attributes:
+        name: its name in the configuration.
+        entrance: the probe that only its hosts have.
+        place: the label of a listener's place.
+        own_place: the value of this label for the host's own place.
+        q_capacity: how many connections Q can hold.
+        parts: its optional parts by name.
+        system: what sys.platform begins with, if only this family has it; else empty.
+        spare: the parts that are left out first if the program is too large for the kernel.
+        drop_counters: the enumerators that number the kernel's counters of drops, by the name of
+            the program's inline.
+        skips_nested: whether its DTrace skips a probe that fires within another one of the same
+            program. Then only the program for processes sees listeners close, and exactness.py
+            checks whether the others see everything.
     """
 
     name: str
     entrance: str
     place: str
     own_place: str
+    q_capacity: QCapacity
     parts: Mapping[str, Part]
     system: str = ""
     spare: tuple[str, ...] = ()
     drop_counters: Mapping[str, str] = field(default_factory=dict)
+    skips_nested: bool = False
 
     @property
     def calls(self) -> str:
-        """The name of the program for what only processes do, one a host; empty for none."""
+        """The name of the program that watches processes, one on a host; empty if none."""
         name = f"{self.name}_calls"
         return name if (_PROGRAMS / f"{name}.d").is_file() else ""
 
@@ -72,7 +90,8 @@ def families() -> dict[str, Family]:
             facts = tomllib.loads(path.read_text(encoding="utf-8"))
             parts = {part: _part(given) for part, given in facts.pop("parts").items()}
             spare = tuple(facts.pop("spare", ()))
-            found[name] = Family(name, parts=parts, spare=spare, **facts)
+            capacity = QCapacity(**facts.pop("q_capacity"))
+            found[name] = Family(name, q_capacity=capacity, parts=parts, spare=spare, **facts)
     return found
 
 
@@ -84,5 +103,5 @@ def _part(facts: dict[str, Any]) -> Part:
 
 
 def parts() -> dict[str, Part]:
-    """Return the optional parts of all families by name; one of several is for the same in each."""
+    """Return the optional parts of all families by name; the same name has the same purpose."""
     return {name: part for family in families().values() for name, part in family.parts.items()}

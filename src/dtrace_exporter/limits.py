@@ -1,4 +1,4 @@
-"""How much of a host is taken in: a hostile one, or a user of it, could tell of any number."""
+"""Limits on what is stored for a host, because a hostile host or user could report anything."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that is known of a host at a time.
+    """The most that is stored for a host at a time.
 
-    ``listeners``, open ``sockets`` and ``places`` (zones or network namespaces) are those of all
-    of its sessions; ``rows`` are the different rows of counts in one heartbeat of a session. How
-    long names are needs no limit of its own: rows.py takes none that a kernel cannot have.
+    The length of names needs no limit: rows.py refuses names that no kernel can have.
+
+    Attributes:
+        listeners: the listeners of all of its sessions.
+        sockets: their open sockets.
+        places: their zones, jails or network namespaces.
+        rows: the different rows of counts in one heartbeat of a session.
     """
 
     listeners: int = 10_000
@@ -21,7 +25,7 @@ class Limits:
 
 
 class LimitError(ValueError):
-    """Something is one too many.
+    """A limit is exceeded.
 
     Args:
         limit: the name of the limit.

@@ -1,10 +1,10 @@
-"""The log: one event to a line, as logfmt or JSON.
+"""The log: one line for each event, as logfmt or JSON.
 
-Events are logged with the standard library, their details beside the message and not inside it:
+Events are logged with the standard library. Their details are separate from the message:
 ``log.warning("session ended", extra=fields(session="port-22", status=1))``.
 
-Events of one kind, with one message about one session, are at most MOST in a minute: a client or a
-dtrace(1) that keeps failing fills no disk. Events of the level debug are all there.
+At most MOST events in a minute with the same message about the same session are logged, so that a
+client or a dtrace(1) that keeps failing does not fill the disk. The level debug has no limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVELS = {
 }
 
 MOST = 60
-"""Events of one kind in a minute."""
+"""How many events of one kind are logged in a minute."""
 
 _MINUTE = 60.0
 _MAX_KINDS = 1000
@@ -34,12 +34,12 @@ _BARE = re.compile(r"[^\s\"=\\]+")
 
 
 def setup(level: str, format: str, stream: TextIO | None = None) -> None:  # noqa: A002
-    """Send all log events from a level upwards to one stream, in place of where they went before.
+    """Send all log events from a level upwards to one stream, and to no other.
 
     Args:
-        level: one of LEVELS.
-        format: one of FORMATS.
-        stream: where the lines go; None is the standard error output.
+        level: a key of LEVELS.
+        format: a key of FORMATS.
+        stream: where the lines go; None is the standard error.
 
     Raises:
         ValueError: there is no such level or format.
@@ -51,18 +51,18 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:  # noq
     handler = logging.StreamHandler(stream)
     handler.setFormatter(FORMATS[format]())
     handler.addFilter(_Limit())
-    # Below, it quotes what clients send, and they send passwords.
+    # At lower levels it quotes requests, which may have passwords.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
-    """Make the ``extra`` argument of a logging call from an event's details."""
+    """Return the details of an event as the argument ``extra`` of a logging call."""
     return {"fields": values}
 
 
 class _Limit(logging.Filter):
-    """Lets events through, of each kind so many in each minute that begins with one."""
+    """Passes MOST events of a kind in each minute, which begins with the first of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def _event(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str,
 
 
 def _plain(value: object) -> str | int | float | None:
-    """Return a value that JSON has; it has no NaN."""
+    """Return a value that JSON can represent; it has no NaN."""
     if value is None or isinstance(value, (str, int)):
         return value
     return value if isinstance(value, float) and math.isfinite(value) else str(value)

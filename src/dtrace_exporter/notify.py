@@ -1,6 +1,6 @@
-"""Telling systemd how the service is, by the datagrams of sd_notify(3).
+"""Tells systemd about the state of the service, by the datagrams of sd_notify(3).
 
-Elsewhere, or where the unit's Type is not notify, all of it does nothing.
+Without systemd, or if the unit's Type is not notify, these functions do nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _STATUS_SECONDS = 5.0
 
 
 def tell(*assignments: str) -> None:
-    """Send assignments such as ``READY=1``; a manager that does not listen is none of ours.
+    """Send assignments such as ``READY=1``.
 
-    It does not wait: a message for which there is no room is lost.
+    Errors are ignored, and it never blocks: if the socket's buffer is full, the message is lost.
     """
     address = os.environ.get(_SOCKET, "")
     if address[:1] not in ("/", "@"):
@@ -34,20 +34,20 @@ def tell(*assignments: str) -> None:
 
 @cache
 def _open() -> socket.socket:
-    # Kept open: a service that has run out of descriptors still lives.
+    # It stays open, so that it works even if the process runs out of descriptors.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.setblocking(False)
     return sock
 
 
 def tell_reloading() -> None:
-    """Say that a reload begins; ``READY=1`` says that it has ended."""
-    # Since systemd 253 a unit of Type=notify-reload wants to know when.
+    """Tell systemd that a reload begins. ``READY=1`` tells it that the reload has ended."""
+    # Since systemd 253 a unit of Type=notify-reload needs the time as well.
     tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_seconds() -> float | None:
-    """Return how long systemd waits for a sign of life, None where it does not."""
+    """Return the time-out of systemd's watchdog, in seconds; None if it is not active."""
     try:
         seconds = int(os.environ.get(_WATCHDOG, "")) / 1e6
         mine = int(os.environ.get(_WATCHDOG_PID, os.getpid())) == os.getpid()
@@ -57,10 +57,10 @@ def watchdog_seconds() -> float | None:
 
 
 async def keep_telling(status: Callable[[], str]) -> None:
-    """Give signs of life for as long as the event loop turns, and the status when it changes.
+    """Notify systemd's watchdog for ever, and send the status when it changes.
 
     Args:
-        status: says in a line how the service is.
+        status: returns the status of the service in one line.
     """
     limit = watchdog_seconds()
     pause = min(_STATUS_SECONDS, limit / 3) if limit else _STATUS_SECONDS

@@ -1,7 +1,7 @@
-"""Who else can change a file: what decides which command root runs has to be safe from all others.
+"""Checks who can change a file, because files decide which commands root runs.
 
-The rules are those of sshd's StrictModes and of sudo, for the file and for each directory on the
-way to it, those of symbolic links too.
+The rules are those of sshd's StrictModes and of sudo. They hold for the file and for each directory
+on the way to it, including those of symbolic links.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,41 +21,66 @@ from dtrace_exporter.yaml_reader import ConfigError
 _log = logging.getLogger(__name__)
 
 FLAG = "--allow-insecure-files"
-"""What has root take such a file as it is."""
+"""The option with which root uses files that others can change."""
 
 _MOST_LINKS = 40
 
 
-def faults(path: Path) -> list[str]:
-    """Return by whom else than root and this process's user a file can be changed, and where.
+def faults(path: Path, descriptor: int | None = None) -> list[str]:
+    """Return who can change a file, other than root and this process's user, and where.
 
-    In a directory in which everybody may put files and nobody may take those of others away, as
-    /tmp, only what is there counts. What cannot be looked at has no faults.
+    A sticky directory that everybody can write to, such as /tmp, is no fault; then the owner of the
+    entry in it counts. But if the directory is the file, or the file is missing in it, everybody
+    can add what will be found there. Other files that cannot be examined have no faults.
+
+    Args:
+        path: the file, or a directory in which files are searched.
+        descriptor: its descriptor if it is open. This file is checked as well.
     """
-    trusted = (0, os.geteuid())
     found = []
     shared = False
+    directory = ""
+    step = path
     with suppress(OSError):
         for step in _way(path):
             state = step.lstat()
             link = stat.S_ISLNK(state.st_mode)
-            if state.st_uid not in trusted and (shared or not link):
-                found.append(f"{step} belongs to {_user(state.st_uid)}")
+            if shared or not link:
+                found += _foreign(step, state)
             if link:
                 continue
-            shared = False
-            if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                shared = stat.S_ISDIR(state.st_mode) and bool(state.st_mode & stat.S_ISVTX)
-                if not shared:
-                    found.append(f"{step} can be written by {_others(state)}")
+            shared = stat.S_ISDIR(state.st_mode) and bool(state.st_mode & stat.S_ISVTX)
+            shared = shared and _writable(state)
+            if shared:
+                directory = f"{step} can be written by {_others(state)}"
+            else:
+                found += _open(step, state)
+    if shared:
+        found.append(directory)
+    if descriptor is not None:
+        state = os.fstat(descriptor)
+        found += [*_foreign(step, state), *_open(step, state)]
     return list(dict.fromkeys(found))
 
 
+def _foreign(step: Path, state: os.stat_result) -> list[str]:
+    trusted = state.st_uid in (0, os.geteuid())
+    return [] if trusted else [f"{step} belongs to {_user(state.st_uid)}"]
+
+
+def _open(step: Path, state: os.stat_result) -> list[str]:
+    return [f"{step} can be written by {_others(state)}"] if _writable(state) else []
+
+
+def _writable(state: os.stat_result) -> bool:
+    return bool(state.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def _way(path: Path) -> Iterator[Path]:
-    """Yield what decides which file a path names, from the root on: directories, links, the file.
+    """Yield all directories and links on the way to a file, from the root on, and the file.
 
     Raises:
-        OSError: one of them cannot be looked at.
+        OSError: one of them cannot be examined.
     """
     at = Path("/")
     yield at
@@ -95,36 +120,39 @@ def _others(state: os.stat_result) -> str:
 
 
 def refused(*, allowed: bool) -> bool:
-    """Tell whether this process does nothing with a file that others can change.
+    """Return whether this process refuses files that others can change.
 
     Args:
-        allowed: whether that is what root asked for.
+        allowed: whether the option FLAG is set.
     """
     return os.geteuid() == 0 and not allowed
 
 
 class Guard:
-    """Warns once of each fault of the files in use, or refuses them.
+    """Refuses files with faults, or logs each fault once.
 
     Args:
-        refuse: whether one with a fault is refused.
+        refuse: whether files with faults are refused.
     """
 
     def __init__(self, *, refuse: bool) -> None:
         self._refuse = refuse
         self._said: set[str] = set()
 
-    def admit(self, files: Iterable[Path]) -> None:
-        """Look at the files of a configuration that has been read and is not in force yet.
+    def look(self, file: Path, descriptor: int | None = None) -> None:
+        """Check a file that is about to be used.
+
+        Args:
+            file: the file.
+            descriptor: its descriptor if it is open.
 
         Raises:
-            ConfigError: one is refused.
+            ConfigError: the file is refused.
         """
-        for file in files:
-            for fault in faults(file):
-                if self._refuse:
-                    expected = "expected a file that nobody but root can change"
-                    raise ConfigError(f"{file}: {expected} (found that {fault}); see {FLAG}")
-                if fault not in self._said:
-                    self._said.add(fault)
-                    _log.warning("others can change a file", extra=fields(file=file, why=fault))
+        for fault in faults(file, descriptor):
+            if self._refuse:
+                expected = "expected a file that nobody but root can change"
+                raise ConfigError(f"{file}: {expected} (found that {fault}); see {FLAG}")
+            if fault not in self._said:
+                self._said.add(fault)
+                _log.warning("others can change a file", extra=fields(file=file, why=fault))

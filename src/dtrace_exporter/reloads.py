@@ -1,4 +1,4 @@
-"""Reloads on demand: whoever asks, and however often, one runs at a time and at most one waits."""
+"""Reloads on demand: however many are requested, one runs at a time and at most one waits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 
 
 class Reloads:
-    """Reloads for all who ask: one at a time, and one more that is shared by all who wait for it.
+    """Runs reloads, one at a time. All requests that come meanwhile share the next one.
 
     Args:
-        reload: does it once.
+        reload: does one reload.
     """
 
     def __init__(self, reload: Callable[[], Awaitable[None]]) -> None:
@@ -19,10 +19,11 @@ class Reloads:
         self._working: asyncio.Task[None] | None = None
 
     def ask(self) -> asyncio.Future[None]:
-        """Return what is done when a reload is that begins from now on.
+        """Request a reload that begins from now on.
 
-        It has the exception of one that failed. Who waits no more cancels it; for nobody there is
-        no reload.
+        Returns:
+            A future that is done when the reload is, with its exception if it has failed. Cancel it
+            to withdraw the request; if all are withdrawn, the reload is not begun.
         """
         asked = asyncio.get_running_loop().create_future()
         self._asked.append(asked)
@@ -31,7 +32,7 @@ class Reloads:
         return asked
 
     async def stop(self) -> None:
-        """Give up the one that runs, and those that wait."""
+        """Cancel the reload that runs, and those that wait."""
         for asked in self._asked:
             asked.cancel()
         if self._working is not None:

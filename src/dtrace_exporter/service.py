@@ -1,4 +1,4 @@
-"""The service: the sessions that a configuration asks for, and their change on a reload."""
+"""The service: runs the sessions that the configuration asks for, and changes them at a reload."""
 
 from __future__ import annotations
 
@@ -7,66 +7,117 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dtrace_exporter import inet_diag, notify, privileges, sock_diag
-from dtrace_exporter.config import Config, files, load
+from dtrace_exporter import (
+    inet_diag,
+    kernel,
+    kernel_totals,
+    namespaces,
+    notify,
+    owners,
+    privileges,
+    reasons,
+    sock_diag,
+    untraced,
+)
+from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.families import families
-from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.inet_diag import ListeningSocket
+from dtrace_exporter.listeners import Identity, Owner, SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.state import Source, State, unchanged
-from dtrace_exporter.tracing import audit, dtrace, plan
+from dtrace_exporter.namespaces import Namespaces
+from dtrace_exporter.regular import Look, unseen
+from dtrace_exporter.sampling import Sampler
+from dtrace_exporter.scripts import session as scripts
+from dtrace_exporter.scripts.session import ScriptPlan, ScriptSession
+from dtrace_exporter.state import Source, State, UnixQueues, unchanged
+from dtrace_exporter.tracing import dtrace, plan, program
 from dtrace_exporter.tracing.plan import Plan
 from dtrace_exporter.tracing.session import Session
+from dtrace_exporter.tracing.uprobes import remove_leftovers
 from dtrace_exporter.turns import by_turns
+from dtrace_exporter.unix_sockets import UnixSource
+from dtrace_exporter.untraced import Untraced
+from dtrace_exporter.watched import Watched
 
 _log = logging.getLogger(__name__)
 
-SOCK_DIAG = SessionId("", "sock_diag")
-"""Whose listeners they are where no session is: not a session, and not exported as one."""
+UNTRACED = SessionId("", "untraced")
+"""Stands for the source without DTrace in the listener table. It is not exported as a session."""
 
-Plans = dict[SessionId, tuple[Plan, plan.Ports]]
+Plans = dict[SessionId, tuple[Plan, Watched]]
 
 _COMPARE_SECONDS = 1.0
+_FORGET_SECONDS = 60.0
+_NAMES_SECONDS = 1.0
+_LOOK_SECONDS = 3.0
+_LET_GO_SECONDS = 5.0
+_OWNERS_SECONDS = 10.0
+_OWNERS_SECONDS_AT_MOST = 60.0
+_AGAIN_SECONDS = 10.0
+_RETRY_SECONDS = 300.0
+"""How often DTrace is tried again if ``source: auto`` has chosen another source."""
+_MOST_TOLD = 20
 
 
 class Service:
-    """Runs a configuration, and replaces it by the file's newer content on demand.
+    """Runs a configuration, and reads its file again on demand.
 
     Args:
-        path: the configuration file, or None where there is none.
-        config: what was read from it.
-        admit: raises a ConfigError for files that are not to be used.
-        keep: gives up all capabilities but some; raises a ConfigError where they are gone already.
+        path: the configuration file, None if there is none.
+        config: its contents.
+        look: raises a ConfigError for a file that must not be used.
+        keep: gives up all capabilities but some; raises a ConfigError if some of these have been
+            given up already.
+        scripts: as for load().
     """
 
     def __init__(
         self,
         path: Path | None,
         config: Config,
-        admit: Callable[[Iterable[Path]], None] = lambda _: None,
+        look: Look = unseen,
         keep: Callable[[frozenset[int]], None] = lambda _: None,
+        scripts: Collection[Path] = (),
     ) -> None:
         self.state = State()
-        self.sessions: dict[SessionId, Session] = {}
+        self.sessions: dict[SessionId, Session | ScriptSession] = {}
+        self.owners_looked_for = asyncio.Event()
+        """Set once it has been looked whose the listeners of this host are, where that can be."""
         self._path = path
+        self._scripts = scripts
         self._config = config
-        self._admit = admit
+        self._look = look
         self._keep = keep
         self._one_at_a_time = asyncio.Lock()
-        # By host: one that does not answer must not keep another's sessions from starting.
+        # One for each host, so that a host that does not answer does not delay others.
         self._starting = defaultdict[str, asyncio.Semaphore](
             lambda: asyncio.Semaphore(os.cpu_count() or 1)
         )
+        self._untraced: Untraced | None = None
         self._sock_diag = sock_diag.SockDiagSource()
+        self._unix = UnixSource()
+        self._unix_paths: tuple[str, ...] = ()
+        self._sampler = Sampler(self.state.table, UNTRACED, self._read_queues)
+        self._namespaces = Namespaces()
+        self._owners = owners.Owners(self._namespaces.holders)
+        # A thread goes on when the task that waits for it is cancelled.
+        self._one_thread = threading.Lock()
         self._reading = asyncio.Lock()
         self._basis: tuple[object, ...] = ()
+        self._netns: dict[str, str] = {}
         self._asked: dict[tuple[str, ...], asyncio.Task[str]] = {}
-        self._comparing: asyncio.Task[None] | None = None
+        self._chosen: tuple[str, str] | None = None
+        self._silent: set[tuple[str, int]] = set()
+        self._background: list[asyncio.Task[None]] = []
+        self._letting_go: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the sessions, without waiting until they are up.
@@ -74,26 +125,36 @@ class Service:
         Raises:
             program.ProgramError: there is no D program to run.
         """
-        self._keep(privileges.needed(self._config, self._config.source))
+        self._give_up(self._config)
+        # A service that was killed together with its sessions has left some behind.
+        remove_leftovers()
         async with self._one_at_a_time:
             await self._apply(self._config)
+            self._loaded()
+        tasks = [self._forget_closed]
+        if untraced.here():
+            tasks.append(self._go_over)
         if sys.platform == "linux":
-            self._comparing = asyncio.create_task(self._compare())
+            tasks += [self._compare, self._follow_names, self._know_owners]
+            tasks.append(partial(self._tell_silent, self._config))
+        else:
+            self.owners_looked_for.set()
+        self._background = [asyncio.create_task(_keep_at(task)) for task in tasks]
 
     async def reload(self) -> None:
-        """Read the configuration file again and change over to it; a bad one changes nothing.
+        """Read the configuration file again and apply it. A bad file changes nothing.
 
         Raises:
             config.ConfigError: the file is bad.
-            program.ProgramError: a D program in it is.
+            program.ProgramError: a D program that it names cannot be read.
         """
         async with self._one_at_a_time:
             notify.tell_reloading()
             try:
-                # Of a large file YAML alone takes a second.
-                config = await asyncio.to_thread(load, self._path)
-                self._admit(files(self._path, config))
+                # Parsing a large file takes a second.
+                config = await asyncio.to_thread(load, self._path, self._look, self._scripts)
                 await self._apply(config)
+                self._loaded()
             except Exception as error:
                 self.state.last_reload_successful = False
                 _log.error("reload failed", extra=fields(why=str(error)))
@@ -102,51 +163,87 @@ class Service:
                 notify.tell("READY=1")
             self._config = config
             _log.info("reloaded", extra=fields(sessions=len(self.sessions)))
+            if sys.platform == "linux":
+                await self._tell_silent(config)
 
     def summary(self) -> str:
-        """Return in a line how it is, as for systemctl(1)."""
+        """Return the status in one line, which systemctl(1) shows."""
         up = sum(status.up for status in self.state.sessions.values())
         return f"{up} of {len(self.state.sessions)} sessions up, source {self.state.source.name}"
 
     async def stop(self) -> None:
         """End all sessions."""
-        if self._comparing is not None:
-            self._comparing.cancel()
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        self._sampler.every(0)
         async with self._one_at_a_time:
             await asyncio.gather(*(session.stop() for session in self.sessions.values()))
+            self._end_untraced()
+            await asyncio.to_thread(self._close_namespaces)
         for asking in self._asked.values():
             asking.cancel()
 
     async def _apply(self, config: Config) -> None:
-        plans = await asyncio.to_thread(plan.sessions, config)
+        netns = _netns(config)
+        plans = await asyncio.to_thread(plan.sessions, config, netns)
         self._forget_failures()
         basis = config.source, config.local.dtrace.command, config.local.dtrace.program
-        source = self.state.source
-        if basis != self._basis:
-            source = await choose_source(config, self._ask)
-        self._keep(privileges.needed(config, source.name))
-        if source.name == "sock_diag":
+        self._give_up(config)
+        before = source = self.state.source
+        if basis != self._basis or (config.source == "auto" and not self._counts_here()):
+            source, why = await choose_source(config, self._ask)
+            self._tell_source(source, why)
+        changes = bool(self._basis) and source.name != before.name
+        other = untraced.SOURCES.get(source.name)
+        if changes and self._untraced is not None:
+            # Count the drops since the last scrape.
+            await self._read_untraced()
+        if other is not None:
             plans = {name: planned for name, planned in plans.items() if name.host}
         # A host may have answered while the source was chosen.
         self._go_on_with_calls(plans)
-        ended = await self._end(plans)
+        script_plans = scripts.plans(config)
+        wanted = {name: planned for name, (planned, _) in plans.items()} | script_plans
+        ended = await self._end(wanted)
         for host in (config.local, *config.hosts):
             self.state.table.limit(host.name, host.dtrace.limits)
-        # Before anything is forgotten, so that listeners go over to the session that watches them.
-        await by_turns(self._watch(plans))
-        self._use_sock_diag(source.name == "sock_diag", config)
-        await by_turns(self._forget(ended, plans))
-        for name, (wanted, _) in plans.items():
+        watched = plan.watched(config.local, netns)
+        interval = config.sock_diag.sample_interval
+        # A reading that began before must not change listeners of other sessions.
+        async with self._reading:
+            # Before anything is forgotten, so that the new sessions take over their listeners.
+            await by_turns(self._watch(plans))
+            await self._use_untraced(other, watched, interval)
+            self._use_unix(config.unix.paths)
+            if changes:
+                # When it is needed again, DTrace will have counted the drops until then.
+                self._sock_diag = sock_diag.SockDiagSource(counted=True)
+        await by_turns(self._forget(ended, wanted))
+        if changes and other is not None:
+            await self._read_untraced()
+        for name, planned in wanted.items():
             if name not in self.sessions:
-                self._start(name, wanted)
-                # Its own first steps are part of it.
+                self._start(name, planned)
+                # Let its task begin.
                 await asyncio.sleep(0)
-        self._basis, self.state.source = basis, source
+        self._basis, self._netns, self.state.source = basis, netns, source
+
+    def _loaded(self) -> None:
         self.state.last_reload_successful = True
         self.state.last_reload_success = time.time()
 
+    def _counts_here(self) -> bool:
+        """Return whether a session of this host that counts at listeners is up."""
+        return any(
+            session.status.up
+            for session in self.of_listeners()
+            if not session.id.host and session.id.name != plan.CALLS
+        )
+
     def _forget_failures(self) -> None:
-        """Have hosts asked again that did not answer."""
+        """Forget hosts that did not answer, so that they are asked again."""
         self._asked = {
             command: asking
             for command, asking in self._asked.items()
@@ -154,43 +251,56 @@ class Service:
         }
 
     def _go_on_with_calls(self, plans: Plans) -> None:
-        """Keep second sessions that were started when their host's kernel was known."""
-        for name, session in self.sessions.items():
+        """Keep sessions ``calls`` that were started when their host's kernel became known."""
+        for session in self.of_listeners():
+            name = session.id
             others = [planned for other, (planned, _) in plans.items() if other.host == name.host]
             same = any(planned.dtrace == session.plan.dtrace for planned in others)
             if name.name == plan.CALLS and name not in plans and same:
-                plans[name] = session.plan, {}
+                plans[name] = session.plan, Watched(())
 
-    async def _end(self, plans: Plans) -> list[Session]:
-        """End the sessions that are not wanted any more, or not as they are."""
+    async def _end(
+        self, wanted: Mapping[SessionId, Plan | ScriptPlan]
+    ) -> list[Session | ScriptSession]:
+        """End the sessions that are not wanted any more or whose plan has changed."""
         ending = [
-            session
-            for name, session in self.sessions.items()
-            if name not in plans or plans[name][0] != session.plan
+            session for name, session in self.sessions.items() if wanted.get(name) != session.plan
         ]
         await asyncio.gather(*(session.stop() for session in ending))
         return ending
 
     def _watch(self, plans: Plans) -> Generator[None, None, None]:
-        for name, (_, ports) in plans.items():
-            self.state.table.watch(name, ports)
+        for name, (_, watched) in plans.items():
+            self.state.table.watch(name, watched)
             yield
 
-    def _forget(self, ended: list[Session], plans: Plans) -> Generator[None, None, None]:
+    def _forget(
+        self,
+        ended: Iterable[Session | ScriptSession],
+        wanted: Mapping[SessionId, Plan | ScriptPlan],
+    ) -> Generator[None, None, None]:
         for session in ended:
             del self.sessions[session.id]
-            if session.id not in plans:
+            if session.id not in wanted:
                 self.state.table.unwatch(session.id)
                 del self.state.sessions[session.id]
+                self.state.scripts.pop(session.id, None)
             yield
 
-    def _start(self, name: SessionId, wanted: Plan) -> None:
+    def _start(self, name: SessionId, wanted: Plan | ScriptPlan) -> None:
+        starting = self._starting[name.host]
+        if isinstance(wanted, ScriptPlan):
+            self.sessions[name] = ScriptSession(name, wanted, self.state, starting)
+            return
         finding = partial(self._find, name.host)
-        session = Session(name, wanted, self.state, self._starting[name.host], finding)
-        self.sessions[name] = session
+        self.sessions[name] = Session(name, wanted, self.state, starting, finding)
+
+    def of_listeners(self) -> list[Session]:
+        """Return the sessions of listen queues, without those of scripts."""
+        return [each for each in self.sessions.values() if isinstance(each, Session)]
 
     async def _ask(self, command: tuple[str, ...]) -> str:
-        """Ask a host by its command which program it needs, once for all of its sessions."""
+        """Ask a host which program it needs, once for all of its sessions."""
         if command not in self._asked or (
             self._asked[command].done() and self._asked[command].exception()
         ):
@@ -198,23 +308,37 @@ class Service:
         return await asyncio.shield(self._asked[command])
 
     async def _find(self, host: str, command: tuple[str, ...]) -> str:
-        """Ask a host which program it needs, and start its second session."""
+        """Ask a host which program it needs, and start its session ``calls`` if it needs one."""
         family = await self._ask(command)
         name = SessionId(host, plan.CALLS)
-        main = next((one for one in self.sessions.values() if one.id.host == host), None)
+        main = next((one for one in self.of_listeners() if one.id.host == host), None)
         if families()[family].calls and name not in self.sessions and main is not None:
-            self.state.table.watch(name, {})
+            self.state.table.watch(name, Watched(()))
             self._start(name, plan.calls(main.plan.dtrace, families()[family].calls))
         return family
 
+    async def _follow_names(self) -> None:
+        """Watch other network namespaces when configured names begin to mean other ones."""
+        while True:
+            await asyncio.sleep(_NAMES_SECONDS)
+            async with self._one_at_a_time:
+                netns = _netns(self._config)
+                if netns != self._netns:
+                    self._netns = netns
+                    plans = await asyncio.to_thread(plan.sessions, self._config, netns)
+                    there = {name: each for name, each in plans.items() if name in self.sessions}
+                    await by_turns(self._watch(there))
+                    if self.state.table.is_watched(UNTRACED):
+                        self.state.table.watch(UNTRACED, plan.watched(self._config.local, netns))
+
     async def _compare(self) -> None:
-        """Hold the sessions of this host against the kernel's own word, again and again."""
+        """Compare the sessions of this host with the kernel's own numbers, for ever."""
         known: set[int] = set()
         took = 0.0
         while True:
-            # Thousands of listeners take the kernel's word a second to read.
+            # With thousands of listeners, to read the kernel's numbers takes a second.
             await asyncio.sleep(max(_COMPARE_SECONDS, 10 * took))
-            mine = [one for one in self.sessions.values() if not one.id.host and one.status.up]
+            mine = [one for one in self.of_listeners() if not one.id.host and one.status.up]
             if not mine:
                 continue
             try:
@@ -222,57 +346,261 @@ class Service:
                 began = time.monotonic()
                 samples = await asyncio.to_thread(inet_diag.listeners, known)
                 took = time.monotonic() - began
-                totals = audit.totals()
+                totals = kernel_totals.read()
             except OSError:
                 continue
             known = {sample.socket for sample in samples}
             for session in mine:
                 await session.compare(samples, at, totals)
 
-    def _use_sock_diag(self, use: bool, config: Config) -> None:
-        if not use:
-            self.state.refresh = unchanged
-            self.state.table.unwatch(SOCK_DIAG)
-            return
-        ports = {listener.port: listener.name for listener in config.local.listeners} or None
-        self.state.table.watch(SOCK_DIAG, ports, sock_diag.CAPABILITIES)
-        self.state.refresh = self._read_sock_diag
+    async def _forget_closed(self) -> None:
+        """Forget listeners that closed long ago, for ever."""
+        table = self.state.table
+        while True:
+            await asyncio.sleep(_FORGET_SECONDS)
+            before = time.monotonic() - self._config.forget_closed_after
+            if await by_turns(table.forget_closed(before)):
+                await by_turns(self._sock_diag.forget(table))
+                for session in self.of_listeners():
+                    await session.forget()
 
-    async def _read_sock_diag(self) -> None:
+    async def _go_over(self) -> None:
+        """Change over to DTrace once it can be used, if the configuration permits it.
+
+        Only a reload changes back, so that the source does not alternate if trials succeed and
+        sessions fail.
+        """
+        while True:
+            await asyncio.sleep(_RETRY_SECONDS)
+            command = self._config.local.dtrace.command
+            if not self._waits_for_dtrace():
+                continue
+            if refusal := await dtrace.attempt(command):
+                if self._waits_for_dtrace():
+                    self.state.source = replace(
+                        self.state.source, reason=_why_not(command, refusal)
+                    )
+                    self._tell_source(self.state.source, refusal)
+                continue
+            async with self._one_at_a_time:
+                # A reload may have come first.
+                if self._waits_for_dtrace():
+                    try:
+                        await self._apply(self._config)
+                    except Exception:
+                        _log.exception("cannot change to DTrace")
+
+    def _tell_source(self, source: Source, why: str) -> None:
+        """Log the source and why it was chosen, unless nothing has changed."""
+        if (source.name, source.reason) != self._chosen:
+            self._chosen = source.name, source.reason
+            _log.info("source chosen", extra=fields(source=source.name, why=why))
+
+    def _waits_for_dtrace(self) -> bool:
+        return self._config.source == "auto" and self._untraced is not None
+
+    async def _tell_silent(self, config: Config) -> None:
+        """Log once for each configured port that nobody listens at it."""
+        expected = set[tuple[str, int]]().union(*config.local.expected())
+        if not program.runs_here(config.local.dtrace.command):
+            return
+        with contextlib.suppress(OSError):
+            silent = {*await asyncio.to_thread(inet_diag.silent, expected)}
+            if new := sorted(silent - self._silent, key=lambda where: where[::-1]):
+                more = {"more": len(new) - _MOST_TOLD} if len(new) > _MOST_TOLD else {}
+                told = ",".join(
+                    f"{port} at {address}" if address else str(port)
+                    for address, port in new[:_MOST_TOLD]
+                )
+                _log.info("nobody listens", extra=fields(ports=told, **more))
+            self._silent = silent
+
+    def _give_up(self, config: Config) -> None:
+        """Give up the capabilities that a configuration does not need.
+
+        First the process is started that needs more: it finds other network namespaces and the
+        programs that have sockets open.
+
+        Raises:
+            ConfigError: the configuration needs capabilities that have been given up.
+        """
+        is_new = self._namespaces.pid is None
+        self._namespaces.begin(config.local.dtrace.limits.places)
+        try:
+            self._keep(privileges.needed(config))
+        except ConfigError:
+            if is_new:
+                self._namespaces.close()
+            raise
+
+    async def _use_untraced(
+        self, source: Untraced | None, watched: Watched, interval: float
+    ) -> None:
+        self._untraced = source
+        if source is None:
+            self._sampler.every(0)
+            self.state.refresh = unchanged
+            self.state.table.unwatch(UNTRACED)
+            self._end_untraced()
+            self.state.left_out = ""
+            return
+        if source.queues is None:
+            interval = 0
+        capabilities = replace(source.capabilities, sampled=interval > 0)
+        self.state.table.watch(UNTRACED, watched, capabilities)
+        self._sampler.every(interval)
+        if self._letting_go is None:
+            self._letting_go = asyncio.create_task(_keep_at(self._let_go))
+        self.state.refresh = self._read_untraced
+
+    def _use_unix(self, paths: tuple[str, ...]) -> None:
+        self._unix_paths = paths
+        self.state.refresh_unix = self._read_unix if paths else unchanged
+        if not paths:
+            self.state.unix = None
+
+    def _end_untraced(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            self._letting_go = None
+
+    async def _let_go(self) -> None:
+        """Release namespaces that are not used any more, even if nobody scrapes."""
+        while True:
+            await asyncio.sleep(_LET_GO_SECONDS)
+            if len(self._namespaces):
+                await asyncio.to_thread(self._find_namespaces)
+
+    async def _read_untraced(self) -> None:
         try:
             async with self._reading:
-                samples = await asyncio.to_thread(inet_diag.listeners, self._sock_diag.open)
-                half_open = await asyncio.to_thread(inet_diag.half_open)
-                await by_turns(
-                    self._sock_diag.update(self.state.table, SOCK_DIAG, samples, half_open)
-                )
+                readings = await asyncio.to_thread(self._read)
+                self.state.left_out = self._namespaces.why_not
+                await by_turns(self._sock_diag.update(self.state.table, UNTRACED, readings))
         except OSError as error:
-            self.state.table.clear_queues(SOCK_DIAG)
+            self.state.table.clear_queues(UNTRACED)
             _log.error("cannot read the listeners", extra=fields(why=str(error)))
 
+    async def _know_owners(self) -> None:
+        """Look up the owners of this host's listeners, for ever.
 
-async def choose_source(config: Config, ask: plan.Ask = dtrace.find_program) -> Source:
-    """Decide where the local host's numbers come from, and log why.
+        A walk through /proc takes long. Meanwhile all but the programs is looked up.
+        """
+        walking: asyncio.Future[bool] | None = None
+        # If this failed and begins again, the old ones may not be true any more.
+        self.state.owners = {}
+        while True:
+            began = time.monotonic()
+            self.state.owners = await asyncio.to_thread(self._find_owners, self._home())
+            took = time.monotonic() - began
+            if walking is None or walking.done():
+                walking = asyncio.ensure_future(asyncio.to_thread(self._owners.walk))
+            pause = min(max(_OWNERS_SECONDS, owners.SHARE * took), _OWNERS_SECONDS_AT_MOST)
+            await asyncio.wait([walking], timeout=pause)
+            if walking.done() and await walking:
+                self.state.owners = await asyncio.to_thread(self._find_owners, self._home())
+            self.owners_looked_for.set()
+            await asyncio.sleep(began + pause - time.monotonic())
 
-    Where the configuration leaves it open this is DTrace if a trial shows that it may be used, and
-    on Linux otherwise the kernel's sock_diag.
+    def _home(self) -> str:
+        """Return the inode of the network namespace that is the table's own place."""
+        told = (one.own_place for one in self.of_listeners() if not one.id.host)
+        return next(filter(None, told), namespaces.own())
+
+    def _find_owners(self, home: str) -> dict[Identity, Owner]:
+        if not program.runs_here(self._config.local.dtrace.command):
+            return {}
+        try:
+            with self._one_thread:
+                self._namespaces.look(_LOOK_SECONDS)
+                places = owners.read(home, self._namespaces)
+            return self._owners.find(places)
+        except OSError as error:
+            # Only the owners are missing. If sock_diag is the source, its reader reports this, too.
+            _log.debug("owners not known", extra=fields(why=str(error)))
+            return {}
+
+    async def _read_unix(self) -> None:
+        paths = self._unix_paths
+        found = await asyncio.to_thread(self._read_unix_sockets, paths)
+        # There may have been a reload meanwhile.
+        if paths == self._unix_paths:
+            self.state.unix = found
+
+    def _read_unix_sockets(self, paths: tuple[str, ...]) -> UnixQueues:
+        with self._one_thread:
+            self._namespaces.look(_LOOK_SECONDS)
+            return self._unix.read(paths, self._namespaces)
+
+    def _read(self) -> list[sock_diag.Reading]:
+        with self._one_thread:
+            source = self._untraced
+            if source is None:
+                return []
+            self._namespaces.look(_LOOK_SECONDS)
+            return source.read(self._namespaces, self._sock_diag.open)
+
+    def _read_queues(self) -> list[tuple[str, ListeningSocket]]:
+        with self._one_thread:
+            source = self._untraced
+            return [*source.queues(self._namespaces)] if source and source.queues else []
+
+    def _find_namespaces(self) -> None:
+        with self._one_thread:
+            self._namespaces.look(_LOOK_SECONDS)
+
+    def _close_namespaces(self) -> None:
+        with self._one_thread:
+            self._namespaces.close()
+
+
+def _netns(config: Config) -> dict[str, str]:
+    """Return the inodes of the network namespaces that a configuration names, by name."""
+    names = (each.netns for each in config.local.listeners)
+    return namespaces.named(name for name in names if name and not name.isdecimal())
+
+
+async def choose_source(config: Config, ask: plan.Ask = dtrace.find_program) -> tuple[Source, str]:
+    """Choose the source of the local host's numbers.
+
+    With ``source: auto`` it is DTrace if a trial shows that it may be used, else the source that
+    the system has without DTrace: sock_diag on Linux, netstat(1) on FreeBSD.
 
     Args:
         config: the configuration.
-        ask: asks a host which program it needs, as plan.needed() has it.
+        ask: asks a host which program it needs, as for plan.needed().
+
+    Returns:
+        The source, and why it was chosen, in words.
     """
-    if config.source == "sock_diag":
-        source, why = Source("sock_diag"), "configured"
-    else:
-        command = config.local.dtrace.command
-        version = await dtrace.version(command)
-        source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
-        with contextlib.suppress(dtrace.DTraceError):
-            source = Source("dtrace", await plan.needed(config.local, ask), version)
-        if config.source == "auto":
-            refusal = await dtrace.attempt(command)
-            why = refusal or "dtrace(1) is there and may be used"
-            if refusal and sys.platform == "linux":
-                source = Source("sock_diag")
-    _log.info("source chosen", extra=fields(source=source.name, why=why))
-    return source
+    if config.source in untraced.SOURCES:
+        return Source(config.source, reason="configured"), "configured"
+    command = config.local.dtrace.command
+    version = await dtrace.version(command)
+    source, why = Source("dtrace", config.local.dtrace.program, version), "configured"
+    with contextlib.suppress(dtrace.DTraceError):
+        source = Source("dtrace", await plan.needed(config.local, ask), version)
+    if config.source == "auto":
+        refusal = await dtrace.attempt(command)
+        why = refusal or "dtrace(1) is there and may be used"
+        if refusal and (other := untraced.here()):
+            source = Source(other.name, reason=_why_not(command, refusal))
+    return source, why
+
+
+async def _keep_at(task: Callable[[], Awaitable[None]]) -> None:
+    """Run a task in the background; if it fails, log why, and begin again after a while."""
+    while True:
+        try:
+            await task()
+        except Exception:
+            _log.exception("work in the background failed")
+        else:
+            return
+        await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def _why_not(command: Sequence[str], refusal: str) -> str:
+    """Return the key of reasons.REASONS for why a trial was refused."""
+    here = sys.platform == "linux" and program.runs_here(command)
+    return reasons.classify(refusal, kernel.look() if here else None)

@@ -1,4 +1,4 @@
-"""Output that a person reads: whether it goes to a terminal, how wide that is, and in colour."""
+"""Output for people: whether it goes to a terminal, the terminal's width, and colours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Paint = Callable[[str, str], str]
 
 
 def width(out: TextIO) -> int:
-    """Return the columns of the terminal that an output goes to, 0 where it goes elsewhere.
+    """Return the width of the terminal that an output goes to, in columns; 0 if it is none.
 
-    A terminal that does not know its own width is taken for one of 80 columns.
+    If a terminal does not know its own width, it is 80.
     """
     try:
         return (os.get_terminal_size(out.fileno()).columns or 80) if out.isatty() else 0
@@ -24,10 +24,10 @@ def width(out: TextIO) -> int:
 
 
 def painter(out: TextIO) -> Paint:
-    """Return what paints for an output: nothing but a terminal has colours.
+    """Return a function that adds colours for an output.
 
-    Nor has one that is dumb, or whose user does not want any and has set NO_COLOR
-    (https://no-color.org).
+    It adds none if the output is not a terminal, if the terminal is dumb, or if the user has set
+    NO_COLOR (https://no-color.org).
     """
     if not width(out) or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return lambda text, _style: text
@@ -35,5 +35,11 @@ def painter(out: TextIO) -> Paint:
 
 
 def printable(text: str) -> str:
-    """Return a text without what a terminal would take for a command."""
+    """Return a text with blanks for control characters, which a terminal would obey."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def encodable(text: str, out: TextIO) -> str:
+    """Return a text with question marks for characters that an output's encoding lacks."""
+    encoding = out.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -1,36 +1,66 @@
-"""Long work in the event loop, done piece by piece so that others have their turn between."""
+"""Long work in the event loop, done in small pieces so that other tasks run in between."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 _SECONDS = 0.005
+# Much longer than the work between two calls, so that the other work gets nearly all the time.
+_WAY_SECONDS = 0.001
 
 _T = TypeVar("_T")
 
 
 class Turn:
-    """How long the event loop has been busy with the same thing."""
+    """Measures for how long the event loop has been busy with the same task."""
 
     def __init__(self) -> None:
         self._end = time.monotonic() + _SECONDS
 
     @property
     def is_over(self) -> bool:
-        """Whether it is time that others had their turn."""
+        """Whether other tasks should run now."""
         return time.monotonic() > self._end
 
     async def rest(self) -> None:
-        """Let others have their turn."""
+        """Let other tasks run."""
         await asyncio.sleep(0)
         self._end = time.monotonic() + _SECONDS
 
 
+class Precedence:
+    """Slows down threads while more urgent work goes on; Python runs one thread at a time."""
+
+    def __init__(self) -> None:
+        self._free = threading.Event()
+        self._free.set()
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Make others give way until the block ends; it must not be entered twice at a time."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
+    def give_way(self) -> None:
+        """Wait a moment, in a thread, if more urgent work goes on."""
+        if not self._free.is_set():
+            self._free.wait(_WAY_SECONDS)
+
+
+def at_once() -> None:
+    """Do nothing: stands for give_way() where there is no more urgent work."""
+
+
 async def by_turns(work: Generator[object, None, _T]) -> _T:
-    """Do work that yields after each small piece, and return what it returns."""
+    """Run a generator that yields after each small piece of work, and return its result."""
     turn = Turn()
     while True:
         try:

@@ -1,16 +1,16 @@
-"""YAML files read as a graph of nodes, each with its line, and not as plain values.
+"""Reads YAML files as graphs of nodes, which have line numbers, instead of plain values.
 
-A value's line is then known when the value turns out to be wrong: every complaint names file, line
-and key. What else the file says may be a secret in the wrong place: a complaint's text has no
-values and no unknown keys in it, and only its ``in_full`` has.
+So each error can name the file, the line and the key. Text in the file may be a secret in the wrong
+place. Therefore an error's text has no values and no unknown keys; only its ``in_full`` has them.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +19,14 @@ from yaml.composer import ComposerError
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-_MAX_BYTES = 1 << 20
+from dtrace_exporter import regular
+from dtrace_exporter.regular import Look, unseen
+
 _MAX_DEPTH = 20
 _MAX_NODES = 50_000
 _MAX_SHOWN = 40
+_MAX_COMPARED = 80
+_MOST_TOLD = 4
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {
@@ -36,19 +40,26 @@ _KINDS = {
     "timestamp": "a date",
 }
 _SHOWN_TAGS = ("null", "seq", "map")
-# YAML 1.1 also has 010, 1_000 and 22:22 as numbers, none of them what it looks like.
+_PLAIN_TAGS = ("bool", "int", "float", "timestamp")
+# In YAML 1.1, 010, 1_000 and 22:22 are numbers as well, but not those that one expects.
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,18}|0x[0-9a-fA-F]{1,16}")
 _QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
-_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?(?:([0-9]{1,6})ms)?")
+# As in Go's time.ParseDuration, but without a sign, and without 0 that has no unit.
+_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
+_PARTS = re.compile(rf"{_NUMBER}(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PARTS.pattern})+")
+_NANOSECONDS = {"ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6}
+_NANOSECONDS |= {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_MOST_NANOSECONDS = (1 << 63) - 1
 _UNUSABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 class ConfigError(Exception):
-    """One line that says what is wrong with a configuration: ``FILE:LINE: KEY: ...``.
+    """An error in a configuration, in one line: ``FILE:LINE: KEY: ...``.
 
     Args:
-        message: it, fit for a log.
-        in_full: the same with what the file says, where that is more.
+        message: the line, fit for a log.
+        in_full: the same line with values from the file, which may be secrets.
     """
 
     def __init__(self, message: str, in_full: str = "") -> None:
@@ -56,34 +67,41 @@ class ConfigError(Exception):
         self.in_full = _one_line(in_full or message)
 
 
-def load(path: Path, *, quote: bool = True) -> Value:
+class EmptyError(ConfigError):
+    """A configuration file is empty."""
+
+
+def load(path: Path, *, quote: bool = True, look: Look = unseen) -> Value:
     """Read a YAML file as a graph of nodes.
 
     Args:
         path: the file.
-        quote: whether ``in_full`` of a complaint about its YAML quotes it.
+        quote: whether ``in_full`` of a syntax error may quote the file.
+        look: raises a ConfigError for a file that must not be read.
 
     Raises:
-        ConfigError: the file cannot be read, or is not YAML, or has no value.
+        EmptyError: it is empty.
+        ConfigError: it cannot be read, or is not YAML.
     """
-    return Value(path, "", "", _compose(path, read(path), quote))
+    return Value(path, "", "", _compose(path, read(path, look), quote))
 
 
-def read(path: Path) -> str:
-    """Return the text of a small file.
+def read(path: Path, look: Look = unseen) -> str:
+    """Return the text of a file.
+
+    Args:
+        path: the file.
+        look: as for load().
 
     Raises:
-        ConfigError: it cannot be read, is too large or is no UTF-8.
+        ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = regular.read(path, look)
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable file ({error.strerror})") from None
     except ValueError as error:
         raise ConfigError(f"{path}: expected a file's name ({error})") from None
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path}: expected at most {_MAX_BYTES} bytes (found more)")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,7 +111,7 @@ def read(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes while there are few enough of them, those that aliases repeat included."""
+    """Composes nodes up to a limit. Nodes that aliases repeat count each time."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -125,7 +143,7 @@ def _compose(path: Path, text: str, quote: bool) -> Node:
         try:
             node = loader.get_single_node()
         except (ValueError, OverflowError):
-            # PyYAML lets them through for "\UFFFFFFFF" and for a version of 5000 digits.
+            # PyYAML raises them for "\UFFFFFFFF" and for a version of 5000 digits.
             line = loader.line + 1
             raise
     except yaml.reader.ReaderError as error:
@@ -141,7 +159,7 @@ def _compose(path: Path, text: str, quote: bool) -> Node:
         problem, without = str(error), type(error).__name__
     else:
         if node is None:
-            raise ConfigError(f"{path}:1: expected a configuration (found an empty file)")
+            raise EmptyError(f"{path}:1: expected a configuration (found an empty file)")
         return node
     where = f"{path}:{line}: expected YAML"
     raise ConfigError(f"{where} ({without})", f"{where} ({problem if quote else without})")
@@ -149,7 +167,14 @@ def _compose(path: Path, text: str, quote: bool) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A node, and the key it stands under: ``listeners[1].port``; ``known`` has none but ours."""
+    """A node and its key.
+
+    Attributes:
+        path: the file.
+        key: the full key, such as ``listeners[1].port``.
+        known: the same with only keys that the exporter knows.
+        node: the node.
+    """
 
     path: Path
     key: str
@@ -158,16 +183,19 @@ class Value:
 
     @property
     def line(self) -> int:
-        """The line it begins in."""
+        """The number of its first line."""
         return int(self.node.start_mark.line) + 1
 
     def fail(self, expected: str, found: str = "", value: str = "") -> NoReturn:
-        """Raise a ConfigError: what was expected here, and what was found instead.
+        """Raise a ConfigError that says what was expected here, and what was found.
 
         Args:
-            expected: nothing of the file.
-            found: nothing of the file either; the node's kind by default.
-            value: the same in full; the node's value by default, unless ``found`` is given.
+            expected: what was expected, without text from the file.
+            found: what was found, without text from the file; by default the node's kind.
+            value: what was found, for ``in_full``; by default ``found`` or the node's value.
+
+        Raises:
+            ConfigError: always.
         """
         value = value or found or shown(self.node)
         messages = (
@@ -177,15 +205,19 @@ class Value:
         raise ConfigError(*messages)
 
     def is_known(self, name: str) -> Value:
-        """Return the value of an entry with the key's name, now that it is one of ours."""
+        """Return the value with ``name``, a key that the exporter knows, added to ``known``."""
         return replace(self, known=f"{self.known}.{name}" if self.known else name)
 
     def is_a(self, *tags: str) -> bool:
-        """Tell whether it is a scalar with one of some YAML tags, such as ``str`` or ``int``."""
+        """Return whether it is a scalar with one of some YAML tags, such as ``str`` or ``int``."""
         return _is_a(self.node, *tags)
 
     def items(self) -> list[Value]:
-        """Return the values of a list."""
+        """Return the values of a list.
+
+        Raises:
+            ConfigError: it is not a list.
+        """
         if not isinstance(self.node, SequenceNode) or self.node.tag != _TAG + "seq":
             self.fail("a list")
         return [
@@ -193,13 +225,20 @@ class Value:
             for number, item in enumerate(self.node.value)
         ]
 
-    def entries(self) -> Iterator[tuple[str, Value, Value]]:
-        """Yield each key's name, the key itself and its value."""
+    def entries(self, *, plain: bool = False) -> Iterator[tuple[str, Value, Value]]:
+        """Yield each key's name, the key itself and its value.
+
+        Args:
+            plain: whether a name may be a number, a date, yes or no for YAML.
+
+        Raises:
+            ConfigError: it is not a mapping, or a key is not a word or comes twice.
+        """
         if not isinstance(self.node, MappingNode) or self.node.tag != _TAG + "map":
             self.fail("keys and values")
         lines: dict[str, int] = {}
         for key_node, value_node in self.node.value:
-            if not _is_a(key_node, "str", "merge", "value"):
+            if not _is_a(key_node, "str", "merge", "value", *(_PLAIN_TAGS if plain else ())):
                 Value(self.path, self.key, self.known, key_node).fail("a word as the key")
             name = key_node.value
             full_key = f"{self.key}.{_short(name)}" if self.key else _short(name)
@@ -214,20 +253,47 @@ Reader = Callable[[Value], Any]
 
 
 def mapping(value: Value, readers: Mapping[str, Reader], required: str = "") -> dict[str, Any]:
-    """Read what a mapping says, each key with its own reader."""
+    """Read a mapping, each key with its own reader.
+
+    Args:
+        value: the mapping.
+        readers: the readers by key.
+        required: a key that must be there, if any.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or its reader raises it.
+    """
     result = {}
     for name, key, entry in value.entries():
         if name not in readers:
-            near = difflib.get_close_matches(_short(name), readers, n=1)
-            key.fail(f"the key {' or '.join(near or readers)}", "an unknown one")
+            near = nearest(name, readers)
+            key.fail(f"the key {near or ' or '.join(readers)}", "an unknown one")
         result[name] = readers[name](entry.is_known(name))
     if required and required not in result:
         value.fail(f"the key {required}", "none")
     return result
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the one of ``names`` that is most similar to ``name``, or an empty string."""
+    alike = {_plain(each): each for each in names}
+    near = difflib.get_close_matches(_plain(name[:_MAX_COMPARED]), alike, n=1)
+    return alike[near[0]] if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def string(value: Value, expected: str) -> str:
+    """Read a string; numbers, dates, yes and no must be in quotes."""
+    if not value.is_a("str"):
+        value.fail(f"{expected}, in quotes" if value.is_a(*_PLAIN_TAGS) else expected)
+    return str(value.node.value)
+
+
 def text(value: Value, expected: str) -> str:
-    """Read a string that is not empty and that the system takes as a file's name or an argument."""
+    """Read a string that is not empty and can be a file's name or a command's argument."""
     if not value.is_a("str") or not value.node.value or _UNUSABLE.search(value.node.value):
         value.fail(expected)
     return str(value.node.value)
@@ -236,7 +302,9 @@ def text(value: Value, expected: str) -> str:
 def choice(choices: Collection[str], value: Value) -> str:
     """Read one of some words."""
     if not value.is_a("str") or value.node.value not in choices:
-        value.fail(" or ".join(choices))
+        word = value.node.value if value.is_a("str") else ""
+        near = nearest(word, choices) if len(choices) > _MOST_TOLD else ""
+        value.fail(near or " or ".join(choices))
     return str(value.node.value)
 
 
@@ -252,12 +320,19 @@ def integer(low: int, high: int, what: str, value: Value) -> int:
 
 
 def duration(value: Value, expected: str) -> float:
-    """Read a duration such as ``1m30s`` or ``500ms``, in seconds."""
-    match = _DURATION.fullmatch(text(value, expected))
-    if match is None:
+    """Read a duration such as ``1m30s``, ``0.5s`` or ``100us``; return it in seconds.
+
+    The format is that of Go's time.ParseDuration, to the nanosecond.
+    """
+    read = text(value, expected)
+    if not _DURATION.fullmatch(read):
         value.fail(expected)
-    hours, minutes, seconds, milliseconds = (int(number or 0) for number in match.groups())
-    return (hours * 3_600_000 + minutes * 60_000 + seconds * 1000 + milliseconds) / 1000
+    nanoseconds = sum(
+        int(Fraction(f"0{number}") * _NANOSECONDS[unit]) for number, unit in _PARTS.findall(read)
+    )
+    if nanoseconds > _MOST_NANOSECONDS:
+        value.fail(expected)
+    return nanoseconds / 1e9
 
 
 def boolean(value: Value) -> bool:
@@ -273,7 +348,7 @@ def _is_a(node: Node, *tags: str) -> bool:
 
 
 def shown(node: Node) -> str:
-    """Say what a node is, in a few words and not all of its value."""
+    """Return a short description of a node, without all of its value."""
     tag = node.tag.removeprefix(_TAG)
     if tag in _SHOWN_TAGS:
         return _KINDS[tag]

@@ -1,1 +1,1 @@
-"""The tracing side: from a D program to dtrace(1), and from its rows to the listener table."""
+"""The tracing side: runs D programs under dtrace(1), and fills the listener table."""

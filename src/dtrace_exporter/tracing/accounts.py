@@ -1,10 +1,10 @@
-"""Queues by account: what a listener's were when it was told, and what has come and gone since.
+"""Computes the queues of a listener from one observation and what entered and left them since.
 
-Programs for Sun's engine tell a listener once in every second in which something happens to it,
-each time under a new ID, and count what enters and leaves its queues by these IDs. So its queues
-are known at any time, and each telling but the first says whether that is right. A telling may
-itself be one off, when another CPU is between a change and its count; so it counts for more than
-the account only if the next one says the same.
+The programs for Sun's engine print the row of a listener once in each second in which something
+happens to it, each time under a new ID. They count by these IDs what enters and leaves its queues.
+So the queues are known at any time, and each further row of the listener checks them. Such a row
+may be off by one, if another CPU is between a change and its count. So it corrects the account only
+if the next one differs in the same way.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from dtrace_exporter.sockets import Sockets
 from dtrace_exporter.tracing.rows import Listening
 
 _SETTLED = 3
-"""After so many ticks all rows of an ID that is no longer used have come, but for the odd one."""
+"""The ticks after which nearly all rows of an old ID have come."""
 _KEPT = 32
-"""So many of an account's IDs are known after that."""
+"""How many older IDs of an account are remembered for late rows."""
 _LOSS_TICKS = 2
-"""So many ticks after a loss was told, a row may still tell of a listener as it was before."""
+"""The ticks after a loss in which a row may still be from before it."""
 _FORGET_TICKS = 30
-"""So many ticks after a socket has closed, no row tells what it was before."""
+"""The ticks after which no row is from before the close of a socket."""
 _PATIENCE = 3
-"""For so many ticks in a row an account may be below zero, as CPUs are read one after the other."""
+"""How many ticks in a row an account may be below zero; CPUs are read one after the other."""
 _MOST_TELLINGS = 64
-"""So often a listener may be told in those ticks; listen() again and again makes it more often."""
+"""How many rows of a listener an account keeps; many calls of listen() cause more."""
 
 
 @dataclass(slots=True)
 class _Telling:
-    """What a row told of a listener, and what has come since, under its ID, of Q0 and of Q."""
+    """A row of a listener, and by how much Q0 and Q have grown since, by the counts of its ID."""
 
     record: Listening
     tick: int
@@ -43,7 +43,7 @@ class _Telling:
 
 @dataclass(slots=True)
 class _Account:
-    """A listening socket: ``base`` are its queues when the first of its tellings was made."""
+    """A listening socket; ``base`` has the lengths of its queues at the first of its rows."""
 
     listener: Listener
     tellings: list[_Telling]
@@ -55,12 +55,17 @@ class _Account:
     known: bool = True
 
 
+def _lengths(record: Listening) -> list[int]:
+    """Return the queues that a row has; Q0 is 0 if the kernel has none."""
+    return [record.q0 or 0, record.q]
+
+
 class Accounts:
     """The accounts of one run of a session.
 
     Args:
-        sockets: where the queues go, of each at the times of heartbeats.
-        most: how many tellings are kept, besides one of each account.
+        sockets: gets the queues of each socket at each heartbeat.
+        most: how many rows of listeners are kept, beside one for each account.
     """
 
     def __init__(self, sockets: Sockets, most: int = Limits().rows) -> None:
@@ -69,7 +74,7 @@ class Accounts:
         self._kept = 0
         self.held: dict[int, _Account] = {}
         """The accounts by socket."""
-        # The one that was told first is the first to be forgotten.
+        # The oldest ones are forgotten first.
         self._closed = OrderedDict[int, tuple[int, int]]()
         self._touched: set[int] = set()
         self._known: set[int] = set()
@@ -78,11 +83,16 @@ class Accounts:
         self._lost = -1
 
     def tell(self, record: Listening, listener: Listener) -> None:
-        """Take what a row told of a listener's queues; rows come in any order."""
+        """Take the row of a listener. Rows may come in any order.
+
+        Args:
+            record: the row.
+            listener: the listener that it is of.
+        """
         closed, _ = self._closed.get(record.socket, (-1, 0))
         if record.time <= closed:
             return
-        is_sure = not self._losing and record.time > self._lost
+        is_sure = self.is_sure(record.time)
         telling = _Telling(record, self._tick)
         account = self.held.get(record.socket)
         self._touched.add(record.socket)
@@ -95,12 +105,12 @@ class Accounts:
         ):
             if account is None or record.time > account.tellings[-1].record.time:
                 self._forget(record.socket)
-                # Not all that is forgotten of a socket is told here.
+                # Sockets may be forgotten elsewhere, without a call of close().
                 if len(self.held) >= self._sockets.most:
                     self._forget(next(iter(self.held)))
                 self._touched.add(record.socket)
                 self._kept += 1
-                base = [record.q0, record.q]
+                base = _lengths(record)
                 self.held[record.socket] = _Account(
                     listener, [telling], base, {record.id: telling}, known=is_sure
                 )
@@ -114,14 +124,23 @@ class Accounts:
         self._kept += 1
         account.tellings.sort(key=lambda one: one.record.time)
         if account.tellings[0] is telling:
-            account.base = [record.q0, record.q]
+            account.base = _lengths(record)
 
     def move(self, socket: int, id: int, q0: int, q: int) -> None:  # noqa: A002
-        """Take by how much the queues of a socket have grown, or shrunk, under an ID."""
+        """Add a change of a socket's queues.
+
+        Args:
+            socket: the kernel's address of it.
+            id: the ID that it is counted under.
+            q0: by how many connections Q0 has grown; negative if it has shrunk.
+            q: likewise for Q.
+        """
         account = self.held.get(socket)
         if account is None:
             return
         self._touched.add(socket)
+        if account.tellings[-1].record.q0 is None:
+            q0 = 0
         if telling := account.by_id.get(id):
             telling.moves[0] += q0
             telling.moves[1] += q
@@ -129,7 +148,12 @@ class Accounts:
             account.base = [account.base[0] + q0, account.base[1] + q]
 
     def close(self, socket: int, time: int) -> None:
-        """Note that a socket had stopped listening at a time."""
+        """Record that a socket had stopped listening.
+
+        Args:
+            socket: the kernel's address of it.
+            time: when, in nanoseconds of the host's monotonic clock.
+        """
         before, _ = self._closed.pop(socket, (-1, 0))
         self._closed[socket] = max(time, before), self._tick
         if len(self._closed) > self._sockets.most:
@@ -145,13 +169,18 @@ class Accounts:
         account.tellings = later
         account.by_id = {one.record.id: one for one in later}
         first = account.tellings[0].record
-        account.base, account.off = [first.q0, first.q], None
+        account.base, account.off = _lengths(first), None
         account.folded.clear()
 
-    def lose(self) -> None:
-        """Note that rows or counts were lost: no account is known until its listener is told.
+    def is_sure(self, time: int) -> bool:
+        """Tell whether what a row tells of a time is newer than all that has been lost."""
+        return not self._losing and time > self._lost
 
-        The notice and the rows come by ways of their own, so a row behind it may be from before.
+    def lose(self) -> None:
+        """Record that rows or counts were lost: no queue is known until the listener's next row.
+
+        dtrace(1) reports a loss on another stream than the rows, so a row that comes later may be
+        from before the loss.
         """
         self._losing = _LOSS_TICKS
         for socket in self._known:
@@ -160,18 +189,19 @@ class Accounts:
         self._known.clear()
 
     def settle(self, time: int, q0_counted: bool, q_counted: bool) -> Iterator[str]:
-        """Give all queues that may have changed, as they were at a heartbeat, one by one.
+        """Store the queues that may have changed, as they were at a heartbeat.
 
-        Rows of later heartbeats must not be taken before it has come to its end.
+        Do not feed rows of later heartbeats before this generator has ended.
 
         Args:
-            time: the heartbeat's.
-            q0_counted: whether all that enters and leaves Q0 is counted; else it is as told.
+            time: that of the heartbeat, in nanoseconds of the host's monotonic clock.
+            q0_counted: whether all that enters and leaves Q0 is counted; else Q0 is that of the
+                listener's last row.
             q_counted: likewise for Q.
 
         Yields:
-            An empty text before each account, and what is wrong with one that is known no more
-            until its listener is told anew.
+            An empty string before each account, and an error for an account that is wrong. It is
+            not known until the listener's next row.
         """
         self._tick += 1
         if self._losing:
@@ -198,7 +228,7 @@ class Accounts:
             q = newest.q
             if q_counted:
                 q = account.base[1] + sum(telling.moves[1] for telling in account.tellings)
-            account.below = account.below + 1 if min(q0, q) < 0 else 0
+            account.below = account.below + 1 if min(q0 or 0, q) < 0 else 0
             if account.below == 0:
                 self._sockets.saw(socket, time, q0, q, newest.qmax, newest.q0max)
             elif account.below < _PATIENCE:
@@ -210,11 +240,11 @@ class Accounts:
                 yield f"the queues of {newest.address} port {newest.port} come to {q0} and {q}"
 
     def _fold(self, account: _Account) -> None:
-        """Close the books on tellings of which all rows have come."""
+        """Merge rows of a listener whose counts are all in."""
         while len(account.tellings) > 1 and account.tellings[1].tick + _SETTLED < self._tick:
             first, second = account.tellings[:2]
             end = [base + moves for base, moves in zip(account.base, first.moves, strict=True)]
-            told = [second.record.q0, second.record.q]
+            told = _lengths(second.record)
             off = [one - other for one, other in zip(told, end, strict=True)]
             account.base = told if off == account.off else end
             account.off = off if any(off) and off != account.off else None

@@ -1,67 +1,40 @@
-"""The kernel's own counts against the listeners' counters: what the latter lack is told."""
+"""Compares the listeners' counters with the kernel's own, and reports what they lack."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from pathlib import Path
+from collections.abc import Container, Generator, Mapping
+from typing import NamedTuple
 
 from dtrace_exporter.inet_diag import ListeningSocket
+from dtrace_exporter.kernel_totals import KINDS
 from dtrace_exporter.listeners import Identity, ListenerTable, SessionId
+from dtrace_exporter.watched import Watched
 
-KINDS = {"drops": ("TcpExt", "ListenDrops"), "established": ("Tcp", "PassiveOpens")}
-"""What is compared, and the kernel's counter of it; include/uapi/linux/snmp.h."""
-
-_FILES = (Path("/proc/self/net/snmp"), Path("/proc/self/net/netstat"))
 _QUIET = 3
-_MOST_SEEN = 100_000
-
-
-def totals() -> dict[str, int]:
-    """Read the kernel's totals, by kind, of this process's network namespace.
-
-    Raises:
-        OSError: there are none.
-    """
-    found: dict[tuple[str, str], int] = {}
-    try:
-        for path in _FILES:
-            lines = path.read_text().splitlines()
-            for names, values in zip(lines[::2], lines[1::2], strict=True):
-                group, _, words = names.partition(":")
-                numbers = map(int, values.split()[1:])
-                found |= {
-                    (group, name): value for name, value in zip(words.split(), numbers, strict=True)
-                }
-        return {kind: found[counter] for kind, counter in KINDS.items()}
-    except (KeyError, ValueError) as error:
-        raise OSError(f"the kernel's totals are not where they were: {error}") from None
 
 
 class Audit:
-    """Compares one of the kernel's counts, from one start of a session to its end.
+    """Compares one of the kernel's counts with ours, from the start of a session to its end.
 
-    The two are not read at the same moment, so they are compared only when neither has changed for
-    some ticks. The first such comparison tells what lies before the session.
-
-    Args:
-        before: how many more the kernel had counted before the session, where that is known.
+    The two are not read at the same moment. So they are compared only after neither has changed for
+    some ticks. The difference at the first comparison is from before the session.
     """
 
-    def __init__(self, before: int | None = None) -> None:
+    def __init__(self) -> None:
         self._last: tuple[int, int] | None = None
         self._quiet = 0
-        self._before = before
+        self._before: int | None = None
         self._told = 0
 
     def look(self, kernel: int, ours: int) -> int | None:
-        """Return how many more our counters lack than at the last look.
+        """Return how many more events our counters lack than at the last call.
 
         Args:
             kernel: the kernel's count.
-            ours: that of the listeners' counters.
+            ours: the sum of the listeners' counters.
 
         Returns:
-            None as long as that cannot be told.
+            The number, or None while it is not known.
         """
         self._quiet = self._quiet + 1 if (kernel, ours) == self._last else 0
         self._last = kernel, ours
@@ -75,78 +48,121 @@ class Audit:
 
 
 class TotalAudits:
-    """The totals of a network namespace, against the sums of all of its listeners."""
+    """Compares the totals of a network namespace with the sums over all of its listeners."""
 
     def __init__(self) -> None:
         self._audits = {kind: Audit() for kind in KINDS}
 
     def look(self, kernel: Mapping[str, int], ours: Mapping[str, int]) -> dict[str, int]:
-        """Return by kind how many more are missing now, where that can be told."""
+        """Return by kind how many more events our counters lack, for the kinds that are known.
+
+        Args:
+            kernel: as kernel_totals.read() returns them.
+            ours: the sums of the listeners' counters, by kind.
+        """
         found = {kind: one.look(kernel[kind], ours[kind]) for kind, one in self._audits.items()}
         return {kind: more for kind, more in found.items() if more is not None}
 
 
-class DropAudits:
-    """The drops of each listener, by its sockets' ``sk_drops``, which sock_diag tells.
+class _Look(NamedTuple):
+    """What there was at a look; ``discarded`` is the sum of ``sk_drops`` of all sockets.
 
-    Of a socket that listens since the session is up all drops have to be counted. What one that was
-    there before had dropped until then is not known.
+    ``own`` has that sum and the counted drops of each listener that is compared.
+    """
+
+    dropped: int
+    discarded: int
+    sockets: set[int]
+    own: dict[Identity, tuple[int, int]]
+
+
+class DropAudit:
+    """Compares the drops of some listeners with ``sk_drops`` of their sockets and ListenDrops.
+
+    The kernel adds a dropped connection to both (include/net/tcp.h, tcp_listendrop()). It adds what
+    a socket discards otherwise to ``sk_drops`` alone (net/ipv4/tcp_ipv4.c, tcp_v4_rcv()). So the
+    sum of ``sk_drops`` of all sockets less ListenDrops is how many segments were no drops. If these
+    listeners discarded all of them, the rest of what their counters lack is still missing; no more
+    is returned. The drops of a socket that opens and closes between two calls are in ListenDrops
+    alone.
     """
 
     def __init__(self) -> None:
-        self._audits: dict[Identity, tuple[frozenset[int], Audit]] = {}
-        self._seen: dict[int, None] = {}
-        self._looks = 0
-        self._ours: Mapping[Identity, int] = {}
+        self._base: _Look | None = None
+        self._last: _Look | None = None
+        self._quiet = 0
 
     def look(
-        self, kernel: Mapping[Identity, list[ListeningSocket]], ours: Mapping[Identity, int]
+        self,
+        kernel: Mapping[Identity, list[ListeningSocket]],
+        watched: Container[Identity],
+        dropped: int,
+        ours: Mapping[Identity, int],
     ) -> Generator[None, None, int | None]:
-        """Return how many more drops the listeners' counters lack than at the last look.
+        """Return how many more drops the listeners' counters lack than at the last call.
 
         Args:
-            kernel: the sockets that listen now, by their listener.
-            ours: the drops that are counted, by listener; none of one that is not known yet.
+            kernel: all sockets that listen in the network namespace, by their listener.
+            watched: which of these listeners count.
+            dropped: the namespace's ListenDrops, read after the sockets.
+            ours: the drops that are counted, by listener.
 
         Yields:
             Before each listener.
 
         Returns:
-            None as long as that cannot be told.
+            The number, or None while it is not known.
         """
-        # The kernel's answer may lack a socket now and then, so one of them does not tell all.
-        is_first = self._looks < _QUIET
-        self._looks += 1
-        told = []
-        audits = {}
+        discarded = 0
+        sockets: set[int] = set()
+        own = {identity: (0, counted) for identity, counted in ours.items()}
         for identity, those in kernel.items():
             yield
-            if any(one.drops is None for one in those):
-                continue
-            sockets = frozenset(one.socket for one in those)
-            known, audit = self._audits.get(identity, (None, Audit()))
-            if sockets != known and not is_first and self._seen.keys().isdisjoint(sockets):
-                audit = Audit(before=-self._ours.get(identity, 0))
-            elif sockets != known:
-                audit = Audit()
-            audits[identity] = sockets, audit
-            told.append(audit.look(sum(one.drops or 0 for one in those), ours.get(identity, 0)))
-        self._audits, self._ours = audits, ours
-        for those in kernel.values():
-            yield
-            self._seen |= dict.fromkeys(one.socket for one in those)
-        for old in [*self._seen][:-_MOST_SEEN]:
-            del self._seen[old]
-        certain = [more for more in told if more is not None]
-        return sum(certain) if certain else None
+            drops = 0
+            for one in those:
+                if one.drops is None:
+                    return None
+                drops += one.drops
+                sockets.add(one.socket)
+            discarded += drops
+            if identity in watched:
+                own[identity] = drops, ours.get(identity, 0)
+        last = self._last
+        now = self._last = _Look(dropped, discarded, sockets, own)
+        if last and not (last.sockets <= sockets and last.own.keys() <= own.keys()):
+            # Nobody knows what a socket discarded between the last look and its close.
+            self._base = None
+        same = last is not None and (last.dropped, last.own) == (dropped, own)
+        self._quiet = self._quiet + 1 if same else 0
+        more = 0
+        if self._quiet >= _QUIET:
+            if self._base:
+                more = yield from _missing(self._base, now)
+            self._base = now
+        return None if self._base is None else more
+
+
+def _missing(before: _Look, now: _Look) -> Generator[None, None, int]:
+    """Return how many drops certainly are missing since an earlier look; yields at each listener.
+
+    Each of the kernel's counts of a socket has 32 bits and goes round.
+    """
+    lacking = 0
+    for identity, (discarded, counted) in now.own.items():
+        yield
+        had, knew = before.own.get(identity, (0, 0))
+        lacking += max(0, (discarded - had) % (1 << 32) - (counted - knew))
+    no_drops = (now.discarded - before.discarded) % (1 << 32) - (now.dropped - before.dropped)
+    return max(0, lacking - max(0, no_drops))
 
 
 class Audits:
-    """All of them, of a session from one start to its end."""
+    """All comparisons of a session, from a start to its end."""
 
     def __init__(self) -> None:
         self._totals = TotalAudits()
-        self._drops = DropAudits()
+        self._drops = DropAudit()
+        self._watched: Watched | None = None
         self._ticks = 0
 
     def look(
@@ -157,15 +173,15 @@ class Audits:
         totals: Mapping[str, int],
         ticks: int,
     ) -> Generator[None, None, dict[str, int]]:
-        """Return by kind how many more are missing now, where that can be told.
+        """Return by kind how many more events our counters lack, for the kinds that are known.
 
         Args:
-            table: where the listeners are.
-            session: whose they are; one of all listeners is held against the totals, another one
-                against the drops of its listeners' sockets.
-            sockets: those that listen now in the host's own place, by listener.
-            totals: as totals() gives them.
-            ticks: how many heartbeats there were; without a new one there is nothing to compare.
+            table: the table of listeners.
+            session: the session. One of all listeners is compared with the totals, another one with
+                the drops of its listeners' sockets and ListenDrops of the totals.
+            sockets: the sockets that listen now in the host's own place, by listener.
+            totals: as kernel_totals.read() returns them, read after the sockets.
+            ticks: the number of heartbeats so far; without a new one nothing is compared.
 
         Yields:
             After each listener.
@@ -173,7 +189,7 @@ class Audits:
         if ticks == self._ticks:
             return {}
         self._ticks = ticks
-        own_place, ports = table.own_place(session), table.ports(session)
+        own_place = table.own_place(session)
         established = 0
         drops: dict[Identity, int] = {}
         for one in table.seen(session):
@@ -181,13 +197,19 @@ class Audits:
                 established += one.established
                 drops[one.identity] = sum(one.drops.values())
             yield
-        if ports is None:
-            ours = {"drops": sum(drops.values()), "established": established}
+        if table.watched(session).is_every:
+            gone = table.forgotten(session.host)
+            ours = {
+                "drops": sum(drops.values()) + gone["drops"],
+                "established": established + gone["established"],
+            }
             return self._totals.look(totals, ours)
-        watched: dict[Identity, list[ListeningSocket]] = {}
-        for identity, those in sockets.items():
-            if identity.port in ports:
-                watched[identity] = those
+        watched = set()
+        for identity in sockets:
+            if table.watches(session, *identity[1:]):
+                watched.add(identity)
             yield
-        more = yield from self._drops.look(watched, drops)
+        if self._watched is not table.watched(session):
+            self._watched, self._drops = table.watched(session), DropAudit()
+        more = yield from self._drops.look(sockets, watched, totals["drops"], drops)
         return {} if more is None else {"drops": more}

@@ -1,4 +1,4 @@
-"""Values of enumerators from the kernel's own type information (BTF).
+"""Reads values of enumerators from the kernel's own type information (BTF).
 
 The format is that of Documentation/bpf/btf.rst and include/uapi/linux/btf.h in Linux.
 """
@@ -17,7 +17,7 @@ _HEADER = 24
 _ENUM: Final = 6
 _ENUM64: Final = 19
 
-# By kind, the 32-bit words that follow the three of struct btf_type: once, and for each member.
+# By kind, how many 32-bit words follow the three of struct btf_type: once, and for each member.
 _KINDS: Final = {
     1: (1, 0),  # INT
     2: (0, 0),  # PTR
@@ -30,7 +30,7 @@ _KINDS: Final = {
     9: (0, 0),  # VOLATILE
     10: (0, 0),  # CONST
     11: (0, 0),  # RESTRICT
-    12: (0, 0),  # FUNC; its vlen is the linkage, no number of members
+    12: (0, 0),  # FUNC; its vlen is the linkage, not the number of members
     13: (0, 2),  # FUNC_PROTO
     14: (1, 0),  # VAR
     15: (0, 3),  # DATASEC
@@ -42,7 +42,7 @@ _KINDS: Final = {
 
 
 class BTFError(ValueError):
-    """A file that is not well-formed BTF."""
+    """A file is not well-formed BTF."""
 
 
 def enumerators(path: Path, names: Collection[str]) -> dict[str, int]:
@@ -53,12 +53,12 @@ def enumerators(path: Path, names: Collection[str]) -> dict[str, int]:
         names: the enumerators wanted.
 
     Returns:
-        The values of those found; of several of one name the first. A 32-bit value is taken as
-        signed only where its enum says so, which Linux before 6.0 never did.
+        The values of those that were found; if several have the same name, the first. A 32-bit
+        value is signed only if its enum says so, which before Linux 6.0 none did.
 
     Raises:
         OSError: the file cannot be read.
-        BTFError: it is malformed as far as it had to be read.
+        BTFError: the part of it that was read is malformed.
     """
     words, strings = _sections(path.read_bytes())
     wanted = _offsets(strings, names)
@@ -110,7 +110,7 @@ def _sections(blob: bytes) -> tuple[array[int], bytes]:
 
 
 def _offsets(strings: bytes, names: Collection[str]) -> dict[int, str]:
-    """Find every offset at which a name can be referred to; strings may share their ends."""
+    """Find all offsets of some names; a name may be the end of a longer string."""
     offsets = {}
     for name in filter(None, names):
         at = -1

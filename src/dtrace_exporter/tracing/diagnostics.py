@@ -1,4 +1,4 @@
-"""What dtrace(1) says on its standard error."""
+"""Understands what dtrace(1) prints on its standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Literal, NamedTuple
 
 MAX_TEXT = 300
-"""Characters of a message that are kept."""
+"""How many characters of a message are kept."""
 
 Kind = Literal["lost", "fault", "fatal", "notice"]
 
@@ -35,12 +35,14 @@ _FATAL = re.compile(
 
 
 class Diagnostic(NamedTuple):
-    """One line, understood.
+    """The meaning of a line.
 
-    ``kind`` is "lost" for data that DTrace could not keep, "fault" for an error inside the D
-    program, which goes on, "fatal" for what ends dtrace(1), and "notice" for all else. ``lost``
-    names what was lost as dtrace_session_lost_total does, and is empty for the other kinds.
-    ``count`` is how many were lost, or how many faults there were, else 0. ``text`` is fit to log.
+    Attributes:
+        kind: "lost" for data that DTrace could not keep; "fault" for an error inside the D program,
+            which goes on; "fatal" for an error that ends dtrace(1); "notice" for all else.
+        lost: what was lost, as the label ``kind`` of dtrace_session_lost_total; else empty.
+        count: the number of losses or faults, else 0.
+        text: the message, fit to log.
     """
 
     kind: Kind
@@ -50,10 +52,10 @@ class Diagnostic(NamedTuple):
 
 
 def classify(line: str) -> Diagnostic:
-    """Tell what one line of dtrace(1)'s standard error means.
+    """Return the meaning of a line of dtrace(1)'s standard error.
 
     The forms are those of libdtrace's dt_handle.c and of dtrace.c, on illumos and Linux, with or
-    without the droptags option. A count that 64 bits cannot hold is not DTrace's: a notice.
+    without the option droptags. A line with a count of more than 64 bits is a notice.
 
     Args:
         line: the line, with or without its end.

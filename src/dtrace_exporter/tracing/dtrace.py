@@ -1,4 +1,4 @@
-"""Asking a host's dtrace(1): its version, whether it may be used, which program fits the kernel."""
+"""Asks a host's dtrace(1) for its version, whether it may trace, and what its kernel has."""
 
 from __future__ import annotations
 
@@ -18,34 +18,46 @@ _LONGEST = 300
 
 
 class DTraceError(Exception):
-    """dtrace(1) does not say what it was asked for; the text says why."""
+    """dtrace(1) cannot be used or does not answer; the text says why."""
 
 
 async def version(command: Sequence[str]) -> str:
-    """Return what dtrace(1) says its version is, or an empty string."""
-    status, output = await _run([*command, "-V"])
+    """Return the version of dtrace(1), or an empty string if it does not say."""
+    status, output = await run([*command, "-V"])
     return _plain(output).rpartition(" ")[2][:32] if status == 0 else ""
 
 
+async def is_suns(command: Sequence[str]) -> bool:
+    """Return whether a host has Sun's engine, by dtrace(1)'s version; all but Linux have it.
+
+    Raises:
+        DTraceError: it does not say its version.
+    """
+    status, output = await run([*command, "-V"])
+    if status:
+        raise DTraceError(reason(command, status, output))
+    return "Sun D" in output
+
+
 async def attempt(command: Sequence[str]) -> str:
-    """Run the smallest D program, from standard input as a session's: no shell takes it apart.
+    """Try to run a D program that does nothing, from the standard input as sessions do.
 
     Returns:
         An empty string, or why it did not run.
     """
-    status, output = await _run([*command, "-q", "-s", "/dev/stdin"], _TRIAL)
-    return "" if status == 0 else _reason(command, status, output)
+    status, output = await run([*command, "-q", "-s", "/dev/stdin"], _TRIAL)
+    return "" if status == 0 else reason(command, status, output)
 
 
 async def find_program(command: Sequence[str]) -> str:
-    """Tell by the kernel's functions which of the D programs a host needs.
+    """Return the name of the D program that a host needs, by the functions that its kernel has.
 
     Raises:
-        DTraceError: it has none of them, or dtrace(1) cannot be asked.
+        DTraceError: no program fits, or dtrace(1) does not answer.
     """
     wanted = [word for family in families().values() for word in ("-n", family.entrance)]
-    # Those that are not there are only said; the exit status is 0 all the same.
-    status, output = await _run([*command, "-l", *wanted])
+    # For a probe that does not exist there is a message; the exit status is 0 all the same.
+    status, output = await run([*command, "-l", *wanted])
     listed = {
         tuple(words[1:])
         for words in map(str.split, output.splitlines())
@@ -55,26 +67,41 @@ async def find_program(command: Sequence[str]) -> str:
         if tuple(family.entrance.split(":")) in listed:
             return name
     if status == 0 or "does not match any probes" in output or "No probe matches" in output:
-        raise DTraceError("no D program fits this kernel: give dtrace.program a path")
-    raise DTraceError(_reason(command, status, output))
+        raise DTraceError("no D program fits this kernel: set dtrace.program to the path of one")
+    raise DTraceError(reason(command, status, output))
 
 
-def _reason(command: Sequence[str], status: int, output: str) -> str:
+def reason(command: Sequence[str], status: int, output: str) -> str:
+    """Return in one line why a command failed.
+
+    Args:
+        command: the command.
+        status: its exit status, as run() returns it.
+        output: its output, as run() returns it.
+    """
     said = _plain(output)
     if status < 0:
-        # Nobody but we.
+        # The text is run()'s own.
         return said[:_LONGEST]
-    # What was said last is why: before it a host may greet, and ssh warn at length.
+    # The reason comes last: a host may print a greeting before it, and ssh long warnings.
     return said[-_LONGEST:] or f"{command[0]} ended with exit status {status}"
 
 
 def _plain(output: str) -> str:
-    """Return an output as one line that is fit for a terminal."""
+    """Return an output as one line without control characters."""
     return " ".join(printable(output).split())
 
 
-async def _run(argv: list[str], program: str = "") -> tuple[int, str]:
-    """Run a command; the status is -1 where it does not come to an end, and the output says so."""
+async def run(argv: list[str], program: str = "") -> tuple[int, str]:
+    """Run dtrace(1) to its end.
+
+    Args:
+        argv: the command and its arguments.
+        program: what it reads from its standard input.
+
+    Returns:
+        Its exit status and its output. If it cannot be started or does not end, -1 and why.
+    """
     try:
         async with child(argv, stderr=STDOUT) as process:
             try:

@@ -1,6 +1,6 @@
-"""Whether this host's kernel lets a session of ours see everything.
+"""Whether a session on this host can miss events.
 
-On Linux that rests on softirqs that nothing interrupts, and on probes that hide no others: see
+On Linux none is missed if softirqs are not interrupted and probes do not hide each other: see
 docs/how-it-works.md.
 """
 
@@ -14,18 +14,18 @@ KPROBES = Path("/sys/kernel/tracing/kprobe_events")
 
 
 def why_not(pid: int) -> str:
-    """Return why the session with a process may miss events; an empty string if it does not.
+    """Return why a session may miss events, or an empty string if it cannot.
 
     Args:
         pid: the process of its dtrace(1), which has enabled its probes.
     """
     with contextlib.suppress(OSError):
-        # PREEMPT_RT, kernel/ksysfs.c: softirqs are threads then, which others preempt.
+        # kernel/ksysfs.c. With PREEMPT_RT softirqs run in threads, which can be preempted.
         if REALTIME.read_text().strip() == "1":
             return "softirqs can be interrupted in this kernel (PREEMPT_RT)"
     with contextlib.suppress(OSError):
-        # bpf_prog_active keeps a kprobe from running while any other one runs on its CPU; DTrace 2
-        # names its probes by its process (libdtrace's dt_provider_tp.h).
+        # Because of bpf_prog_active a kprobe does not run while another one runs on the same CPU.
+        # DTrace 2 has its process in the names of its probes (libdtrace's dt_provider_tp.h).
         if f"dt_{pid}_fbt" in KPROBES.read_text():
-            return "dtrace(1) has to use kprobes here, of which one can hide another"
+            return "dtrace(1) has to use kprobes here, and one can hide another"
     return ""

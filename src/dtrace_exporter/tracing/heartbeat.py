@@ -6,20 +6,24 @@ import math
 import time
 from collections.abc import Iterable
 
-from dtrace_exporter.tracing.rows import Ready, Tick
+Beat = int | None
+"""None when the session is ready, after that the time of a heartbeat, in nanoseconds of the
+monotonic clock of its host."""
 
 START_SECONDS = 180.0
+"""How long a session may take to become ready, in seconds."""
 SLICE = 1.0
-"""So many seconds at most may lie between two looks, unless we did not run ourselves."""
+"""The longest time between two calls of Heartbeat.look(), in seconds."""
 
 
 class Heartbeat:
-    """Looks at what one run of a session has told, slice by slice.
+    """Watches the heartbeat of one run of a session.
 
-    How late rows are is told by two clocks: that their difference grows is all that it tells.
+    It compares the clock of the session's host with ours. Their difference means nothing; by as
+    much as it grows, the rows are late.
 
     Args:
-        patience: for so many seconds it may say nothing, and so much later may rows come.
+        patience: for how many seconds the session may be silent, and how late rows may be.
     """
 
     def __init__(self, patience: float) -> None:
@@ -28,21 +32,21 @@ class Heartbeat:
         self._looked = time.monotonic()
         self._least = math.inf
 
-    def look(self, records: Iterable[Ready | Tick], *, is_up: bool) -> str:
-        """Return what it was that did not come in time, or an empty string.
+    def look(self, beats: Iterable[Beat], *, is_up: bool) -> str:
+        """Return what did not come in time, or an empty string.
 
         Args:
-            records: what has come since the last look.
-            is_up: whether the session has begun to tell.
+            beats: the heartbeats since the last call.
+            is_up: whether the session is ready.
         """
-        # A slice that took longer was no silence: we did not run either. Rows without a heartbeat
-        # among them are one.
+        # If more time has passed, it was this process that did not run: the session was not silent
+        # for all of it. Rows without a heartbeat count as silence.
         now = time.monotonic()
         self._silent += min(now - self._looked, 2 * SLICE)
         self._looked = now
-        for record in records:
+        for beat in beats:
             self._silent = 0.0
-            if isinstance(record, Tick) and (late := self._lateness(record)) > self._patience:
+            if beat is not None and (late := self._lateness(beat)) > self._patience:
                 return f"rows come {late:.0f} s late"
         if self._silent > (self._patience if is_up else START_SECONDS):
             return (
@@ -52,8 +56,8 @@ class Heartbeat:
             )
         return ""
 
-    def _lateness(self, tick: Tick) -> float:
-        """Return by how many seconds a heartbeat is later than the promptest has been."""
-        age = time.monotonic() - tick.time / 1e9
+    def _lateness(self, beat: int) -> float:
+        """Return how late a heartbeat is, in seconds, compared with the fastest one so far."""
+        age = time.monotonic() - beat / 1e9
         self._least = min(self._least, age)
         return age - self._least

@@ -1,22 +1,22 @@
-"""Lines out of a stream of bytes that may be hostile."""
+"""Splits a stream of bytes, which may be hostile, into lines."""
 
 from __future__ import annotations
 
 MAX_LINE = 16 << 10
-"""Longest line in bytes; no row or message comes near it."""
+"""The length of the longest line, in bytes. Honest rows and messages are much shorter."""
 
 
 class LineSplitter:
-    """Cuts chunks into lines, and cuts short a line that does not end."""
+    """Splits chunks into lines, and truncates lines that are too long."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._too_long = False
 
     def feed(self, chunk: bytes) -> list[str]:
-        """Return the lines that a chunk completes; bytes that are no text become U+FFFD.
+        """Return the lines that a chunk completes; bytes that are not UTF-8 become U+FFFD.
 
-        A line longer than MAX_LINE appears once, as its beginning.
+        Of a line longer than MAX_LINE only the beginning is returned.
         """
         *whole, rest = (self._rest + chunk).split(b"\n")
         if whole and self._too_long:
@@ -30,5 +30,5 @@ class LineSplitter:
         return [line[:MAX_LINE].decode("utf-8", "replace") for line in whole if line.strip()]
 
     def end(self) -> list[str]:
-        """Return the line without an end that the stream stopped in, if any."""
+        """Return the last line if the stream has stopped in the middle of it."""
         return self.feed(b"\n")

@@ -1,30 +1,34 @@
-"""What sessions run: which program a host needs, with which numbers, and by which command."""
+"""What each session runs: the program that its host needs, its numbers, and the command."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from dtrace_exporter import namespaces
 from dtrace_exporter.config import Config, DTraceConfig, HostConfig
 from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.tracing import dtrace, program, rendering
 from dtrace_exporter.tracing.program import Program
+from dtrace_exporter.watched import Wanted, Watched
 
 ALL = "all"
-"""The name of the session of all listeners."""
+"""The name of the session that watches all listeners."""
 CALLS = "calls"
-"""The name of the session of what only processes do, one a host: it observes and counts nothing."""
+"""The name of the session that watches processes, one for each host. It counts for no listener."""
 
-Ports = Mapping[int, str] | None
 Ask = Callable[[tuple[str, ...]], Awaitable[str]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a session's process depends on. Two plans alike need no new process.
+    """All that a session's process depends on. If two plans are equal, no new process is needed.
 
-    ``program`` is None where the host's kernel has to be asked which one it needs; ``port`` is 0
-    for all; ``counters`` are as program.drop_counters() gives them.
+    Attributes:
+        dtrace: the settings of the host's dtrace(1).
+        program: None if the host's kernel has to be asked which program it needs.
+        port: the TCP port to watch, 0 for all ports.
+        counters: as program.drop_counters() returns them.
     """
 
     dtrace: DTraceConfig
@@ -46,22 +50,33 @@ class Plan:
 
     @property
     def switched_off(self) -> dict[str, str]:
-        """The optional parts that the configuration does not want, and why they are left out."""
-        if self.dtrace.accept_wait:
-            return {}
-        return {"accept_wait": "switched off in the configuration"}
+        """The optional parts that the configuration switches off, each with the reason."""
+        chosen = {"accept_wait": self.dtrace.accept_wait, "handshake": self.dtrace.handshake}
+        return {
+            part: f"needs dtrace: {{{part}: true}} in the configuration"
+            for part, is_on in chosen.items()
+            if not is_on
+        }
 
-    def render(self, chosen: Program, without: Collection[str]) -> str:
-        """Return a program's text less some optional parts."""
+    def render(
+        self, chosen: Program, without: Collection[str], more: Mapping[str, int] | None = None
+    ) -> str:
+        """Return a program's text without some optional parts.
+
+        Args:
+            chosen: the program.
+            without: the names of these parts.
+            more: numbers that replace those of the file, by the inline's name.
+        """
         window = rendering.window(self.dtrace.interval)
         counters = self.counters or program.no_drop_counters()
-        numbers = {**counters, **program.offsets(self.dtrace.offsets)}
+        numbers = {**counters, **program.offsets(self.dtrace.offsets), **(more or {})}
         options = list(self.dtrace.options)
         return rendering.render(chosen, window, self.port, numbers, without, options)
 
 
 def known(host: HostConfig) -> str:
-    """Return the name of the program that a host needs; empty where its kernel has to be asked."""
+    """Return the name of the program that a host needs, empty if its kernel has to be asked."""
     if host.dtrace.program != "auto":
         return host.dtrace.program
     return "" if host.name else program.local(host.dtrace.command)
@@ -72,7 +87,7 @@ async def needed(host: HostConfig, ask: Ask = dtrace.find_program) -> str:
 
     Args:
         host: the host.
-        ask: asks one by its command, as dtrace.find_program().
+        ask: asks a host, such as dtrace.find_program(). It is given the host's command.
 
     Raises:
         DTraceError: as dtrace.find_program().
@@ -80,33 +95,69 @@ async def needed(host: HostConfig, ask: Ask = dtrace.find_program) -> str:
     return known(host) or await ask(host.dtrace.command)
 
 
-def sessions(config: Config) -> dict[SessionId, tuple[Plan, Ports]]:
-    """Return what each session is to run, and the ports that it is to watch, with their names.
+def sessions(config: Config, netns: Mapping[str, str]) -> dict[SessionId, tuple[Plan, Watched]]:
+    """Return for each session what it runs, and which listeners it watches.
+
+    Args:
+        config: the configuration.
+        netns: the inodes of the local host's named network namespaces, by name.
 
     Raises:
         ProgramError: as program.load().
     """
     counters = program.drop_counters(config.local.dtrace.command)
-    plans: dict[SessionId, tuple[Plan, Ports]] = {}
+    plans: dict[SessionId, tuple[Plan, Watched]] = {}
     for host in (config.local, *config.hosts):
         name = known(host)
         chosen = program.load(name) if name else None
-        for session, port, watched in _split(host):
+        for session, port, watched in _split(host, netns):
             plan = Plan(host.dtrace, chosen, port, {} if host.name else counters)
             plans[SessionId(host.name, session)] = plan, watched
         if chosen is not None and chosen.calls:
-            plans[SessionId(host.name, CALLS)] = calls(host.dtrace, chosen.calls), {}
+            plans[SessionId(host.name, CALLS)] = calls(host.dtrace, chosen.calls), Watched(())
     return plans
 
 
 def calls(settings: DTraceConfig, name: str) -> Plan:
-    """Return the plan of a host's session for what only processes do, by its program's name."""
+    """Return the plan of a host's session ``calls``, which runs the program of this name."""
     return Plan(settings, program.load(name))
 
 
-def _split(host: HostConfig) -> list[tuple[str, int, Ports]]:
-    """Divide a host's listeners among sessions: name, the port or 0 for all, ports and names."""
-    watched = {listener.port: listener.name for listener in host.listeners}
-    if not watched or host.dtrace.session == "shared":
-        return [(ALL, 0, watched or None)]
-    return [(f"port-{port}", port, {port: name}) for port, name in watched.items()]
+def watched(host: HostConfig, netns: Mapping[str, str]) -> Watched:
+    """Return which listeners of a host are watched.
+
+    Args:
+        host: the host.
+        netns: as for sessions().
+    """
+    if not host.listeners:
+        return Watched(None, host.exclude_ports)
+    return Watched(_wanted(host, netns))
+
+
+def _wanted(host: HostConfig, netns: Mapping[str, str]) -> list[Wanted]:
+    own = "" if host.name else namespaces.own()
+    found = []
+    for each in host.listeners:
+        place: str | None = each.zone or None
+        if each.jail:
+            place = "" if each.jail == "0" else each.jail
+        if each.netns:
+            place = each.netns if each.netns.isdecimal() else netns.get(each.netns)
+            if place is None:
+                continue
+            place = "" if place == own else place
+        found.append(Wanted(each.ports, each.name, each.address or None, place, each.histograms))
+    return found
+
+
+def _split(host: HostConfig, netns: Mapping[str, str]) -> list[tuple[str, int, Watched]]:
+    """Divide a host's listeners among sessions: name, port (0 for all), and what it watches."""
+    if not host.listeners or host.dtrace.session == "shared":
+        return [(ALL, 0, watched(host, netns))]
+    ports = dict.fromkeys(port for each in host.listeners for ports in each.ports for port in ports)
+    by_port: dict[int, list[Wanted]] = {port: [] for port in ports}
+    for entry in _wanted(host, netns):
+        for port in (port for ports in entry.ports for port in ports):
+            by_port[port].append(replace(entry, ports=(range(port, port + 1),)))
+    return [(f"port-{port}", port, Watched(entries)) for port, entries in by_port.items()]

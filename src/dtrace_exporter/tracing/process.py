@@ -1,4 +1,4 @@
-"""Child processes: started in a known environment, and nothing left when one is done with them."""
+"""Child processes with a known environment, of which nothing is left when their block ends."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ import os
 import shutil
 import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
+from asyncio.transports import (
+    BaseTransport,
+    ReadTransport,
+    SubprocessTransport,
+    WriteTransport,
+)
 from collections.abc import AsyncIterator, Sequence
 
 _LIMIT = 1 << 16
 _SBIN = ("/usr/sbin", "/sbin")
 _SYSTEMTAP = "there is only SystemTap's program of that name, which traces nothing"
 _START = 4096
+_LARGEST_PIPE = 1 << 20
 
 ENVIRONMENT = ("HOME", "KRB5CCNAME", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TZ", "USER")
-"""The variables that a child gets from ours, and LC_ALL=C besides: what dtrace(1), ssh and sudo
-need to find their files and keys, and to print dates. Those of a service manager, and what changes
-how a program is loaded, are not among them."""
+"""The variables that a child inherits; LC_ALL is C. dtrace(1), ssh and sudo need them to find their
+files and keys, and to print dates. The variables of a service manager, and those that change how a
+program is loaded, are left out on purpose."""
 
 
 def resolve(command: str) -> str:
     """Return the absolute path of a command.
 
-    A name without a slash is looked for in PATH, in the absolute directories of it only: whose
-    directory is the current one must not decide what root runs; and in _SBIN, which users often do
-    not have there. The script of SystemTap's that is named dtrace is passed over.
+    A name without a slash is looked for in the absolute directories of PATH, and then in /usr/sbin
+    and /sbin, which are often not in a user's PATH. Relative directories are skipped: the current
+    directory must not decide what root runs. SystemTap's script named dtrace is skipped as well.
 
     Raises:
-        FileNotFoundError: it is in none of them; the text says so.
+        FileNotFoundError: there is no such command, or only SystemTap's; the text says so.
     """
     if os.sep in command:
+        if _is_systemtap(command):
+            raise FileNotFoundError(errno.ENOENT, _SYSTEMTAP, command)
         return os.path.abspath(command)  # noqa: PTH100
     directories = [*os.environ.get("PATH", os.defpath).split(os.pathsep), *_SBIN]
     why = f"not in any directory of PATH, nor in {' or '.join(_SBIN)}"
     for directory in directories:
-        # Without one it would look in the current one.
+        # A relative one would depend on the current directory.
         if os.path.isabs(directory):  # noqa: PTH117
             found = shutil.which(command, path=directory)
             if found and not _is_systemtap(found):
@@ -47,9 +56,9 @@ def resolve(command: str) -> str:
 
 
 def _is_systemtap(path: str) -> bool:
-    """Tell whether a command is SystemTap's dtrace, which makes probes and traces nothing.
+    """Return whether a command is SystemTap's dtrace, which generates probes and traces nothing.
 
-    It is a script (dtrace.in of SystemTap) whose first comment says what it is.
+    It is a script (SystemTap's dtrace.in), whose first comment names SystemTap.
     """
     try:
         with open(path, "rb") as file:  # noqa: PTH123
@@ -61,15 +70,16 @@ def _is_systemtap(path: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def child(argv: Sequence[str], stderr: int | None = PIPE) -> AsyncIterator[Process]:
-    """Run a command, its input and output piped, for as long as the block lasts.
+    """Run a command with pipes for its input and output while the block runs.
 
-    It is in a process group of its own, so that a terminal's Ctrl-C does not reach it, and has no
-    other descriptor of ours and no other variable than ENVIRONMENT. When the block is left while
-    it runs, all of the group is killed.
+    The process has its own group, so that Ctrl-C in a terminal does not reach it. It inherits no
+    other descriptors, and no variables but ENVIRONMENT. Its output ends when the process ends, even
+    if another process still holds the pipes. If the process still runs at the end of the block, its
+    whole group is killed.
 
     Args:
-        argv: the command, as for resolve(), and its arguments; it speaks English.
-        stderr: where its standard error output goes, as for asyncio's create_subprocess_exec().
+        argv: the command, as for resolve(), and its arguments.
+        stderr: where its standard error goes, as for asyncio's create_subprocess_exec().
 
     Raises:
         OSError: it cannot be started.
@@ -85,19 +95,54 @@ async def child(argv: Sequence[str], stderr: int | None = PIPE) -> AsyncIterator
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError as error:
-                # A process given up half-way, in its start or in its end, would stay behind.
+                # If this were cancelled half-way, the process would stay behind.
                 cancelled = error
         if cancelled:
             raise cancelled
 
 
 async def hand_over(process: Process, program: str) -> None:
-    """Write a child's standard input and close it; a child that has had enough is no error."""
+    """Write a child's standard input and close it. It is no error if the child has closed it."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(program.encode())
         await process.stdin.drain()
     process.stdin.close()
+
+
+def send_signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a child. It is no error if the child has ended.
+
+    Process.send_signal() is not used, because it collects the status of a child that has just ended
+    (Popen.poll() in Python's Lib/subprocess.py); the event loop would then never get this status.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+class _Protocol(SubprocessStreamProtocol):
+    """Closes the pipes when the process ends: an ssh(1) that stays as a master keeps them open."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        assert isinstance(transport, SubprocessTransport)
+        self._subprocess = transport
+        super().connection_made(transport)
+
+    def process_exited(self) -> None:
+        for number, reader in ((1, self.stdout), (2, self.stderr)):
+            pipe = self._subprocess.get_pipe_transport(number)
+            if reader is None or not isinstance(pipe, ReadTransport) or pipe.is_closing():
+                continue
+            with contextlib.suppress(BlockingIOError):
+                # All that it has printed is in the pipe by now; later output is another process's.
+                rest = os.read(pipe.get_extra_info("pipe").fileno(), _LARGEST_PIPE)
+                reader.feed_data(rest)
+            pipe.close()
+        stdin = self._subprocess.get_pipe_transport(0)
+        if isinstance(stdin, WriteTransport) and not stdin.is_closing():
+            stdin.abort()
+        super().process_exited()
 
 
 async def _start(
@@ -106,7 +151,7 @@ async def _start(
     loop = asyncio.get_running_loop()
     known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     transport, protocol = await loop.subprocess_exec(
-        lambda: SubprocessStreamProtocol(_LIMIT, loop),
+        lambda: _Protocol(_LIMIT, loop),
         *argv,
         stdin=PIPE,
         stdout=PIPE,
@@ -125,8 +170,9 @@ async def _end(starting: asyncio.Task[tuple[Process, asyncio.SubprocessTransport
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    # wait() would wait for the end of what nobody reads any more.
+    # Else wait() would wait for the end of pipes that nobody reads any more.
     for number in range(3):
         if pipe := transport.get_pipe_transport(number):
             pipe.close()
     await process.wait()
+    transport.close()

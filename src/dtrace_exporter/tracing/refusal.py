@@ -1,4 +1,4 @@
-"""Why dtrace(1) refused a program: which optional part of it a message is about."""
+"""Finds the optional part of a program because of which dtrace(1) refused it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import re
 from dtrace_exporter.families import Family
 from dtrace_exporter.tracing.program import BEGIN, END, ONLY, clauses
 
-# A line of the program; one of DTrace's libraries comes behind its file's name in quotes.
+# A line of the program. Before a line of one of DTrace's libraries is its file's name, in quotes.
 _LINE = re.compile(r'(?<!", )\bline (\d{1,9})\b')
-# What Sun's DTrace says, of no line, where a program needs more than there is: the kernel's
-# dtrace_dof_maxsize, the registers of its virtual machine or those of the compiler.
+# Sun's DTrace names no line if a program is too large for the kernel's dtrace_dof_maxsize, or needs
+# more registers than its virtual machine or the compiler has.
 _TOO_LARGE = re.compile(
     r"DIF program exceeds maximum program size|DIF program content is invalid"
     r"|[Ii]nsufficient (?:tuple )?registers"
 )
-# It begins where a word does, so that each is looked through but a few times.
-_PROBE = re.compile(r"(?<!\w)\w*:\w*:(?:([\w.*]+):(?:entry|return)\b|[\w.]*:(\w+))")
-# An error is about one.
+# It begins at a word boundary, so that a hostile message cannot make the search slow.
+_PROBE = re.compile(r"(?<!\w)\w*:\w*:(?:([\w.*]+):(entry|return)\b|[\w.]*:(\w+))")
+# An honest message names one.
 _MOST_PROBES = 10
 
 
 def blame(message: str, text: str, family: Family) -> str | None:
-    """Tell which optional part of a rendered program an error of dtrace(1) is about.
+    """Return which optional part of a rendered program an error of dtrace(1) is about.
 
     Args:
         message: the error, which names a line of the program or a probe.
         text: the rendered program.
-        family: whose facts give probes to parts.
+        family: the kernel family, whose facts give probes to parts.
 
     Returns:
-        The part's name, or None where the error lies in what every kernel must have.
+        The part's name, or None if the error is not about an optional part.
     """
     owners = _owners(text, family)
-    # A shell, or ssh, has lines too.
+    # A shell or ssh may name lines as well.
     message = message[message.find("dtrace: ") :] if "dtrace: " in message else ""
     if _TOO_LARGE.search(message):
         left = {*BEGIN.findall(text), *ONLY.findall(text)}
@@ -41,11 +41,11 @@ def blame(message: str, text: str, family: Family) -> str | None:
     for number in _LINE.findall(message):
         if 0 < int(number) <= len(owners) and owners[int(number) - 1]:
             return owners[int(number) - 1]
-    for function, name in _PROBE.findall(message)[:_MOST_PROBES]:
+    for function, end, name in _PROBE.findall(message)[:_MOST_PROBES]:
         for part, facts in family.parts.items():
             if any(_covers(probe, function, message) for probe in facts.probes):
                 return part
-        probe = re.compile(rf":{re.escape(function)}:" if function else rf":{name}\b")
+        probe = re.compile(rf":{re.escape(function)}:{end}\b" if function else rf":{name}\b")
         named = [
             owner
             for owner, line in zip(owners, text.splitlines(), strict=True)
@@ -57,7 +57,7 @@ def blame(message: str, text: str, family: Family) -> str | None:
 
 
 def _covers(probe: str, function: str, message: str) -> bool:
-    """Tell whether a part's probe, perhaps a pattern, is the one of a message."""
+    """Return whether a part's probe, which may be a pattern, is the one in a message."""
     pattern, _, end = probe.partition(":")
     return (
         bool(function)
@@ -67,7 +67,7 @@ def _covers(probe: str, function: str, message: str) -> bool:
 
 
 def _owners(text: str, family: Family) -> list[str]:
-    """Return of each line of a program the optional part that it belongs to, or an empty string."""
+    """Return for each line of a program its optional part, or an empty string for none."""
     owners: list[str] = []
     part = ""
     for probes, lines in clauses(text):

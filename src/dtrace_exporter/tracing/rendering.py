@@ -1,4 +1,4 @@
-"""How a D program becomes the text that a session runs: numbers, period, and parts left out."""
+"""Makes of a D program the text that a session runs: fills in numbers, leaves out parts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ _TICK = re.compile(r"\btick-1s\b")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Timing of the two sets of aggregations, which take turns.
+    """The timing of the two sets of aggregations, which take turns on Linux.
 
-    A set is emptied while it is at rest. What a consumer counts stays exact as long as it is never
-    later than the rest that is left then; so one that is silent for ``patience`` seconds, less than
-    that, has to be ended.
+    A set is in use for two turns, and it is emptied one turn before its next use. The counts stay
+    exact as long as the consumer is less than a turn late. So a consumer that has been silent for
+    ``patience`` seconds, somewhat less than a turn, has to be ended. The programs for Sun's engine
+    have no sets and lose nothing if they are late.
 
-    ``turn`` is in nanoseconds: a set is in use for two turns and emptied one turn before its next
-    use. The programs for Sun's engine have no sets, and lose nothing by being late.
+    Attributes:
+        interval: the period of the heartbeat, in seconds.
+        turn: the length of a turn, in nanoseconds.
+        patience: for how long a session may be silent, in seconds.
     """
 
     interval: float
@@ -31,7 +34,7 @@ class Window:
 
 
 def window(interval: float) -> Window:
-    """Choose the timing for a tick of ``interval`` seconds."""
+    """Return the timing for a heartbeat every ``interval`` seconds."""
     turn = max(30.0, 15 * interval)
     return Window(interval, round(turn * 1e9), turn * 5 / 6)
 
@@ -46,17 +49,17 @@ def render(
 ) -> str:
     """Make a program ready to run.
 
-    Whatever it says, it cannot take destructive actions: DTrace obeys the last word on an option,
-    of all that is included or given with -x or -w, and that is its last line. Before it is an empty
-    one, should the program end in the middle of a line.
+    The text cannot take destructive actions, even if the program permits them: its last line
+    forbids them, and DTrace obeys the last setting of an option, also over -x and -w. An empty line
+    comes before it, in case the program ends in the middle of a line.
 
     Args:
         program: the program.
         window: its timing.
-        port: the one to watch, 0 for all.
-        numbers: those of the kernel, by inline's name, that are other than in the file.
-        without: optional parts to leave out, and with them those that rest on them.
-        options: names of D options that are set on the command line and so not in the program.
+        port: the TCP port to watch, 0 for all ports.
+        numbers: numbers that replace those of the file, by the inline's name.
+        without: names of optional parts. They are left out, and so are the parts that need them.
+        options: names of D options that the command line sets; their lines are removed.
     """
     without = program.with_dependents(without)
     if not port:
@@ -86,7 +89,7 @@ def render(
 
 
 def _without_probes(program: Program, without: Collection[str]) -> str:
-    """Return a program's text less the probes of some parts, and the clauses left without any."""
+    """Return a program's text without the probes of some parts, and without empty clauses."""
     gone = {
         probe
         for name in without

@@ -1,9 +1,9 @@
-"""The rows that a D program prints, and how they become records.
+"""Reads the rows that a D program prints, and makes records of them.
 
-The programs' heads say what each row means. No other module knows how it is written; what comes out
-is the same for all kernels: what has happened since the last time, and what was seen when. On Linux
-a row of counts tells all since its set of aggregations was last emptied, so one that is lost or
-garbled is made up for by the next. On Sun's engine each count is printed once.
+The heads of the programs explain the rows. No other module knows their format; the records are the
+same for all kernels. They have what happened since the row before, and what was observed at which
+time. On Linux the rows of counts are cumulative since their set of aggregations was last emptied,
+so the next row makes up for one that is lost or garbled. Sun's engine prints each count once.
 """
 
 from __future__ import annotations
@@ -18,39 +18,57 @@ from dtrace_exporter.limits import LimitError, Limits
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
 
 PROTOCOL = 5
-"""Version of the rows, printed in the ready row."""
+"""The version of the rows, which the ``ready`` row has."""
 
 _U64 = (1 << 64) - 1
+_INT = (1 << 31) - 1
 _PAIR = 10_000_000
-# zonecfg(8): letters, digits, and _ - . of at most 63; empty where the program cannot tell it.
+# zonecfg(8): at most 63 letters, digits, and _ - .; empty if the program does not know it.
 _PLACE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
-# RFC 4291, 2.2: what is longest is an IPv6 address whose end is written as IPv4. None has a zone.
+# RFC 4291, 2.2: the longest one is an IPv6 address that ends in IPv4's notation. None has a zone.
 _ADDRESS_LENGTH = 45
+_MOST_PORT = 0xFFFF
 _LISTEN = 10
 _SETS = 2
+# What strchr2esc() of libdtrace makes of bytes for %S; a byte of 0 is behind a name.
+_ESCAPED = re.compile(r"\\([0-3][0-7]{2}|[abfnrtv\"\\0])")
+_BYTES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, '"': 34, "\\": 92, "0": 0}
+# A longer one has been cut: strsize of the programs.
+_NAME_LENGTH = 127
 
 
 class Ready(NamedTuple):
-    """Every probe is enabled; ``own_place`` is the place of the host itself."""
+    """All probes are enabled; ``own_place`` is the place of the host itself."""
 
     version: int
     own_place: str
 
 
 class Tick(NamedTuple):
-    """Heartbeat; ``time`` in nanoseconds of the host's monotonic clock, as in all records."""
+    """A heartbeat. As in all records, ``time`` is in nanoseconds of the host's monotonic clock."""
 
     time: int
 
 
 class Listening(NamedTuple):
-    """Who a listener is, and its queues at a time.
+    """The identity of a listener, and its queues at a time.
 
-    ``id`` is how other records name it, ``socket`` the kernel's address. ``cookie`` tells the uses
-    of a place's number apart. ``open`` is whether it still listens. ``place`` is empty where the
-    program could not tell it. ``told`` is whether its queues are from now on told by what comes and
-    goes, not by further observations; ``syn`` is whether it was told for a SYN that no other record
-    has.
+    Attributes:
+        id: its name in other records.
+        socket: the kernel's address of the socket.
+        time: when it was observed.
+        open: whether it still listens.
+        place: empty if the program does not know it.
+        cookie: differs for each use of a place's number; 0 if unknown.
+        address: the address that it is bound to, ``*`` for the wildcard.
+        port: its TCP port.
+        q0: half-open connections; None if the kernel has no such queue.
+        q: connections that wait for accept().
+        qmax: the limit of Q.
+        q0max: the limit of Q0, if the kernel has one.
+        told: whether the later records have what enters and leaves its queues, instead of their
+            lengths.
+        syn: whether a SYN that no other record counts caused this row.
     """
 
     id: int
@@ -61,7 +79,7 @@ class Listening(NamedTuple):
     cookie: int
     address: str
     port: int
-    q0: int
+    q0: int | None
     q: int
     qmax: int
     q0max: int | None = None
@@ -70,9 +88,10 @@ class Listening(NamedTuple):
 
 
 class Syns(NamedTuple):
-    """SYNs that found Q/Qmax in one bucket; ``reason`` is why they were dropped, or None.
+    """SYNs that found Q/Qmax in one bucket.
 
-    ``total`` is the sum of the Q that they found.
+    ``reason`` is why they were dropped, or None. ``total`` is the sum of the lengths of Q that they
+    found.
     """
 
     id: int
@@ -84,7 +103,7 @@ class Syns(NamedTuple):
 
 
 class Found(NamedTuple):
-    """SYNs that found so many connections in Q."""
+    """SYNs that found ``q`` connections in Q."""
 
     id: int
     q: int
@@ -92,10 +111,19 @@ class Found(NamedTuple):
 
 
 class Drops(NamedTuple):
-    """Drops, the SYNs among which have been counted as such."""
+    """Drops. SYNs among them are counted by another record as well."""
 
     id: int
     reason: str
+    events: int
+
+
+class Evicted(NamedTuple):
+    """Half-open connections thrown out of a cache that a place's listeners share."""
+
+    place: str
+    address: str
+    port: int
     events: int
 
 
@@ -107,14 +135,27 @@ class Opened(NamedTuple):
 
 
 class Established(NamedTuple):
-    """Connections put into Q, on Sun's kernels out of Q0."""
+    """Connections put into Q. On Sun's kernels they leave Q0.
+
+    ``bucket`` is that of the time that the handshakes took, None if it was not measured.
+    ``nanoseconds`` is the sum of these times.
+    """
+
+    id: int
+    events: int
+    bucket: int | None = None
+    nanoseconds: int = 0
+
+
+class Resent(NamedTuple):
+    """SYN-ACKs that were sent again."""
 
     id: int
     events: int
 
 
 class Left(NamedTuple):
-    """Connections that left Q, or Q0, but not by an accept."""
+    """Connections that left Q, or Q0 if ``half_open``, without accept()."""
 
     id: int
     half_open: bool
@@ -122,9 +163,10 @@ class Left(NamedTuple):
 
 
 class Accepts(NamedTuple):
-    """Connections taken out of Q; ``bucket`` is None where their time in Q is not looked at.
+    """Connections that accept() took out of Q.
 
-    ``nanoseconds`` is the sum of these times.
+    ``bucket`` is that of their time in Q, None if it is not measured. ``nanoseconds`` is the sum of
+    these times.
     """
 
     id: int
@@ -134,7 +176,7 @@ class Accepts(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """What a listener's queues were at a time, as far as it was looked at; else None."""
+    """The queues of a listener at a time; None for what was not observed."""
 
     id: int
     time: int
@@ -144,39 +186,73 @@ class Queue(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """What listen() has made of a socket's Qmax."""
+    """The Qmax that listen() gave to a socket, and the backlog that was requested, if seen."""
 
     socket: int
     time: int
     qmax: int
+    requested: int | None = None
 
 
 class Closed(NamedTuple):
-    """A socket that listens no more."""
+    """A socket has stopped listening."""
 
     socket: int
     time: int
 
 
-Counts = Syns | Found | Drops | Opened | Established | Accepts | Left
-Record = Ready | Tick | Listening | Queue | Limit | Closed | Counts
+class Accepted(NamedTuple):
+    """Who accepted a connection at a socket.
+
+    Attributes:
+        socket: the kernel's address of the socket.
+        time: when, as in all records.
+        kind: what the name is of: ``program`` or ``fmri``.
+        name: the name of the process's program or service.
+    """
+
+    socket: int
+    time: int
+    kind: str
+    name: str
+
+
+class Refused(NamedTuple):
+    """SYNs to a port of the host's own place at which nobody listened.
+
+    Attributes:
+        port: the port, None for several that have no row of their own.
+        events: how many.
+    """
+
+    port: int | None
+    events: int
+
+
+Counts = Syns | Found | Drops | Opened | Established | Accepts | Left | Resent
+Record = Ready | Tick | Listening | Queue | Limit | Closed | Accepted | Evicted | Refused | Counts
 
 
 class RowError(ValueError):
-    """A line that is not a row."""
+    """A line is not a row; the text says why."""
 
 
 _SYNS = {10: None, 11: "q_full", 12: "q0_full", 13: "other"}
 _ACKS = {21: "q_full_ack", 23: "other"}
-_DROPS = {1: "q_full", 2: "q0_full", 3: "q0_evicted"}
+_DROPS = {1: "q_full", 2: "q0_full", 3: "q0_evicted", 4: "q_full_ack", 5: "other"}
+_NO_Q0 = "-"
+_OTHERS = "other"
 _ESTABLISHED = 30
+_MEASURED = 31
 _ACCEPTED = 40
+_RESENT = 50
 _NOT_LOOKED_AT = WAIT_BUCKETS
 _LEFT_Q0 = WAIT_BUCKETS + 2
+_NAMES = ("program", "fmri")
 
 
 class _Told(NamedTuple):
-    """What a row of counts told when it last came, and what makes a record of its next value."""
+    """The last value of a row of counts, and a function that makes a record of the next one."""
 
     text: str
     value: int
@@ -186,8 +262,8 @@ class _Told(NamedTuple):
 class Reader:
     """Reads the rows of one run of a program.
 
-    Most rows have come before and differ in their last number alone; so what the words before that
-    say is read once, and kept for as long as the row's set of aggregations is in use.
+    Most rows have come before, and only their last number changes. So the words before this number
+    are parsed once, and the result is kept while the row's set of aggregations is in use.
 
     Args:
         most: how many different rows of counts may be in use.
@@ -201,18 +277,18 @@ class Reader:
 
     @property
     def held(self) -> list[dict[str, _Told]]:
-        """What is kept of each set."""
+        """What is kept for each set of aggregations."""
         return [*self._sets.values()]
 
     def read(self, line: str) -> Record | None:
-        """Return what a line tells that was not told before; None where that is nothing.
+        """Return the record of what is new in a line, None if nothing is.
 
         Args:
             line: the line without its end.
 
         Raises:
-            RowError: it is no row, or a number in it is out of its field's range.
-            LimitError: it is a row of counts that was not there before, and too many are.
+            RowError: it is not a row, or a number is out of its field's range.
+            LimitError: it is a new row of counts, and there are too many already.
         """
         key, _, text = line.rpartition(" ")
         if told := self._told.get(key):
@@ -225,6 +301,8 @@ class Reader:
         words = key.split(" ")
         if row := _ROWS.get((words[0], len(words))):
             return row(words, text)
+        if words[0] in _NAMES:
+            return _accepted(line)
         if words == ["set"]:
             self._begin(_number(text))
             return None
@@ -239,7 +317,7 @@ class Reader:
         return record
 
     def _begin(self, began: int) -> None:
-        # The newest is the last; what is not among the last two is printed no more.
+        # The newest set is the last one. Only the last two are still printed.
         self._sets[began] = self._told = self._sets.pop(began, {})
         self._began = began
         for old in [*self._sets][:-_SETS]:
@@ -247,7 +325,7 @@ class Reader:
 
 
 def _counted(words: list[str], began: int) -> Callable[[int, int], Record]:
-    """Read a row's words but for the last; return what makes a record of its value and the last."""
+    """Read all words of a row but the last; return what makes a record of two of its values."""
     if words[0] == "count" and len(words) == 5:
         listener = _number(words[1], base=16)
         what, qmax, part = (_number(word) for word in words[2:])
@@ -257,23 +335,34 @@ def _counted(words: list[str], began: int) -> Callable[[int, int], Record]:
             return partial(_drops, listener, _ACKS[what])
         if what == _ESTABLISHED:
             return partial(_established, listener)
+        if what == _MEASURED and part < WAIT_BUCKETS:
+            return partial(_measured, listener, part)
         if what == _ACCEPTED and part <= _NOT_LOOKED_AT:
             return partial(_accepts, listener, part if part < _NOT_LOOKED_AT else None)
+        if what == _RESENT:
+            return partial(_resent, listener)
         raise RowError(f"unknown event {what} {part}")
     if words[0] == "q" and len(words) == 3:
         return partial(_q, _number(words[1], base=16), began, _number(words[2]))
     if words[0] == "q0" and len(words) == 2:
         return partial(_q0, _number(words[1], base=16), began)
+    if words[0] == "refused" and len(words) == 2:
+        return partial(_refused, None if words[1] == _OTHERS else _port(words[1]))
     raise RowError("not a row")
 
 
 def _more(value: int, before: int) -> tuple[int, int]:
-    """Return what came to a pair of sums since its value before."""
-    # The kernel's sum goes round at 64 bits, and is printed with a sign.
+    """Return by how much a pair of sums, which are in one number, has grown."""
+    return divmod(_growth(value, before), _PAIR)
+
+
+def _growth(value: int, before: int) -> int:
+    """Return by how much a sum has grown."""
+    # The kernel's sum wraps at 64 bits, and is printed with a sign.
     more = (value - before) & _U64
     if more >> 63:
         raise RowError("a count that has fallen")
-    return divmod(more, _PAIR)
+    return more
 
 
 def _syns(
@@ -291,9 +380,22 @@ def _established(listener: int, value: int, before: int) -> Established:
     return Established(listener, _more(value, before)[1])
 
 
+def _measured(listener: int, bucket: int, value: int, before: int) -> Established:
+    microseconds, events = _more(value, before)
+    return Established(listener, events, bucket, microseconds * 1000)
+
+
 def _accepts(listener: int, bucket: int | None, value: int, before: int) -> Accepts:
     microseconds, events = _more(value, before)
     return Accepts(listener, bucket, events, microseconds * 1000)
+
+
+def _resent(listener: int, value: int, before: int) -> Resent:
+    return Resent(listener, _more(value, before)[1])
+
+
+def _refused(port: int | None, value: int, before: int) -> Refused:
+    return Refused(port, _growth(value, before))
 
 
 def _q(listener: int, began: int, qmax: int, value: int, _: int) -> Queue:
@@ -315,7 +417,7 @@ def _tick(_: list[str], value: str) -> Tick:
 
 
 def _listening(words: list[str], value: str) -> Listening:
-    # Only an address has dots or colons: Linux has more numbers before it.
+    # Only an address has dots or colons. On Linux it comes after more numbers.
     if "." in words[4] or ":" in words[4]:
         return _told(words, value)
     numbers = [_number(word) for word in (*words[2:6], *words[7:], value)]
@@ -329,15 +431,18 @@ def _listening(words: list[str], value: str) -> Listening:
 
 
 def _told(words: list[str], value: str) -> Listening:
-    time, *numbers = [_number(word) for word in (words[2], *words[5:], value)]
+    time, port, q, qmax, syn, *q0max = [
+        _number(word) for word in (words[2], words[5], *words[7:], value)
+    ]
+    q0 = None if words[6] == _NO_Q0 else _number(words[6])
     identity = _number(words[1], base=16)
     address = _address(words[4])
-    port, q0, q, qmax, syn, *q0max = numbers
     return Listening(
         identity,
         _socket(identity),
         time,
-        qmax > 0,
+        # Without Q0 (FreeBSD) the limit may be 0, and a closed socket has a row of its own.
+        qmax > 0 or q0 is None,
         _place(words[3]),
         0,
         address,
@@ -358,13 +463,17 @@ def _place(word: str) -> str:
 
 
 def _socket(identity: int) -> int:
-    """Return the address in an ID, whose sixteen highest bits are all as the next one is."""
+    """Return the address in an ID. Its 16 highest bits are copies of the next one."""
     address = identity >> 16
     return address | 0xFFFF << 48 if address >> 47 else address
 
 
 def _found(words: list[str], value: str) -> Found | None:
-    listener, q, events = _number(words[1], base=16), _number(words[2]), _number(value)
+    listener, events = _number(words[1], base=16), _number(value)
+    # Segments that came to a listener and are not SYNs.
+    if words[2] == "-1":
+        return None
+    q = _number(words[2])
     return Found(listener, q, events) if _is_told(listener) else None
 
 
@@ -375,15 +484,20 @@ def _dropped(words: list[str], value: str) -> Drops | None:
     return Drops(listener, _DROPS[reason], events) if _is_told(listener) else None
 
 
+def _evicted(words: list[str], value: str) -> Evicted:
+    return Evicted(_place(words[1]), _address(words[2]), _number(words[3]), _number(value))
+
+
 def _opened(words: list[str], value: str) -> Opened | None:
     listener, events = _number(words[1], base=16), _number(value)
     return Opened(listener, events) if _is_told(listener) else None
 
 
 def _is_told(listener: int) -> bool:
-    """Tell whether it is a listener that a program of Sun's engine has told.
+    """Return whether a program for Sun's engine has printed a listener with this ID.
 
-    Number 0 is none of its port, one that listens no more, or a SYN that the next telling counts.
+    Number 0 is a listener of another port, one that has stopped listening, or a SYN that the next
+    row of the listener counts.
     """
     return listener & 0xFFFF != 0
 
@@ -407,8 +521,35 @@ def _limit(words: list[str], value: str) -> Limit:
     return Limit(_number(words[1], base=16), _number(words[2]), _number(value))
 
 
+def _requested(words: list[str], value: str) -> Limit:
+    requested = _number(value, signed=True)
+    if not -_INT - 1 <= requested <= _INT:
+        raise RowError(f"not a backlog: {requested}")
+    return Limit(*_limit(words[:3], words[3])[:3], requested)
+
+
 def _closed(words: list[str], value: str) -> Closed:
     return Closed(_number(words[1], base=16), _number(value))
+
+
+def _accepted(line: str) -> Accepted:
+    kind, *words = line.split(" ", 3)
+    # The name is the last, and may have spaces.
+    if len(words) < 3:
+        raise RowError("not a row")
+    return Accepted(_number(words[0], base=16), _number(words[1]), kind, _name(words[2]))
+
+
+def _name(word: str) -> str:
+    def unescaped(found: re.Match[str]) -> str:
+        escape = found[1]
+        return chr(_BYTES[escape] if len(escape) == 1 else int(escape, 8))
+
+    # What comes behind its end is not it.
+    text = _ESCAPED.sub(unescaped, word).partition("\0")[0]
+    if not text or len(text) > _NAME_LENGTH:
+        raise RowError(f"not a name, or one that was cut: {word[:64]!r}")
+    return text.encode("latin-1", "replace").decode(errors="replace")
 
 
 _ROWS: dict[tuple[str, int], Callable[[list[str], str], Record | None]] = {
@@ -417,14 +558,16 @@ _ROWS: dict[tuple[str, int], Callable[[list[str], str], Record | None]] = {
     ("listener", 10): _listening,
     ("listener", 9): _told,
     ("limit", 3): _limit,
+    ("limit", 4): _requested,
     ("closed", 2): _closed,
     ("syn", 3): _found,
     ("drop", 3): _dropped,
+    ("evicted", 4): _evicted,
     ("opened", 2): _opened,
     ("established", 2): _put,
     ("left", 3): _left,
 }
-"""By name and number of words before the last: what reads a row that tells something but once."""
+"""Readers of the rows that are not cumulative, by name and number of words before the last."""
 
 
 def _number(word: str, base: int = 10, *, signed: bool = False) -> int:
@@ -441,9 +584,16 @@ def _number(word: str, base: int = 10, *, signed: bool = False) -> int:
     return value
 
 
+def _port(word: str) -> int:
+    port = _number(word)
+    if port > _MOST_PORT:
+        raise RowError(f"not a port: {port}")
+    return port
+
+
 @lru_cache(maxsize=4096)
 def _address(text: str) -> str:
-    """Write an address: IPv4 where it is mapped, ``*`` for the wildcard."""
+    """Return an address as labels have it: a mapped one as IPv4, ``*`` for the wildcard."""
     if len(text) > _ADDRESS_LENGTH or "%" in text:
         raise RowError(f"not an address: {text[:48]!r}")
     try:

@@ -1,9 +1,10 @@
-"""From the records of one run of a session to the listener table."""
+"""Adds the records of one run of a session to the listener table."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Mapping
+from time import monotonic
 from typing import Any, NamedTuple
 
 from dtrace_exporter.inet_diag import ListeningSocket
@@ -11,11 +12,13 @@ from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
 from dtrace_exporter.tracing.accounts import Accounts
 from dtrace_exporter.tracing.rows import (
+    Accepted,
     Accepts,
     Closed,
     Counts,
     Drops,
     Established,
+    Evicted,
     Found,
     Left,
     Limit,
@@ -24,6 +27,8 @@ from dtrace_exporter.tracing.rows import (
     Queue,
     Reader,
     Ready,
+    Refused,
+    Resent,
     RowError,
     Syns,
     Tick,
@@ -31,13 +36,13 @@ from dtrace_exporter.tracing.rows import (
 
 _MOST_WAITING = 10_000
 _FORGET_TICKS = 60
-"""So many ticks after a listener was told under another ID, no row has the old one any more."""
+"""The number of ticks after which no row has the old ID of a listener with a new one."""
 _PATIENCE_TICKS = 600
-"""A listener of which there are rows is told within so many ticks, or its own row has been lost."""
+"""The number of ticks after which the missing row of a listener is lost."""
 
 
 class _Who(NamedTuple):
-    """Whose an ID is; no listener where nobody asked for its port."""
+    """The listener of an ID, None if it is not watched."""
 
     socket: int
     listener: Listener | None
@@ -46,49 +51,64 @@ class _Who(NamedTuple):
 
 
 class Tally:
-    """What one run of a session tells.
-
-    ``own_place`` is the place of the host itself, as the program names it; ``ticks`` is the number
-    of heartbeats.
+    """Counts what one run of a session prints.
 
     Args:
-        table: where the listeners are.
-        session: whose run it is; the table has to have a watch of it.
+        table: the table of listeners. It must have a watch of the session.
+        session: the session that runs.
+        sees_closes: whether only this session sees the host's listeners close.
+
+    Attributes:
+        own_place: the place of the host itself, as the program names it.
+        ticks: the number of heartbeats.
     """
 
-    def __init__(self, table: ListenerTable, session: SessionId) -> None:
+    def __init__(
+        self, table: ListenerTable, session: SessionId, *, sees_closes: bool = False
+    ) -> None:
         self._table = table
         self._session = session
+        self._sees_closes = sees_closes
         self._most = table.limits(session.host).rows
         self._sockets = table.sockets(session.host)
         self._reader = Reader(self._most)
         self._accounts = Accounts(self._sockets, self._most)
         self.own_place = ""
-        # By ID: in the order in which they were last told; and in that of the first row of each.
+        # By ID: the listeners, ordered by their last row; and the rows that wait, by the first one.
         self._listeners = OrderedDict[int, _Who]()
-        # By socket; however long ago it was told, the next event may be counted under it.
+        # The newest ID of each socket. It never expires: the next event may be counted under it.
         self._newest: dict[int, int] = {}
         self._old = deque[tuple[int, int]]()
         self._waiting = OrderedDict[int, tuple[int, list[Counts]]]()
         self._waiting_rows = 0
         self.ticks = 0
+        self._sees_listens = False
+        # After so many ticks, every close is certain to be seen; for a session that sees closes.
+        self._blind_ticks = 1 if sees_closes else 0
 
     def feed(self, line: str) -> Ready | Tick | None:
-        """Take a line; return it if the session has to know. Behind a Tick comes settle().
+        """Read a line and count it.
+
+        Returns:
+            The record, if it is one that the session has to know. After a Tick, call settle().
 
         Raises:
-            RowError: it is no row.
-            LimitError: there is no room for what it tells.
+            RowError: the line is not a row.
+            LimitError: the row would exceed a limit, so it is refused.
         """
         record = self._reader.read(line)
         match record:
             case Ready():
                 if self.own_place:
-                    raise RowError("ready once more")
+                    raise RowError("a second ready row")
                 self.own_place = record.own_place
                 return record
             case Tick():
                 self.ticks += 1
+                if self._blind_ticks:
+                    self._blind_ticks -= 1
+                    if not self._blind_ticks:
+                        self._sockets.since = record.time
                 return record
             case Listening():
                 self._listening(record)
@@ -97,9 +117,20 @@ class Tally:
                     socket = self._listeners[record.id].socket
                     self._sockets.saw(socket, record.time, record.q0, record.q, record.qmax)
             case Limit():
-                self._sockets.saw(record.socket, record.time, qmax=record.qmax)
+                self._sees_listens = True
+                if not self._accounts.is_sure(record.time):
+                    record = record._replace(requested=None)
+                self._sockets.listened(*record)
+            case Refused():
+                self._table.refuse(self._session.host, record.port, record.events)
             case Closed():
                 self._close(record.socket, record.time)
+            case Accepted():
+                self._sockets.accepted(*record)
+            case Evicted():
+                listener = self._listener(record.place, record.address, record.port)
+                if listener is not None:
+                    listener.drop("q0_evicted", record.events)
             case None:
                 return None
             case _:
@@ -107,10 +138,10 @@ class Tally:
         return None
 
     def settle(self, tick: Tick) -> Iterator[str]:
-        """Do what a heartbeat is the time for, in many small steps.
+        """Do the work of a heartbeat, in many small steps.
 
         Yields:
-            What has come to light that cannot be; an empty text at most steps.
+            After each step an error that was found, usually an empty string.
         """
         while self._old and self._old[0][0] + _FORGET_TICKS < self.ticks:
             self._forget_old()
@@ -120,13 +151,13 @@ class Tally:
             if began + _PATIENCE_TICKS >= self.ticks:
                 break
             lost = self._awaited(id_)
-            yield f"no row has told who {id_:x} is, which has {len(lost)} rows of counts"
+            yield f"the row of listener {id_:x} is missing, which has {len(lost)} rows of counts"
         counted = self._table.session_capabilities(self._session)
         q = counted.established and counted.departures
         yield from self._accounts.settle(tick.time, q and counted.opened, q)
 
     def drain(self) -> Generator[None, None, None]:
-        """Let go of everything when the run is over: of so much at once takes a tenth of a second.
+        """Free the memory after the run piece by piece; all at once takes a tenth of a second.
 
         Yields:
             After each piece.
@@ -143,12 +174,12 @@ class Tally:
 
     def _forget_old(self) -> None:
         _, old = self._old.popleft()
-        # Its number may have come round, and be in use again.
+        # The number of the ID may have wrapped, and be in use again.
         if old in self._listeners and self._newest.get(self._listeners[old].socket) != old:
             del self._listeners[old]
 
     def _replace(self, socket: int) -> None:
-        """Note that no event is counted any more under a socket's newest ID."""
+        """Record that no more events are counted under a socket's newest ID."""
         if (newest := self._newest.pop(socket, None)) is not None:
             self._old.append((self.ticks, newest))
             if len(self._old) > self._most:
@@ -159,27 +190,54 @@ class Tally:
         self._accounts.close(socket, time)
         self._sockets.closed(socket, time)
 
+    def forget(self) -> Generator[None, None, None]:
+        """Drop the references to listeners that the table has forgotten.
+
+        Yields:
+            Before each ID.
+        """
+        for id_, who in [*self._listeners.items()]:
+            yield
+            listener = who.listener
+            if (
+                listener is not None
+                and self._table.get(listener.identity) is not listener
+                and self._listeners.get(id_) is who
+            ):
+                self._listeners[id_] = who._replace(listener=None)
+
+    def forget_listens(self) -> None:
+        """Forget the requested backlogs, if this run tells them: listen() may be called unseen."""
+        if self._sees_listens:
+            self._sockets.forget_listens()
+
     def lose(self) -> None:
-        """Note that the kernel has lost rows or counts of this run."""
+        """Record that the kernel has lost rows or counts of this run."""
         self._accounts.lose()
+        self.forget_listens()
+        if self._sees_closes:
+            # The next heartbeat may have been printed before what was lost.
+            self._blind_ticks = 2
+            self._table.lose_sight(self._session.host)
 
     def seed(
         self, found: Mapping[Identity, list[ListeningSocket]], time: int
     ) -> Generator[None, None, set[str]]:
-        """Take what the kernel tells, at a time, of the listeners of the host's own place.
+        """Take over the kernel's own list of the listeners of the host's own place.
 
-        The kernel's address of a socket is not in it, so it is taken where a listener has only one;
-        and where none has been seen yet, under a number that no address can be.
+        This list does not have the kernel's addresses of the sockets. So a socket of it is matched
+        only if its listener has one socket. If no socket of the listener has been seen yet, all are
+        added under negative numbers, which are not addresses.
 
         Args:
-            found: what inet_diag.listeners() gives, by listener.
-            time: in nanoseconds of the monotonic clock, before they were read.
+            found: the sockets that inet_diag.listeners() returns, by listener.
+            time: a time before they were read, in nanoseconds of the monotonic clock.
 
         Yields:
-            Before each listener. It ends at once where the session has ended meanwhile.
+            Before or after each listener. It ends at once if the session has ended meanwhile.
 
         Returns:
-            The limits that left no room for some of them.
+            The limits because of which some of them were refused.
         """
         own_place = self._table.own_place(self._session)
         refused = set[str]()
@@ -187,7 +245,7 @@ class Tally:
             yield
             if not self._table.is_watched(self._session):
                 return refused
-            if not self._table.watches(self._session, identity.port):
+            if not self._table.watches(self._session, *identity[1:]):
                 continue
             try:
                 listener = self._table.listener(self._session, *identity[1:])
@@ -195,14 +253,19 @@ class Tally:
             except LimitError as error:
                 refused.add(error.limit)
         for listener in self._table.seen(self._session):
-            # One that is not among them had closed before they were read.
+            # A listener that is missing had closed before they were read.
             if listener.identity.place == own_place and listener.identity not in found:
                 for socket in [*listener.sockets]:
                     self._sockets.closed(socket, time)
+                if not listener.sockets:
+                    self._note_closed(listener)
             yield
         return refused
 
     def _seed(self, listener: Listener, samples: list[ListeningSocket], time: int) -> None:
+        # What was read before its sockets were seen to close may be of these.
+        if listener.closed is not None and time <= listener.closed * 1e9:
+            return
         if not listener.sockets:
             for sample in samples:
                 self._sockets.listening(-sample.socket, time, listener)
@@ -221,16 +284,12 @@ class Tally:
         if record.told and self._newest.get(record.socket) != record.id:
             self._replace(record.socket)
         self._newest[record.socket] = record.id
-        # Nobody's where nobody asked for its port, or there is no room for it.
+        # It has no listener if it is not watched, or if a limit is reached.
         who = _Who(record.socket, None, record.qmax, record.told)
         self._listeners[record.id] = who
-        if not self._table.watches(self._session, record.port):
+        listener = self._listener(record.place, record.address, record.port, record.cookie)
+        if listener is None:
             return
-        is_own = record.place in (self.own_place, "")
-        place = self._table.own_place(self._session) if is_own else record.place
-        listener = self._table.listener(
-            self._session, place, record.address, record.port, record.cookie
-        )
         self._listeners[record.id] = who._replace(listener=listener)
         try:
             self._see(record, listener)
@@ -242,19 +301,39 @@ class Tally:
             if record.told and not record.open:
                 self._close(record.socket, record.time)
 
+    def _listener(
+        self, place: str, address: str, port: int, cookie: int | None = None
+    ) -> Listener | None:
+        """Return a listener by the name of its place in rows; None if it is not watched.
+
+        Raises:
+            LimitError: a limit is reached.
+        """
+        if place in (self.own_place, ""):
+            place = self._table.own_place(self._session)
+        if not self._table.watches(self._session, place, address, port):
+            return None
+        return self._table.listener(self._session, place, address, port, cookie)
+
     def _see(self, record: Listening, listener: Listener) -> None:
         if record.told:
             if self._sockets.listening(record.socket, record.time, listener):
                 self._accounts.tell(record, listener)
         elif record.open:
-            # Those that seed() has found are the first ones.
+            # The sockets from seed() come first; they have negative numbers.
             while (number := next(iter(listener.sockets), 0)) < 0:
                 self._sockets.forget(number)
             self._sockets.listening(record.socket, record.time, listener)
             self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
+        elif not listener.sockets:
+            self._note_closed(listener)
+
+    def _note_closed(self, listener: Listener) -> None:
+        if listener.closed is None:
+            listener.closed = monotonic()
 
     def _awaited(self, id: int) -> list[Counts]:  # noqa: A002
-        """Take what waits until an ID is told."""
+        """Remove and return the rows that have waited for the row of an ID."""
         _, rows = self._waiting.pop(id, (0, []))
         self._waiting_rows -= len(rows)
         return rows
@@ -263,7 +342,7 @@ class Tally:
         who = self._listeners.get(record.id)
         if who is None:
             if self._waiting_rows >= _MOST_WAITING:
-                raise RowError(f"no row has told whose {_MOST_WAITING} rows of counts are")
+                raise RowError(f"{_MOST_WAITING} rows of counts lack the row of their listener")
             self._waiting.setdefault(record.id, (self.ticks, []))[1].append(record)
             self._waiting_rows += 1
             return
@@ -282,13 +361,15 @@ class Tally:
             case Opened():
                 self._accounts.move(who.socket, record.id, record.events, 0)
             case Established():
-                listener.established += record.events
+                listener.count_established(record.bucket, record.events, record.nanoseconds)
                 if who.told:
                     self._accounts.move(who.socket, record.id, -record.events, record.events)
             case Accepts():
                 listener.count_accepts(record.bucket, record.events, record.nanoseconds)
                 if who.told:
                     self._accounts.move(who.socket, record.id, 0, -record.events)
+            case Resent():
+                listener.synack_retransmits += record.events
             case Left():
                 q0, q = (record.events, 0) if record.half_open else (0, record.events)
                 self._accounts.move(who.socket, record.id, -q0, -q)
