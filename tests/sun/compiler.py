@@ -293,7 +293,15 @@ class Compiler:
                 nodes = [self._checker.check(kid) for kid in arguments[1:]]
                 types = [node.type for node in nodes]
                 statement.format = Format(
-                    *(arguments[0].text, "printf", types, None, tree.line, self._small_unsigned)
+                    *(
+                        arguments[0].text,
+                        "printf",
+                        types,
+                        None,
+                        tree.line,
+                        self._small_unsigned,
+                        self._size,
+                    )
                 )
                 statement.count = len(nodes)
                 for node in nodes:
@@ -344,7 +352,8 @@ class Compiler:
             keys, function = statement.aggregations[0].keys, statement.aggregations[0].function
             value = self._checker.types.get("uint64_t" if function == "count" else "int64_t")
             statement.format = Format(
-                *(text, "printa", keys, value, tree.line, self._small_unsigned)
+                *(text, "printa", keys, value, tree.line),
+                *(self._small_unsigned, self._size),
             )
         if tree.text == "trunc":
             statement.count = 2

@@ -26,7 +26,7 @@ from sun.rules import SYSTEMS, Rules
 from sun.syntax import ProgramError
 
 _NEVER = 1 << 62
-_OWN_PROBES = ("BEGIN", "END")
+_OWN_PROBES = ("BEGIN", "END", "ERROR")
 
 
 class Refused(Exception):  # noqa: N818 - dtrace(1) refuses a program
@@ -119,7 +119,7 @@ class Engine:
         cpu: int = 0,
         thread: int = 0x1000,
         pid: int = 0,
-        execname: str = "sched",
+        execname: bytes = b"sched",
         sessions: Sequence[Session] = (),
     ) -> None:
         """Let a probe fire.
@@ -141,7 +141,7 @@ class Engine:
             "args": (*[arg & MASK for arg in args], *[0] * (10 - len(args))),
             "thread": thread,
             "pid": pid,
-            "execname": execname.encode(),
+            "execname": execname,
             "time": self.time,
             "wall_time": self.time + self.wall_time,
         }
@@ -345,7 +345,7 @@ class Session:
 
     def _fire(self, description: str, cpu: int) -> None:
         """Let a probe of its own fire."""
-        self._engine.fire(description, cpu=cpu, execname="dtrace", sessions=[self])
+        self._engine.fire(description, cpu=cpu, execname=b"dtrace", sessions=[self])
 
     def _exit(self) -> None:
         self._is_exiting = True

@@ -9,9 +9,11 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from sun.library import Library, Line, Nested
+from sun import freebsd_events
+from sun.library import FREEBSD, Library, Line, Nested
 
 ZONES = ("zone 1 www", "zone 2 db exclusive", "zone 3 mail exclusive")
 PLACES = {"A": (0, 80), "B": (1, 80), "C": (2, 80), "D": (0, 81), "E": (3, 443)}
@@ -46,6 +48,11 @@ class Script(NamedTuple):
             library.concurrently(*self.threads, seed=self.seed, migrate=self.migrate)
 
 
+def places(generation: str) -> dict[str, tuple[int, int]]:
+    """Return zone or jail, and port, of each listener."""
+    return freebsd_events.PLACES if generation in FREEBSD else PLACES
+
+
 def listens(generation: str, name: str) -> list[str]:
     """Return lines that open a listener, of every kind.
 
@@ -53,6 +60,8 @@ def listens(generation: str, name: str) -> list[str]:
         generation: only illumos has limits of connections.
         name: the listener's, a key of PLACES.
     """
+    if generation in FREEBSD:
+        return freebsd_events.listens(name)
     zone, port = PLACES[name]
     limits = ("", "", "", " limit 3") if generation == "illumos" else ("",)
     return [
@@ -65,6 +74,8 @@ def listens(generation: str, name: str) -> list[str]:
 
 def _of(name: str, generation: str) -> list[tuple[str, ...]]:
     """Return what can happen to a listener, each as often as it shall be among all."""
+    if generation in FREEBSD:
+        return freebsd_events.of(name)
     ack, accept, reset = f"ack {name}", f"accept {name}", f"abort {name}"
     syns = [
         f"syn {name} count {count} {packet}".rstrip()
@@ -105,6 +116,8 @@ def _of(name: str, generation: str) -> list[tuple[str, ...]]:
 
 def _of_all(generation: str) -> list[tuple[str, ...]]:
     """Return what can happen to all listeners, or to none."""
+    if generation in FREEBSD:
+        return freebsd_events.of_all()
     lines = ["alloc_fail 1", "alloc_fail 2", "alloc_fail 1", "forget"]
     lines += [f"q0max {zone} {limit}" for zone in (0, 2) for limit in (0, 4)]
     if generation == "illumos":
@@ -145,6 +158,12 @@ def events(
     return st.integers(0, 2).flatmap(lambda third: inside if third == 2 else outside)
 
 
+fixed_profile = settings(
+    derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+"""For tests of these scripts: the same ones in each run, however long they take to make."""
+
+
 @st.composite
 def scripts(
     draw: st.DrawFn,
@@ -164,9 +183,15 @@ def scripts(
         least: how many events a thread has at least.
         most: how many it has at most.
     """
-    names = draw(st.sampled_from(["A", "AB", "ABD", "".join(PLACES)]))
-    setup = [*ZONES]
-    setup += [f"q0max {zone} {draw(st.integers(0, 5))}" for zone in (0, 2, 3)]
+    some_names = ["A", "AB", "ABD", "".join(places(generation))]
+    if generation in FREEBSD:
+        names = draw(st.sampled_from([*some_names, "AF"]))
+        setup = [*freebsd_events.JAILS]
+        setup += [f"bucketlimit {zone} {draw(st.integers(1, 9))}" for zone in (0, 2, 3)]
+    else:
+        names = draw(st.sampled_from(some_names))
+        setup = [*ZONES]
+        setup += [f"q0max {zone} {draw(st.integers(0, 5))}" for zone in (0, 2, 3)]
     setup += [draw(st.sampled_from(listens(generation, name))) for name in names]
     some = st.lists(events(generation, names, nested), min_size=least, max_size=most).map(
         lambda found: tuple(line for lines in found for line in lines)

@@ -83,6 +83,7 @@ FUNCTIONS = {
     "inet_ntoa": Function((1, 5), "string", ("ipaddr_t *",)),
     "inet_ntoa6": Function((1, 5), "string", ("in6_addr_t *",)),
 }
+_OF_ADDRESSES = ("inet_ntoa", "inet_ntoa6")
 BUILT_IN = {
     **{f"arg{n}": "int64_t" for n in range(10)},
     "cpu": "processorid_t",
@@ -420,7 +421,10 @@ class Checker:
                 raise ProgramError(f"{message} (D program context required)", tree.line)
             raise ProgramError(f"undefined function name: {tree.text}", tree.line)
         arguments = [self.check(kid) for kid in tree.kids]
-        types = [self.prototype(name) for name in function.arguments]
+        names = function.arguments
+        if tree.text in _OF_ADDRESSES:
+            names = (self._system.addresses[_OF_ADDRESSES.index(tree.text)],)
+        types = [self.prototype(name) for name in names]
         self.match(f"{tree.text}( )", "argument", types, arguments, tree.line)
         return Node("call", tree.line, self.prototype(function.returns), arguments, text=tree.text)
 

@@ -17,7 +17,8 @@ COUNTS = ("syn ", "drop ", "opened ", "established ", "left ")
 KINDS = ("", "streams", "tli")
 
 
-def _open(name: str, kind: str = "", port: int = 80, backlog: int = 2, zone: int = 0) -> str:
+def open_line(name: str, kind: str = "", port: int = 80, backlog: int = 2, zone: int = 0) -> str:
+    """Return the line that opens a listener."""
     line = f"listen {name} zone {zone} address * port {port} backlog {backlog} {kind}"
     return line.strip()
 
@@ -37,7 +38,7 @@ def decisions(start: Start) -> list[str]:
         for port, kind in enumerate(KINDS, 80):
             name = f"L{port}"
             syn, ack, accept = f"syn {name}", f"ack {name}", f"accept {name}"
-            watch.run(_open(name, kind, port, zone=port - 80))
+            watch.run(open_line(name, kind, port, zone=port - 80))
             watch.play(f"{syn} count 4", syn, ack, ack, syn, ack, accept, f"abort {name} q")
             watch.play(f"abort {name} deferred", f"abort {name} q0", accept, accept, accept)
             # A flood, in which the oldest have to go, and SYNs that the kernel gives up silently.
@@ -51,7 +52,7 @@ def decisions(start: Start) -> list[str]:
 def limit(start: Start) -> list[str]:
     """A listener's own limit of connections, where the kernel has one."""
     with start() as watch:
-        watch.play(f"{_open('L', backlog=9)} limit 2", "syn L count 4", "ack L", "accept L")
+        watch.play(f"{open_line('L', backlog=9)} limit 2", "syn L count 4", "ack L", "accept L")
         watch.play("syn L", "finish L", "syn L", "ack L")
         return wrong(watch)
 
@@ -61,9 +62,9 @@ def lifes(start: Start) -> list[str]:
     with start() as watch:
         for number in range(4):
             for kind in KINDS:
-                watch.run(_open("L", kind, 80 + number % 2), "syn L count 2", "ack L")
+                watch.run(open_line("L", kind, 80 + number % 2), "syn L count 2", "ack L")
                 watch.run("syn L", "close L")
-        watch.run(_open("L"), "syn L", "unlisten L")
+        watch.run(open_line("L"), "syn L", "unlisten L")
         watch.play("syn L", "backlog L 3", "syn L", "ack L")
         return wrong(watch)
 
@@ -72,7 +73,7 @@ def drift(start: Start) -> list[str]:
     """One event a second for a long time, each of which tells its listener anew."""
     found = []
     with start() as watch:
-        watch.run(_open("L", "streams", backlog=9))
+        watch.run(open_line("L", "streams", backlog=9))
         for line in ("syn L", "ack L", "accept L"):
             for _ in range(9):
                 watch.seconds()
@@ -91,7 +92,7 @@ def idle(start: Start) -> list[str]:
         for port, kind in enumerate(KINDS, 80):
             name = f"L{port}"
             watch.run(
-                _open(name, kind, port, backlog=9), f"syn {name} count 4", f"ack {name} count 3"
+                open_line(name, kind, port, backlog=9), f"syn {name} count 4", f"ack {name} count 3"
             )
         for line in ("accept {}", "syn {}", "abort {} q", "ack {}", "syn {}"):
             watch.seconds(90)
@@ -104,7 +105,7 @@ def deferred(start: Start) -> list[str]:
     found = []
     for kind in KINDS:
         with start() as watch:
-            watch.run(_open("L", kind, backlog=1), "syn L count 3")
+            watch.run(open_line("L", kind, backlog=1), "syn L count 3")
             for line in ("ack L", "ack L", "accept L", "ack L", "accept L", "accept L"):
                 watch.play(line)
                 watch.seconds()
@@ -115,7 +116,7 @@ def deferred(start: Start) -> list[str]:
 
 def older(start: Start) -> list[str]:
     """Listeners that are older than the session, each met first by another kind of event."""
-    opened = [_open(f"L{port}", port=port, backlog=3) for port in range(80, 86)]
+    opened = [open_line(f"L{port}", port=port, backlog=3) for port in range(80, 86)]
     before = [f"syn L{port} count 3" for port in range(80, 86)]
     before += [line for port in range(80, 86) for line in (f"ack L{port}", f"ack L{port}")]
     with start(before=[*opened, *before]) as watch:
@@ -129,9 +130,9 @@ def older(start: Start) -> list[str]:
 
 def closed(start: Start) -> list[str]:
     """A listener that is older than the session closes, and one that has just been told."""
-    with start(before=[_open("L"), _open("M", port=81), "syn L", "ack L"]) as watch:
+    with start(before=[open_line("L"), open_line("M", port=81), "syn L", "ack L"]) as watch:
         watch.run(
-            "syn L", "close L", "unlisten M", _open("N", port=82), "syn N", "ack N", "close N"
+            "syn L", "close L", "unlisten M", open_line("N", port=82), "syn N", "ack N", "close N"
         )
         return wrong(watch)
 
@@ -139,7 +140,7 @@ def closed(start: Start) -> list[str]:
 def waits(start: Start) -> list[str]:
     """Times in Q on both sides of every bucket's end."""
     with start() as watch:
-        watch.run(_open("L", backlog=60))
+        watch.run(open_line("L", backlog=60))
         expected = [0] * 14
         for power in range(5, 18):
             for step, bucket in ((-100, power - 5), (100, power - 4)):
@@ -155,7 +156,7 @@ def waits(start: Start) -> list[str]:
 def saturation(start: Start) -> list[str]:
     """SYNs that find Q at every length, and more than its limit."""
     with start() as watch:
-        watch.run("q0max 0 40", _open("L", backlog=10), "syn L count 13")
+        watch.run("q0max 0 40", open_line("L", backlog=10), "syn L count 13")
         for _ in range(12):
             watch.play("syn L", "ack L")
         watch.run("backlog L 3", "syn L", "accept L", "syn L")
@@ -169,12 +170,14 @@ def nested(start: Start) -> list[str]:
         with start() as watch:
             watch.run("q0max 0 1")
             for at in range(1, 10):
-                watch.run(_open("L", kind), _open("M", kind, 81))
+                watch.run(open_line("L", kind), open_line("M", kind, 81))
                 inner = ("syn L", "syn M", "ack M", "ack L", "accept M", "syn M")
                 watch.play(Nested("syn L count 3", at, inner), Nested("ack L count 2", at, inner))
                 watch.play("timeout L", "timeout M", Nested("syn L", at, inner))
                 watch.play(Nested("accept L", at, inner), Nested("abort L q0", at, inner))
-                watch.play(Nested("close M", at, ("syn L", "ack L")), _open("M", kind, 82), "syn M")
+                watch.play(
+                    Nested("close M", at, ("syn L", "ack L")), open_line("M", kind, 82), "syn M"
+                )
                 watch.play("close L", "close M")
             found += wrong(watch)
     return found
@@ -184,7 +187,9 @@ def same_thread(start: Start) -> list[str]:
     """A SYN in the thread of another, behind its decisions, as its answer comes by loopback."""
     with start() as watch:
         watch.library.is_interrupted = False
-        watch.run(_open("L", backlog=1), _open("M", port=81), "syn L", "syn M", "syn L", "ack L")
+        watch.run(
+            open_line("L", backlog=1), open_line("M", port=81), "syn L", "syn M", "syn L", "ack L"
+        )
         # The hooks of a SYN behind the first are its entry, what becomes of it, and its return.
         watch.play(*[Nested("syn M", 2, ("syn L", "syn L"))] * 3, "syn L", "syn M")
         return wrong(watch)
@@ -193,7 +198,7 @@ def same_thread(start: Start) -> list[str]:
 def stall(start: Start) -> list[str]:
     """Seconds in which dtrace(1) does nothing, in the middle of a listener's life."""
     with start() as watch:
-        watch.run(_open("L", "streams", backlog=3), "syn L count 2")
+        watch.run(open_line("L", "streams", backlog=3), "syn L count 2")
         watch.session.stall()
         for line in ("ack L", "syn L", "ack L", "accept L", "syn L count 4", "ack L", "ack L"):
             watch.library.run(line)
@@ -208,11 +213,11 @@ def together(start: Start) -> list[str]:
     for seed in range(2):
         for kind in KINDS:
             with start(seed=seed) as watch:
-                watch.run("q0max 0 2", _open("L", kind, backlog=3), _open("M", kind, 81))
+                watch.run("q0max 0 2", open_line("L", kind, backlog=3), open_line("M", kind, 81))
                 one = ["syn L count 3", "ack L", "ack L", "accept L", "syn L count 2", "accept L"]
                 two = ["syn M", "ack M", "syn L", "accept M", "ack L", "timeout L", "syn L count 3"]
                 three = ["syn L", "syn M", "abort L q0", "ack M", "abort L q", "syn M", "accept M"]
-                four = ["ack L", "accept L", "close M", _open("M", kind, 81), "syn M", "ack M"]
+                four = ["ack L", "accept L", "close M", open_line("M", kind, 81), "syn M", "ack M"]
                 watch.concurrently(one * 2, two * 2, three * 2, four, seed=seed)
                 found += wrong(watch, "new")
     return found
@@ -224,7 +229,7 @@ def quick(start: Start) -> list[str]:
     with start(cpus=3) as watch:
         for seed in range(16):
             for kind in KINDS[1:]:
-                watch.run(_open("L", kind, backlog=1), "syn L count 5")
+                watch.run(open_line("L", kind, backlog=1), "syn L count 5")
                 others = ["accept L"] * 6, ["accept L", "abort L deferred"] * 3
                 watch.concurrently(["ack L"] * 4, *others, seed=seed)
                 watch.seconds(2)
@@ -239,12 +244,12 @@ def full(start: Start) -> list[str]:
         cpu = watch.session.kernel.cpus[0]
         tick = next(e for e in watch.session.kernel.enablings if e.pattern[3].startswith("tick"))
         watch.library.cpu = 1
-        watch.library.run(_open("L"), "syn L count 3", "ack L", "accept L")
+        watch.library.run(open_line("L"), "syn L count 3", "ack L", "accept L")
         watch.library.cpu = 0
         watch.advance(SECOND * 3 // 4)
         # So that there is room for what is small, and not for the heartbeat.
         while cpu.used + tick.room.needed <= watch.session.options.bufsize:
-            watch.library.run(_open("F", port=81), "close F")
+            watch.library.run(open_line("F", port=81), "close F")
         watch.library.cpu = 1
         watch.seconds(2)
         found = [] if watch.errors["principal"] else ["nothing was lost"]
@@ -254,7 +259,7 @@ def full(start: Start) -> list[str]:
 def one_port(start: Start) -> list[str]:
     """A session of one port sees the others' SYNs, drops and closes pass by."""
     with start(port=81) as watch:
-        watch.run("q0max 0 1", _open("L", backlog=1), _open("M", port=81, backlog=1))
+        watch.run("q0max 0 1", open_line("L", backlog=1), open_line("M", port=81, backlog=1))
         for name in ("M", "L", "M"):
             syn = f"syn {name}"
             watch.run(f"{syn} count 3", f"timeout {name}", syn, f"ack {name}", syn)

@@ -19,6 +19,7 @@ from sun.limits import Options, Room, aggregation_room, dynamic_variables, lay_o
 from sun.rules import Rules
 
 _ENDLESS = 1 << 62
+_ERROR = ("dtrace", "", "", "ERROR")
 # dtrace(1)'s own clause at dtrace:::ERROR records five numbers.
 _ERROR_NUMBERS = 5 * 8
 _PATIENCE = 1_000_000
@@ -121,6 +122,7 @@ class Kernel:
             for number, (clause, room) in enumerate(zip(program.clauses, rooms, strict=True), 1)
         ]
         self._matching: dict[Probe, list[Enabling]] = {}
+        self._at_errors = [e for e in self.enablings if matches(e.pattern, _ERROR)]
         size = -(-header // 8) * 8 + _ERROR_NUMBERS
         self._error_room = Room(size, size, 8)
         self._number = 0
@@ -250,6 +252,11 @@ class Kernel:
         return self._rules.drop_ends_clause
 
     def _fault(self, fault: Fault, enabling: Enabling, action: int, state: Cpu) -> None:
+        """Let dtrace:::ERROR fire, the program's clauses first; its arguments are not simulated."""
+        if enabling in self._at_errors:
+            raise NotImplementedError("a fault in ERROR")
+        for own in self._at_errors if self._rules.errors_fire else ():
+            self._run(own, state)
         offset = self._reserve(self._error_room, state)
         if offset >= 0:
             self._number += 1

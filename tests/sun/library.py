@@ -1,4 +1,4 @@
-"""The model of Solaris' TCP listeners as a library of this process: see ../kernel/model.
+"""The models of TCP listeners as libraries of this process: see ../kernel/model.
 
 The same C sources as the kernel module's, with what they need of Linux in native/. A script drives
 it as it drives the module. Functions that the module offers to DTrace call a hook here, at their
@@ -33,14 +33,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-GENERATIONS = ("illumos", "solaris10")
 NATIVE = Path(__file__).with_name("native")
 MODEL = NATIVE.parents[1] / "kernel/model"
-UNIT = (
+
+
+class Build(NamedTuple):
+    """How the library of a generation is made."""
+
+    family: str
+    """The family whose programs are for it."""
+    directory: str
+    """Where its sources are; others lie beside that."""
+    unit: tuple[str, ...]
+    """What is compiled as one, for the types of all to be in one place."""
+    module: str
+    """What DTrace calls the part of the kernel that the functions are in."""
+    flags: tuple[str, ...] = ()
+
+
+_SOLARIS = (
     *("kernel.h", "tcp.c", "queues.c", "services.c", "packet.c", "words.c", "script.c"),
-    *("model.c", "lines.c"),
+    *("model.c", "solaris.c", "lines.c"),
 )
-"""What is compiled as one, for the types of all to be in one place."""
+_FREEBSD = (
+    *("kernel.h", "socket.c", "syncache.c", "words.c", "script.c"),
+    *("model.c", "freebsd.c", "lines.c"),
+)
+BUILDS = {
+    "illumos": Build("illumos", "illumos", _SOLARIS, "ip"),
+    "solaris10": Build("solaris10", "solaris10", _SOLARIS, "ip"),
+    "freebsd13": Build("freebsd", "freebsd", _FREEBSD, "kernel", ("-DFREEBSD=13",)),
+    "freebsd14": Build("freebsd", "freebsd", _FREEBSD, "kernel", ("-DFREEBSD=14",)),
+}
+GENERATIONS = tuple(BUILDS)
+SOLARIS = tuple(name for name, build in BUILDS.items() if build.unit is _SOLARIS)
+FREEBSD = tuple(name for name, build in BUILDS.items() if build.unit is _FREEBSD)
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fcf-protection=none")
 # As ../kernel/model/Kbuild; and calls of __fentry__, and types.
 MODEL_CFLAGS = (
@@ -112,14 +139,15 @@ def built(generation: str) -> Path:
     """
     if reason := why_not():
         raise UnavailableError(reason)
+    build = BUILDS[generation]
     texts = {
         path.name: path.read_text()
-        for directory in (MODEL, MODEL / generation, NATIVE)
+        for directory in (MODEL, MODEL / build.directory, NATIVE)
         for path in sorted(directory.glob("*.[chS]"))
     }
-    recipe = json.dumps([texts, UNIT, CFLAGS, MODEL_CFLAGS, os.getuid()])
+    recipe = json.dumps([texts, build, CFLAGS, MODEL_CFLAGS, os.getuid()])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    directory = Path(tempfile.gettempdir()) / f"solaris-model-{digest}"
+    directory = Path(tempfile.gettempdir()) / f"listeners-model-{digest}"
     target = directory / f"{generation}.so"
     if target.exists() and target.stat().st_uid == os.getuid():
         return target
@@ -128,10 +156,12 @@ def built(generation: str) -> Path:
         for name, text in texts.items():
             # What Linux' own headers have is in kernel.h.
             (Path(scratch) / name).write_text(re.sub(r"(?m)^#include <linux/.*$", "", text))
-        (Path(scratch) / "unit.c").write_text("".join(f'#include "{name}"\n' for name in UNIT))
+        (Path(scratch) / "unit.c").write_text(
+            "".join(f'#include "{name}"\n' for name in build.unit)
+        )
         gcc = ["gcc", *CFLAGS]
         for command in (
-            [*gcc, *MODEL_CFLAGS, "-c", "unit.c"],
+            [*gcc, *MODEL_CFLAGS, *build.flags, "-c", "unit.c"],
             [*gcc, "-c", "runtime.c", "fentry.S"],
             ["gcc", "-shared", "-Wl,-Bsymbolic", "-o", "ip.so", "unit.o", "runtime.o", "fentry.o"],
         ):
@@ -152,6 +182,7 @@ class Library:
     Attributes:
         types: the types of all that the model has, as BTF.
         symbols: its global variables.
+        family: the name of the family whose programs are for it.
         probes: what ``hook`` can be given, as ``fbt:ip:tcp_accept:entry`` or
             ``mib:::tcpListenDrop``.
         thread: the number of the simulated thread that runs, from 1.
@@ -160,6 +191,7 @@ class Library:
 
     def __init__(self, generation: str) -> None:
         self.generation = generation
+        self.family, _, _, module, _ = BUILDS[generation]
         source = built(generation)
         # A file of its own, as the same one is loaded once only.
         handle, name = tempfile.mkstemp(suffix=".so")
@@ -175,6 +207,9 @@ class Library:
         self._c.model_read.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t]
         self._c.model_totals.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._c.model_totals.restype = ctypes.c_long
+        if generation in SOLARIS:
+            self._c.model_kthread.argtypes = [ctypes.c_uint64]
+            self._c.model_kthread.restype = ctypes.c_uint64
         self._time = ctypes.c_uint64.in_dll(self._c, "model_time")
         elf = _elf(source)
         self.types = elf.types
@@ -188,7 +223,7 @@ class Library:
             for probe in (
                 [f"mib:::{name[4:]}"]
                 if name.startswith("mib_")
-                else [f"fbt:ip:{name}:entry", f"fbt:ip:{name}:return"]
+                else [f"fbt:{module}:{name}:entry", f"fbt:{module}:{name}:return"]
             )
         )
         self.thread = 1
@@ -286,6 +321,20 @@ class Library:
     def eagers(self) -> int:
         """Return how many connections that nobody has accepted are in memory."""
         return int(self._c.model_eagers())
+
+    def kthread(self, number: int) -> int:
+        """Return where the kthread_t of a thread is, by any number that is its own; 0 for nowhere.
+
+        There are some where the model has processes, and each is now the process's that runs.
+        """
+        return int(self._c.model_kthread(number)) if self.generation in SOLARIS else 0
+
+    def process(self) -> tuple[int, bytes]:
+        """Return the number of the process that runs, and the name of its program."""
+        if self.generation not in SOLARIS:
+            return 0, b"sched"
+        comm = ctypes.create_string_buffer(17)
+        return self._c.model_process(comm), comm.value
 
     def read(self, address: int, size: int) -> bytes:
         """Return memory of this process.

@@ -14,12 +14,13 @@ from sun.syntax import ProgramError
 
 Value = int | bytes
 _CONVERSION = re.compile(r"%([-+ 0#@]*)(\d*)(?:\.(\d+))?(@?)((?:h|ll|l)?)(.)", re.DOTALL)
+_ESCAPES = {0: "0", 7: "a", 8: "b", 9: "t", 10: "n", 11: "v", 12: "f", 13: "r", 34: '"', 92: "\\"}
 _INTEGERS = "char, short, int, long, or long long"
 _PROTOTYPES = {
     **dict.fromkeys("diouxX", _INTEGERS),
     "c": "char, short, or int",
     "p": "pointer or integer",
-    "s": "char [] or string (or use stringof)",
+    **dict.fromkeys("sS", "char [] or string (or use stringof)"),
     "Y": "int64_t",
 }
 
@@ -44,6 +45,7 @@ class Format:
         types: of the arguments, or the keys.
         value: of an aggregation's value, which ``%@d`` prints; for printf None.
         line: of the program.
+        string_size: of strings, which ``%S`` fills up.
         small_unsigned: whether ``%d`` prints what is smaller than an int without its sign.
 
     Raises:
@@ -58,6 +60,7 @@ class Format:
         value: Type | None,
         line: int,
         small_unsigned: bool = False,
+        string_size: int = 0,
     ) -> None:
         if not text:
             raise ProgramError(f"{function}( ) format string is empty", line)
@@ -102,7 +105,8 @@ class Format:
                 raise ProgramError(f"{message}\n\t  argument: {type_}", line)
             self._pieces.append(
                 _Conversion(
-                    *(letter, flags, width, bool(aggregate), type_.byte_size()),
+                    *(letter, flags, width, bool(aggregate)),
+                    string_size if is_string(type_) else type_.byte_size(),
                     signed=is_signed(type_) and not (small_unsigned and type_.byte_size() < 4),
                     precision=precision,
                 )
@@ -129,7 +133,7 @@ class Format:
 
 
 def _fits(letter: str, type_: Type) -> bool:
-    if letter == "s":
+    if letter in "sS":
         return is_string(type_) or (
             type_.base.kind == "array" and type_.base.target.base.name == "char"
         )
@@ -144,7 +148,9 @@ def _text(piece: _Conversion, value: Value) -> str:
     flags, width, letter = piece.flags, piece.width, piece.letter
     if isinstance(value, bytes):
         precision = "" if piece.precision is None else f".{piece.precision}"
-        return f"%{flags}{width}{precision}s" % value.decode("utf-8", "replace")
+        is_escaped = letter == "S"
+        text = escaped(value, piece.size) if is_escaped else value.decode("utf-8", "replace")
+        return f"%{flags}{width}{precision}s" % text
     if letter == "Y":
         # In UTC, for a test to be the same everywhere.
         return time.strftime("%Y %b %e %H:%M:%S", time.gmtime(value // 1_000_000_000))
@@ -158,3 +164,15 @@ def _text(piece: _Conversion, value: Value) -> str:
     if letter == "o" and "#" in flags:
         return f"%{flags.replace('#', '')}{width}s" % f"0{value:o}"
     return f"%{flags}{width}{letter}" % value
+
+
+def escaped(value: bytes, size: int) -> str:
+    """Write all of a record as strchr2esc() does, the zeros behind the string's end too."""
+    return "".join(
+        f"\\{_ESCAPES[byte]}"
+        if byte in _ESCAPES
+        else chr(byte)
+        if 32 <= byte < 127
+        else f"\\{byte:03o}"
+        for byte in value.ljust(size, b"\0")
+    )

@@ -16,6 +16,8 @@ class Rules:
     Rules about memory and faults:
         alignment_checked: an n-byte load from an address that n does not divide faults [it loads].
         fault_ends_clause_only: the later clauses of an event run after a fault [they do not].
+        errors_fire: a fault lets dtrace:::ERROR fire at once, before the event's later clauses [not
+            at all].
         faults_told_each_time: each fault is a line on stderr [a clause's first one is].
         drop_ends_clause: a clause whose dynamic variable finds no room ends there, and no more is
             told than the drop [it goes on].
@@ -72,6 +74,7 @@ class Rules:
 
     alignment_checked: bool = True
     fault_ends_clause_only: bool = True
+    errors_fire: bool = True
     drop_ends_clause: bool = True
     faults_told_each_time: bool = True
     this_kept: bool = True
@@ -114,15 +117,19 @@ class System:
         old_compiler: the compiler of 2005, with its lexer, casts and registers.
         header: bytes that begin each record: its probe's id, and in illumos a time.
         dof_maxsize: the largest program that its kernel takes.
+        addresses: types of the arguments of inet_ntoa() and inet_ntoa6().
     """
 
     version: tuple[int, int]
     old_compiler: bool
     header: int
     dof_maxsize: int
+    addresses: tuple[str, str] = ("ipaddr_t *", "in6_addr_t *")
 
 
 SYSTEMS = {
     "solaris10": System((1, 2), True, 4, 256 << 10),
     "illumos": System((1, 13), False, 12, 8 << 20),
+    # What its kernel takes at most has not been read: the least of the others'.
+    "freebsd": System((1, 13), False, 12, 256 << 10, ("in_addr_t *", "struct in6_addr *")),
 }

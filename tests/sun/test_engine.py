@@ -144,7 +144,7 @@ def test_built_ins() -> None:
     session = host.start(
         'fbt:ip:f:entry { printf("%d %d %s %d %d", cpu, pid, execname, curthread == NULL, epid); }'
     )
-    host.fire("fbt:ip:f:entry", cpu=1, pid=77, execname="sshd")
+    host.fire("fbt:ip:f:entry", cpu=1, pid=77, execname=b"sshd")
     session.stop()
     assert session.output == "1 77 sshd 0 1"
 

@@ -77,6 +77,11 @@ CASES = {
         'fbt:ip:f:entry { *(int *)arg0; } fbt:ip:f:entry { printf("second"); }',
         "second|dtrace: error on enabled probe ID 1",
     ),
+    "errors_fire": Case(
+        'fbt:ip:f:entry { x = 1; *(int *)arg0; } fbt:ip:f:entry { printf("%d", x); }'
+        "ERROR { x = 2; }",
+        "2|dtrace: error on enabled probe ID 1",
+    ),
     "drop_ends_clause": Case(
         "#pragma D option dynvarsize=1000\nfbt:ip:f:entry { t[arg0] = 1; x++; }"
         'END { printf("%d", x); }',

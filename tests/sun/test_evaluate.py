@@ -85,6 +85,19 @@ def test_long_strings() -> None:
     assert run(program, ("f", [text]), ram=ram).output == "xxxxxxxx xxxxxxxx abcdefgh"
 
 
+def test_escaped_strings() -> None:
+    """%S escapes all of a record, what is behind the string's end too."""
+    ram = Ram()
+    text = ram.put(b'a "\n\x01\xff\\\0rest')
+    program = """
+    #pragma D option strsize=10
+    fbt:ip:f:entry { printf("%S|%s", stringof(arg0), "x"); @[stringof(arg0)] = max(5); }
+    END { printa("%@d %S", @); }
+    """
+    escapes = r"a \"\n\001\377\\\0\0\0"
+    assert run(program, ("f", [text]), ram=ram).output == f"{escapes}|x5 {escapes}"
+
+
 def test_strings_at_the_end_of_memory() -> None:
     """A string is not read further than to its end."""
     ram = Ram()

@@ -1,4 +1,4 @@
-"""The library of the model behaves as the module does, and its hooks see what happens."""
+"""The library of Solaris' model behaves as the module does, and its hooks see what happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cases import model_itself
 from hypothesis import given, settings
 
 from sun.events import Script, scripts
-from sun.library import GENERATIONS, Library, why_not
+from sun.library import SOLARIS, Library, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -29,7 +29,7 @@ def _cases() -> Iterator[tuple[str, str, str]]:
             continue
         parameters = inspect.signature(case).parameters
         if "model" in parameters:
-            yield from ((name, generation, "") for generation in GENERATIONS)
+            yield from ((name, generation, "") for generation in SOLARIS)
         elif "illumos" in parameters:
             yield name, "illumos", ""
         elif "deferring" in parameters:
@@ -54,7 +54,7 @@ def test_as_the_module(
         case((model, kind) if "deferring" in parameters else model)
 
 
-@pytest.fixture(params=GENERATIONS)
+@pytest.fixture(params=SOLARIS)
 def library(request: pytest.FixtureRequest) -> Iterator[Library]:
     """Return the library of each generation, with a listener L."""
     with Library(request.param) as made:
@@ -115,7 +115,7 @@ def test_probes(library: Library) -> None:
     ]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", SOLARIS)
 def test_every_probe(generation: str) -> None:
     """There is no probe that a script cannot meet."""
     with Library(generation) as library:
@@ -268,7 +268,7 @@ def test_symbols() -> None:
         assert library.read(library.symbols["hz"].address, 4) == (100).to_bytes(4, "little")
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", SOLARIS)
 def test_types(generation: str) -> None:
     """All types that a D program names are there."""
     names = (
@@ -425,7 +425,7 @@ def consistent(library: Library) -> None:
     assert library.eagers() == left
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", SOLARIS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_script(generation: str, threads: int) -> None:
     """Whatever happens, in others' midst or beside them, totals and queues stay consistent."""

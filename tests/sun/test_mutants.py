@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
 
 from dtrace_exporter.tracing.rows import RowError
+from sun import fixed, freebsd_fixed
 from sun.engine import Refused
-from sun.fixed import CASES, first_wrong, starting
-from sun.library import GENERATIONS, why_not
+from sun.fixed import Start, first_wrong, starting
+from sun.library import FREEBSD, GENERATIONS, SOLARIS, why_not
 from sun.watching import text
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -28,8 +30,14 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("one more than Q", BOTH, "tcp_conn_req_cnt_q] =", "tcp_conn_req_cnt_q + 1] ="),
-    Mutant("Q0 for Q", BOTH, "tcp_conn_req_cnt_q] =", "tcp_conn_req_cnt_q0] ="),
+    *(
+        one
+        for generation, end in (("illumos", " : -1] ="), ("solaris10", "] ="))
+        for one in (
+            Mutant("one more than Q", generation, f"_cnt_q{end}", f"_cnt_q + 1{end}"),
+            Mutant("Q0 for Q", generation, f"_cnt_q{end}", f"_cnt_q0{end}"),
+        )
+    ),
     Mutant("a drop twice", BOTH, "tcpListenDropQ0 {", "tcpListenDrop, mib:::tcpListenDropQ0 {"),
     Mutant("reasons changed", BOTH, "@drop[syn[curthread], 1]", "@drop[syn[curthread], 2]"),
     Mutant("no eviction", BOTH, "mib:::tcpHalfOpenDrop {", "mib:::tcpHalfOpenDrops {"),
@@ -45,18 +53,17 @@ MUTANTS = (
         "mib:::tcpPassiveOpens {",
         "fbt:ip:tcp_conn_request:entry {",
     ),
-    Mutant("any segment is a SYN", "illumos", "+ 13] & SYN_FLAG) /", "+ 13] & 255) /"),
+    Mutant("any segment is a SYN", "illumos", "+ 13] & SYN_FLAG ?", "+ 13] & 255 ?"),
     Mutant("the wrong flag", "illumos", "inline int SYN_FLAG = 2;", "inline int SYN_FLAG = 16;"),
-    Mutant("told but once", BOTH, "/ this->life < second &&", "/ this->life == 0 &&"),
+    Mutant("told but once", BOTH, "/ (this->life ^ second) >> 16 &&", "/ this->life == 0 &&"),
     Mutant("told whatever it is", BOTH, "tcp_state == STATE_LISTEN &&", "tcp_state != 0 &&"),
     Mutant("told by other SYNs too", BOTH, "this->life == 0 && probefunc", "probefunc"),
     Mutant(
         "a number of its own",
-        "illumos",
+        BOTH,
         "(conn_t *)arg0]) & 0xffff,",
         "(conn_t *)arg0]) & 0xffff | 1,",
     ),
-    Mutant("a number of its own", "solaris10", "& 0xffff),", "& 0xffff | 1),"),
     Mutant("a first SYN that none has", BOTH, "this->syn = this->life == 0 &&", "this->syn = 0 &&"),
     Mutant(
         "the SYN of the last telling",
@@ -104,11 +111,11 @@ MUTANTS = (
     Mutant(
         "microseconds as they are",
         BOTH,
-        "10000000 * (this->ns / 1000) + 1",
-        "10000000 * this->ns + 1",
+        "10000000 * ((this->ns + 1) / 1000) + 1",
+        "10000000 * (this->ns + 1) + 1",
     ),
-    Mutant("a bucket that is too wide", BOTH, "this->ns <= 1 << 22 ? 6", "this->ns <= 1 << 23 ? 6"),
-    Mutant("buckets of 32 bits", BOTH, "1L << 32", "1 << 31"),
+    Mutant("a bucket that is too wide", BOTH, "this->ns >> 22 ? 7", "this->ns >> 23 ? 7"),
+    Mutant("buckets of 32 bits", BOTH, "this->ns >> 32 ? 12", "(int)this->ns >> 31 ? 12"),
     Mutant(
         "a deferred one is in Q",
         BOTH,
@@ -161,8 +168,8 @@ MUTANTS = (
     Mutant(
         "counted when it returns",
         "illumos",
-        "fbt:ip:tcp_newconn_notify:entry\n/ this->room",
-        "fbt:ip:tcp_newconn_notify:return\n/ this->room",
+        "fbt:ip:tcp_newconn_notify:entry\n/ this->life /",
+        "fbt:ip:tcp_newconn_notify:return\n/ this->life /",
     ),
     Mutant("a second listen() is nothing", BOTH, "] &= 0xffff", "]"),
     *(
@@ -193,20 +200,102 @@ MUTANTS = (
         "",
     ),
     Mutant("foreign SYNs stay", BOTH, "syn[curthread] = NOBODY, this->life", "this->life", 81),
+    Mutant("no order of bytes at a SYN", "illumos", "port = htons(PORT)", "port = PORT", 81),
     Mutant("another port", BOTH, "PORT == 0 ||", "1 ||", 81),
     Mutant("a second too late", BOTH, "second = timestamp / 1000000000 << 16;\n\tprinta", "printa"),
+)
+FREEBSD_MUTANTS = (
+    (
+        "one more than Q",
+        "this->listener->sol_qlen] = count",
+        "this->listener->sol_qlen + 1] = count",
+    ),
+    (
+        "what waits for data is in Q",
+        "this->address, this->port, this->listener->sol_qlen,",
+        "this->address, this->port, this->listener->sol_incqlen,",
+    ),
+    ("a capacity of the limit", "3 * this->listener->sol_qlimit / 2", "this->listener->sol_qlimit"),
+    ("a capacity of one less", "sol_qlen > 3 *", "sol_qlen >= 3 *"),
+    ("every failure is a full Q", "/ 2 ? 4 : 5]", "/ 2 ? 4 : 4]"),
+    ("no failure is a full Q", "/ 2 ? 4 : 5]", "/ 2 ? 5 : 5]"),
+    (
+        "what a filter throws out is nothing",
+        "self->filling != NULL && (this",
+        "self->filling == NULL && (this",
+    ),
+    ("a filter that holds nothing", "this->child->so_qstate == IN_COMP && (", "("),
+    ("told but once", "/ this->life < second &&", "/ this->life == 0 &&"),
+    ("told by other SYNs too", "this->life == 0 && probefunc", "probefunc"),
+    ("a first SYN that none has", 'this->life == 0 && probefunc == "syncache_add"', "0"),
+    ("numbers that stay", "++tellings % 65535 + 1", "1"),
+    (
+        "no order of bytes",
+        "ntohs(this->ends->ie_lport),\n    PORT",
+        "this->ends->ie_lport,\n    PORT",
+    ),
+    ("any address is of IPv4", "= this->is_v6 ? IPV6", "= 0 ? IPV6"),
+    ("evictions at any time", "{ self->adding = 0; }", "{ self->adding = 1; }"),
+    ("all are of any address", "this->address] ? this->address :", 'this->address] ? "::" :'),
+    ("none is of any address", 'this->is_v6 ? "::" : "0.0.0.0", bound', '"1.2.3.4", bound'),
+    ("no any address of both", "this->both = this->is_v6 &&", "this->both = 0 &&"),
+    (
+        "any address of IPv6 is of both",
+        "this->is_v6 && this->inp->inp_vflag & VERSION_4",
+        "this->is_v6",
+    ),
+    (
+        "one close closes all",
+        "-= bound[this->jail, this->port, this->address] > 0",
+        "= 0 & bound[this->jail, this->port, this->address]",
+    ),
+    ("no close closes", "-= bound[this->jail, this->port, this->address] > 0", "-= 0"),
+    ("both stay", "-= this->both &&", "-= 0 &&"),
+    ("another's are evicted", "this->jail = this->half->sc_cred->cr_prison", "this->jail = 0"),
+    ("known again with each telling", "+= this->new ||", "+= 1 ||"),
+    (
+        "what was asked for is what was granted",
+        "sol_qlimit, this->asked",
+        "sol_qlimit, this->listener->sol_qlimit",
+    ),
+    ("granted before it was", "(int)arg1; }", "(int)arg1 + 1; }"),
+    ("an accept that failed", "/ (int)arg1 != 0 / {", "{"),
+    (
+        "whose it is tells the accept alone",
+        "self->accepting != NULL ? self->accepting :",
+        "0 ? self->accepting :",
+    ),
+    ("a time that is kept", "head[this->child] = NULL, start[this->child] = 0,", ""),
+    ("no quick accept", "this->life && this->since & 1 /", "this->life && 0 /"),
+    ("microseconds as they are", "10000000 * (this->ns / 1000) + 1", "10000000 * this->ns + 1"),
+    ("a bucket that is too wide", "this->ns <= 1 << 22 ? 6", "this->ns <= 1 << 23 ? 6"),
+    ("buckets of 32 bits", "1L << 32", "1 << 31"),
+    ("a second listen() is nothing", "] &= 0xffff", "]"),
+    ("nothing closes", 'printf("closed %x %d\\n", (uint64_t)arg0, timestamp);', ""),
+    ("a copy that is kept", "trunc(@established);", ""),
+    ("a copy that is cleared", "trunc(@left);", "clear(@left);"),
+    ("a second too late", "second = timestamp / 1000000000 << 16;\n\tprinta", "printa"),
 )
 OWN_CLAUSE = "emptied by a clause of its own"
 
 
 def mutants() -> list[tuple[str, Mutant]]:
     """Return all mutants, each of every generation that it is of."""
-    return [
+    found = [
         (generation, mutant)
         for mutant in MUTANTS
-        for generation in GENERATIONS
+        for generation in SOLARIS
         if mutant.generation in {generation, BOTH}
     ]
+    return found + [
+        (generation, Mutant(name, "freebsd", old, new))
+        for name, old, new in FREEBSD_MUTANTS
+        for generation in FREEBSD
+    ]
+
+
+def _cases(generation: str) -> Sequence[Callable[[Start], list[str]]]:
+    return freebsd_fixed.CASES if generation in FREEBSD else fixed.CASES
 
 
 def mutated(generation: str, mutant: Mutant) -> str:
@@ -220,7 +309,7 @@ def mutated(generation: str, mutant: Mutant) -> str:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_no_mutant(generation: str) -> None:
     """The programs as they are pass all fixed scripts."""
-    assert first_wrong(starting(generation)) == ""
+    assert first_wrong(starting(generation), _cases(generation)) == ""
 
 
 @pytest.mark.parametrize(
@@ -229,9 +318,12 @@ def test_no_mutant(generation: str) -> None:
 def test_mutant(generation: str, mutant: Mutant) -> None:
     """What is wrong in a program shows in one of the fixed scripts."""
     start = starting(generation, source=mutated(generation, mutant))
-    cases = CASES
+    cases = _cases(generation)
+    if generation in FREEBSD:
+        # The program is that of all ports.
+        cases = tuple(case for case in cases if case.__name__ != "one_port")
     if mutant.port:
-        cases = tuple(case for case in CASES if case.__name__ == "one_port")
+        cases = tuple(case for case in cases if case.__name__ == "one_port")
     try:
         found = first_wrong(start, cases)
     except (Refused, RowError) as error:

@@ -17,7 +17,7 @@ ENGINE_RULES = {
     "loads are aligned": ["alignment_checked"],
     "registers are few, and leak": ["registers_leak", "registers_limited"],
     "shifts of bytes stay bytes": ["shifts_narrow", "small_types_stay", "records_truncated"],
-    "a fault ends one clause": ["fault_ends_clause_only", "this_kept"],
+    "a fault ends one clause": ["fault_ends_clause_only", "this_kept", "errors_fire"],
     "the older lexer, and what each version lacks": ["comment_refused", "versions_differ"],
     "constants and their signs": ["constants_signed", "constants_cut", "shifts_folded_unsigned"],
     "casts, and what is printed of them": ["old_casts", "small_unsigned"],

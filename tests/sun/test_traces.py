@@ -1,24 +1,24 @@
-"""The programs that print a line for each event print the right ones, each once."""
+"""The programs for Solaris that print a line for each event print the right ones, each once."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
+from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
-from dtrace_exporter.trace import HEADER, csv
-from sun.engine import Session
-from sun.events import Script, scripts
+from dtrace_exporter.trace import HEADER
+from sun.events import Script, fixed_profile, scripts
 from sun.faulty import Faulty
 from sun.fixed import KINDS
-from sun.library import GENERATIONS, why_not
-from sun.watching import SECOND, Host, text
+from sun.library import SOLARIS, why_not
+from sun.printing import nothing_wrong, only_its_port, per_action, printed, short, started
+from sun.watching import SECOND, Host
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
-each_generation = pytest.mark.parametrize("generation", GENERATIONS)
+each_generation = pytest.mark.parametrize("generation", SOLARIS)
 ACTIONS = ("syn", "drop:q_full", "drop:q0_full", "drop:q0_evicted", "established", "accept")
 ALL = (
     "q0max 0 2",
@@ -53,22 +53,6 @@ LINES = [
     "accept,2001:db8::6,8,22,2,1,1",
 ]
 BURST = ("syn L count 3", "ack L count 3", "accept L", "abort L q", "accept L count 2")
-
-
-def started(host: Host, port: int = 0) -> Session:
-    """Start the program that prints."""
-    return host.engine.start(text(host.generation, port, trace=True))
-
-
-def printed(session: Session) -> list[str]:
-    """End a session; return its lines but for empty ones, as CSV."""
-    session.stop()
-    return [csv(line) for line in session.output.splitlines() if line]
-
-
-def short(lines: list[str]) -> list[str]:
-    """Return lines less their times."""
-    return [",".join(line.split(",")[2:]) for line in lines]
 
 
 @each_generation
@@ -137,38 +121,21 @@ def test_quick(generation: str, kind: str) -> None:
 @each_generation
 def test_port(generation: str) -> None:
     """A session of one port prints that port's lines only, whatever its threads did before."""
-    with Host(generation) as host:
-        one, other, both = started(host, 22), started(host, 81), started(host)
-        host.run(*ALL, "listen M zone 0 address * port 81 backlog 1")
-        for name in "MLML":
-            host.play(f"syn {name} count 3", f"ack {name}", f"syn {name}", f"accept {name}")
-        lines = printed(both)[1:]
-        for session, port in ((one, "22"), (other, "81")):
-            assert printed(session)[1:] == [one for one in lines if one.split(",")[5] == port]
-            assert session.errors == []
+    only_its_port(generation, ALL)
 
 
 @each_generation
 def test_any_script(generation: str) -> None:
     """Whatever happens, of each port every action has as many lines as there were events."""
 
-    @settings(
-        derandomize=True,
-        database=None,
-        max_examples=50,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    @settings(fixed_profile, max_examples=50)
     @given(scripts(generation))
     def run(script: Script) -> None:
         with Host(generation, seed=script.seed) as host:
             session = started(host)
             host.play_script(script)
             host.advance(SECOND)
-            found: Counter[tuple[str, str]] = Counter()
-            for line in printed(session)[1:]:
-                columns = line.split(",")
-                assert len(columns) == 9
-                found[columns[5], columns[2]] += 1
+            found = per_action(session)
             expected: Counter[tuple[str, str]] = Counter()
             for totals in host.library.all_totals():
                 # A SYN for one that listens no more is printed, too.
@@ -203,12 +170,4 @@ def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[
 @each_generation
 def test_any_fault(generation: str) -> None:
     """Whichever load fails, no line is printed that would not have been, and none twice."""
-    loads, whole = with_faults(generation, frozenset())
-    assert max(whole.values()) == 1
-    chance = random.Random(1)
-    for at in range(1, loads + 1, 5):
-        _, left = with_faults(generation, frozenset([at]))
-        assert not left - whole, at
-    for _ in range(20):
-        failing = frozenset(chance.choices(range(1, loads + 1), k=6))
-        assert not with_faults(generation, failing)[1] - whole, failing
+    nothing_wrong(partial(with_faults, generation))

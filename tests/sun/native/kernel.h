@@ -124,6 +124,7 @@ struct rw_semaphore {
 };
 #define DECLARE_RWSEM(name) struct rw_semaphore name
 #define spin_lock_init(lock) ((lock)->owner = 0)
+#define spin_trylock(lock) (!(lock)->owner && (spin_lock(lock), true))
 #define down_read(semaphore) ((void)(semaphore))
 #define down_write(semaphore) ((void)(semaphore))
 #define up_read(semaphore) ((void)(semaphore))
@@ -160,15 +161,12 @@ void seq_printf(struct seq_file *seq, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 #define seq_puts(seq, text) seq_printf(seq, "%s", text)
 
-/* What the model needs in a process only; see solaris.h and script.c. */
-struct solaris_mutex;
-struct squeue_s;
-bool mutex_owned(const struct solaris_mutex *mutex);
-bool any_mutex_owned(void);
-bool squeue_free(const struct squeue_s *squeue);
-void squeue_enter(struct squeue_s *squeue);
-void squeue_exit(struct squeue_s *squeue);
+/* What a model needs in a process only. */
+bool lock_owned(const spinlock_t *lock);
+bool any_lock_owned(void);
+u32 thread_number(void);
 void wait_for_others(const char *reason);
+void fail(const char *what, const char *more);
 /* Lines that the thread is in, one in another. */
 void push_line(void);
 void pop_line(void);

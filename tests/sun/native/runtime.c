@@ -10,9 +10,8 @@
 #include <unistd.h>
 
 #include "kernel.h"
-#include "solaris.h"
 
-static void fail(const char *what, const char *more)
+void fail(const char *what, const char *more)
 {
 	fprintf(stderr, "the model: %s%s\n", what, more);
 	abort();
@@ -138,7 +137,7 @@ int model_read(u64 address, void *to, size_t size)
 /* Threads: the number of the one that runs, and what to call to let another run. */
 
 static __thread u32 thread = 1;
-static __thread int mutexes;
+static __thread int locks;
 static __thread int depth;
 static __thread void (*yielder)(const char *reason);
 
@@ -168,42 +167,28 @@ void spin_lock(spinlock_t *lock)
 	while (lock->owner)
 		wait_for_others("a lock");
 	lock->owner = thread;
-	mutexes++;
+	locks++;
 }
 
 void spin_unlock(spinlock_t *lock)
 {
 	lock->owner = 0;
-	mutexes--;
+	locks--;
 }
 
-bool mutex_owned(const struct solaris_mutex *mutex)
+bool lock_owned(const spinlock_t *lock)
 {
-	return mutex->lock.owner == thread;
+	return lock->owner == thread;
 }
 
-bool any_mutex_owned(void)
+bool any_lock_owned(void)
 {
-	return mutexes > 0;
+	return locks > 0;
 }
 
-bool squeue_free(const struct squeue_s *squeue)
+u32 thread_number(void)
 {
-	return !squeue->sq_run;
-}
-
-void squeue_enter(struct squeue_s *squeue)
-{
-	if (squeue->sq_run == (kthread_t *)(uintptr_t)thread)
-		fail("enters a squeue that it is in", "");
-	while (squeue->sq_run)
-		wait_for_others("a squeue");
-	squeue->sq_run = (kthread_t *)(uintptr_t)thread;
-}
-
-void squeue_exit(struct squeue_s *squeue)
-{
-	squeue->sq_run = NULL;
+	return thread;
 }
 
 bool is_nested(void)
