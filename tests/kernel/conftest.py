@@ -15,6 +15,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(note)
     for death in guest.deaths:
         terminalreporter.write_line(f"booted again after a death: {death}")
+    if guest.late:
+        terminalreporter.section("NO TIME WAS LEFT FOR", sep="!", red=True, bold=True)
+        for cases in guest.late:
+            terminalreporter.write_line(cases, red=True)
     if guest.left_out:
         terminalreporter.section("NOTHING WAS TESTED ON A KERNEL", sep="!", red=True, bold=True)
         for reason in sorted({*guest.left_out}):

@@ -1,4 +1,4 @@
-"""Build and boot the guests: a Debian with a real DTrace under the kernels of its releases.
+"""Builds and boots the guests: Debian with a real DTrace under the kernels of its releases.
 
 For people: ``python tests/kernel/guest.py build`` and ``python tests/kernel/guest.py shell 6.12``.
 """
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # The recipe. Whatever here changes, changes the name under which the result is cached.
 KERNELS = {"6.12": ("trixie", "cloud"), "6.1": ("bookworm", "cloud"), "6.12-rt": ("trixie", "rt")}
-"""A Linux to the Debian suite and the flavour that it is; the first two are either side of 6.10."""
+"""The Debian suite and flavour of each Linux; the first two are before and after 6.10."""
 REALTIME = "6.12-rt"
-"""That with PREEMPT_RT, and how the cases' names begin that want it."""
+"""The kernel with PREEMPT_RT, and the beginning of the names of its cases."""
 REALTIME_CASES = "realtime::"
 USERLAND = "sid"
 PACKAGES = (
@@ -60,25 +60,25 @@ LEFT_OUT = (
 )
 SYSTEMD = "systemd"
 SYSTEMD_FILES = "usr/lib/systemd"
-"""What makes a machine of the base that systemd runs, and is not in the others."""
+"""The files that a machine with systemd has beside the base."""
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
-"""How a case's name begins that wants the usr/bin of some packages: too big for every guest."""
+"""The packages whose usr/bin some cases need, by the beginning of the case's name."""
 
 BENCH = "bench"
 BENCH_PACKAGES = ("apache2-utils", "bpftrace", "bpfcc-tools", "nginx")
-"""What ../../bench compares with, in a guest that has BENCH among its extras."""
+"""The tools that ../../bench compares with, in a guest with BENCH among its extras."""
 
 MODEL = "model"
 MODEL_KERNEL = "6.12"
 """The kernel that can load the model of Solaris' TCP."""
 MODEL_CASES = ("model_", "illumos", "solaris")
-"""How the names of the cases begin that want it."""
+"""The beginning of the names of the cases that need it."""
 GENERATIONS = ("illumos", "solaris10")
 TOOLCHAIN = (
     *("coreutils", "dash", "dwarves", "findutils", "gcc", "grep", "libc6-dev", "make", "mawk"),
     "sed",
 )
-"""What builds a kernel module, besides the kernel's headers."""
+"""The packages that build a kernel module, besides the kernel's headers."""
 
 HOST_PACKAGES = {
     "apt-get": "apt",
@@ -90,17 +90,19 @@ HOST_PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "zstd": "zstd",
 }
-"""Command to the Debian packages that it takes."""
+"""The Debian packages that each command needs."""
 
 deaths: list[str] = []
-"""Guests that ended before their time, for the summary of a test run."""
+"""Guests that ended too early, for the summary of a test run."""
 left_out: list[str] = []
-"""Why kernels were not booted at all, for the end of the same."""
+"""Why kernels were not booted at all, for the same summary."""
+late: list[str] = []
+"""The cases that were not run because there was no time left, for the same summary."""
 notes: list[str] = []
-"""Figures that cases want to be seen, for the same."""
+"""Figures that cases report, for the same summary."""
 
 SOAK_SECONDS = 60
-"""How long the case of a long life lasts, unless the environment says something else."""
+"""How long the soak lasts, in seconds, unless the environment sets another time."""
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
@@ -114,7 +116,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class UnavailableError(Exception):
-    """This machine cannot build or run the guests; the text says what lacks."""
+    """This machine cannot build or run the guests; the text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,10 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
     Args:
         kernel: a key of KERNELS.
-        extras: keys of EXTRAS that the guest shall have, or BENCH, MODEL or SYSTEMD.
+        extras: what the guest needs: keys of EXTRAS, or BENCH, MODEL or SYSTEMD.
 
     Raises:
-        UnavailableError: a command, the archive's address or the network lacks.
+        UnavailableError: a command, the archive's address or the network is missing.
     """
     require_host()
     base = _cached("base", [USERLAND, *PACKAGES, *LEFT_OUT, SYSTEMD_FILES], _build_base)
@@ -163,7 +165,7 @@ def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
 
     Args:
         kernel: a key of KERNELS.
-        cases: as ``backlog::test_q_full``; None for all that there is.
+        cases: such as ``backlog::test_q_full``; None for all cases.
     """
     names = [*EXTRAS, *([MODEL] if kernel == MODEL_KERNEL else [])]
     if cases is None:
@@ -180,12 +182,12 @@ def machine(case: str) -> str:
 
 
 def wants_model(case: str) -> bool:
-    """Tell whether a case is one of those that need the model."""
+    """Return whether a case is one of those that need the model."""
     return case.startswith(MODEL_CASES)
 
 
 def require_host() -> None:
-    """Find the commands that building and booting need; install them where that is possible.
+    """Find the commands that building and booting need; install them if that is possible.
 
     Raises:
         UnavailableError: it is not possible.
@@ -253,7 +255,7 @@ def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
 
 
 def soak_seconds() -> int:
-    """Return how long the soak shall last; ``make soak`` sets it."""
+    """Return how long the soak lasts, in seconds; ``make soak`` sets it."""
     return int(os.environ.get("SOAK_SECONDS", SOAK_SECONDS))
 
 

@@ -39,29 +39,64 @@ _building = threading.Lock()
 # An emulated machine keeps one processor busy; more of them would only make cases slow.
 _running = threading.Semaphore(os.cpu_count() or 1)
 
-# What no kernel makes a difference to.
-_ONCE = ("prometheus_alerts", "remote", "sessions", "soak", guest.SYSTEMD)
+EVERYTHING = bool(os.environ.get("EVERY_KERNEL"))
+"""Whether every case runs on every kernel that can run it; ``make kernel`` says so."""
+UNTIL = float(os.environ.get("KERNEL_UNTIL", "inf"))
+"""After this Unix time no more cases are run, and those that are left are named as such."""
+_TOO_LATE = "not before the time of KERNEL_UNTIL"
+
+# What depends on how a kernel does it: all else is run on one of them.
+_BY_KERNEL = (
+    "addresses",
+    "backlog",
+    "by_hand",
+    "final_ack",
+    "half_open",
+    "handshake",
+    "interrupts",
+    "kinds",
+    "owners",
+    "refusals",
+    "refused",
+    "synack_retransmits",
+    "unattributed",
+)
+
+# What needs its own exporters only, and a machine of its own for the sake of time.
+_ALONE = (
+    "prometheus_alerts",
+    "prometheus_verdicts",
+    "remote",
+    "script_service",
+    "scripts",
+    "sessions",
+    "soak",
+)
 
 Group = tuple[str, str]
 """Which cases share a machine: those of a kernel that need nothing special, or the same; and those
-that are run once, for the sake of time."""
+that have one of their own."""
 
 
 def group(kernel: str, case: str) -> Group:
     """Return which machine a case runs in."""
-    return kernel, guest.machine(case) or ("alone" if once(case) else "")
+    return kernel, guest.machine(case) or ("alone" if file_of(case) in _ALONE else "")
 
 
-def once(case: str) -> bool:
-    """Tell whether a case is one that no kernel makes a difference to."""
-    return case.partition("::")[0] in _ONCE
+def file_of(case: str) -> str:
+    """Return the file that a case is in, without its ending."""
+    return case.partition("::")[0]
 
 
 def runs_on(kernel: str, case: str) -> bool:
     """Tell whether a case is run on a kernel."""
     if kernel == guest.REALTIME or case.startswith(guest.REALTIME_CASES):
         return kernel == guest.REALTIME and case.startswith(guest.REALTIME_CASES)
-    return kernel == guest.MODEL_KERNEL or not (guest.wants_model(case) or once(case))
+    if kernel == guest.MODEL_KERNEL:
+        return True
+    if guest.machine(case) or file_of(case) in _ALONE:
+        return False
+    return EVERYTHING or file_of(case) in _BY_KERNEL
 
 
 class Run:
@@ -133,6 +168,8 @@ class Run:
         return [case for case in self._cases if case not in self._results]
 
     def _boot(self) -> dict[str, Any]:
+        if time.time() > UNTIL:
+            return self._too_late()
         left = self._left()
         with _building:
             made = guest.build(self._kernel, guest.extras_of(self._kernel, left))
@@ -151,8 +188,14 @@ class Run:
             finally:
                 self._qemu.kill()
                 self._qemu.wait()
+        if why == _TOO_LATE:
+            return self._too_late()
         tail = "\n".join(console.read_text(errors="replace").splitlines()[-60:])
         return {"outcome": "failed", "text": f"{why}\n--- {console}\n{tail}", "died": died}
+
+    def _too_late(self) -> dict[str, Any]:
+        guest.late.append(f"Linux {self._kernel}: {', '.join(self._left())}")
+        return {"outcome": "skipped", "text": _TOO_LATE}
 
     def _read(self, report: Path) -> tuple[bool, str]:
         """Read the report while it grows; return whether the guest died, and how it ended."""
@@ -178,6 +221,8 @@ class Run:
                     return False, message["text"]
                 elif message["event"] == "end":
                     return False, "the guest did not run this case"
+            if time.time() > UNTIL:
+                return False, _TOO_LATE
             if ended:
                 return True, "the guest ended before its time"
             if time.monotonic() > deadline:

@@ -46,9 +46,7 @@ def test_two_addresses(
     clients.connect(2, port, "127.0.0.1")
     clients.connect(5, port, "127.0.0.2")
     clients.connect(6, port, "::1")
-    clients.knock(3, port, "127.0.0.1")
-    until(lambda: syns[port] >= 2 + 5 + 6 + 2 * 3, "every client sends its SYN again")
-    clients.give_up()
+    clients.insist(3, port, syns)
     metrics = everything.settle()
     values = {
         labels["address"]: [count, *(metrics.value(name, **labels) for name in (Q, LIMIT))]
@@ -106,9 +104,7 @@ def test_network_namespaces(
     listen(port, 1, netns=away)
     clients.connect(3, port)
     clients.connect(2, port, netns=away)
-    clients.knock(3, port, netns=away)
-    until(lambda: syns[port] >= 2 + 2 * 3, "every client sends its SYN again")
-    clients.give_up()
+    clients.insist(3, port, syns, netns=away)
     metrics = everything.settle()
     values = {
         labels["netns"]: [count, *(metrics.value(name, **labels) for name in (Q, LIMIT))]

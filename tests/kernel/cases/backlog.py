@@ -27,9 +27,7 @@ def test_q_full(
     netstat, syns = Netstat(), count_syns(port)
     listen(port, BACKLOG, address)
     clients.fill(HELD, port, address)
-    clients.knock(4, port, address)
-    until(lambda: syns[port] >= HELD + 2 * 4, "every client sends its SYN again")
-    clients.give_up()
+    clients.insist(4, port, syns, address)
 
     metrics = everything.settle()
     here = {"port": port, "address": address, "listener": "", "netns": ""}

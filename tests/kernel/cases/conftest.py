@@ -62,7 +62,7 @@ def exporter() -> Iterator[Callable[..., Exporter]]:
 @pytest.fixture(scope="session")
 def everything() -> Iterator[Exporter]:
     """Return an exporter that watches every listener of the host and that all cases share."""
-    made = Exporter({"source": "dtrace"})
+    made = Exporter({"source": "dtrace", "dtrace": {"handshake": True}})
     try:
         made.wait_ready()
         yield made

@@ -57,4 +57,5 @@ def test_syns(
         assert half_open(port) == 20
         assert send_syns(port, 50_000, address) == 50_000
         syns.wait(port, 50_020)
-        assert half_open(port) in (64, 65)
+        # After some seconds the kernel gives up the oldest of more than half of the backlog.
+        assert 32 <= half_open(port) <= 65

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lab.traffic import Clients, Listen
 from lab.waiting import until
 
 from dtrace_exporter.tracing.program import load
+from dtrace_exporter.tracing.rendering import render, window
 
 NOBODY = 65534
 BROKEN = "fbt::tcp_conn_request:entry { @ = no_such_function(); }\n"
@@ -89,13 +92,32 @@ def test_destructive(flags: list[str], tmp_path: Path) -> None:
     assert not done.exists()
 
 
+@pytest.mark.parametrize(
+    ("member", "part", "gone", "stays"),
+    [
+        ("rcvq_space.time", "accept_wait", "accept_wait_seconds", "handshake_seconds"),
+        ("srtt_us", "handshake", "handshake_seconds", "accept_wait_seconds"),
+    ],
+)
 def test_missing_parts(
-    port: int, tmp_path: Path, exporter: StartExporter, listen: Listen, clients: Clients
+    member: str,
+    part: str,
+    gone: str,
+    stays: str,
+    port: int,
+    tmp_path: Path,
+    exporter: StartExporter,
+    listen: Listen,
+    clients: Clients,
 ) -> None:
     """What a kernel lacks costs only the series that need it."""
     file = tmp_path / "linux.d"
-    file.write_text(load("linux").text.replace("rcvq_space.time", "no_such_member"))
-    config = {"source": "dtrace", "dtrace": {"program": str(file)}, "listeners": [{"port": port}]}
+    file.write_text(load("linux").text.replace(member, "no_such_member"))
+    config = {
+        "source": "dtrace",
+        "dtrace": {"program": str(file), "handshake": True},
+        "listeners": [{"port": port}],
+    }
     running = exporter(config)
     listener = listen(port, 4)
     clients.connect(2, port)
@@ -103,15 +125,34 @@ def test_missing_parts(
     metrics = running.settle()
     here = {"port": port, "address": "127.0.0.1"}
     assert metrics.value("dtrace_tcp_listen_syns_total", **here) == 2
+    assert metrics.value("dtrace_tcp_listen_established_total", **here) == 2
     assert metrics.value("dtrace_tcp_listen_accepts_total", **here) == 2
-    assert metrics.value("dtrace_tcp_listen_accept_wait_seconds_count", **here) is None
+    assert metrics.value(f"dtrace_tcp_listen_{gone}_count", **here) is None
+    assert metrics.value(f"dtrace_tcp_listen_{stays}_count", **here) == 2
     features = {
         labels["feature"]: value
         for labels, value in metrics.select("dtrace_session_feature_enabled")
     }
-    missing = {"accept_wait"}
-    assert features == {part: float(part not in missing) for part in features}
-    assert missing <= {*features}
+    assert features == {each: float(each != part) for each in features}
+    assert part in features
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("linux", ["established"]),
+        ("linux", ["established", "half_open_end"]),
+        ("linux", load("linux").parts),
+        ("linux_calls", ["refused"]),
+        ("linux_calls", load("linux_calls").parts),
+    ],
+)
+def test_less_some_parts(name: str, without: Sequence[str]) -> None:
+    """DTrace compiles what is left of a program without some parts."""
+    text = render(load(name), window(1.0), without=without)
+    command = ["dtrace", "-e", "-s", "/dev/stdin"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bad_configuration() -> None:

@@ -359,6 +359,8 @@ def test_program_of_its_own(
     listen(port, 20)
     listen(other, 20)
     running = exporter(host_config(pinned, port))
+    # Gauges are of what is seen behind the first heartbeat of the session for processes.
+    settle(running)
     clients.connect(3, port)
     clients.connect(2, other)
     metrics = settle(running)
@@ -412,9 +414,7 @@ def test_exact(
     clients.connect(3, partly)
     made = clients.connect(4, port)
     until(lambda: listen_queues(port)[0].q == 4, "all are in Q")
-    clients.knock(3, port)
-    until(lambda: syns[port] >= 4 + 2 * 3, "every client sends its SYN again")
-    clients.give_up()
+    clients.insist(3, port, syns)
     taken = listener.accept(2, every=0.4)
 
     metrics = settle(running)
@@ -537,6 +537,8 @@ def test_cut(
     note(f"cut for {mended - began:.1f} s; far dtrace gone {gone:.1f} s after it was mended")
     running.wait(UP, 1, UP_SECONDS, host="east", session=f"port-{port}")
     note(f"up {time.monotonic() - mended:.1f} s after the link was mended")
+    # Gauges are of what is seen while this one is up, too.
+    running.wait(UP, 1, UP_SECONDS, host="east", session="calls")
     waits = re.findall(r"session=port-\d+ [^\n]*restart_in=([\d.]+)s", running.log()[seen:])
     delays = [float(seconds) for seconds in waits]
     assert len(delays) >= 2

@@ -66,7 +66,8 @@ def listen(sun: Sun, port: int) -> Iterator[Callable[..., str]]:
 
 def test_the_programs_of_a_generation(sun: Sun) -> None:
     """Every optional part of a generation's program is enabled."""
-    found = sun.exporter.metrics().select("dtrace_session_feature_enabled")
+    metrics = sun.exporter.metrics()
+    found = metrics.select("dtrace_session_feature_enabled", session="all")
     assert found
     assert all(value == 1 for _, value in found), sun.exporter.log()
 

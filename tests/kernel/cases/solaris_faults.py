@@ -47,11 +47,13 @@ def test_module_unloaded(exporter: StartExporter, port: int) -> None:
         assert unload() != 0
         model.run(f"syn {NAME} count 2")
         before = sun.agrees(NAME)
-        assert before.value("dtrace_session_restarts_total") == 0
-        os.kill(running.pids()[0], signal.SIGKILL)
+        assert before.value("dtrace_session_restarts_total", session="all") == 0
+        # That for processes probes it, too.
+        for pid in running.pids():
+            os.kill(pid, signal.SIGKILL)
         until(lambda: unload() == 0, "the module is unloaded while the session is down")
         try:
-            running.wait(UP, 0)
+            running.wait(UP, 0, session="all")
             # It says why in dtrace(1)'s words.
             why = until(
                 lambda: re.findall(r"all: (dtrace\(1\) ended: exit status 1: .+)", reason(running)),
@@ -61,9 +63,10 @@ def test_module_unloaded(exporter: StartExporter, port: int) -> None:
             note(f"without the module: {why[0]}")
         finally:
             subprocess.run(["insmod", MODULES / "illumos/ip.ko"], check=True)
-        running.wait(UP, 1, seconds=180)
+        running.wait(UP, 1, seconds=180, session="all")
         after = running.metrics()
         assert not after.fell_since(before)
         # What the kernel lacked for a while is not held against it for ever.
-        assert after.select(FEATURES) == before.select(FEATURES)
+        features = [each.select(FEATURES, session="all") for each in (after, before)]
+        assert features[0] == features[1]
         assert running.stop() == 0

@@ -1,1 +1,1 @@
-"""What the cases use inside a guest: the exporter, traffic, and witnesses independent of both."""
+"""Helpers of the cases inside a guest: the exporter, traffic, and independent witnesses."""

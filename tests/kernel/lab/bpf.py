@@ -1,4 +1,4 @@
-"""What the kernel keeps of its BPF programs: bpf(2) and /proc, see linux/bpf.h."""
+"""The kernel's statistics of its BPF programs, by bpf(2) and /proc: see linux/bpf.h."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Kept(NamedTuple):
-    """How long a program has run, and how often, while that was kept.
+    """How long and how often a program has run while statistics were enabled.
 
-    A run that ends at once, because another program of the same consumer is at work on the CPU, is
-    one as well.
+    A run that ends at once, because another program of the same consumer runs on the CPU, counts as
+    well.
     """
 
     ns: int
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
 @contextmanager
 def statistics() -> Iterator[None]:
-    """Have the kernel keep what its BPF programs take; it costs some itself."""
+    """Enable statistics of BPF programs, which cost some time themselves."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     switch.write_text("1")
     try:
@@ -37,10 +37,10 @@ def statistics() -> Iterator[None]:
 
 
 def programs() -> dict[int, Kept]:
-    """Return what the kernel has kept of each of its BPF programs, by number.
+    """Return the statistics of each BPF program, by its number.
 
     Raises:
-        OSError: bpf(2) cannot tell.
+        OSError: bpf(2) fails.
     """
     found: dict[int, Kept] = {}
     number = 0
@@ -66,7 +66,7 @@ def programs() -> dict[int, Kept]:
 
 
 def totals() -> Kept:
-    """Return the same of all programs together."""
+    """Return the sums of all programs."""
     every = programs().values()
     return Kept(sum(one.ns for one in every), sum(one.runs for one in every))
 

@@ -1,4 +1,4 @@
-"""A dtrace(1) of its own with a program whose generations are short, and what it has counted."""
+"""A dtrace(1) whose program changes its sets of aggregations often, and its counts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ import pytest
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.watched import Watched
 
 ME = SessionId("", "all")
 WINDOW = rendering.Window(interval=1, turn=5_000_000_000, patience=60)
-"""Each set is in use for 10 s, and is emptied 5 s after its last use."""
+"""Each set is in use for 10 s, and is emptied 5 s later."""
 
 
 class Consumer:
-    """A dtrace(1) whose sets change places every few seconds, and what it has counted.
+    """A dtrace(1) whose sets of aggregations take turns every few seconds, and its counts.
 
     Args:
-        options: dtrace(1)'s, beside the program.
+        options: options of dtrace(1).
     """
 
     def __init__(self, options: Sequence[str]) -> None:
@@ -36,9 +37,9 @@ class Consumer:
             options=["aggsize"] if "-x" in options else [],
         )
         self.sets: set[str] = set()
-        """When each set began in each of its uses."""
+        """When each use of a set began."""
         self.table = ListenerTable()
-        self.table.watch(ME, None)
+        self.table.watch(ME, Watched())
         self.generation = 0
         self.rows_of_tick = -1
         self.ticks = 0
@@ -57,7 +58,7 @@ class Consumer:
         threading.Thread(target=self._read, daemon=True).start()
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-        """Take rows until a condition holds."""
+        """Read rows until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             try:
@@ -67,7 +68,7 @@ class Consumer:
             self._take(line)
 
     def end(self) -> str:
-        """End it, take its last rows and return what it said beside them."""
+        """End it, read its last rows, and return its other output."""
         self._process.send_signal(signal.SIGTERM)
         assert self._process.stderr is not None
         errors = self._process.stderr.read()
@@ -82,7 +83,7 @@ class Consumer:
         self._process.wait()
 
     def caught_up(self) -> bool:
-        """Tell whether every line that has been printed so far is taken."""
+        """Return whether every line that has been printed so far is taken."""
         return self._lines.empty()
 
     def _read(self) -> None:

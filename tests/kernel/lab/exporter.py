@@ -22,8 +22,8 @@ from lab.waiting import until
 
 READY_SECONDS = 400
 LEFT_SECONDS = 15
-"""A consumer notices within a second that nobody reads it; an emulated kernel takes 2 to 4 seconds
-more, for each of them, to detach its probes."""
+"""How long consumers may live on, in seconds. They notice within a second that nobody reads their
+output; then an emulated kernel needs 2 to 4 seconds for each to detach its probes."""
 UP = "dtrace_session_up"
 LAST_RECORD = "dtrace_session_last_record_timestamp_seconds"
 COMMAND = [sys.executable, "-m", "dtrace_exporter"]
@@ -32,7 +32,7 @@ Config = dict[str, Any] | str
 
 
 class Metrics:
-    """One scrape: the samples by name and labels."""
+    """The samples of a scrape, by name and labels."""
 
     def __init__(self, text: str) -> None:
         self._samples = [
@@ -44,7 +44,7 @@ class Metrics:
         return {sample.name for sample in self._samples}
 
     def select(self, name: str, **labels: object) -> list[tuple[dict[str, str], float]]:
-        """Return labels and value of each sample of a name that has these labels."""
+        """Return labels and value of each sample with a name and some labels."""
         wanted = {(key, str(value)) for key, value in labels.items()}
         return [
             (dict(sample.labels), sample.value)
@@ -59,7 +59,7 @@ class Metrics:
         return found[0][1] if found else None
 
     def drops(self, **labels: object) -> dict[str, float]:
-        """Return a listener's drops by reason, those that are not 0."""
+        """Return a listener's drops by reason, without those that are 0."""
         found = self.select("dtrace_tcp_listen_drops_total", **labels)
         reasons = {have["reason"]: value for have, value in found if value}
         assert len(reasons) == sum(value > 0 for _, value in found), f"{labels}: several listeners"
@@ -73,7 +73,7 @@ class Metrics:
         return bounds
 
     def fell_since(self, before: Metrics) -> dict[str, tuple[float, float | None]]:
-        """Return our counters that are less than they were, or gone; value before, value now."""
+        """Return our counters that have fallen or disappeared: value before, and value now."""
         now = self._counters()
         return {
             f"{name}{sorted(labels)}": (was, now.get((name, labels)))
@@ -172,15 +172,15 @@ class Exporter:
             raise AssertionError(f"{error}\n{self.log()}") from None
 
     def wait_answers(self) -> None:
-        """Wait until the web server is there, whatever the sessions do."""
+        """Wait until the web server answers, whatever the sessions do."""
         until(lambda: self.get("/-/healthy")[0] == 200, "/-/healthy answers 200", READY_SECONDS)
 
     def reload(self) -> int:
-        """Have the configuration file read again; return the answer's status."""
+        """Make the exporter read its configuration file again; return the answer's status."""
         return self.get("/-/reload", "POST")[0]
 
     def metrics(self, *names: str) -> Metrics:
-        """Scrape, all that there is or the samples of some names only."""
+        """Scrape all samples, or those of some names."""
         query = "&".join(f"name[]={name}" for name in names)
         status, text = self.get(f"/metrics?{query}")
         assert status == 200, f"/metrics answers {status} {text}\n{self.log()}"
@@ -206,7 +206,7 @@ class Exporter:
             raise AssertionError(f"{error}; last value {last}\n{self.log()[-2000:]}") from None
 
     def settle(self) -> Metrics:
-        """Wait until all that has happened so far is in the metrics; return them."""
+        """Wait until everything that has happened so far is in the metrics; return them."""
         since = time.time() + SETTLE_SECONDS
 
         def told() -> bool:
@@ -247,7 +247,8 @@ class Exporter:
             self.pids()
             self.process.send_signal(number)
         try:
-            status = self.process.wait(30)
+            # To detach hundreds of probes takes an emulated machine a while.
+            status = self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -263,7 +264,7 @@ class Exporter:
 StartExporter = Callable[..., Exporter]
 """The fixture ``exporter``: takes what Exporter takes, and ``ready=False`` not to wait."""
 SETTLE_SECONDS = 2.5
-"""How long after an event a row must be printed to hold it for certain: two ticks and a half."""
+"""A row that is printed so many seconds after an event has it for certain: two and a half ticks."""
 
 
 def run(*args: str, config: Config | None = None, **options: Any) -> tuple[int, str]:
@@ -287,13 +288,13 @@ def run(*args: str, config: Config | None = None, **options: Any) -> tuple[int, 
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
 def runs(pid: int) -> bool:
-    """Tell whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""Hosts to watch from here: each an sshd of its own, at the far end of a cable of its own.
+"""Hosts that are watched from here: each has its own sshd, at the far end of its own cable.
 
-They share this machine's kernel, so what a listener of this machine does is seen by the dtrace(1)
-of every one of them, and by the local one.
+They share this machine's kernel, so the dtrace(1) of each of them, and the local one, see all
+listeners of this machine.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Host *
     ServerAliveCountMax 2
     Compression yes
 """
-"""The near side's ssh_config as docs/remote-hosts.md has it; a test compares the two."""
+"""The near side's ssh_config, as in docs/remote-hosts.md; a test compares the two."""
 ALIVE_SECONDS = 4 * (2 + 1)
-"""How long ssh takes by it to give up a server that is silent."""
+"""How long ssh takes with this to give up a silent server, in seconds."""
 
 _numbers = itertools.count()
 
@@ -45,9 +45,9 @@ class Far:
     """A host that is reached by ssh.
 
     Args:
-        name: by which ssh and the configuration know it.
-        sshd: lines of sshd_config that go before its own.
-        key_options: what authorized_keys has before the key.
+        name: its name for ssh and the configuration.
+        sshd: lines of sshd_config that come before its own.
+        key_options: the options of the key in authorized_keys.
     """
 
     def __init__(self, name: str, sshd: str = "", key_options: str = "") -> None:
@@ -55,7 +55,7 @@ class Far:
         number = next(_numbers)
         self.near, self.address = (f"203.0.113.{4 * number + end}" for end in (1, 2))
         self._cable = f"far{number}"
-        # sshd wants no directory above its files that everybody may write to, as /tmp is.
+        # sshd refuses files in a directory that everybody may write to, such as /tmp.
         self.directory = Path(mkdtemp(prefix=f"far-{name}-", dir="/root"))
         self._lay_cable()
         for key in ("host", "id"):
@@ -95,16 +95,16 @@ class Far:
 
     @property
     def log_file(self) -> Path:
-        """Where sshd writes its log."""
+        """The log file of sshd."""
         return self.directory / "sshd.log"
 
     def command(self, *options: str, dtrace: tuple[str, ...] = (DTRACE,)) -> list[str]:
-        """Return the command that runs dtrace(1) there; options go to ssh, before its own."""
+        """Return the command that runs dtrace(1) there; ``options`` are for ssh."""
         config = self.directory / "ssh_config"
         return ["ssh", "-F", str(config), *options, self.name, *dtrace]
 
     def trust(self, public_key: Path) -> None:
-        """Have ssh know the host by a key and by no other."""
+        """Let ssh accept only one key of the host."""
         line = f"{self.address} {public_key.read_text()}"
         (self.directory / "known_hosts").write_text(line)
 
@@ -124,17 +124,17 @@ class Far:
 
     @contextlib.contextmanager
     def slow(self, milliseconds: int, kilobytes: int) -> Iterator[None]:
-        """Delay packets by so much, and let so much through a second, in each direction."""
+        """Delay packets, and limit how many kilobytes pass in a second, in each direction."""
         with self._emulated("delay", f"{milliseconds}ms", "rate", f"{8 * kilobytes}kbit"):
             yield
 
     def give_up_soon(self) -> None:
-        """Have its TCP give up after seconds a peer that acknowledges nothing, not after 15 min."""
+        """Let its TCP give up a silent peer after seconds instead of 15 minutes."""
         netns = f"--net=/run/netns/{self._cable}"
         _run("nsenter", netns, "sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5")
 
     def close(self) -> None:
-        """Take it away with all that runs there."""
+        """Remove it with everything that runs there."""
         left = [self._sshd.pid, *_descendants(self._sshd.pid)]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -154,7 +154,7 @@ class Far:
         for ip, this, other in ((["ip"], 0, 1), (["ip", "-n", name], 1, 0)):
             _run(*ip, "address", "add", f"{ends[this]}/30", "dev", name)
             _run(*ip, "link", "set", name, "up")
-            # As behind a router: nobody tells that a host on a cut cable does not answer.
+            # As behind a router: nobody reports that a host on a cut cable does not answer.
             neighbour = ("lladdr", macs[other], "dev", name, "nud", "permanent")
             _run(*ip, "neigh", "replace", ends[other], *neighbour)
 
@@ -189,7 +189,7 @@ def near_ends(exporter: Exporter) -> list[int]:
 
 
 def settle(exporter: Exporter) -> Metrics:
-    """Wait until all that has happened so far is in the metrics of every session that is up."""
+    """Wait until everything so far is in the metrics of all sessions that are up."""
     since = time.time() + SETTLE_SECONDS
 
     def told() -> bool:
@@ -210,12 +210,12 @@ def gone_after(pids: list[int], seconds: float) -> float:
 
 
 def note(text: str) -> None:
-    """Write a measurement to the guest's console, which the log of a run keeps."""
+    """Write a measurement to the guest's console, which is in the log of a run."""
     Path("/dev/console").write_text(f"measured: {text}\n")
 
 
 def _descendants(ancestor: int, name: str = "") -> list[int]:
-    """Return the processes below one, those that have a name, oldest first."""
+    """Return the descendants of a process that have a name, oldest first."""
     parents: dict[int, tuple[int, str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,11 +1,12 @@
-"""Connections by the thousand between two CPUs, and packets that come by an interrupt.
+"""Thousands of connections between two CPUs, and packets that arrive in an interrupt.
 
-Over the loopback interface a packet is handled by who sends it, when it has sent it. With receive
-packet steering it is handed to another CPU, which an interrupt makes handle it, whatever it is at
-work on. A network interface does the same.
+Over the loopback interface the sender itself handles a packet after it has sent it. With receive
+packet steering another CPU handles it in an interrupt, whatever this CPU is doing. This is like a
+network interface.
 
 Run as a program: ``serve PORT COUNT CPU`` accepts and closes, ``connect ADDRESS PORT COUNT CPU``
-connects and closes, ``spin PORT CPU`` asks for connections that never come, without waiting.
+connects and closes, ``spin PORT CPU`` calls accept() without waiting, for connections that never
+come.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from pathlib import Path
 
 @contextmanager
 def steered(interface: str, cpu: int, netns: str | None = None) -> Iterator[None]:
-    """Have all packets that an interface receives handled on one CPU."""
+    """Let one CPU handle all packets that an interface receives."""
     path = f"/sys/class/net/{interface}/queues/rx-0/rps_cpus"
     write = f"echo {1 << cpu:x} >{path}"
     undo = f"echo 0 >{path}"
-    # sysfs shows the devices of the namespace that it was mounted in.
+    # sysfs has the devices of the namespace that it was mounted in.
     inside = ("ip", "netns", "exec", netns) if netns else ()
     subprocess.run([*inside, "sh", "-c", write], check=True)
     try:

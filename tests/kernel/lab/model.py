@@ -1,4 +1,4 @@
-"""The model of Solaris' TCP listeners: a kernel module that a script drives; see ../model."""
+"""The model of Solaris's TCP listeners: a kernel module that a script drives; see ../model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lab.waiting import until
 MODULES = Path("/usr/lib/solaris-model")
 FILES = Path("/sys/kernel/debug/solaris")
 DTRACE = str(Path(__file__).resolve().parents[1] / "model/dtrace")
-"""Stands in for dtrace(1): it knows the mib provider, as functions of the model."""
+"""Stands in for dtrace(1): it maps the mib provider to functions of the model."""
 GENERATIONS = ("illumos", "solaris10")
 
 
 class Model:
-    """The module of a generation, loaded for as long as the block lasts.
+    """The module of a generation, loaded until the block ends.
 
     Args:
         generation: one of GENERATIONS.
@@ -40,20 +40,20 @@ class Model:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A consumer that has just ended holds its probes for some seconds more.
+        # A consumer that has just ended keeps its probes for some more seconds.
         until(
             lambda: subprocess.run(["rmmod", "ip"], capture_output=True).returncode == 0,
             "the model can be unloaded",
         )
 
     def run(self, *lines: str) -> None:
-        """Let events happen, in order.
+        """Run events in their order.
 
         Args:
             lines: commands of ../model/model.c, such as ``syn web count 3 from 192.0.2.7``.
 
         Raises:
-            OSError: EINVAL: a line cannot be; those before it have happened.
+            OSError: EINVAL: a line is not possible; those before it have been run.
         """
         script = os.open(FILES / "script", os.O_WRONLY)
         try:
@@ -66,7 +66,7 @@ class Model:
             os.close(script)
 
     def run_on_both(self, *lines: str) -> None:
-        """Let the same events happen on both CPUs at once."""
+        """Run the same events on both CPUs at once."""
         errors: list[OSError] = []
 
         def on(cpu: int) -> None:
@@ -85,7 +85,7 @@ class Model:
             raise errors[0]
 
     def refuses(self, line: str) -> bool:
-        """Run a line; tell whether it is one that cannot be."""
+        """Run a line; return whether the model refuses it."""
         try:
             self.run(line)
         except OSError as error:
@@ -95,16 +95,16 @@ class Model:
         return False
 
     def all_totals(self) -> list[dict[str, Any]]:
-        """Return the totals of every listener that there was, oldest first."""
+        """Return the totals of all listeners, also closed ones, oldest first."""
         return [json.loads(line) for line in (FILES / "totals").read_text().splitlines()]
 
     def totals(self, name: str) -> dict[str, Any]:
-        """Return the totals of the listener that had a name last; see ../model/model.h."""
+        """Return the totals of the newest listener of a name; see ../model/model.h."""
         lines = (FILES / "totals").read_text().splitlines()
         start = json.dumps({"name": name}).rstrip("}")
         found: dict[str, Any] = json.loads([line for line in lines if line.startswith(start)][-1])
         return found
 
     def eagers(self) -> int:
-        """Return how many connections that nobody has accepted are in memory."""
+        """Return how many connections in memory have not been accepted."""
         return int((FILES / "eagers").read_text())

@@ -1,4 +1,4 @@
-"""A real Prometheus server, and asking it."""
+"""A real Prometheus server, and queries to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,10 +28,15 @@ class Prometheus:
         config: its configuration, as YAML would give it.
         command: the server's program.
         files: further files that the configuration names, by their names.
+        options: further options of the command.
     """
 
     def __init__(
-        self, config: Any, command: str = "prometheus", files: dict[str, str] | None = None
+        self,
+        config: Any,
+        command: str = "prometheus",
+        files: dict[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self._directory = TemporaryDirectory(prefix="prometheus-", ignore_cleanup_errors=True)
         directory = Path(self._directory.name)
@@ -46,6 +51,7 @@ class Prometheus:
                     f"--config.file={directory}/prometheus.yml",
                     f"--storage.tsdb.path={directory}/data",
                     f"--web.listen-address={self._address}",
+                    *options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -54,10 +60,10 @@ class Prometheus:
         until(lambda: self._get("/-/ready") is not None, "Prometheus is ready", 120)
 
     def query(self, text: str) -> list[dict[str, Any]]:
-        """Return the result of an instant query: a vector's series.
+        """Return the result of an instant query: the series of a vector.
 
         Raises:
-            AssertionError: Prometheus does not take the query.
+            AssertionError: Prometheus refuses the query.
         """
         found: list[dict[str, Any]] = self._ask("query", {"query": text})
         return found
@@ -73,7 +79,7 @@ class Prometheus:
         ]
 
     def ask(self, path: str, parameters: Iterable[tuple[str, str]] = ()) -> Any:
-        """Return the data that a path of the API answers with, such as ``labels``."""
+        """Return the data of a path of the API, such as ``labels``."""
         return self._ask(path, list(parameters))
 
     def _ask(self, path: str, parameters: Any) -> Any:
@@ -95,7 +101,7 @@ class Prometheus:
             return None
 
     def log(self) -> str:
-        """Return the end of what it has written to its log."""
+        """Return the end of its log."""
         return self._log_file.read_text(errors="replace")[-4000:]
 
     def stop(self) -> None:
@@ -108,7 +114,7 @@ class Prometheus:
 def hasten(rules: str, times: int) -> str:
     """Return rules whose alerts wait only a fraction of their ``for`` and ``keep_firing_for``.
 
-    Their expressions are left as they are. Nothing waits less than a second.
+    Their expressions do not change. Nothing waits less than a second.
 
     Args:
         rules: the text of a file of rules.
@@ -121,3 +127,21 @@ def hasten(rules: str, times: int) -> str:
         return f"{found[1]}{max(seconds // times, 1)}s"
 
     return re.sub(r"(?m)^( +(?:for|keep_firing_for): )(\d+)([smh])$", shorter, rules)
+
+
+def shorten(rules: str, times: int) -> str:
+    """Return rules that look back only a fraction of the time: ranges, offsets, and ``>= 600``.
+
+    Args:
+        rules: the text of a file of rules.
+        times: how many times shorter; no range is less than a second.
+    """
+
+    def shorter(found: re.Match[str]) -> str:
+        seconds = int(found[0][:-1]) * {"s": 1, "m": 60}[found[0][-1]]
+        return f"{max(seconds // times, 1)}s"
+
+    inside = re.sub(
+        r"\[[\dsm:]+\]|offset \d+[sm]", lambda one: re.sub(r"\d+[sm]", shorter, one[0]), rules
+    )
+    return inside.replace(">= 600", f">= {600 // times}")

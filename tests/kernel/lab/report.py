@@ -1,4 +1,4 @@
-"""pytest plugin: tell the host, a JSON line to each case, what became of it."""
+"""A pytest plugin that reports the result of each case to the host, as a line of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 PORT = Path("/dev/ttyS1")
 SOAK_SECONDS = int(Path("/opt/dtrace-exporter/soak").read_text())
-"""How long the soak lasts."""
+"""How long the soak lasts, in seconds."""
 CASE_SECONDS = 480 + SOAK_SECONDS
 
 _left: Counter[str] = Counter()
@@ -32,18 +32,18 @@ def _send(**fields: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Tell what a person may want to know of a case that passes."""
+    """Report something that people may want to know about a case that passes."""
     _send(event="note", text=text)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tell that the cases start."""
+    """Report that the cases start."""
     _left.update(case_of(item.nodeid) for item in session.items)
     _send(event="start", cases=len(_left))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Tell that a file of cases is broken."""
+    """Report that a file of cases is broken."""
     if report.failed:
         _send(event="broken", text=report.longreprtext)
 

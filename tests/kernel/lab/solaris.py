@@ -9,7 +9,6 @@ from lab.exporter import Exporter, Metrics
 from lab.model import Model
 from lab.waiting import until
 
-TCPS_LISTEN = -3
 BOUNDS = ["0.0", *(f"0.{tenth}" for tenth in range(1, 10)), "1.0", "+Inf"]
 
 
@@ -68,7 +67,7 @@ class Sun:
             "waits": totals["accepts"],
             "saturation": buckets,
             "queues": None
-            if totals["closed"] or totals["state"] != TCPS_LISTEN
+            if totals["closed"] or not totals["listens"]
             else (totals["q0"], totals["q"], totals["q0max"], totals["qmax"]),
         }
 

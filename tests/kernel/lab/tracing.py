@@ -1,4 +1,4 @@
-"""The trace command while it runs, and what it printed."""
+"""The trace command while it runs, and its output."""
 
 from __future__ import annotations
 
@@ -17,24 +17,32 @@ HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
 
 
 @contextmanager
-def tracing(port: int, directory: Path, config: Config | None = None) -> Iterator[Path]:
-    """Run ``trace PORT`` with its output in a file, from the moment that it traces.
+def tracing(
+    port: int,
+    directory: Path,
+    config: Config | None = None,
+    *options: str,
+    header: str = HEADER,
+) -> Iterator[Path]:
+    """Run ``trace PORT`` with its output in a file; the block begins when it traces.
 
     Args:
         port: the port.
         directory: where to put the output, and the configuration if there is one.
         config: the configuration, None for none.
+        options: of the command.
+        header: the first line.
     """
-    output = directory / "trace.csv"
+    output = directory / f"{'-'.join(['trace', *options])}.csv"
     given = []
     if config is not None:
         file = directory / "config.yml"
         file.write_text(yaml.safe_dump(config))
         given = [f"--config.file={file}"]
     with output.open("wb") as out:
-        process = subprocess.Popen([*COMMAND, "trace", *given, str(port)], stdout=out)
+        process = subprocess.Popen([*COMMAND, "trace", *given, *options, str(port)], stdout=out)
     try:
-        until(lambda: HEADER in output.read_text(), "the header is printed", 120)
+        until(lambda: header in output.read_text(), "the header is printed", 120)
         yield output
     finally:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Listeners and clients, well-behaved ones and others."""
+"""Listeners and clients, both well-behaved and others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.waiting import until
-from lab.witness import listen_queues
+from lab.witness import SynCounter, listen_queues
 
 SYNLOAD = "/opt/dtrace-exporter/synload"
 HERE4 = "192.0.2.1"
@@ -34,16 +34,16 @@ class Span(NamedTuple):
 
 
 class Listener:
-    """A listening socket whose application does nothing until it is told to.
+    """A listening socket whose application does nothing by itself.
 
     Args:
         port: the port.
         backlog: as for listen(2).
-        address: the address to bind, its family with it; ``::`` takes IPv4 too.
-        reuseport: share the port with others that say so.
-        v6only: take IPv6 only.
-        netns: a named network namespace to be in, None for the initial one.
-        fast_open: take TCP Fast Open.
+        address: the address to bind, which decides the family; ``::`` accepts IPv4 as well.
+        reuseport: whether it shares the port with others that do the same.
+        v6only: whether it accepts IPv6 only.
+        netns: a named network namespace, None for the initial one.
+        fast_open: whether it accepts TCP Fast Open.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Listener:
         return times
 
     def close(self) -> None:
-        """Close it and what it has accepted."""
+        """Close it and the connections that it has accepted."""
         for each in (self.socket, *self.accepted):
             each.close()
 
@@ -99,7 +99,7 @@ Ports = Callable[[int], list[int]]
 
 
 class Clients:
-    """Connections that someone makes and nobody uses."""
+    """Makes connections that are not used for data."""
 
     def __init__(self) -> None:
         self._connected: list[socket.socket] = []
@@ -108,7 +108,7 @@ class Clients:
     def connect(
         self, count: int, port: int, address: str = "127.0.0.1", netns: str | None = None
     ) -> list[Span]:
-        """Connect, one after the other; return the time that each took."""
+        """Make connections one by one; return the time that each took."""
         times = []
         for _ in range(count):
             client = _socket(address, netns)
@@ -120,7 +120,7 @@ class Clients:
         return times
 
     def fill(self, count: int, port: int, address: str = "127.0.0.1") -> None:
-        """Connect, each only when the one before is in Q; nobody may accept meanwhile."""
+        """Make connections, each only after the one before is in Q; nobody may accept meanwhile."""
 
         def in_q() -> int:
             return sum(queue.q for queue in listen_queues(port))
@@ -136,7 +136,7 @@ class Clients:
     def knock(
         self, count: int, port: int, address: str = "127.0.0.1", netns: str | None = None
     ) -> None:
-        """Begin to connect, and go on trying as the kernel does: a SYN now, more of them later."""
+        """Begin to connect, and let the kernel go on: it sends a SYN now and more of them later."""
         for _ in range(count):
             client = _socket(address, netns)
             self._knocking.append(client)
@@ -145,14 +145,28 @@ class Clients:
 
     @property
     def source_ports(self) -> list[int]:
-        """The clients' own ports, of those that connected."""
+        """The local ports of the clients that have connected."""
         return [client.getsockname()[1] for client in self._connected]
 
     def give_up(self) -> None:
-        """End all that only knock: no SYN of theirs comes after this."""
+        """End all attempts to connect: after this they send no more SYNs."""
         for client in self._knocking:
             client.close()
         self._knocking.clear()
+
+    def insist(
+        self,
+        count: int,
+        port: int,
+        syns: SynCounter,
+        address: str = "127.0.0.1",
+        netns: str | None = None,
+    ) -> None:
+        """Try to connect until each has sent its SYN again, by the counter; then give up."""
+        before = syns[port]
+        self.knock(count, port, address, netns)
+        until(lambda: syns[port] >= before + 2 * count, "every client sends its SYN again")
+        self.give_up()
 
     def close(self) -> None:
         """End all."""
@@ -163,10 +177,10 @@ class Clients:
 
 
 class HeldBack:
-    """A client whose SYN-ACK came while its own last segment of the handshake did not arrive.
+    """A client that got a SYN-ACK but whose final ACK does not arrive.
 
-    The client believes it is connected, for the server the connection is half open. ``release``
-    lets the segments through again and sends one.
+    For the client it is connected, for the server the connection is half open. ``release`` lets its
+    segments through again and sends one.
 
     Args:
         port: the listener's port.
@@ -192,7 +206,7 @@ class HeldBack:
         self.socket.send(b"x")
 
     def close(self) -> None:
-        """End it with a reset, so that nothing of it is left on either side."""
+        """End it with a reset, so that nothing is left on either side."""
         if self.socket.fileno() < 0:
             return
         self._free()
@@ -211,7 +225,7 @@ HoldBack = Callable[..., HeldBack]
 
 
 def send_syns(port: int, count: int, address: str = HERE4) -> int:
-    """Send SYNs whose SYN-ACK nobody answers, as fast as possible; return how many were sent."""
+    """Send SYNs as fast as possible, without final ACKs; return how many were sent."""
     process = start_syns(port, count, address)
     sent, _ = process.communicate(timeout=200)
     assert process.returncode == 0
@@ -219,46 +233,46 @@ def send_syns(port: int, count: int, address: str = HERE4) -> int:
 
 
 def start_syns(port: int, count: int, address: str = HERE4) -> subprocess.Popen[str]:
-    """Start what ``send_syns`` does; the process prints how many were sent."""
+    """Start ``send_syns`` in a process, which prints how many were sent."""
     words = [SYNLOAD, address, port, next(_numbers), count]
     return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True)
 
 
 @contextmanager
 def nowhere() -> Iterator[None]:
-    """Have addresses to send SYNs to, and a route for their answers that leads nowhere.
+    """Set up addresses for SYNs, and a route to nowhere for the answers.
 
-    On the loopback interface the answers would reach this machine's own stack, which answers them
-    with a reset and so ends the half-open connections.
+    Over the loopback interface the answers would reach this machine's own stack. It would send
+    resets, which end the half-open connections.
     """
-    _ip("link", "add", "nowhere", "type", "dummy")
+    ip("link", "add", "nowhere", "type", "dummy")
     try:
-        _ip("link", "set", "nowhere", "up")
-        _ip("address", "add", f"{HERE4}/32", "dev", "nowhere")
-        _ip("-6", "address", "add", f"{HERE6}/128", "dev", "nowhere", "nodad")
-        _ip("route", "add", "198.18.0.0/15", "dev", "nowhere")
-        _ip("-6", "route", "add", "2001:db8::/48", "dev", "nowhere")
-        # However late the machine is to take them in, no packet shall be lost before TCP.
+        ip("link", "set", "nowhere", "up")
+        ip("address", "add", f"{HERE4}/32", "dev", "nowhere")
+        ip("-6", "address", "add", f"{HERE6}/128", "dev", "nowhere", "nodad")
+        ip("route", "add", "198.18.0.0/15", "dev", "nowhere")
+        ip("-6", "route", "add", "2001:db8::/48", "dev", "nowhere")
+        # However late the machine handles them, no packet may be lost before TCP.
         with sysctl("net.core.netdev_max_backlog", 1_000_000):
             yield
     finally:
-        _ip("link", "delete", "nowhere")
+        ip("link", "delete", "nowhere")
 
 
 @contextmanager
 def network_namespace(name: str) -> Iterator[str]:
-    """Have a named network namespace with its loopback interface up; yields the name."""
-    _ip("netns", "add", name)
+    """Make a named network namespace with its loopback interface up; yields the name."""
+    ip("netns", "add", name)
     try:
-        _ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "link", "set", "lo", "up")
         yield name
     finally:
-        _ip("netns", "delete", name)
+        ip("netns", "delete", name)
 
 
 @contextmanager
 def sysctl(name: str, value: object) -> Iterator[None]:
-    """Set a kernel parameter, ``net.ipv4.tcp_syncookies`` for one, and put it back after."""
+    """Set a kernel parameter such as ``net.ipv4.tcp_syncookies``, and restore it at the end."""
     path = Path("/proc/sys") / name.replace(".", "/")
     before = path.read_text()
     path.write_text(str(value))
@@ -266,6 +280,12 @@ def sysctl(name: str, value: object) -> Iterator[None]:
         yield
     finally:
         path.write_text(before)
+
+
+def unix_socket(netns: str | None = None) -> socket.socket:
+    """Return a UNIX socket of a network namespace."""
+    with _inside(netns):
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _socket(address: str, netns: str | None = None) -> socket.socket:
@@ -276,7 +296,7 @@ def _socket(address: str, netns: str | None = None) -> socket.socket:
 
 @contextmanager
 def _inside(netns: str | None) -> Iterator[None]:
-    """Be in a network namespace, this thread only; sockets stay in the one they were made in."""
+    """Enter a network namespace with this thread only; sockets stay where they were made."""
     if netns is None:
         yield
         return
@@ -293,7 +313,8 @@ def _inside(netns: str | None) -> Iterator[None]:
             os.setns(home.fileno(), os.CLONE_NEWNET)
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
+    """Run the command ip."""
     subprocess.run(["ip", *words], check=True)
 
 

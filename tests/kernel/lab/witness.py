@@ -1,4 +1,4 @@
-"""What the kernel itself says, by ways that have nothing to do with the exporter."""
+"""What the kernel itself reports, by ways that are independent of the exporter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.waiting import until
 
 @dataclass(frozen=True)
 class ListenQueue:
-    """A listening socket as inet_diag tells it."""
+    """A listening socket, as inet_diag reports it."""
 
     q: int
     qmax: int
@@ -29,6 +29,13 @@ def listen_queues(port: int, netns: str | None = None) -> list[ListenQueue]:
         ListenQueue(int(found[1]), int(found[2]), int(found[3]))
         for found in re.finditer(r"LISTEN\s+(\d+)\s+(\d+)[^(]*skmem:\([^)]*,d(\d+)\)", text)
     ]
+
+
+def unix_queues(path: str, netns: str | None = None) -> tuple[int, int]:
+    """Return Q and Qmax of the UNIX socket that listens at a path, from ss(8)."""
+    rows = [row.split() for row in _in(netns, "ss", "-xlH").splitlines()]
+    ((q, qmax),) = [row[2:4] for row in rows if row[1] == "LISTEN" and row[4] == path]
+    return int(q), int(qmax)
 
 
 def half_open(port: int, netns: str | None = None) -> int:
@@ -58,15 +65,33 @@ class Netstat:
 
 
 def passive_opens(netns: str | None = None) -> int:
-    """Return how many connections a network namespace has made out of a SYN of somebody else."""
+    """Return how many passive opens a network namespace has counted."""
+    return tcp_counter("PassiveOpens", netns)
+
+
+def tcp_counter(name: str, netns: str | None = None) -> int:
+    """Return a counter of TCP in /proc/net/snmp of a network namespace."""
     text = _in(netns, "cat", "/proc/net/snmp")
     lines = [line for line in text.splitlines() if line.startswith("Tcp:")]
     names, values = (line.split() for line in lines)
-    return int(dict(zip(names, values, strict=True))["PassiveOpens"])
+    return int(dict(zip(names, values, strict=True))[name])
+
+
+def round_trips(port: int) -> list[int]:
+    """Return the round-trip times in us of a port's connections, by ss(8).
+
+    Of one that nobody has used it is that of the handshake, and those whose SYN-ACK was sent again,
+    which have none, are left out.
+    """
+    rows = _in(None, "ss", "-HntiO", "state", "established", "sport", "=", f":{port}")
+    found = [
+        re.search(r"\brtt:([\d.]+)/", row) for row in rows.splitlines() if "retrans:" not in row
+    ]
+    return [round(float(each[1]) * 1000) for each in found if each]
 
 
 class SynCounter:
-    """Counts the SYNs that arrive for some ports, with a rule of the packet filter.
+    """Counts the SYNs to some ports, with a rule of the packet filter.
 
     Args:
         ports: the ports.
@@ -95,7 +120,7 @@ class SynCounter:
         raise KeyError(port)
 
     def wait(self, port: int, count: int) -> None:
-        """Wait until so many have arrived for a port."""
+        """Wait until ``count`` SYNs have arrived for a port."""
         until(lambda: self[port] >= count, f"{count} SYNs have arrived for port {port}")
         assert self[port] == count
 

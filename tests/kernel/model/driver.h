@@ -4,20 +4,17 @@
 #ifndef MODEL_DRIVER_H
 #define MODEL_DRIVER_H
 
-#include <linux/rwsem.h>
-
 #include "model.h"
+#include "words.h"
 
-/* Who changes which zones and listeners there are holds it alone. */
-extern struct rw_semaphore model_lock;
 extern struct list_head places;
 extern struct list_head records;
+extern struct list_head processes;
 extern tcp_stack_t *shared_stack;
 
 /* services.c: connections, and the work of squeues */
 extern struct kmem_cache *eager_cache;
 extern atomic_t failing_allocations;
-extern atomic_t eagers;
 void bury_evicted(struct listener *listener);
 void send_undeferred(struct listener *listener);
 struct eager *claim_q0(struct listener *listener, bool deferred);
@@ -45,69 +42,26 @@ in_port_t nth_port(u64 n);
 bool is_wildcard(const in6_addr_t *address);
 bool is_mapped(const in6_addr_t *address);
 
-/* words.c: words of a line, in which the command, its arguments, then names with their values */
-#define WORDS_MOST 32
-struct command;
-struct words {
-	char *word[WORDS_MOST];
-	int count;
-	int next;
-	const struct command *command;
-	/* Held until the line is done. */
-	struct listener *listener;
-	bool in_call;
-};
-int split(char *line, struct words *words);
-char *next_word(struct words *words);
-bool take_flag(struct words *words, const char *flag);
-char *take(struct words *words, const char *name);
-int take_number(struct words *words, const char *name, u64 most, u64 *number);
 int read_address(const char *text, in6_addr_t *address, bool *v4);
 
 /* script.c */
-struct command {
-	const char *name;
-	int (*run)(struct words *words);
-	/* It changes which zones and listeners there are. */
-	bool alone;
-	/* It is a call of the listener's application, or for the listener's squeue. */
-	bool call;
-	bool squeue;
-};
-int run_line(char *line);
 void close_listener(struct listener *listener);
-void let_go(struct listener *listener, int references);
 
-/* model.c */
-struct seq_file;
-int start_model(void);
-void stop_model(void);
-int totals_show(struct seq_file *seq, void *data);
-
-/*
- * In a process one line can be inside another or between another's steps, so each may have to wait
- * or cannot be: see tests/sun/native/lines.c. In the kernel model_lock is enough.
- */
+/* In a process events of others can have a connection in hand: see tests/sun/native/solaris.c. */
 #ifdef __KERNEL__
-static inline bool is_nested(void)
-{
-	return false;
-}
-static inline bool begin_line(struct words *words)
-{
-	return true;
-}
-static inline void end_line(struct words *words)
-{
-}
 static inline bool wait_for_claims(struct listener *listener)
 {
 	return false;
 }
+/* The module's calls are those of the process that writes the script. */
+static inline struct process *run_as(struct process *process)
+{
+	return NULL;
+}
 #else
-bool begin_line(struct words *words);
-void end_line(struct words *words);
 bool wait_for_claims(struct listener *listener);
+/* Let this thread be a process's, NULL for the kernel's own. Returns whose it was. */
+struct process *run_as(struct process *process);
 #endif
 
 #endif

@@ -9,6 +9,7 @@
 DECLARE_RWSEM(model_lock);
 LIST_HEAD(places);
 LIST_HEAD(records);
+LIST_HEAD(processes);
 tcp_stack_t *shared_stack;
 
 static void show_record(struct seq_file *seq, struct record *record)
@@ -28,9 +29,10 @@ static void show_record(struct seq_file *seq, struct record *record)
 
 		seq_printf(seq,
 			   ", \"qmax\": %d, \"q0max\": %d, \"tcp_q0\": %d, \"tcp_q\": %d, "
-			   "\"state\": %d",
+			   "\"listens\": %s",
 			   tcp->tcp_conn_req_max, tcp->tcp_conn_req_max + q0max,
-			   tcp->tcp_conn_req_cnt_q0, tcp->tcp_conn_req_cnt_q, tcp->tcp_state);
+			   tcp->tcp_conn_req_cnt_q0, tcp->tcp_conn_req_cnt_q,
+			   tcp->tcp_state == TCPS_LISTEN ? "true" : "false");
 	}
 #define SHOW_TOTAL(name) seq_printf(seq, ", \"" #name "\": %lld", atomic64_read(&totals->name));
 	TOTALS(SHOW_TOTAL)
@@ -72,6 +74,7 @@ void stop_model(void)
 {
 	struct record *record, *next_record;
 	struct place *place, *next_place;
+	struct process *process, *next_process;
 
 	list_for_each_entry_safe(record, next_record, &records, link) {
 		if (record->listener)
@@ -83,6 +86,8 @@ void stop_model(void)
 			free_stack(place->stack);
 		kfree(place);
 	}
+	list_for_each_entry_safe(process, next_process, &processes, link)
+		kfree(process);
 	free_stack(shared_stack);
 	kmem_cache_destroy(eager_cache);
 }

@@ -63,6 +63,16 @@ struct place {
 	bool exclusive;
 };
 
+/* A process, which accepts; its program's name may have any bytes. */
+struct process {
+	struct list_head link;
+	char name[32];
+	char comm[COMM_MOST + 1];
+	pid_t pid;
+	proc_t proc;
+	struct service service;
+};
+
 struct listener;
 
 /* What stays of a listener when it is closed. */
@@ -166,6 +176,7 @@ void set_q0_limit(tcp_stack_t *stack, uint32_t limit);
 int set_reclaim(tcp_stack_t *stack, bool on);
 int set_listen_limit(tcp_t *listener, uint32_t limit);
 void forget_connection(tcp_t *listener);
+int serve(struct process *process, const char *fmri);
 void init_endpoint(conn_t *connp, tcp_t *tcp, struct place *place, enum kind kind, bool v6,
 		   pid_t pid);
 void bind_to(conn_t *connp, tcp_t *tcp, const in6_addr_t *address, in_port_t port);

@@ -1,6 +1,7 @@
 /*
  * Segments as they come from the network.
  */
+#include <linux/inet.h>
 #include <linux/slab.h>
 
 #include "driver.h"
@@ -115,4 +116,18 @@ bool is_mapped(const in6_addr_t *address)
 	const u32 *words = address->_S6_un._S6_u32;
 
 	return !words[0] && !words[1] && words[2] == htonl(0xffff);
+}
+
+int read_address(const char *text, in6_addr_t *address, bool *v4)
+{
+	ipaddr_t address4;
+
+	*v4 = !strchr(text, ':');
+	if (*v4) {
+		if (!in4_pton(text, -1, (u8 *)&address4, -1, NULL))
+			return -EINVAL;
+		*address = v4_mapped(address4);
+		return 0;
+	}
+	return in6_pton(text, -1, address->_S6_un._S6_u8, -1, NULL) ? 0 : -EINVAL;
 }

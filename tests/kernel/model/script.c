@@ -85,6 +85,74 @@ static int run_zone(struct words *words)
 	return 0;
 }
 
+static struct process *find_process(const char *name)
+{
+	struct process *process;
+
+	list_for_each_entry(process, &processes, link)
+		if (!strcmp(process->name, name))
+			return process;
+	return NULL;
+}
+
+/* Copy a word, in which %hh is a byte. Returns 0, or -EINVAL where it is none, or too long. */
+static int read_bytes(const char *word, char *to, size_t size)
+{
+	static const char digits[] = "0123456789abcdef";
+
+	for (; *word; word++, to++) {
+		const char *high, *low;
+
+		if (!--size)
+			return -EINVAL;
+		*to = *word;
+		if (*word != '%')
+			continue;
+		high = word[1] ? strchr(digits, word[1]) : NULL;
+		low = high && word[2] ? strchr(digits, word[2]) : NULL;
+		if (!low)
+			return -EINVAL;
+		*to = (high - digits) << 4 | (low - digits);
+		word += 2;
+	}
+	*to = 0;
+	return 0;
+}
+
+/* process P COMM pid N [contract] [fmri F]: of no contract, of one without a service, of one with */
+static int run_process(struct words *words)
+{
+	bool contract = take_flag(words, "contract");
+	char *service = take(words, "fmri");
+	char fmri[FMRI_MOST + 1] = "";
+	struct process *process;
+	char *name, *comm;
+	u64 pid = 0;
+	int error;
+
+	if (take_number(words, "pid", INT_MAX, &pid) || !pid)
+		return -EINVAL;
+	name = next_word(words);
+	comm = next_word(words);
+	if (!name || !comm || next_word(words) || strlen(name) >= sizeof(process->name) ||
+	    find_process(name) || (service && read_bytes(service, fmri, sizeof(fmri))))
+		return -EINVAL;
+	process = kzalloc(sizeof(*process), GFP_KERNEL);
+	if (!process)
+		return -ENOMEM;
+	strscpy(process->name, name, sizeof(process->name));
+	process->pid = pid;
+	error = read_bytes(comm, process->comm, sizeof(process->comm));
+	if (!error && (contract || service))
+		error = serve(process, fmri);
+	if (error) {
+		kfree(process);
+		return error;
+	}
+	list_add_tail(&process->link, &processes);
+	return 0;
+}
+
 /* q0max ZONE N */
 static int run_q0max(struct words *words)
 {
@@ -532,14 +600,18 @@ static void accept_one(struct listener *listener, struct eager *eager)
 		kmem_cache_free(eager_cache, acceptor);
 }
 
-/* accept L [count N]: the oldest of Q */
+/* accept L [count N] [by P]: the oldest of Q, by a process or by the kernel itself */
 static int run_accept(struct words *words)
 {
 	struct listener *listener = take_listener(words);
+	struct process *process = NULL, *before;
+	char *name = take(words, "by");
 	struct totals *totals;
 	struct eager *eager;
 	u64 count;
 
+	if (name && !(process = find_process(name)))
+		return -EINVAL;
 	if (!listener || read_count(words, &count) || listener->tcp.tcp_state != TCPS_LISTEN)
 		return -EINVAL;
 	totals = &listener->record->totals;
@@ -552,7 +624,9 @@ static int run_accept(struct words *words)
 				return -EINVAL;
 			cond_resched();
 		}
+		before = run_as(process);
 		accept_one(listener, eager);
+		run_as(before);
 		release(listener, eager);
 		cond_resched();
 	}
@@ -640,8 +714,9 @@ static int run_timeout(struct words *words)
 	return 0;
 }
 
-static const struct command commands[] = {
+const struct command commands[] = {
 	{ "zone", run_zone, .alone = true },
+	{ "process", run_process, .alone = true },
 	{ "q0max", run_q0max, .alone = true },
 	{ "reclaim", run_reclaim, .alone = true },
 	{ "alloc_fail", run_alloc_fail, .alone = true },
@@ -658,39 +733,5 @@ static const struct command commands[] = {
 	{ "finish", run_finish, .call = true },
 	{ "abort", run_abort },
 	{ "timeout", run_timeout },
+	{},
 };
-
-int run_line(char *line)
-{
-	struct words words;
-	char *name;
-	int error;
-
-	if (split(line, &words))
-		return -EINVAL;
-	name = next_word(&words);
-	if (!name)
-		return 0;
-	for (int i = 0; i < ARRAY_SIZE(commands); i++) {
-		const struct command *command = &commands[i];
-
-		if (strcmp(command->name, name))
-			continue;
-		words.command = command;
-		if (command->alone)
-			down_write(&model_lock);
-		else
-			down_read(&model_lock);
-		error = command->run(&words);
-		if (words.listener) {
-			end_line(&words);
-			let_go(words.listener, 1);
-		}
-		if (command->alone)
-			up_write(&model_lock);
-		else
-			up_read(&model_lock);
-		return error;
-	}
-	return -EINVAL;
-}

@@ -60,6 +60,10 @@ static inline void kmutex_exit(kmutex_t *mutex)
 /* sys/thread.h */
 typedef struct _kthread kthread_t;
 
+/* Longest names of programs, as p_user.u_comm of sys/user.h has them, and services. */
+#define COMM_MOST 16
+#define FMRI_MOST 255
+
 /* sys/squeue_impl.h: the first members; sq_run is the thread that is in it */
 typedef struct squeue_s {
 	kmutex_t sq_lock;
@@ -79,6 +83,10 @@ static inline void squeue_enter(squeue_t *squeue)
 static inline void squeue_exit(squeue_t *squeue)
 {
 }
+#else
+bool squeue_free(const squeue_t *squeue);
+void squeue_enter(squeue_t *squeue);
+void squeue_exit(squeue_t *squeue);
 #endif
 
 /* netinet/in.h, sys/socket.h, sys/socket_proto.h */

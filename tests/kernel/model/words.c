@@ -1,10 +1,12 @@
 /*
  * Reading the words of a script's line.
  */
-#include <linux/inet.h>
+#include <linux/errno.h>
 #include <linux/kstrtox.h>
+#include <linux/limits.h>
+#include <linux/string.h>
 
-#include "driver.h"
+#include "words.h"
 
 int split(char *line, struct words *words)
 {
@@ -69,16 +71,36 @@ int take_number(struct words *words, const char *name, u64 most, u64 *number)
 	return kstrtou64(value, 10, number) || *number > most ? -EINVAL : 0;
 }
 
-int read_address(const char *text, in6_addr_t *address, bool *v4)
+/* Let the event of a line happen. Returns 0, or -EINVAL where it cannot be. */
+int run_line(char *line)
 {
-	ipaddr_t address4;
+	struct words words;
+	char *name;
+	int error;
 
-	*v4 = !strchr(text, ':');
-	if (*v4) {
-		if (!in4_pton(text, -1, (u8 *)&address4, -1, NULL))
-			return -EINVAL;
-		*address = v4_mapped(address4);
+	if (split(line, &words))
+		return -EINVAL;
+	name = next_word(&words);
+	if (!name)
 		return 0;
+	for (const struct command *command = commands; command->name; command++) {
+		if (strcmp(command->name, name))
+			continue;
+		words.command = command;
+		if (command->alone)
+			down_write(&model_lock);
+		else
+			down_read(&model_lock);
+		error = command->run(&words);
+		if (words.listener) {
+			end_line(&words);
+			let_go(words.listener, 1);
+		}
+		if (command->alone)
+			up_write(&model_lock);
+		else
+			up_read(&model_lock);
+		return error;
 	}
-	return in6_pton(text, -1, address->_S6_un._S6_u8, -1, NULL) ? 0 : -EINVAL;
+	return -EINVAL;
 }

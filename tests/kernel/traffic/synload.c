@@ -56,9 +56,9 @@ static void flood4(struct in_addr to, int port, unsigned first, unsigned count)
 {
 	struct { struct iphdr ip; struct tcphdr tcp; } p = {0};
 	struct sockaddr_in peer = { .sin_family = AF_INET, .sin_addr = to };
-	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW), yes = 1;
 
-	if (fd < 0)
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &yes, sizeof yes))
 		die("socket");
 	p.ip.version = 4;
 	p.ip.ihl = 5;

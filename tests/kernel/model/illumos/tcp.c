@@ -281,6 +281,20 @@ int set_listen_limit(tcp_t *listener, uint32_t limit)
 	return 0;
 }
 
+int serve(struct process *process, const char *fmri)
+{
+	struct service *service = &process->service;
+
+	process->proc.p_ct_process = &service->contract;
+	if (!*fmri)
+		return 0;
+	service->contract.conp_svc_fmri = &service->fmri;
+	service->fmri.rs_size = offsetof(refstr_t, rs_string) + strlen(fmri) + 1;
+	service->fmri.rs_refcnt = 1;
+	memcpy(service->bytes + offsetof(refstr_t, rs_string), fmri, strlen(fmri) + 1);
+	return 0;
+}
+
 void forget_connection(tcp_t *listener)
 {
 	if (listener->tcp_listen_cnt)

@@ -43,6 +43,64 @@ typedef struct mod_prop_info_s {
 AT(mod_prop_info_t, u.mpi_uval.mod_propval_ucur, 40);
 static_assert(sizeof(mod_prop_info_t) == 56);
 
+/* sys/refstr_impl.h */
+typedef struct refstr {
+	uint32_t rs_size;
+	uint32_t rs_refcnt;
+	char rs_string[1];
+} refstr_t;
+AT(refstr_t, rs_string, 8);
+
+/* sys/contract/process_impl.h; contract_t of sys/contract_impl.h is 456 bytes */
+typedef struct cont_process {
+	uint8_t conp_contract[456];
+	cred_t *conp_cred;
+	uint8_t other[64];
+	uint_t conp_params;
+	uint_t conp_ev_fatal;
+	uint_t conp_nmembers;
+	uint_t conp_ninherited;
+	refstr_t *conp_svc_fmri;
+} cont_process_t;
+AT(cont_process_t, conp_cred, 456);
+AT(cont_process_t, conp_svc_fmri, 544);
+
+/* sys/proc.h, in its order: its offsets are each release's, as p_user in its middle has grown. */
+typedef struct proc {
+	void *p_exec;
+	void *p_as;
+	struct cont_process *p_ct_process;
+	zone_t *p_zone;
+} proc_t;
+
+/* The model's own: what a process has of its service. */
+struct service {
+	cont_process_t contract;
+	union {
+		refstr_t fmri;
+		char bytes[offsetof(refstr_t, rs_string) + FMRI_MOST + 1];
+	};
+};
+
+/* sys/thread.h; label_t is 64 bytes, and k_sigset_t 12 */
+struct _kthread {
+	struct _kthread *t_link;
+	uint8_t other1[296];
+	int32_t t_tid;
+	int32_t t_waitfor;
+	uint8_t other2[80];
+	void *t_lwp;
+	proc_t *t_procp;
+};
+AT(kthread_t, t_tid, 304);
+AT(kthread_t, t_lwp, 392);
+AT(kthread_t, t_procp, 400);
+
+static inline void set_process(kthread_t *thread, proc_t *proc)
+{
+	thread->t_procp = proc;
+}
+
 /* tcp_impl.h: indices into tcps_propinfo_tbl */
 #define TCPS_CONN_REQ_MAX_Q 1
 #define TCPS_CONN_REQ_MAX_Q0 2

@@ -223,6 +223,11 @@ int set_listen_limit(tcp_t *listener, uint32_t limit)
 	return -EINVAL;
 }
 
+int serve(struct process *process, const char *fmri)
+{
+	return -EINVAL;
+}
+
 void forget_connection(tcp_t *listener)
 {
 }

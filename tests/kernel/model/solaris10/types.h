@@ -18,6 +18,21 @@ typedef struct solaris10_stack {
 	int unused;
 } tcp_stack_t;
 
+/* Nothing that is in these is read, and contracts do not tell services yet. */
+typedef struct proc {
+	void *p_exec;
+} proc_t;
+struct _kthread {
+	struct _kthread *t_link;
+};
+struct service {
+	int unused;
+};
+
+static inline void set_process(kthread_t *thread, proc_t *proc)
+{
+}
+
 /* inet/tcp_impl.h */
 typedef struct tcpparam_s {
 	uint32_t tcp_param_min;
