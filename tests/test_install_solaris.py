@@ -74,34 +74,6 @@ def test_shell(shell: str) -> None:
         assert (done.returncode, done.stderr) == (0, ""), block
 
 
-def test_files_that_are_copied(tmp_path: Path) -> None:
-    """The files are there to be copied, and arrive where manifest, method and man(1) want them."""
-    (block,) = (block for block in blocks("sh") if "-m venv" in block)
-    prefix = tmp_path / "opt"
-    script = "\n".join(line for line in block.splitlines() if "python" not in line)
-    script = script.replace("/opt/dtrace-exporter", str(prefix))
-    subprocess.run(["sh", "-e", "-c", script], cwd=ROOT, check=True)
-    found = {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()}
-    start = MANIFEST.find(".//exec_method[@name='start']")
-    file = MANIFEST.find(".//propval[@name='config_file']")
-    page = MANIFEST.find(".//manpage")
-    link = MANIFEST.find(".//doc_link")
-    assert start is not None
-    assert file is not None
-    assert page is not None
-    assert link is not None
-    wanted = [
-        start.attrib["exec"].removesuffix(" %m"),
-        file.attrib["value"],
-        f"{page.attrib['manpath']}/man8/{page.attrib['title']}.{page.attrib['section']}",
-        link.attrib["uri"].removeprefix("file://"),
-        "/opt/dtrace-exporter/lib/svc/manifest/dtrace-exporter.xml",
-    ]
-    assert found == {path.removeprefix("/opt/dtrace-exporter/") for path in wanted}
-    assert (prefix / "lib/svc/method/dtrace-exporter").stat().st_mode & 0o777 == 0o555
-    config.load(prefix / "etc/dtrace_exporter.yml")
-
-
 def test_the_exporter_takes_its_arguments() -> None:
     """Every call of the exporter is one that it understands."""
     calls = [words for words in commands() if any("bin/dtrace-exporter" in each for each in words)]

@@ -9,22 +9,30 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
+from xml.etree import ElementTree
 
 import pytest
+from lab.exporter import free_port
+from lab.waiting import until
 
-from dtrace_exporter import __version__
+from dtrace_exporter import __version__, config, extras
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-PARTS = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
-         "MANIFEST.in", "Makefile", "README.md", "pyproject.toml",
-         "bench", "config", "docs", "man", "smf", "src", "systemd", "tests")  # fmt: skip
+SOLARIS = (ROOT / "docs/install-solaris.md").read_text(encoding="utf-8")
 DATA = f"dtrace_exporter-{__version__}.data/data/share/"
+INDEX = {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
+"""Where packages come from, which is the machine's own affair."""
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="the guide to installing with pipx is for Linux"
-)
+pytestmark = [
+    pytest.mark.xdist_group("packages"),
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="the guide to installing with pipx is for Linux"
+    ),
+]
 
 
 def run(*command: str | Path, **options: object) -> str:
@@ -34,21 +42,6 @@ def run(*command: str | Path, **options: object) -> str:
     return str(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the source distribution and the wheel that was built from it."""
-    tree = tmp_path_factory.mktemp("tree")
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(ROOT / part, tree / part, ignore=ignored)
-        else:
-            shutil.copy(ROOT / part, tree / part)
-    out = tmp_path_factory.mktemp("packages")
-    run(sys.executable, "-m", "build", "--outdir", out, tree)
-    return out
-
-
 def sources(pattern: str) -> set[str]:
     """Return the files of the tree that match, by their paths in it."""
     return {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
@@ -56,16 +49,19 @@ def sources(pattern: str) -> set[str]:
 
 def test_source_distribution(packages: Path) -> None:
     """The source distribution has all that it takes to run, to test and to read."""
-    (file,) = packages.glob("*.tar.gz")
+    (file,) = packages.glob("dtrace_exporter-*.tar.gz")
     with tarfile.open(file) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for pattern in ("src/**/*.py", "src/**/*.d", "src/**/*.html", "docs/*.md", "man/*.8",
+                    "freebsd/*", "freebsd/files/*",
                     "smf/*", "systemd/*", "config/*.yml", "tests/**/*.py", "tests/kernel/model/*.c",
-                    "bench/**/*.py", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+                    "bench/**/*.py", "packages/**/*.*", "packages/debian/*", "Makefile",
+                    "constraints.txt", "SECURITY.md", ".github/**/*.*", ".ci/*", "CHANGELOG.md",
+                    "CONTRIBUTING.md", "LICENSE",
                     ".editorconfig", ".pre-commit-config.yaml"):  # fmt: skip
         wanted = sources(pattern)
         assert wanted
-        assert not wanted - names, pattern
+        assert not {name for name in wanted if "__pycache__" not in name} - names, pattern
 
 
 def test_wheel(packages: Path) -> None:
@@ -81,9 +77,10 @@ def test_wheel(packages: Path) -> None:
         assert wanted
         assert not wanted - names, pattern
     assert f"{DATA}man/man8/dtrace-exporter.8" in names
-    for name in sources("systemd/*"):
-        assert f"{DATA}dtrace-exporter/{name}" in names
-    assert f"{DATA}dtrace-exporter/dtrace_exporter.yml" in names
+    share = "dtrace_exporter/share/"
+    assert sorted(name for name in names if name.startswith(share)) == [
+        share + name for name in extras.names()
+    ]
     assert not {name for name in names if name.startswith("tests")}
 
 
@@ -101,29 +98,116 @@ def test_install(packages: Path, tmp_path: Path) -> None:
     (bin_ / "systemctl").chmod(0o755)
     (bin_ / "pipx").write_text(f'#!/bin/sh\nexec {sys.executable} -m pipx "$@"\n', encoding="utf-8")
     (bin_ / "pipx").chmod(0o755)
-    script = re.sub(r"(?<=[= ])/(opt|usr|etc)/", rf"{root}/\1/", block)
+    script = re.sub(r"(?<![\w$.])/(opt|usr|etc)/", rf"{root}/\1/", block)
     script = script.replace("'.[auth]'", f"'{wheel}[auth]'")
-    environment = {"PATH": f"{bin_}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    # Where packages come from is the machine's own affair.
-    environment |= {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
+    environment = {"PATH": f"{bin_}:/usr/bin:/bin", "HOME": str(tmp_path), **INDEX}
     run("sh", "-euc", script, env=environment, cwd=tmp_path)
     told_lines = told.read_text(encoding="utf-8").splitlines()
     assert told_lines == ["daemon-reload", "enable --now dtrace-exporter"]
 
     exporter = root / "usr/local/bin/dtrace-exporter"
-    with exporter.open(encoding="utf-8") as installed:
-        assert installed.readline().endswith("/python -I\n")
     clean = {"PATH": "/usr/bin:/bin"}
     assert run(exporter, "--version", env=clean).startswith(f"dtrace-exporter {__version__} ")
-    for name in ("linux", "illumos", "solaris10"):
+    for name in ("linux", "illumos", "solaris10", "freebsd"):
         text = run(exporter, "program", name, env=clean)
         assert "inline int" in text
     assert (root / "usr/local/share/man/man8/dtrace-exporter.8").exists()
     config = root / "etc/dtrace-exporter/dtrace_exporter.yml"
     assert run(exporter, "program", "linux", f"--config.file={config}", env=clean)
     unit = (root / "etc/systemd/system/dtrace-exporter.service").read_text(encoding="utf-8")
-    assert "ExecStart=/usr/local/bin/dtrace-exporter $ARGS\n" in unit
     python = root / "opt/pipx/venvs/dtrace-exporter/bin/python"
+    assert f"ExecStart={python} -I {exporter} $ARGS\n" in unit
     where = run(python, "-c", "import dtrace_exporter; print(dtrace_exporter.__file__)", env=clean)
     assert Path(where.strip()).is_relative_to(root)
     run(python, "-c", "import bcrypt, tornado, yaml", env=clean)
+
+
+def pythons() -> list[str]:
+    """Return the Pythons that this host has, those of pyenv too."""
+    places = os.environ["PATH"].split(":")
+    places += map(str, Path("~/.pyenv/versions").expanduser().glob("*/bin"))
+    found = {
+        path.resolve()
+        for place in places
+        for path in Path(place).glob("python*")
+        if re.fullmatch(r"python[23](\.\d+)?", path.name)
+    }
+    return sorted(str(path) for path in found if path.parent.name == "bin")
+
+
+def test_one_file(packages: Path, tmp_path: Path) -> None:
+    """On every Python here the one file serves, or says which it needs; units know the Python."""
+    (built,) = packages.glob("*.pyz")
+    file = tmp_path / built.name
+    shutil.copy(built, file)
+    assert os.access(built, os.X_OK)
+    ran = 0
+    for python in pythons():
+        clean = {"PATH": "/usr/bin:/bin"}
+        found = run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+        if tuple(map(int, found.split("."))) < (3, 11):
+            done = subprocess.run([python, file], env=clean, capture_output=True, text=True)
+            assert done.returncode == 1
+            assert done.stderr.startswith("dtrace-exporter: Python 3.11 or newer is needed, this")
+            continue
+        ran += 1
+        said = run(python, "-I", file, "--version", env=clean)
+        assert said.startswith(f"dtrace-exporter {__version__} (Python {found}.")
+    assert ran
+    assert "inline int" in run(sys.executable, file, "program", "linux")
+    assert run(sys.executable, file, "files").splitlines() == extras.names()
+    run(sys.executable, file, "files", tmp_path / "share")
+    unit = (tmp_path / "share/systemd/dtrace-exporter.service").read_text(encoding="utf-8")
+    assert f"\nExecStart={sys.executable} -I {file} $ARGS\n" in unit
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert len([name for name in names if re.search(r"dist-info/.*LICEN[CS]E", name)]) >= 4
+    port = free_port()
+    serving = [sys.executable, "-I", str(file), f"--web.listen-address=127.0.0.1:{port}"]
+    with subprocess.Popen(serving) as process:
+        try:
+            until(lambda: f'port="{port}"' in scraped(port), seconds=60)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def scraped(port: int) -> str:
+    """Return the metrics of an exporter, or nothing while it does not serve."""
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return str(answer.read().decode())
+    return ""
+
+
+def test_install_on_solaris(packages: Path, tmp_path: Path) -> None:
+    """The guide's lines for a wheel bring all that manifest and man(1) want, where they want it."""
+    (block,) = re.findall(r"^```sh\n(python3.11 -m venv.*?)^```", SOLARIS, re.DOTALL | re.MULTILINE)
+    prefix = tmp_path / "dtrace-exporter"
+    (wheel,) = packages.glob("*.whl")
+    shutil.copy(wheel, tmp_path)
+    script = block.replace(extras.ENVIRONMENT, str(prefix)).replace("python3.11", sys.executable)
+    clean = {"PATH": "/usr/bin:/bin"}
+    run("sh", "-euc", script, env={**clean, **INDEX}, cwd=tmp_path)
+
+    manifest = ElementTree.parse(prefix / "lib/svc/manifest/dtrace-exporter.xml").getroot()
+
+    def attributes(path: str) -> dict[str, str]:
+        found = manifest.find(f".//{path}")
+        assert found is not None
+        return found.attrib
+
+    method = Path(attributes("exec_method[@name='start']")["exec"].removesuffix(" %m"))
+    configuration = Path(attributes("propval[@name='config_file']")["value"])
+    document = Path(attributes("doc_link")["uri"].removeprefix("file://"))
+    page = attributes("manpage")
+    manual = Path(page["manpath"], "man8", f"{page['title']}.{page['section']}")
+    for file in (method, configuration, document, manual):
+        assert file.is_file()
+        assert file.is_relative_to(prefix)
+    assert method.stat().st_mode & 0o777 == 0o555
+    config.load(configuration)
+    # What the method starts, as it finds it.
+    started = Path(str(method).partition("/lib/svc/method/")[0], "bin/dtrace-exporter")
+    said = run(started.with_name("python"), "-I", started, "--version", env=clean)
+    assert said.startswith(f"dtrace-exporter {__version__} ")
