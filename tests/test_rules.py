@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,19 @@ from dtrace_exporter.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config/prometheus"
+CONSOLE = "consoles/dtrace-exporter-runbooks.html"
 RUNBOOKS = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(
     r"```sh\n(.*?)```", (ROOT / "docs/prometheus.md").read_text(encoding="utf-8"), re.DOTALL
 )
 """The commands of the guide: to install, and to see an alert."""
+
+
+_spec = importlib.util.spec_from_file_location("runbooks", CONFIG / "runbooks.py")
+assert _spec is not None
+assert _spec.loader is not None
+runbooks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runbooks)
 
 
 def rules(name: str) -> list[dict[str, Any]]:
@@ -42,6 +53,7 @@ TESTS: list[dict[str, Any]] = yaml.safe_load(
     (CONFIG / "tests/alerts_test.yml").read_text(encoding="utf-8")
 )["tests"]
 NAMES = [alert["alert"] for alert in ALERTS]
+VERDICTS = [rule["labels"]["verdict"] for rule in RECORDED if "labels" in rule]
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +116,10 @@ def test_every_alert_is_tested(name: str) -> None:
 def test_annotations(alert: dict[str, Any]) -> None:
     """Each alert has a severity, a summary, a description with figures, and its runbook."""
     name, notes = alert["alert"], alert["annotations"]
-    assert alert["labels"]["severity"] in ("warning", "critical")
+    assert alert["labels"]["severity"] in ("info", "warning", "critical")
     assert alert["for"]
     assert {*notes} == {"summary", "description", "runbook_url"}
-    assert notes["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
+    assert notes["runbook_url"] == f"{{{{ $externalURL }}}}/{CONSOLE}#{name.lower()}"
     (mine,) = (test for test in TESTS if test["alert_rule_test"][0]["alertname"] == name)
     for each in mine["alert_rule_test"][0]["exp_alerts"]:
         shown = each["exp_annotations"]
@@ -116,9 +128,10 @@ def test_annotations(alert: dict[str, Any]) -> None:
 
 
 def test_runbooks() -> None:
-    """There is a section for each alert, in the same order, and for nothing else."""
+    """There is a section for each alert and verdict, in the same order, and for nothing else."""
     sections = re.split(r"^## ", RUNBOOKS, flags=re.MULTILINE)[1:]
-    assert [section.splitlines()[0] for section in sections] == NAMES
+    names = [*NAMES, *(f"Verdict: {verdict}" for verdict in VERDICTS)]
+    assert [section.splitlines()[0] for section in sections] == names
     for section in sections:
         assert "**Normal**" in section
         assert "**Do**" in section or "| do |" in section or " do |\n" in section, section
@@ -129,11 +142,13 @@ def test_installation(promtool: str, tmp_path: Path) -> None:
     """The guide's commands put everything in place that the configuration names."""
     assert promtool
     install, _ = BLOCKS
-    copy, check, reload = install.replace("/etc/prometheus/", f"{tmp_path}/").splitlines()
-    run(ROOT, "sh", "-e", "-c", f"{copy}\n{check}")
+    (tmp_path / "consoles").mkdir()
+    *steps, reload = install.replace("/etc/prometheus/", f"{tmp_path}/").splitlines()
+    run(ROOT, "sh", "-e", "-c", "\n".join(steps))
     assert {path.name for path in tmp_path.iterdir()} == {
-        path.name for path in CONFIG.glob("*.yml")
+        path.name for path in (*CONFIG.glob("*.yml"), CONFIG / "consoles")
     }
+    assert (tmp_path / CONSOLE).exists()
     assert reload == "systemctl reload prometheus"
 
 
@@ -146,8 +161,70 @@ def test_moved_runbooks(promtool: str, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     links = re.findall(r"runbook_url: (.*)", text)
     assert len(links) == len(ALERTS)
-    assert all(link.startswith("https://wiki.example.org/runbooks.md#") for link in links)
+    assert all(link.startswith("'https://wiki.example.org/runbooks#") for link in links)
     run(tmp_path, promtool, "check", "rules", path.name)
+
+
+def test_console_is_made_of_the_runbooks() -> None:
+    """The console is what runbooks.py makes of docs/runbooks.md, and has each word of it."""
+    made = (CONFIG / CONSOLE).read_text(encoding="utf-8")
+    assert made == runbooks.render(RUNBOOKS)
+    _, _, body = made.partition("<body>")
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", body))
+    assert not re.search(r"`|\*\*|\]\(", shown)
+    own = re.sub(r"\]\(#[^)]*\)", "]", RUNBOOKS)
+    there = re.sub(r"\]\((?!\.)([^)#]+)[^)]*\)", r"](docs/\1)", own)
+    assert re.findall(r"\w+", shown) == re.findall(r"\w+", there)
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("a < b & `c|d` **e `f`**", "<p>a &lt; b &amp; <code>c|d</code> <strong>e <code>f</code>"),
+        ("## A b(c)", '<h2 id="a-bc">A b(c)</h2>'),
+        (
+            "one\ntwo\n- three\n  four\n- five",
+            "<p>one two</p>\n<ul>\n<li>three four</li>\n<li>five",
+        ),
+        ("**x**\ny", "<p><strong>x</strong> y</p>"),
+        ("{{ x }}", "<p>{<!-- -->{ x }}</p>"),
+    ],
+)
+def test_markdown(markdown: str, expected: str) -> None:
+    """Paragraphs, items, headings and what stands in them become HTML; nothing is a template."""
+    assert expected in runbooks.render(markdown)
+
+
+def test_runbook_url(tmp_path: Path) -> None:
+    """The runbook_url of an alert that fires, as Prometheus gives it, leads to its section."""
+    config = yaml.safe_load((CONFIG / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (scrape,) = config["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [f"127.0.0.1:{free_port()}"]}]
+    files = {
+        name: hasten((CONFIG / name).read_text(encoding="utf-8"), 600)
+        for name in config["rule_files"]
+    }
+    (tmp_path / "consoles").mkdir()
+    shutil.copy(CONFIG / CONSOLE, tmp_path / CONSOLE)
+    command = host_tools.require("prometheus", "prometheus")
+    options = [f"--web.console.templates={tmp_path}/consoles"]
+    with ExitStack() as stack:
+        server = Prometheus(config, command, files, options)
+        stack.callback(server.stop)
+
+        def url() -> str:
+            alerts = server.ask("alerts")["alerts"]
+            down = (one for one in alerts if one["labels"]["alertname"] == "DTraceExporterDown")
+            return next((str(one["annotations"]["runbook_url"]) for one in down), "")
+
+        address, _, anchor = str(until(url, "the alert is there", 60)).partition("#")
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            page = answer.read().decode()
+    assert anchor == "dtraceexporterdown"
+    assert {name.lower() for name in NAMES} <= {*re.findall(r' id="([^"]+)"', page)}
+    # The server's text is what is in the file: none of it was taken for a template.
+    assert page == (CONFIG / CONSOLE).read_text(encoding="utf-8")
 
 
 def test_metrics_exist() -> None:

@@ -1,7 +1,8 @@
 """Write the Grafana dashboards beside this file: ``python config/grafana/generate.py``.
 
-Dashboards are in Grafana's classic JSON model, which every version imports. They ask for metrics
-only, not for recorded series, so that they need no rules; alerts show where rules are loaded.
+Dashboards are in Grafana's classic JSON model, which every version imports; the ``cellOptions`` of
+their tables came with LEAST_VERSION. They ask for metrics, not for recorded series, so that they
+need no rules; alerts and verdicts show where rules are loaded.
 """
 
 from __future__ import annotations
@@ -16,21 +17,28 @@ Json = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 WIDTH = 24
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+LEAST_VERSION = "9.5"
 FLEET_UID, LISTENER_UID = "dtrace-exporter-fleet", "dtrace-exporter-listener"
 
 EXPORTER = 'job=~"$job",instance=~"$instance"'
 SESSIONS = f'{EXPORTER},host=~"$host"'
-LISTENERS = f'{SESSIONS},zone=~"$zone",netns=~"$netns",port=~"$port"'
+PLACES = f'{SESSIONS},zone=~"$zone",netns=~"$netns",jail=~"$jail"'
+LISTENERS = f'{PLACES},listener=~"$listener",port=~"$port"'
 LISTENER = f'{LISTENERS},address=~"$address"'
 OWN_SESSIONS = f'{SESSIONS},session=~"port-$port|all"'
-IDENTITY = "instance, host, zone, netns, address, port, listener"
-NAME = "{{instance}} {{host}} {{zone}}{{netns}} {{address}}:{{port}} {{listener}}"
+IDENTITY = "instance, host, zone, netns, jail, address, port, listener"
+OWNER = "program, unit, container, fmri, netns_name"
+NAME = "{{instance}} {{host}} {{zone}}{{netns}}{{jail}} {{address}}:{{port}} {{listener}}"
 
 GREEN, YELLOW, ORANGE, RED, BLUE = "green", "yellow", "orange", "red", "blue"
 FULLNESS = [(None, GREEN), (0.5, YELLOW), (0.8, ORANGE), (1, RED)]
 NONE_IS_GOOD = [(None, GREEN), (1e-9, RED)]
 PLAIN = [(None, BLUE)]
 STATES = [(1, "pending"), (2, "firing")]
+NO_DTRACE = "No data. Only DTrace has it: see the panel Source"
+"""What a panel shows instead of nothing whose series only DTrace has."""
+VERDICTS = {"enough": GREEN, "backlog_too_small": YELLOW, "application_too_slow": RED}
+NO_VERDICT = "No verdict: idle, undecided, less than ten minutes of data, no DTrace, or no rules"
 
 
 # What is asked for.
@@ -51,15 +59,9 @@ def buckets(name: str, labels: str) -> str:
     return f"sum by (le) (increase({metric(f'{name}_bucket', labels)}[$__rate_interval]))"
 
 
-def capacity(labels: str) -> str:
-    """Return how many connections Q holds: Qmax + 1 on Linux, whose series have no zone."""
-    linux, solaris = metric("q_limit", labels, 'zone=""'), metric("q_limit", labels, 'zone!=""')
-    return f"({linux} + 1 or clamp_min({solaris}, 1))"
-
-
 def used(labels: str) -> str:
     """Return how full Q is; 1 is full."""
-    return f"{metric('q_length', labels)} / {capacity(labels)}"
+    return f"{metric('q_length', labels)} / {metric('q_capacity', labels)}"
 
 
 def q0_limit(labels: str) -> str:
@@ -68,10 +70,21 @@ def q0_limit(labels: str) -> str:
     return f"({metric('q0_limit', labels)} or clamp_min({linux}, 1))"
 
 
-def quantile(which: float, labels: str) -> str:
-    """Return a quantile of the time in Q, over all listeners that the labels select."""
-    name = "accept_wait_seconds_bucket"
-    return f"histogram_quantile({which}, sum by (le) ({rate(name, labels)}))"
+def above(labels: str, bound: str) -> str:
+    """Return the share of the SYNs that found Q fuller than a bound of the histogram."""
+    within = f'le="{bound}"'
+    below = f"sum without (le) ({rate('q_saturation_ratio_bucket', labels, within)})"
+    return f"1 - {below} / ({rate('q_saturation_ratio_count', labels)} > 0)"
+
+
+def mean_q(labels: str) -> str:
+    """Return how many wait in Q on average: the seconds waited in a second, by Little's law."""
+    return rate("accept_wait_seconds_sum", labels)
+
+
+def quantile(which: float, labels: str, name: str = "accept_wait_seconds") -> str:
+    """Return a quantile of a histogram, over all listeners that the labels select."""
+    return f"histogram_quantile({which}, sum by (le) ({rate(f'{name}_bucket', labels)}))"
 
 
 def firing(labels: str) -> str:
@@ -85,6 +98,16 @@ def alert_states(labels: str) -> str:
     """Return 1 for each alert that is pending and 2 for each that fires."""
     states = (f'{value} * ALERTS{{{labels},alertstate="{state}"}}' for value, state in STATES)
     return f"sum without (alertstate) ({' or '.join(states)})"
+
+
+def verdicts(labels: str) -> str:
+    """Return the number of the verdict on each listener, in the order of VERDICTS."""
+    series = "listener:dtrace_tcp_listen_q:verdict10m"
+    numbers = (
+        f'{number} * {series}{{{labels},verdict="{verdict}"}}'
+        for number, verdict in enumerate(VERDICTS, 1)
+    )
+    return f"sum without (verdict) ({' or '.join(numbers)})"
 
 
 # What it looks like.
@@ -186,7 +209,7 @@ def number(title: str, description: str, query: str, **config: Any) -> Json:
 
 
 def heat_map(title: str, description: str, query: str, unit: str) -> Json:
-    """Return a panel of a histogram over time."""
+    """Return a panel of a histogram over time, which only DTrace has."""
     options = {
         "calculate": False,
         "color": {
@@ -216,6 +239,7 @@ def heat_map(title: str, description: str, query: str, unit: str) -> Json:
         targets((query, "{{le}}"), format="heatmap"),
         options,
         custom=custom,
+        noValue=NO_DTRACE,
     )
 
 
@@ -253,6 +277,25 @@ def timeline(title: str, description: str, *queries: str | tuple[str, str], **co
     return panel(
         "state-timeline", title, description, targets(*queries), options, custom=custom, **config
     )
+
+
+def verdict_line(query: tuple[str, str]) -> Json:
+    """Return the panel of the verdicts over time."""
+    words = {
+        str(number): {"text": verdict, "color": color, "index": number}
+        for number, (verdict, color) in enumerate(VERDICTS.items(), 1)
+    }
+    made = timeline(
+        "Verdict of ten minutes",
+        "The backlog is enough; or it is too small for bursts that the application could accept; "
+        "or no backlog helps, because the application is too slow. docs/runbooks.md says for each "
+        "verdict what to do and what it is inferred from.",
+        query,
+        mappings=[{"type": "value", "options": words}],
+        noValue=NO_VERDICT,
+    )
+    made["options"]["showValue"] = "auto"
+    return made
 
 
 def text(title: str, content: str) -> Json:
@@ -333,7 +376,8 @@ def variables(*, one_listener: bool) -> list[Json]:
     any_count = '__name__=~"dtrace_tcp_listen_(syns|drops)_total"'
     one: Json = {"several": False, "everything": False} if one_listener else {}
     host, place_ = f"{{{any_count},{EXPORTER}}}", f"{{{any_count},{SESSIONS}}}"
-    port = f'{{{any_count},{SESSIONS},zone=~"$zone",netns=~"$netns"}}'
+    name = f"{{{any_count},{PLACES}}}"
+    port = f'{{{any_count},{PLACES},listener=~"$listener"}}'
     result = [
         source,
         choice("job", "Job", f"label_values({build}, job)"),
@@ -341,6 +385,8 @@ def variables(*, one_listener: bool) -> list[Json]:
         choice("host", "Host watched over ssh", f"label_values({host}, host)"),
         choice("zone", "Zone", f"label_values({place_}, zone)"),
         choice("netns", "Network namespace", f"label_values({place_}, netns)"),
+        choice("jail", "Jail", f"label_values({place_}, jail)"),
+        choice("listener", "Name", f"label_values({name}, listener)"),
         choice("port", "Port", f"label_values({port}, port)", **one),
     ]
     if one_listener:
@@ -355,7 +401,7 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json], **more
     return {
         "uid": uid,
         "title": title,
-        "description": description,
+        "description": f"{description} For Grafana {LEAST_VERSION} or newer.",
         "tags": ["dtrace-exporter", "tcp"],
         "schemaVersion": 42,
         "editable": True,
@@ -409,6 +455,37 @@ def to_listener(*fields: str) -> list[Json]:
 # The dashboards.
 
 
+def source() -> Json:
+    """Return the panel of where the numbers come from, and why that is not DTrace."""
+    return table(
+        "Source",
+        "Where the numbers come from. dtrace has all of them, sock_diag only Q0, Q, Qmax and "
+        "drops, netstat only Q and Qmax. The reason says why it is not dtrace: not_found means no "
+        "dtrace(1), systemtap another program of that name, configured a choice of the "
+        "configuration; docs/metrics.md lists all. What to do: docs/getting-dtrace.md.",
+        targets(f"dtrace_exporter_source_info{{{EXPORTER}}}", format="table", instant=True),
+        [
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True, "__name__": True, "job": True, "Value": True},
+                    "renameByName": {},
+                    "indexByName": {"instance": 0, "source": 1, "reason": 2},
+                },
+            }
+        ],
+        overrides=[
+            override(
+                "source",
+                custom__cellOptions={"type": "color-text"},
+                mappings=[
+                    {"type": "value", "options": {"sock_diag": {"color": ORANGE, "index": 0}}}
+                ],
+            )
+        ],
+    )
+
+
 def fleet() -> Json:
     """Return the dashboard of all listeners of all hosts: which one, and since when."""
     per_listener = f"by ({IDENTITY})"
@@ -425,17 +502,19 @@ def fleet() -> Json:
         ),
     }
     values = {f"Value #{chr(ord('A') + at)}": name for at, name in enumerate(columns)}
+    whose = f"max by ({IDENTITY}, {OWNER}) ({metric('info', LISTENERS)})"
     listeners = table(
         "Listeners, fullest first",
-        "Full is Q against what fits: Qmax + 1 on Linux, Qmax on Solaris and illumos. A port or a "
-        "place leads to its dashboard.",
-        targets(*columns.values(), format="table", instant=True),
+        "Full is Q divided by what fits: Qmax + 1 on Linux, Qmax on Solaris and illumos, and half "
+        "as many again and one on FreeBSD. A port or a place links to its dashboard. Owners are "
+        "known only on the exporter's own host.",
+        targets(*columns.values(), whose, format="table", instant=True),
         [
             {"id": "merge", "options": {}},
             {
                 "id": "organize",
                 "options": {
-                    "excludeByName": {"Time": True},
+                    "excludeByName": {"Time": True, f"Value #{chr(ord('A') + len(columns))}": True},
                     "renameByName": values,
                     "indexByName": {},
                 },
@@ -458,12 +537,13 @@ def fleet() -> Json:
             override("port", links=to_listener("instance", "address", "port")),
             override("zone", links=to_listener("instance", "zone", "address", "port")),
             override("netns", links=to_listener("instance", "netns", "address", "port")),
+            override("jail", links=to_listener("instance", "jail", "address", "port")),
             override("host", links=to_listener("instance", "host", "address", "port")),
         ],
     )
     alerts = table(
         "Firing alerts, and since when",
-        "Since is when the condition began to hold. What to do: docs/runbooks.md, by the name.",
+        "Since is when the condition began. docs/runbooks.md says for each alert what to do.",
         targets(firing(EXPORTER), format="table", instant=True),
         [
             {
@@ -479,22 +559,29 @@ def fleet() -> Json:
         sort=[{"displayName": "Since", "desc": False}],
     )
     lost = f"increase(dtrace_session_lost_total{{{SESSIONS}}}[$__rate_interval])"
+    refused = f"rate(dtrace_tcp_refused_total{{{SESSIONS}}}[$__rate_interval])"
     panels = place(
         (
             4,
             [
-                number("Listeners", "Open ones.", f"count({metric('q_limit', LISTENERS)})"),
+                number("Listeners", "Open listeners.", f"count({metric('q_limit', LISTENERS)})"),
                 number(
                     "Fullest queue",
-                    "The highest Q of all, against what fits.",
+                    "The highest Q of all, divided by what fits.",
                     f"max({used(LISTENERS)})",
                     unit="percentunit",
                     steps=FULLNESS,
                 ),
-                number("SYNs", "", f"sum({rate('syns_total', LISTENERS)})", unit="cps"),
+                number(
+                    "SYNs",
+                    "",
+                    f"sum({rate('syns_total', LISTENERS)})",
+                    unit="cps",
+                    noValue=NO_DTRACE,
+                ),
                 number(
                     "Drops",
-                    "For want of room, on all listeners.",
+                    "Connections refused for lack of room, on all listeners.",
                     f"sum({rate('drops_total', LISTENERS)})",
                     unit="cps",
                     steps=NONE_IS_GOOD,
@@ -507,9 +594,10 @@ def fleet() -> Json:
                 ),
                 number(
                     "Data lost",
-                    "What DTrace says it lost, in the time shown.",
+                    "What DTrace reported as lost in the time shown.",
                     f"sum(increase(dtrace_session_lost_total{{{SESSIONS}}}[$__range]))",
                     steps=NONE_IS_GOOD,
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
@@ -521,7 +609,7 @@ def fleet() -> Json:
             [
                 timeline(
                     "Since when",
-                    "The fifteen fullest: green has room, orange is over 80 %, red is full.",
+                    "The fifteen fullest. Green has room, orange is over 80 %, red is full.",
                     (f"topk(15, {used(LISTENERS)})", NAME),
                     unit="percentunit",
                     steps=FULLNESS,
@@ -529,7 +617,7 @@ def fleet() -> Json:
                 ),
                 graph(
                     "Q against what fits",
-                    "The ten fullest.",
+                    "The ten fullest listeners.",
                     (f"topk(10, {used(LISTENERS)})", NAME),
                     unit="percentunit",
                 ),
@@ -540,14 +628,14 @@ def fleet() -> Json:
             [
                 heat_map(
                     "Saturation at each SYN",
-                    "Q/Qmax as the SYNs of all listeners found it: it has the bursts that no "
-                    "gauge shows.",
+                    "Q/Qmax as the SYNs of all listeners found it. It shows bursts that no gauge "
+                    "shows.",
                     buckets("q_saturation_ratio", LISTENERS),
                     "percentunit",
                 ),
                 graph(
                     "Q0 against its limit",
-                    "Half-open connections; the ten fullest. On Linux the limit is Qmax.",
+                    "Half-open connections of the ten fullest. On Linux the limit is Qmax.",
                     (
                         f"topk(10, {metric('q0_length', LISTENERS)} / {q0_limit(LISTENERS)})",
                         NAME,
@@ -556,6 +644,8 @@ def fleet() -> Json:
                 ),
             ],
         ),
+        (1, [row("Advice")]),
+        (8, [verdict_line((verdicts(LISTENERS), NAME))]),
         (1, [row("Traffic")]),
         (
             8,
@@ -565,12 +655,14 @@ def fleet() -> Json:
                     "The ten busiest listeners.",
                     (f"topk(10, {rate('syns_total', LISTENERS)})", NAME),
                     unit="cps",
+                    noValue=NO_DTRACE,
                 ),
                 graph(
                     "Accepts",
                     "The ten busiest listeners.",
                     (f"topk(10, {rate('accepts_total', LISTENERS)})", NAME),
                     unit="cps",
+                    noValue=NO_DTRACE,
                 ),
                 graph(
                     "Drops by reason",
@@ -582,6 +674,13 @@ def fleet() -> Json:
                     ),
                     unit="cps",
                     custom={"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 40},
+                ),
+                graph(
+                    "Refused connections",
+                    "SYNs to ports where nobody listens, on Linux. The ten ports with the most.",
+                    (f"topk(10, {refused})", "{{instance}} {{host}} port {{port}}"),
+                    unit="cps",
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
@@ -599,6 +698,7 @@ def fleet() -> Json:
                     "Over all listeners.",
                     *((quantile(which, LISTENERS), f"{which:.0%}") for which in (0.5, 0.9, 0.99)),
                     unit="s",
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
@@ -611,18 +711,36 @@ def fleet() -> Json:
                     "Red is down.",
                     (f"dtrace_session_up{{{SESSIONS}}}", "{{instance}} {{host}} {{session}}"),
                     steps=[(None, RED), (1, GREEN)],
+                    noValue=NO_DTRACE,
                     color={"mode": "thresholds"},
                 ),
                 graph(
                     "Data lost",
-                    "By kind, as dtrace(1) says.",
+                    "By kind, as dtrace(1) reported it.",
                     (lost, "{{kind}}: {{instance}} {{host}} {{session}}"),
+                    noValue=NO_DTRACE,
                 ),
                 graph(
                     "Scrapes",
                     "How long Prometheus waits for an exporter.",
                     (f"scrape_duration_seconds{{{EXPORTER}}}", "{{instance}}"),
                     unit="s",
+                ),
+            ],
+        ),
+        (
+            7,
+            [
+                source(),
+                graph(
+                    "Refused because of a limit",
+                    "Rows that were left out, by the limit of dtrace.limits that was reached. "
+                    "Listeners may be missing.",
+                    (
+                        f"increase(dtrace_session_refused_total{{{SESSIONS}}}[$__rate_interval])",
+                        "{{limit}}: {{instance}} {{host}} {{session}}",
+                    ),
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
@@ -638,20 +756,49 @@ def fleet() -> Json:
     )
 
 
+def whose() -> Json:
+    """Return the panel of whose a listener is, and what its listen() has asked for."""
+    return table(
+        "Owner",
+        "The programs that have the listener open, its unit or container, and the name of its "
+        "network namespace, if the exporter runs on that host. Asked for is the backlog that it "
+        "passed to listen(), if DTrace saw that; Qmax is what it got.",
+        targets(
+            f"max by ({IDENTITY}, {OWNER}) ({metric('info', LISTENER)})",
+            f"max by ({IDENTITY}) ({metric('q_limit', LISTENER)})",
+            f"max by ({IDENTITY}) ({metric('backlog_requested', LISTENER)})",
+            format="table",
+            instant=True,
+        ),
+        [
+            {"id": "merge", "options": {}},
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True, "instance": True, "Value #A": True},
+                    "renameByName": {"Value #B": "Qmax", "Value #C": "Asked for"},
+                    "indexByName": {},
+                },
+            },
+        ],
+    )
+
+
 WHAT_TO_DO = """\
-**Q above zero, and staying there: add workers, or accept faster.** A longer queue only lets clients
-wait longer; raise Qmax for bursts.
+**If Q stays above zero, add workers or accept faster.** A longer queue only makes clients wait
+longer; raise Qmax for bursts.
 
 | what you see | what it is | what to do |
 |---|---|---|
-| Q rises, accepts as before, SYNs up | load | more workers |
-| Q rises, accepts fall | the application is slow or stuck | a stack trace, then a restart |
-| Q stays at 0, saturation has cells near 1 | bursts | raise Qmax; jitter in the clients |
-| drops `q_full`, `q_full_ack` | Q is full | as above, soon |
-| Q0 rises, completions do not | SYN flood, or lost ACKs | SYN cookies, filters, a longer Q0 |
-| no data at all | the session is down | the exporter's page `/`, and its log |
+| Q and SYNs rise, accepts do not | more load | add workers |
+| Q rises, accepts fall | the application is slow or stuck | take a stack trace, then restart it |
+| Q stays at 0, saturation has cells near 1 | bursts | raise Qmax; add jitter in the clients |
+| drops `q_full`, `q_full_ack` | Q is full | do the above soon |
+| Q0 rises, completions do not | a SYN flood, or lost ACKs | use SYN cookies, filters, a longer Q0 |
+| no data at all | the session is down | read the exporter's page `/` and its log |
+| no SYNs, accepts and waits | no DTrace: see the panel Source | read docs/getting-dtrace.md |
 
-More in docs/runbooks.md, by the alert's name.
+docs/runbooks.md has more, under the name of each alert.
 """
 
 
@@ -673,12 +820,19 @@ def listener() -> Json:
                 number("Qmax", "", f"max({metric('q_limit', LISTENER)})"),
                 number(
                     "Full",
-                    "Q against what fits: Qmax + 1 on Linux, Qmax elsewhere.",
+                    "Q divided by what fits: Qmax + 1 on Linux, half as many again and one on "
+                    "FreeBSD, Qmax elsewhere.",
                     f"max({used(LISTENER)})",
                     unit="percentunit",
                     steps=FULLNESS,
                 ),
-                number("SYNs", "", f"sum({rate('syns_total', LISTENER)})", unit="cps"),
+                number(
+                    "SYNs",
+                    "",
+                    f"sum({rate('syns_total', LISTENER)})",
+                    unit="cps",
+                    noValue=NO_DTRACE,
+                ),
                 number(
                     "Drops",
                     "",
@@ -688,13 +842,15 @@ def listener() -> Json:
                 ),
                 number(
                     "Wait, 99 %",
-                    "Of the connections, 99 % are accepted within.",
+                    "99 % of the connections are accepted within this time.",
                     quantile(0.99, LISTENER),
                     unit="s",
                     steps=[(None, GREEN), (0.1, YELLOW), (1, RED)],
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
+        (4, [whose()]),
         (
             9,
             [
@@ -703,12 +859,12 @@ def listener() -> Json:
                     "At the line `fits` the next connection is dropped.",
                     (metric("q_length", LISTENER), "Q {{address}}"),
                     (metric("q_limit", LISTENER), "Qmax {{address}}"),
-                    (capacity(LISTENER), "fits {{address}}"),
+                    (metric("q_capacity", LISTENER), "fits {{address}}"),
                     overrides=[override("(Qmax|fits) .*", regex=True, **limit)],
                 ),
                 heat_map(
                     "Saturation at each SYN",
-                    "Q/Qmax as each SYN found it: it has the bursts between two scrapes.",
+                    "Q/Qmax as each SYN found it. It shows bursts between two scrapes.",
                     buckets("q_saturation_ratio", LISTENER),
                     "percentunit",
                 ),
@@ -719,16 +875,18 @@ def listener() -> Json:
             [
                 graph(
                     "SYNs, handshakes, accepts",
-                    "More handshakes than accepts fill Q. SYNs that are sent again count again.",
+                    "More handshakes than accepts fill Q. Retransmitted SYNs count again.",
                     (f"sum({rate('syns_total', LISTENER)})", "SYNs"),
                     (f"sum({rate('established_total', LISTENER)})", "handshakes completed"),
                     (f"sum({rate('accepts_total', LISTENER)})", "accepts"),
                     unit="cps",
+                    noValue=NO_DTRACE,
                 ),
                 graph(
                     "Drops by reason",
-                    "q_full: a SYN, Q full. q_full_ack: the final ACK, Q full. q0_full: a SYN, Q0 "
-                    "full. q0_evicted: a half-open one, for a new one.",
+                    "q_full: a SYN while Q was full. q_full_ack: a final ACK while Q was full. "
+                    "q0_full: a SYN while Q0 was full. q0_evicted: a half-open connection, to make "
+                    "room for a new one.",
                     (f"sum by (reason) ({rate('drops_total', LISTENER)})", "{{reason}}"),
                     unit="cps",
                     custom={"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 40},
@@ -746,10 +904,33 @@ def listener() -> Json:
                 ),
                 graph(
                     "Accept wait, quantiles",
-                    "Interpolated between bounds of which each is four times the one before.",
+                    "Interpolated between bounds; each bound is four times the one before.",
                     *((quantile(which, LISTENER), f"{which:.0%}") for which in (0.5, 0.9, 0.99)),
                     (mean, "mean"),
                     unit="s",
+                    noValue=NO_DTRACE,
+                ),
+            ],
+        ),
+        (
+            9,
+            [
+                heat_map(
+                    "Handshake",
+                    "Time from the SYN-ACK to the final ACK, on Linux: the way to the client and "
+                    "back. It needs `dtrace: {handshake: true}`.",
+                    buckets("handshake_seconds", LISTENER),
+                    "s",
+                ),
+                graph(
+                    "Handshake, quantiles",
+                    "Interpolated between bounds; each bound is four times the one before.",
+                    *(
+                        (quantile(which, LISTENER, "handshake_seconds"), f"{which:.0%}")
+                        for which in (0.5, 0.9, 0.99)
+                    ),
+                    unit="s",
+                    noValue=NO_DTRACE,
                 ),
             ],
         ),
@@ -773,6 +954,28 @@ def listener() -> Json:
                 text("What to do", WHAT_TO_DO),
             ],
         ),
+        (1, [row("Advice")]),
+        (
+            8,
+            [
+                verdict_line((verdicts(LISTENER), "{{address}} {{zone}}{{netns}}")),
+                graph(
+                    "Q on average",
+                    "Computed from the time that connections waited. If it is far below what fits "
+                    "while some are refused, there are bursts: a longer backlog helps. If it is "
+                    "near, the application is too slow.",
+                    (mean_q(LISTENER), "on average {{address}}"),
+                    noValue=NO_DTRACE,
+                ),
+                graph(
+                    "SYNs that found Q over 90 % full",
+                    "As a share of all SYNs, from the saturation histogram.",
+                    (above(LISTENER, "0.9"), "{{address}}"),
+                    unit="percentunit",
+                    noValue=NO_DTRACE,
+                ),
+            ],
+        ),
         (1, [row("The session that watches it")]),
         (
             7,
@@ -782,10 +985,11 @@ def listener() -> Json:
                     "Red is down.",
                     (f"dtrace_session_up{own}", session),
                     steps=[(None, RED), (1, GREEN)],
+                    noValue=NO_DTRACE,
                     color={"mode": "thresholds"},
                 ),
                 graph(
-                    "Lost, faults, restarts",
+                    "Lost, faults, restarts, left out",
                     "All of these should be 0.",
                     (
                         f"increase(dtrace_session_lost_total{own}[$__rate_interval])",
@@ -803,11 +1007,16 @@ def listener() -> Json:
                         f"increase(dtrace_session_restarts_total{own}[$__rate_interval])",
                         f"restarts {session}",
                     ),
+                    (
+                        f"increase(dtrace_session_refused_total{own}[$__rate_interval])",
+                        f"left out: {{{{limit}}}} {session}",
+                    ),
+                    noValue=NO_DTRACE,
                 ),
                 table(
                     "Parts of the program",
-                    "1 for each optional part that this kernel could enable. What lacks costs only "
-                    "its own series.",
+                    "1 for each optional part that this kernel could enable. A missing part costs "
+                    "only its own series.",
                     targets(f"dtrace_session_feature_enabled{own}", format="table", instant=True),
                     [
                         {
@@ -824,32 +1033,9 @@ def listener() -> Json:
                             },
                         }
                     ],
+                    noValue=NO_DTRACE,
                 ),
-                table(
-                    "Source",
-                    "Where the numbers come from: dtrace has all of them, sock_diag Q0, Q, Qmax "
-                    "and drops.",
-                    targets(
-                        f"dtrace_exporter_source_info{{{EXPORTER}}}",
-                        format="table",
-                        instant=True,
-                    ),
-                    [
-                        {
-                            "id": "organize",
-                            "options": {
-                                "excludeByName": {
-                                    "Time": True,
-                                    "__name__": True,
-                                    "job": True,
-                                    "Value": True,
-                                },
-                                "renameByName": {},
-                                "indexByName": {},
-                            },
-                        }
-                    ],
-                ),
+                source(),
             ],
         ),
     )
