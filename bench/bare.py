@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The same samples by prometheus_client's own objects, and its own server for them.
+"""Serves samples with prometheus_client's own objects and its own server, for comparison.
 
-bare.py FILE PORT serves on 127.0.0.1 what FILE, a scrape in the text format, has.
+bare.py FILE PORT serves on 127.0.0.1 the samples in FILE, a scrape in the text format.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 def register(families: Iterable[Metric], registry: CollectorRegistry) -> None:
     """Make a Counter, Gauge or Histogram for each family, and a child of it for each series.
 
-    Its samples are named and labelled as the family's; its numbers are its own.
+    Names and labels of its samples are those of the family; the values are arbitrary.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     for family in families:
@@ -52,7 +52,7 @@ def register(families: Iterable[Metric], registry: CollectorRegistry) -> None:
 
 
 def own(text: str) -> list[Metric]:
-    """Return the families of a scrape that are not of the process that gave it."""
+    """Return the families of a scrape, without those about the process that served it."""
     families = text_string_to_metric_families(text)
     return [family for family in families if family.name.startswith("dtrace_")]
 

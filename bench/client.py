@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A scraper of its own, so that it takes no time from the server that it asks.
+"""A scraper in a process of its own, so that it takes no time from the server.
 
-client.py PORT TIMES AT_ONCE asks 127.0.0.1 for /metrics as Prometheus does, over connections that
-stay open, and prints the seconds that each answer took.
+client.py PORT TIMES AT_ONCE requests /metrics from 127.0.0.1 as Prometheus does, over connections
+that stay open, and prints how many seconds each answer took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMETHEUS = {
 def scrape(
     connection: http.client.HTTPConnection, headers: dict[str, str]
 ) -> tuple[float, http.client.HTTPResponse, bytes]:
-    """Ask once; the seconds until the last byte, the answer and its body."""
+    """Make a request; return the seconds until the last byte, the answer and its body."""
     began = time.perf_counter()
     connection.request("GET", "/metrics", headers=headers)
     answer = connection.getresponse()
@@ -33,7 +33,7 @@ def scrape(
 
 
 def main(port: int, times: int, at_once: int) -> None:
-    """Ask so many times, each time over so many connections at once."""
+    """Make requests ``times`` times, each time over ``at_once`` connections."""
 
     def ask() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)

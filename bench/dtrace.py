@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""dtrace(1) of a host with many listeners: prints the rows of both sets at each tick.
+"""Stands in for the dtrace(1) of a host with many listeners: prints rows of both sets at each tick.
 
     dtrace.py LISTENERS busy|idle [dtrace(1)'s own arguments]
 
-Every listener that is busy has had more of each kind of event since the tick before. Of those that
-are idle only the first tick has rows.
+A busy listener has more events of each kind at each tick. An idle one has rows at the first tick.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from collections.abc import Iterator
 from dtrace_exporter.tracing.rows import PROTOCOL
 
 FIRST_PORT = 10_000
-# Ticks; much shorter than in truth, so that both sets are in use before anything is measured.
+# In ticks. It is much shorter than in reality, so that both sets are in use before the measurement.
 _TURN = 4
 _HOME = "/proc/self/ns/net"
 _CALLS = "limit %x"
 _QMAX = 128
 _PAIR = 10_000_000
-# Of each kind WHAT and PART, how many a tick, the value of each: SYNs at three lengths of Q and one
-# dropped, completions, accepts after three lengths of time (us) and one whose time is not known.
+# WHAT, PART, events in a tick, and the value of each: SYNs at three lengths of Q and a dropped one,
+# completions, accepts after three times in Q (us) and one whose time is unknown.
 _EVENTS = (
     (10, 0, 900, 0),
     (10, 1, 60, 2),
@@ -37,7 +36,7 @@ _EVENTS = (
     (40, 6, 80, 3_000),
     (40, 14, 1, 0),
 )
-# Of the same, what the rows of the programs for Sun's engine are, for ID at %s.
+# The rows of the programs for Sun's engine for the same events; %s is the ID.
 _SUN_EVENTS = (
     *("syn %s 0 900", "syn %s 2 60", "syn %s 20 30", "syn %s 129 10"),
     *("drop %s 1 10", "opened %s 990", "established %s 990"),
@@ -49,12 +48,12 @@ _SUN_EVENTS = (
 
 
 def rows(listeners: int, tick: int, place: int) -> Iterator[str]:
-    """Yield the rows of a set after so many ticks of it; see dtrace_exporter.rows.
+    """Yield the rows of a set after some ticks; see dtrace_exporter.tracing.rows.
 
     Args:
-        listeners: how many there are.
-        tick: how many ticks.
-        place: where they are; 0 where nobody is told who they are.
+        listeners: the number of listeners.
+        tick: the number of ticks.
+        place: the place of the listeners; 0 for no rows of listeners.
     """
     for number in range(listeners):
         listener = f"{(0x888000000000 + 0x1000 * number) << 16 | 1:x}"
@@ -69,7 +68,7 @@ def rows(listeners: int, tick: int, place: int) -> Iterator[str]:
 
 
 def sun_rows(listeners: int, tick: int) -> Iterator[str]:
-    """Yield what a program for Sun's engine prints of the same events at one heartbeat."""
+    """Yield the rows of a program for Sun's engine for the same events, at one heartbeat."""
     for number in range(listeners):
         listener = f"{(0x888000000000 + 0x1000 * number) << 16 | tick % 65535 + 1:x}"
         queues = f"{number % 7} {number % 5} {_QMAX} 0 {1_024 + _QMAX}"
@@ -80,7 +79,7 @@ def sun_rows(listeners: int, tick: int) -> Iterator[str]:
 
 
 def main(listeners: int, busy: bool) -> None:
-    """Print until the reader is gone."""
+    """Print rows until the reader has gone."""
     program = sys.stdin.read()
     counts = _CALLS not in program
     match = re.search(r"\btick-(\d+)ms", program)
@@ -92,7 +91,8 @@ def main(listeners: int, busy: bool) -> None:
     ticks = 0
     due = time.monotonic()
     while True:
-        sys.stdout.write(f"tick {time.monotonic_ns()}\n")
+        # With the first heartbeat of the session ``calls``, closes are seen.
+        sys.stdout.write(f"tick {time.monotonic_ns() if counts or ticks else 1}\n")
         turn, tick = divmod(ticks, _TURN)
         ticks += 1
         if counts:
@@ -102,8 +102,9 @@ def main(listeners: int, busy: bool) -> None:
             if busy or ticks == 1:
                 sets[turn & 1] = list(rows(listeners, tick + 1, place))
             for began_at, lines in zip(began, sets, strict=True):
-                # Who a listener is is told when it is seen, and not with what was counted.
-                told = [line for line in lines if tick == 0 or not line.startswith("listener")]
+                # Rows of listeners are printed once a turn; in the first one until closes are seen.
+                is_told = tick == 0 or turn == 0
+                told = [line for line in lines if is_told or not line.startswith("listener")]
                 sys.stdout.write("\n".join([f"set {began_at}", *told, ""]))
         sys.stdout.flush()
         due += interval

@@ -1,7 +1,7 @@
-"""The parts of the measurements that need a kernel: what a SYN costs, what is lost, what it takes.
+"""The measurements that need a kernel: the cost of a SYN, losses, memory and starts.
 
-Each part boots a guest of its own: one whose clock is the number of its instructions, and one whose
-TCP is flooded. What runs in them is in guest/.
+Each part boots its own guest: one whose clock counts instructions, and one whose TCP is flooded.
+The programs that run in them are in guest/.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ BOOT_SECONDS = 240
 SILENT_SECONDS = 600
 MB = 1_000_000
 MOST = 1_000_000
-"""SYNs of the largest burst."""
+"""The number of SYNs in the largest burst."""
 OURS = "linux.d"
-NO_SYNS = "tells no SYNs"
+NO_SYNS = "reports no SYNs"
 ICOUNT = ("-icount", "shift=0,sleep=off")
-"""QEMU's clock goes by instructions, one each ns, and by nothing else."""
+"""With these options QEMU's clock counts instructions, one for each ns, and nothing else."""
 
 UNTRACED, BAREST = "untraced", "barest clause"
 SHARED, PER_PORT = "linux.d, shared", "linux.d, per-port"
 FALSE = "clause whose predicate is false"
 FALSE_PORT = "clause whose predicate reads the port"
 ACCEPTS, BACKLOGS = "tcpaccept.bt", "tcpsynbl.bt"
-# As guest/instructions.py names what happens, and the pieces of a program.
+# The events and the pieces of programs, with the names in guest/instructions.py.
 SYNS = ("taken", "taken, 50 listeners in turn", "answered by a cookie", "dropped, Q full")
 UNWATCHED, CONNECTION = "of an unwatched port", "a whole connection"
 NOTHING, NOTHING_LEFT = "a probe at entry whose clause does nothing", "a probe at return"
@@ -48,14 +48,14 @@ BEFORE = {
     "dropped, Q full": 6_318.0,
     CONNECTION: 24_294.0,
 }
-"""Instructions of the linux.d before this one, on its long way, which worst cases went."""
+"""Instructions of the former linux.d on its long way, which was the one of worst cases."""
 CALLS = (
-    "linux_calls.d has a dtrace(1) of its own, one for each host: what it looks at is called with "
-    "softirqs on, and in linux.d's process it would make that miss packets."
+    "linux_calls.d has a dtrace(1) of its own, one for each host: the functions that it looks at "
+    "are called with softirqs on, and in the process of linux.d it would make linux.d miss packets."
 )
-BEFORE_NAME = "linux.d before this version, the long way"
+BEFORE_NAME = "linux.d of the former version, the long way"
 PROGRAMS = "In the tool's own BPF programs, Linux, instructions"
-WHOLE = "In all, with the way into the programs, Linux, instructions"
+WHOLE = "In total, with the way into the programs, Linux, instructions"
 
 Messages = list[dict[str, Any]]
 Figures = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def instructions() -> dict[str, Any]:
     """Count on Linux what SYNs, connections and nginx cost; takes about ten minutes.
 
     Returns:
-        As report.py takes it, and so of the other parts.
+        The results, as for report.py; so do the other parts.
 
     Raises:
         guest.UnavailableError: this machine cannot build or run the guests.
@@ -75,17 +75,17 @@ def instructions() -> dict[str, Any]:
 
 
 def linux() -> dict[str, Any]:
-    """Measure on Linux what is lost, memory and starts; takes about ten minutes."""
+    """Measure losses, memory and starts on Linux; takes about ten minutes."""
     return summary_of_linux(boot("linux", [guest.BENCH]))
 
 
 def boot(module: str, extras: Sequence[str], options: Sequence[str] = ()) -> Messages:
-    """Run a module of guest/ in a guest; return what it told.
+    """Run a module of guest/ in a guest; return its messages.
 
     Args:
-        module: its name.
-        extras: what the guest shall have besides the base, as guest.build takes it.
-        options: more of QEMU's.
+        module: the name of the module.
+        extras: what the guest needs besides the base, as for guest.build().
+        options: further options of QEMU.
     """
     made = guest.build(KERNEL, extras)
     with tempfile.TemporaryDirectory(prefix="guest-", ignore_cleanup_errors=True) as scratch:
@@ -108,7 +108,7 @@ def boot(module: str, extras: Sequence[str], options: Sequence[str] = ()) -> Mes
 
 
 def read(text: str) -> Messages:
-    """Return the messages in what a guest told, a line of JSON each."""
+    """Return the messages in a guest's output, which are lines of JSON."""
     found = []
     for line in text.splitlines():
         if line.startswith("{"):
@@ -120,7 +120,7 @@ def read(text: str) -> Messages:
 
 
 def summary_of_instructions(messages: Messages) -> dict[str, Any]:
-    """Return what the guest told whose clock is its instructions."""
+    """Return the results of the guest whose clock counts instructions."""
     programs = by_tool_and_event(messages, "programs")
     whole = by_tool_and_event(messages, "whole")
     over = {message["tool"]: message["over"] for message in of(messages, "over")}
@@ -159,7 +159,7 @@ def summary_of_instructions(messages: Messages) -> dict[str, Any]:
 
 
 def reach_in_instructions(messages: Messages) -> list[dict[str, Any]]:
-    """Return the figures to reach of what is counted in instructions, the worst case first."""
+    """Return the goals that are counted in instructions, the worst case first."""
     found = medians(by_tool_and_event(messages, "programs"))
     worst = [found.get((tool, what)) for tool in (SHARED, PER_PORT) for what in SYNS]
     barest, false = found.get((BAREST, SYNS[0])), found.get((FALSE, UNWATCHED))
@@ -171,28 +171,31 @@ def reach_in_instructions(messages: Messages) -> list[dict[str, Any]]:
         top
         | {
             "figure": "the worst SYN (any listener, taken, dropped or answered by a cookie), "
-            "linux.d over the barest clause",
+            "linux.d compared with the barest clause",
             "at_most": 3.5,
             "value": _ratio(_most(worst), barest),
             "reason": _worst_syn(messages),
         },
         top
         | {
-            "figure": "a whole connection, linux.d over tcpaccept.bt and tcpsynbl.bt together",
+            "figure": "a whole connection, linux.d compared with tcpaccept.bt and tcpsynbl.bt "
+            "together",
             "at_most": 4.0,
             "value": _ratio(_most(ours), sum(filter(None, both)) if all(both) else None),
             "reason": _whole_connection(messages),
         },
         top
         | {
-            "figure": "a SYN of an unwatched port, linux.d over a clause with a false predicate",
+            "figure": "a SYN of an unwatched port, linux.d compared with a clause with a false "
+            "predicate",
             "at_most": 1.5,
             "value": _ratio(found.get((PER_PORT, UNWATCHED)), false),
             "reason": _unwatched(messages),
         },
         top
         | {
-            "figure": "nginx, short connections, requests a second, with over without",
+            "figure": "nginx, short connections, requests a second with dtrace-exporter, compared "
+            "with none",
             "at_least": 0.85,
             "value": _ratio(rates.get("dtrace-exporter"), rates.get(UNTRACED)),
         },
@@ -200,7 +203,7 @@ def reach_in_instructions(messages: Messages) -> list[dict[str, Any]]:
 
 
 def pieces(messages: Messages) -> dict[str, float]:
-    """Return what each piece of a D program takes beyond the program without it."""
+    """Return the cost of each piece of a D program, compared with the program without it."""
     found = medians(by_tool_and_event(messages, "programs"))
     return {
         message["tool"]: found[message["tool"], SYNS[0]] - found.get((message["over"], SYNS[0]), 0)
@@ -211,7 +214,7 @@ def pieces(messages: Messages) -> dict[str, float]:
 
 
 def _worst_syn(messages: Messages) -> str:
-    """Say which SYN is the worst, and what it is made of."""
+    """Say which SYN costs most, and what its cost consists of."""
     found = medians(by_tool_and_event(messages, "programs"))
     made = {
         (tool, what): found[tool, what]
@@ -228,14 +231,14 @@ def _worst_syn(messages: Messages) -> str:
         f"{one} ({tool}) {ns / barest:.2f} times" for (tool, one), ns in made.items()
     )
     return (
-        f"It is {made[tool, what]:,.0f} instructions, {tool}, {what}; the limit is "
+        f"It takes {made[tool, what]:,.0f} instructions, {tool}, {what}; the limit is "
         f"{3.5 * barest:,.0f}. One by one: {others}. Two probes whose clauses do nothing and one "
         f"sum() by four words take {sum(parts[name] for name in wanted):,.0f} together."
     )
 
 
 def _whole_connection(messages: Messages) -> str:
-    """Say what no program that tells as much of a connection can spare."""
+    """Say which costs every program with the same results has for a connection."""
     found = medians(by_tool_and_event(messages, "programs"))
     runs = medians(by_tool_and_event(messages, "programs", "runs"))
     both = [found.get((tool, CONNECTION)) for tool in (ACCEPTS, BACKLOGS)]
@@ -249,8 +252,8 @@ def _whole_connection(messages: Messages) -> str:
     nothing, sums, most = (parts[name] for name in names)
     each = ", ".join(f"{tool} {ns:,.0f}" for tool, ns in ours.items())
     probes = (
-        f" For a connection {times:.0f} of its programs run: {times * nothing:,.0f} if they did "
-        "nothing."
+        f" For a connection {times:.0f} of its programs run, which take {times * nothing:,.0f} "
+        "even if they do nothing."
         if times
         else ""
     )
@@ -262,7 +265,7 @@ def _whole_connection(messages: Messages) -> str:
 
 
 def _unwatched(messages: Messages) -> str:
-    """Say what two probes take that do no more than look at the port."""
+    """Say what two probes cost that only read the port."""
     found = medians(by_tool_and_event(messages, "programs"))
     parts, left = pieces(messages), f"{NOTHING_LEFT} whose clause does nothing"
     false, reads = (found.get((tool, UNWATCHED)) for tool in (FALSE, FALSE_PORT))
@@ -270,15 +273,15 @@ def _unwatched(messages: Messages) -> str:
     if ours is None or false is None or reads is None or left not in parts:
         return ""
     return (
-        f"It is {ours:,.0f} instructions; the limit is {1.5 * false:,.0f}. A predicate that reads "
-        f"the port takes {reads:,.0f}. What became of a SYN is known at the return, and a probe "
-        f"there takes {parts[left]:,.0f} if it does nothing: together "
+        f"It takes {ours:,.0f} instructions; the limit is {1.5 * false:,.0f}. A predicate that "
+        f"reads the port takes {reads:,.0f}. The result of a SYN is known only at the return, and "
+        f"a probe there takes {parts[left]:,.0f} even if it does nothing: together "
         f"{(reads + parts[left]) / false:.2f} times."
     )
 
 
 def summary_of_linux(messages: Messages) -> dict[str, Any]:
-    """Return what the guest told whose TCP was flooded."""
+    """Return the results of the guest whose TCP was flooded."""
     bursts = [
         message["made"] - message["seen"]
         for message in of(messages, "loss")
@@ -289,7 +292,7 @@ def summary_of_linux(messages: Messages) -> dict[str, Any]:
         for message in of(messages, "interrupted")
         if message["tool"].startswith(OURS)
     ]
-    table = "SYNs told of those of a flood that interrupts the tool at its work, share, Linux"
+    table = "SYNs reported while a flood interrupts the tool at its work, share, Linux"
     most = max((message["syns"] for message in of(messages, "loss")), default=MOST)
     return {
         "software": _software(messages),
@@ -304,7 +307,7 @@ def summary_of_linux(messages: Messages) -> dict[str, Any]:
         ],
         "reach": [
             {
-                "figure": f"SYNs lost of a burst of up to {most:,}, Linux",
+                "figure": f"SYNs lost in a burst of up to {most:,}, Linux",
                 "headline": True,
                 "unit": "SYNs",
                 "at_most": 0,
@@ -330,14 +333,14 @@ def _memory_to_reach(messages: Messages) -> list[dict[str, Any]]:
     dtrace = sum(most["dtrace"]) / MB if most else None
     return [
         {
-            "figure": "dtrace(1) processes of 1,000 listeners, shared",
+            "figure": "dtrace(1) processes for 1,000 listeners, shared",
             "unit": "processes",
             "at_most": 1,
             "value": len(most["dtrace"]) if most else None,
             "reason": CALLS,
         },
         {
-            "figure": "memory of the exporter, 1,000 listeners, shared",
+            "figure": "memory of the exporter for 1,000 listeners, shared",
             "unit": "MB",
             "at_most": 80,
             "value": exporter,
@@ -365,7 +368,7 @@ def _not_measured(messages: Messages) -> dict[str, str]:
 
 def _loss_figures(messages: Messages) -> Figures:
     figures = []
-    table = "SYNs told of those in one burst, share, Linux"
+    table = "SYNs of one burst that were reported, share, Linux"
     for message in of(messages, "loss"):
         row, column = message["tool"], f"{message['syns']:,}"
         if message["seen"] is not None:
@@ -377,7 +380,10 @@ def _loss_figures(messages: Messages) -> Figures:
 
 def _memory_figures(messages: Messages) -> Figures:
     figures = []
-    memory, first_row = "Memory resident, MB", "From exec to the first row of the last session, s"
+    memory, first_row = (
+        "Memory resident, MB",
+        "Time from exec to the first row of the last session, s",
+    )
     rows = [
         (f"{_count(message['listeners'], 'listener')}, shared", message)
         for message in of(messages, "memory")
@@ -406,10 +412,10 @@ def _count(number: int, what: str) -> str:
 
 
 def plots(messages: Messages) -> list[dict[str, Any]]:
-    """Return plots against the rate of SYNs: of a processor's time, and of what is lost."""
+    """Return plots by the rate of SYNs: of the processor time, and of the losses."""
     bursts = of(messages, "loss")
     most = max((message["syns"] for message in bursts), default=0)
-    # At rates, and as fast as can be.
+    # At rates, and as fast as possible.
     points = of(messages, "rate") + [
         message | {"asked": most, "rate": 1e9 / message["ns"][0]}
         for message in bursts
@@ -426,7 +432,7 @@ def plots(messages: Messages) -> list[dict[str, Any]]:
         tool, asked, rate = point["tool"], point["asked"], round(point["rate"])
         if math.isclose(rate, asked, rel_tol=0.02):
             rate = asked
-        # What is less than what differs from one burst to the next has no place on a scale.
+        # Values below the differences between bursts are left out.
         if tool in cost and asked in base:
             more = lower_quartile(point["ns"]) - base[asked]
             if more > 0:
@@ -440,7 +446,7 @@ def plots(messages: Messages) -> list[dict[str, Any]]:
             "y": "%",
             "lines": {tool: line for tool, line in lines.items() if line},
         }
-        for title, lines in (("CPU in the kernel", cost), ("SYNs not told", lost))
+        for title, lines in (("CPU in the kernel", cost), ("SYNs not reported", lost))
     ]
 
 
@@ -452,7 +458,7 @@ def of(messages: Messages, event: str) -> Messages:
 def by_tool_and_event(
     messages: Messages, event: str, field: str = "ns"
 ) -> dict[tuple[str, str], list[float]]:
-    """Return a field of all repetitions by tool and what happened."""
+    """Return a field of all repetitions, by tool and event."""
     found: dict[tuple[str, str], list[float]] = {}
     for message in of(messages, event):
         if field in message:
@@ -461,15 +467,15 @@ def by_tool_and_event(
 
 
 def medians(found: Mapping[tuple[str, str], Sequence[float]]) -> dict[tuple[str, str], float]:
-    """Return the medians of what ``by_tool_and_event`` returns.
+    """Return the medians of the result of ``by_tool_and_event``.
 
-    A program of the tool's own that runs now and then, or an interrupt, makes one dearer.
+    A single repetition may cost more because of an interrupt or a timer of the tool.
     """
     return {key: statistics.median(values) for key, values in found.items()}
 
 
 def nginx_rates(messages: Messages) -> dict[str, list[float]]:
-    """Return the requests a second of all turns, by what ran beside nginx."""
+    """Return the requests per second of all turns, by the tool that ran beside nginx."""
     found: dict[str, list[float]] = {}
     for message in of(messages, "nginx"):
         found.setdefault(message["tool"], []).append(message["rate"])
@@ -477,14 +483,14 @@ def nginx_rates(messages: Messages) -> dict[str, list[float]]:
 
 
 def lower_quartile(values: Sequence[float]) -> float:
-    """Return what a quarter of values do not exceed."""
+    """Return the lower quartile of values."""
     if len(values) < 2:
         return values[0]
     return statistics.quantiles(values, n=4, method="inclusive")[0]
 
 
 def _most(values: Sequence[float | None]) -> float | None:
-    """Return the greatest of values, None where one of them was not measured."""
+    """Return the greatest of values, None if one of them was not measured."""
     known = [value for value in values if value is not None]
     return max(known) if len(known) == len(values) else None
 
@@ -494,7 +500,7 @@ def _ratio(over: float | None, under: float | None) -> float | None:
 
 
 def _wait(process: subprocess.Popen[bytes], told: Path) -> None:
-    """Wait until a guest ends, or has been silent too long."""
+    """Wait until a guest ends or has been silent for too long."""
     size = 0
     deadline = time.monotonic() + BOOT_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
@@ -505,7 +511,7 @@ def _wait(process: subprocess.Popen[bytes], told: Path) -> None:
 
 
 def _in_a_line(why: str) -> str:
-    """Return what a command said, less what it says of its own insides."""
+    """Return the output of a command in one line, without internals of the command."""
     lines = [line for line in why.splitlines() if not line.startswith((" ", "Traceback"))]
     return "; ".join(lines).replace("<", "&lt;")
 

@@ -1,21 +1,21 @@
-"""What is written of the measurements: a table of the page, and the plots beside it.
+"""Writes the measurements: the tables of the page, and the plots beside it.
 
-Each part of the measurements is a dictionary of
+Each part of the measurements is a dictionary with these keys:
 
 ``software``
-    Name to version of what it measured.
+    The versions of what was measured, by name.
 ``figures``
-    Of ``table``, whose title ends in the unit, ``row``, ``column`` and ``values``, one for each
-    repetition. Tables, rows and columns are shown in the order in which they come. A ``text`` is
-    shown instead of values, where there are none to show.
+    Each has a ``table``, whose title ends in the unit, a ``row``, a ``column``, and ``values``, one
+    for each repetition. Tables, rows and columns keep their order. If there are no values, a
+    ``text`` is shown instead.
 ``reach``
-    Of ``figure``, its ``unit``, ``at_most`` or ``at_least``, the ``value`` reached, None where it
-    was not measured, and the ``reason`` where it was not reached. Those that have ``headline`` come
-    first.
+    The goals. Each has a ``figure``, its ``unit``, ``at_most`` or ``at_least``, the ``value`` that
+    was reached, None if it was not measured, and the ``reason`` if it was not reached. Those with
+    ``headline`` come first.
 ``plots``
-    Of ``title``, the titles ``x`` and ``y`` of the axes, and ``lines``: name to points of x and y.
+    Each has a ``title``, the titles ``x`` and ``y`` of the axes, and ``lines``: points by name.
 ``not_measured``
-    What could not be measured, to why; it may be left out.
+    Why something could not be measured, by its name; it may be missing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
 def insert(page: str, results: dict[str, Any]) -> str:
-    """Return a page with the figures between its marks put in anew."""
+    """Return a page with new figures between its marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + tables(results) + END + after
@@ -45,13 +45,13 @@ def tables(results: dict[str, Any]) -> str:
     """Return all tables, in Markdown.
 
     Args:
-        results: each part of the measurements by its name, one of PARTS, and by ``machine`` and
-            ``date`` what was measured on, and when, for each part.
+        results: each part of the measurements by its name, one of PARTS; and under ``machine`` and
+            ``date`` the machine and the date of each part.
     """
     text = []
     parts = [(name, results[name]) for name in PARTS if name in results]
     if targets := [target for _, part in parts for target in part["reach"]]:
-        text += ["## To reach, and reached\n", _reach(targets)]
+        text += ["## Goals, and what was reached\n", _reach(targets)]
     if plots(results):
         text.append("![Each tool by the rate of SYNs](performance.svg)\n")
     for name, part in parts:
@@ -66,7 +66,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def plots(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plots of all parts that have a point."""
+    """Return all plots that have points."""
     found = [plot for name in PARTS if name in results for plot in results[name]["plots"]]
     return [plot for plot in found if any(plot["lines"].values())]
 
@@ -88,7 +88,7 @@ def _reach(targets: Iterable[dict[str, Any]]) -> str:
         if value is not None and (value > limit if at_most is not None else value < limit):
             reached = f"**{reached}: not reached.** {target.get('reason', '')}".strip()
         rows.append([target["figure"], f"{word} {number(limit)} {unit}", reached])
-    return _markdown(["figure", "to reach", "reached"], rows)
+    return _markdown(["figure", "goal", "reached"], rows)
 
 
 def _table(figures: Sequence[dict[str, Any]]) -> str:
@@ -111,7 +111,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return the median of values and, where they differ, the quartiles around it."""
+    """Return the median of values and, if they differ, the quartiles."""
     middle = number(statistics.median(values))
     if len(values) < 2:
         return middle
@@ -121,7 +121,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count, and all of those before its point."""
+    """Return a number with three significant digits, and all digits before its point."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -151,7 +151,7 @@ _DOWN = _TOP + _HEIGHT + 56
 
 
 def svg(plots: Sequence[dict[str, Any]]) -> str:
-    """Draw plots, two beside each other, with one legend; logarithmic where numbers span much."""
+    """Draw plots in pairs, with one legend; axes are logarithmic if numbers differ much."""
     names = list(dict.fromkeys(name for plot in plots for name in plot["lines"]))
     columns = min(2, len(plots))
     width = _LEFT + columns * (_WIDTH + _GAP)
@@ -206,7 +206,7 @@ def _line(names: Sequence[str], name: str, places: Iterable[tuple[float, float]]
 
 
 class _Axis:
-    """Maps numbers to places."""
+    """Maps numbers to positions on an axis."""
 
     def __init__(self, values: Sequence[float], begin: float, end: float) -> None:
         low, high = min(values), max(values)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure what watching listen queues costs, and write it down in docs/performance.*.
+"""Measure what watching listen queues costs, and write the results to docs/performance.*.
 
     python bench/run.py [instructions] [linux] [user]
 
-Without an argument all parts are measured, and otherwise the others are left as they were. All but
-the last are measured in virtual machines, and take long.
+Without an argument all parts are measured. Parts that are not named stay as they are. All but the
+last are measured in virtual machines, and take long.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MEASURES = {
     "linux": ("bench.kernel", "linux"),
     "user": ("bench.user", "measure"),
 }
-"""Part to the function that measures it."""
+"""The functions that measure the parts, by part."""
 
 
 def main(parts: list[str], docs: Path = DOCS) -> int:
     """Measure, write and print.
 
     Args:
-        parts: of report.PARTS those to measure.
-        docs: where performance.md is, and the two files beside it.
+        parts: those of report.PARTS to measure.
+        docs: the directory of performance.md and the two files beside it.
     """
     raw = docs / "performance.json"
     results = json.loads(raw.read_text(encoding="utf-8")) if raw.exists() else {}
@@ -52,7 +52,7 @@ def main(parts: list[str], docs: Path = DOCS) -> int:
         try:
             measured = getattr(importlib.import_module(module), function)()
         except Exception:
-            # What the other parts take so long to measure is not lost by it.
+            # The results of the other parts, which take long, must not be lost.
             traceback.print_exc()
             print(f"{part} failed: that part is left as it was", file=sys.stderr)
             failed = True
@@ -65,12 +65,12 @@ def main(parts: list[str], docs: Path = DOCS) -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Say what machine this is, and when; a part that measured on another one says so itself."""
+    """Return the machine and the date; a part that uses another machine adds its own."""
     return {"machine": _machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 def write(results: dict[str, Any], docs: Path) -> None:
-    """Write the raw numbers, the page's tables and the plots, where there are any."""
+    """Write the raw numbers, the page's tables and the plots, if there are any."""
     (docs / "performance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = docs / "performance.md"
     page.write_text(report.insert(page.read_text(encoding="utf-8"), results), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The part of the measurements that needs no kernel: scrapes, ticks and memory of the exporter.
+"""The measurements that need no kernel: scrapes, ticks and memory of the exporter.
 
-The exporter runs as it would, on a dtrace(1) that prints the rows of so many listeners.
+The exporter runs as usual, on a stand-in for dtrace(1) that prints the rows of many listeners.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,14 +30,19 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from bench import bare, client
+from bench import bare, client, scripts
 from bench.dtrace import FIRST_PORT, rows, sun_rows
+from dtrace_exporter import sock_diag
 from dtrace_exporter.collector import Collector
+from dtrace_exporter.inet_diag import ListeningSocket
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import Capabilities, ListenerTable, SessionId
+from dtrace_exporter.sock_diag import SockDiagSource
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.state import SessionStatus, State
 from dtrace_exporter.tracing.rows import Tick
 from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.watched import Watched, named
 from dtrace_exporter.web import handlers
 from dtrace_exporter.web.exposition import Texts
 from dtrace_exporter.web.server import bind
@@ -57,6 +62,8 @@ _FORMATS = {
     "OpenMetrics": {"Accept": _OPENMETRICS},
     "OpenMetrics, gzip": {"Accept": _OPENMETRICS, "Accept-Encoding": "gzip"},
 }
+_BUSY, _SOCK_DIAG = "dtrace, every listener busy", "sock_diag"
+_QMAX = 128
 _OURS, _NODE, _BARE = "dtrace-exporter", "node exporter", "bare prometheus_client"
 
 _NODE_COMMAND = "prometheus-node-exporter"
@@ -68,10 +75,10 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
 
     Args:
         sizes: numbers of listeners; growth is from the last but one to the last.
-        repetitions: of everything of which a median is given.
+        repetitions: how often each measurement is repeated, for medians.
 
     Returns:
-        As report.py takes it.
+        The results, as for report.py.
     """
     figures = _Figures()
     versions = software()
@@ -80,8 +87,12 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
         _rendering(figures, size, repetitions)
         _scrapes(figures, size, repetitions, versions)
         _ticks(figures, size, repetitions)
+    _say("the first scrape")
+    _first_scrape(figures, 10 * sizes[-1], min(repetitions, 5))
     _say("rows")
     _parsing(figures, sizes[-1], repetitions)
+    _say("scripts")
+    _scripts(figures, repetitions)
     _say("one session for each port")
     for size in sizes:
         if size <= 100:
@@ -97,7 +108,7 @@ def measure(sizes: Sequence[int] = SIZES, repetitions: int = _REPETITIONS) -> di
 
 
 def software() -> dict[str, str]:
-    """Return the versions of what is always measured."""
+    """Return the versions of the software that is always measured."""
     names = ("dtrace-exporter", "prometheus-client", "tornado")
     return {"Python": platform.python_version()} | {name: version(name) for name in names}
 
@@ -122,15 +133,18 @@ TIME = "Time of a scrape over HTTP, ms, by listeners"
 CPU = "CPU of a scrape over HTTP, ms, by listeners"
 SAMPLES = "Samples of a scrape, by listeners"
 RATE = "Samples rendered in a second of CPU, thousands, by listeners"
-RATIO = "Rendering: dtrace-exporter over bare prometheus_client, times, by listeners"
+RATIO = "Rendering: dtrace-exporter compared with bare prometheus_client, times, by listeners"
 TICK = "CPU of a tick in the exporter, every listener busy, ms, by listeners"
 MEMORY = "Resident memory of the exporter, MB, by listeners"
-PARSING = "CPU of reading a row into the listener table, the most listeners, us"
+FIRST = "CPU of the first scrape, rendered, ms, by listeners"
+PARSING = "CPU of reading a row into the listener table, with the most listeners, us"
+SCRIPTS = f"CPU of {scripts.ROWS} rows of a tick, and of a sample of a scrape, all of them changed"
 HEARTBEAT = "The event loop while scrapes of the most listeners are rendered, ms"
 
 
 def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
     before, most = map(_column, sizes[-2:])
+    first = _column(10 * sizes[-1])
 
     def growth(what: str, table: str, row: str) -> dict[str, Any]:
         small, large = figures.median(table, row, before), figures.median(table, row, most)
@@ -143,14 +157,26 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
     def rate(form: str) -> dict[str, Any]:
         return {
-            "figure": "samples rendered per second, ours over bare prometheus_client with the same "
-            f"{most} listeners' samples, all of them changed: {form}",
+            "figure": "samples rendered per second, compared with bare prometheus_client, "
+            f"{most} listeners, all samples changed: {form}",
             "at_least": 1.0,
             "unit": "times",
             "value": figures.median(RATIO, f"{form}, all changed", most),
         }
 
+    def script(what: str, column: str, most_times: float) -> dict[str, Any]:
+        ours = figures.median(SCRIPTS, scripts.NAMES[scripts.COUNTS], column)
+        other = figures.median(SCRIPTS, scripts.LISTENERS, column)
+        return {
+            "figure": f"{what} of a script's counts, compared with that of listen queues",
+            "at_most": most_times,
+            "unit": "times",
+            "value": ours / other if ours and other else None,
+        }
+
     return [
+        script(f"a tick of {scripts.ROWS} rows", "a tick, ms", 2.0),
+        script("a sample in a scrape", "a sample of a scrape, us", 1.0),
         {
             "figure": f"resident memory for {most} listeners, exporter alone",
             "at_most": 80.0,
@@ -159,6 +185,21 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
         },
         rate("text"),
         rate("OpenMetrics"),
+        {
+            "figure": "the same, all samples new: text",
+            "at_least": 1.0,
+            "unit": "times",
+            "value": figures.median(RATIO, "text, all new", most),
+        },
+        *(
+            {
+                "figure": f"CPU of the first scrape of {first} listeners, {source}",
+                "at_most": 2000.0,
+                "unit": "ms",
+                "value": figures.median(FIRST, source, first),
+            }
+            for source in (_BUSY, _SOCK_DIAG)
+        ),
         growth("a scrape's CPU, text", CPU, f"{_OURS}, text"),
         growth("a scrape's CPU, OpenMetrics, gzip", CPU, f"{_OURS}, OpenMetrics, gzip"),
         growth("tick handling", TICK, _OURS),
@@ -170,7 +211,7 @@ def _reach(figures: _Figures, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
-    """Render the same samples by turns: ours, with all changed and with none, and the library's."""
+    """Render the same samples by turns: ours, all changed or none, and the library's."""
     state = _state(size)
     collector, texts, nothing = Collector(state), Texts(), CollectorRegistry()
     column = _column(size)
@@ -179,13 +220,20 @@ def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
         bare.register(Collector(state).collect(), library)
         ours = b"".join(texts.render(collector.read(), nothing, encode))
         count = _same_samples(ours, encode(library))
-        rates: dict[str, list[float]] = {"all changed": [], "none changed": [], _BARE: []}
+        rates: dict[str, list[float]] = {
+            "all changed": [],
+            "none changed": [],
+            "all new": [],
+            _BARE: [],
+        }
         for repetition in range(repetitions):
             _change(state, repetition)
             for what, found in rates.items():
                 began = time.thread_time()
                 if what == _BARE:
                     encode(library)
+                elif what == "all new":
+                    b"".join(Texts().render(Collector(state).read(), nothing, encode))
                 else:
                     b"".join(texts.render(collector.read(), nothing, encode))
                 found.append(count / (time.thread_time() - began))
@@ -197,11 +245,35 @@ def _rendering(figures: _Figures, size: int, repetitions: int) -> None:
                 figures.add(RATIO, row, column, [value / other for value, other in pairs])
 
 
+def _first_scrape(figures: _Figures, size: int, repetitions: int) -> None:
+    """Read and render listeners that have not been rendered before."""
+    busy = _state(size)
+    sockets = [
+        ListeningSocket(f"127.0.{number >> 8}.{number & 255}", FIRST_PORT, 1, _QMAX, 0, number)
+        for number in range(size)
+    ]
+    readings = [sock_diag.Reading(sockets, Counter())]
+    took: dict[str, list[float]] = {_BUSY: [], _SOCK_DIAG: []}
+    for _ in range(repetitions):
+        for source, found in took.items():
+            state = busy
+            began = time.thread_time()
+            if source == _SOCK_DIAG:
+                state = State()
+                state.table.watch(_SESSION, Watched(), sock_diag.CAPABILITIES)
+                state.table.limit("", Limits(listeners=size))
+                deque(SockDiagSource().update(state.table, _SESSION, readings), 0)
+            b"".join(Texts().render(Collector(state).read(), CollectorRegistry(), generate_latest))
+            found.append(1000 * (time.thread_time() - began))
+    for source, values in took.items():
+        figures.add(FIRST, source, _column(size), values)
+
+
 def _state(size: int) -> State:
     state = State()
     ports = {FIRST_PORT + number: f"service-{number}" for number in range(size)}
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
-    state.table.watch(_SESSION, ports, Capabilities(reasons=reasons))
+    state.table.watch(_SESSION, named(ports), Capabilities(reasons=reasons))
     state.sessions[_SESSION] = SessionStatus(up=True, last_record=time.time())
     _change(state, 0)
     return state
@@ -220,7 +292,7 @@ def _change(state: State, seed: int) -> None:
 
 
 def _same_samples(one: bytes, other: bytes) -> int:
-    """Return how many samples each of two scrapes has, when they have the same ones."""
+    """Return the number of samples in two scrapes, which must have the same ones."""
     names = [
         sorted(
             line.rpartition(b" ")[0] for line in text.split(b"\n") if line and line[0] != ord("#")
@@ -243,8 +315,8 @@ class _Server:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU that the process has used, with those of its ended threads."""
-        # As clock_getcpuclockid(3) makes the number of a process's clock.
+        """The CPU seconds that the process has used, including those of ended threads."""
+        # This is how clock_getcpuclockid(3) makes the number of a process's clock.
         return time.clock_gettime((~self.process.pid << 3) | 2)
 
     @property
@@ -269,7 +341,7 @@ class _Server:
 def _serving(
     name: str, argv: Sequence[str], port: int, wanted: str, count: int
 ) -> Iterator[_Server]:
-    """Run a server until the block ends, which begins once a scrape has so many of a sample."""
+    """Run a server until the block ends; it begins once a scrape has enough samples of a name."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log)
         server = _Server(name, process, port)
@@ -296,7 +368,7 @@ def _serving(
 
 @contextmanager
 def _exporter(listeners: int, mode: str, session: str = "shared") -> Iterator[_Server]:
-    """Run the exporter over a dtrace(1) of so many listeners, until the block ends."""
+    """Run the exporter on a stand-in for dtrace(1) with many listeners, until the block ends."""
     port = _free_port()
     each = 1 if session == "per-port" else listeners
     fake = [sys.executable, "-I", str(HERE / "dtrace.py"), str(each), mode]
@@ -358,7 +430,7 @@ def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str,
                     same = ("openmetrics" in answer.headers["Content-Type"]) == (
                         "OpenMetrics" in form
                     )
-                    # The first one writes the names.
+                    # The first scrape also makes the names.
                     if same and repetition >= 0:
                         measured.setdefault((server.name, form), []).append((took, used))
         for connection in connections:
@@ -370,9 +442,9 @@ def _scrapes(figures: _Figures, size: int, repetitions: int, versions: dict[str,
 
 
 def _node_exporter() -> str | None:
-    """Return the node exporter's path, from Debian's package unpacked where it is not installed.
+    """Return the path of the node exporter; if it is not installed, Debian's package is unpacked.
 
-    It is not installed: that would start it, on every address of this machine.
+    It is not installed for this, because then it would be started on every address of this machine.
     """
     cached = _CACHE / "usr/bin" / _NODE_COMMAND
     if found := shutil.which(_NODE_COMMAND) or (str(cached) if cached.exists() else None):
@@ -402,7 +474,7 @@ _CHANGED, _UNCHANGED = "changed since the tick before", "not changed"
 def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
     """Feed rows of the same events by turns, of linux.d and of illumos.d.
 
-    Linux's are fed twice, the second time unchanged; illumos' tell something but once.
+    Linux's rows are fed twice, the second time unchanged; those of illumos are never repeated.
     """
     readers = {name: Tally(_table(), _SESSION) for name in (_OF_LINUX, _OF_SUN)}
     took: dict[tuple[str, str], list[float]] = {}
@@ -421,16 +493,26 @@ def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
                 if isinstance(record, Tick):
                     deque(readers[name].settle(record), maxlen=0)
             used = time.thread_time() - began
-            # The first one tells who Linux's listeners are.
+            # The first one adds Linux's listeners.
             if repetition >= 0:
                 took.setdefault((name, what), []).append(1e6 * used / len(lines))
     for (name, what), values in took.items():
         figures.add(PARSING, name, what, values)
 
 
+def _scripts(figures: _Figures, repetitions: int) -> None:
+    """Read and render as many rows and samples of scripts as of listen queues, by turns."""
+    for what, values in scripts.ticks(repetitions).items():
+        milliseconds = [1000 * value for value in values]
+        figures.add(SCRIPTS, scripts.NAMES.get(what, what), "a tick, ms", milliseconds)
+    for what, values in scripts.scrapes(repetitions).items():
+        microseconds = [1e6 * value for value in values]
+        figures.add(SCRIPTS, scripts.NAMES[what], "a sample of a scrape, us", microseconds)
+
+
 def _table() -> ListenerTable:
     table = ListenerTable()
-    table.watch(_SESSION, None)
+    table.watch(_SESSION, Watched())
     return table
 
 
@@ -438,7 +520,7 @@ def _table() -> ListenerTable:
 
 
 def _ticks(figures: _Figures, size: int, repetitions: int) -> None:
-    """Take the exporter's CPU second by second, each of which has a tick; then its memory."""
+    """Measure the exporter's CPU in each second, which has a tick; then its memory."""
     with _exporter(size, "busy") as server:
         values = []
         before = server.cpu
@@ -459,7 +541,7 @@ def _per_port(figures: _Figures, size: int) -> None:
 
 
 def _memory(server: _Server) -> float:
-    """Return the memory of a server that has been scraped in every format, more than once."""
+    """Return the memory of a server after several scrapes in every format."""
     connection = server.connect()
     for _ in range(3):
         for headers in _FORMATS.values():
@@ -472,7 +554,7 @@ def _memory(server: _Server) -> float:
 
 
 async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
-    """Serve scrapes of changed listeners in a loop that handles heartbeats, and time these."""
+    """Serve scrapes of changed listeners in a loop that handles heartbeats, and time the latter."""
     state = _state(size)
 
     async def no_reload() -> None:
@@ -488,11 +570,11 @@ async def _heartbeats(figures: _Figures, size: int, repetitions: int) -> None:
             (f"{_CROWD} scrapes at once, {changing}", max(repetitions // 5, 1), _CROWD),
         ):
             late, blocked, took = await _beats_during(state, port, times, at_once)
-            figures.add(HEARTBEAT, row, "a heartbeat is handled late by", late)
-            figures.add(HEARTBEAT, row, "at most by", [max(late)])
+            figures.add(HEARTBEAT, row, "delay of a heartbeat", late)
+            figures.add(HEARTBEAT, row, "longest delay", [max(late)])
             figures.add(HEARTBEAT, row, "longest block, CPU", [max(blocked)])
             if took:
-                figures.add(HEARTBEAT, row, "an answer takes", took)
+                figures.add(HEARTBEAT, row, "time of an answer", took)
     finally:
         server.stop()
         await server.close_all_connections()
@@ -524,7 +606,7 @@ async def _beats_during(
             beaten.set()
 
     async def watch() -> None:
-        # By this process's CPU: what other processes take of the machine is not its doing.
+        # In CPU time of this process, because other processes also use the machine.
         while True:
             began = time.process_time()
             await asyncio.sleep(0.001)

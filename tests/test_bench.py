@@ -230,4 +230,4 @@ def test_headline() -> None:
     top = {"figure": "worst", "at_most": 2.0, "unit": "times", "value": 1.0, "headline": True}
     results = {"linux": KERNEL, "user": KERNEL | {"reach": [top]}}
     lines = report.tables(results).splitlines()
-    assert lines[lines.index("## To reach, and reached") :][4].startswith("| worst |")
+    assert lines[lines.index("## Goals, and what was reached") :][4].startswith("| worst |")

@@ -122,11 +122,11 @@ def test_reason_in_instructions() -> None:
     assert "2,600 instructions, linux.d, shared, dropped, Q full; the limit is 2,275" in syn
     assert f"take {300 + 250 + 600:,} together" in syn
     assert "The limit is 8,800 instructions: linux.d, shared 9,900" in connection
-    assert "9 of its programs run: 2,700 if they did nothing" in connection
+    assert "9 of its programs run, which take 2,700 even if they do nothing" in connection
     assert "take 1,800, and three lengths of queues by max() 1,500" in connection
     assert "1,000 instructions; the limit is 600." in unwatched
     assert "reads the port takes 450." in unwatched
-    assert "takes 250 if it does nothing: together 1.75 times" in unwatched
+    assert "takes 250 even if it does nothing: together 1.75 times" in unwatched
     without = [message for message in INSTRUCTIONS if message["event"] != "over"]
     summary = kernel.summary_of_instructions(without)
     assert {one.get("reason", "") for one in summary["reach"]} == {""}
@@ -140,7 +140,7 @@ def test_instructions() -> None:
     assert programs[kernel.BEFORE_NAME, CONNECTION] == [24_294]
     assert (NOTHING, "taken") not in programs
     assert programs[SHARED, f"programs run for {CONNECTION}"] == [9]
-    whole = cells("In all, with the way")
+    whole = cells("In total, with the way")
     assert whole["untraced: all that the kernel does", "taken"] == [12_000, 12_010]
     assert whole["linux.d, shared: added", "taken"] == [2200]
     assert cells("What a D program is made of")[LEFT, "takes"] == [250]
@@ -187,17 +187,17 @@ def test_tables() -> None:
 
 def test_losses() -> None:
     """What tools told of a burst is a share of it; one that tells no SYNs says so."""
-    assert cells("SYNs told of those in one burst, share, Linux") == {
+    assert cells("SYNs of one burst that were reported, share, Linux") == {
         ("linux.d, shared", "1,000,000"): [1],
         ("printf per SYN", "1,000,000"): [0.02],
         ("bpftrace, keyed count", "1,000,000"): [1],
-        ("tcpaccept.bt", "1,000"): "tells no SYNs",
+        ("tcpaccept.bt", "1,000"): "reports no SYNs",
     }
 
 
 def test_interrupts() -> None:
     """What was told of a flood that interrupts a tool is a share of it."""
-    table = cells("SYNs told of those of a flood that interrupts")
+    table = cells("SYNs reported while a flood interrupts")
     assert table["printf per SYN", "share"] == [0.1]
     assert table["linux.d, shared", "SYNs"] == [500]
 

@@ -1,8 +1,8 @@
-"""SYNs to listeners of this machine, as fast as its kernel takes them in.
+"""SYNs to listeners of this machine, as fast as its kernel accepts them.
 
-The packets are made beforehand and handed over by sendmmsg(2), a thousand to a call; the loopback
-interface delivers each while it is being sent, on the same CPU, so that a burst is over when the
-call returns. Nothing of it is the start of a process or the making of packets.
+The packets are made beforehand and sent by sendmmsg(2), a thousand in a call. The loopback
+interface delivers each packet while it is being sent, on the same CPU, so a burst is over when the
+call returns. So the time has neither the start of a process nor the making of packets in it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class _Message(ctypes.Structure):
 
 
 class Flood:
-    """SYNs of many clients, whose SYN-ACKs nobody answers.
+    """SYNs of many clients, which do not answer the SYN-ACKs.
 
     Args:
-        address: of the listeners, IPv4.
-        ports: of the listeners, which have a SYN each in turn.
+        address: the IPv4 address of the listeners.
+        ports: their ports, which get SYNs in turn.
     """
 
     def __init__(self, address: str, ports: Sequence[int]) -> None:
@@ -66,22 +66,22 @@ class Flood:
         self._resets = _Packets(address, ports, _RST)
         self._made = 0
         self.keeps = True
-        """Whether the listener keeps a SYN; each burst is then taken back after it."""
+        """Whether the listener keeps SYNs; then each burst is taken back at its end."""
         self.dropped = False
-        """Whether it drops each."""
+        """Whether the listener drops all SYNs."""
 
     def burst(self, syns: int) -> float:
-        """Send SYNs, no more than PACKETS if they are kept; return the time of one, nanoseconds.
+        """Send SYNs, at most PACKETS if they are kept; return the time of one, in nanoseconds.
 
         Raises:
-            RuntimeError: the kernel's own counters tell something else.
+            RuntimeError: the kernel's own counters differ.
         """
         took = self.arrive(syns)
         self.take_back(syns)
         return took
 
     def arrive(self, syns: int) -> float:
-        """Do what ``burst`` does, but let those stay that are kept, until ``take_back``."""
+        """Do the same as ``burst``, but leave SYNs that are kept until ``take_back``."""
         if self.keeps and syns > PACKETS:
             raise ValueError(f"{syns} SYNs at once")
         before = counters()
@@ -97,16 +97,16 @@ class Flood:
         return took / syns
 
     def take_back(self, syns: int) -> None:
-        """Send a reset for each of so many SYNs that are kept."""
+        """Send a reset for each of the SYNs that are kept."""
         if self.keeps:
             self._send(self._resets, syns)
 
     def send(self, syns: int) -> None:
-        """Send SYNs of which nothing is to be known here."""
+        """Send SYNs without checks."""
         self._send(self._syns, syns)
 
     def made(self) -> int:
-        """Return how many SYNs the kernel has taken in so far."""
+        """Return how many SYNs the kernel has received so far."""
         return self._made
 
     def close(self) -> None:
@@ -147,10 +147,10 @@ def packet(number: int, address: str, port: int, flags: int) -> bytes:
     """Return a segment of a client, IPv4's header and TCP's, 40 bytes.
 
     Args:
-        number: which client.
-        address: where it goes.
-        port: where it goes.
-        flags: TCP's; what is no SYN is the segment after it.
+        number: the number of the client.
+        address: the destination address.
+        port: the destination port.
+        flags: the flags of TCP; a segment that is not a SYN is the one after it.
     """
     source = struct.pack("!I", _FIRST_SOURCE + number // _PORTS)
     target = socket.inet_aton(address)
@@ -159,7 +159,7 @@ def packet(number: int, address: str, port: int, flags: int) -> bytes:
     tcp = head + struct.pack("!HHH", 65535, 0, 0)
     pseudo = source + target + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp))
     tcp = head + struct.pack("!HHH", 65535, checksum(pseudo + tcp), 0)
-    # IPv4's own checksum is the kernel's to fill in.
+    # The kernel fills in IPv4's own checksum.
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0)
     return ip + source + target + tcp
 

@@ -1,7 +1,7 @@
-"""On Linux, in a machine whose clock is its instructions: what SYNs, connections and nginx cost.
+"""Measures what SYNs, connections and nginx cost on Linux, in a machine that counts instructions.
 
-QEMU's ``-icount shift=0,sleep=off`` gives each instruction of the guest a nanosecond, and lets none
-pass while nothing is to be done. So all that is told here in nanoseconds is instructions.
+With QEMU's ``-icount shift=0,sleep=off`` each instruction of the guest takes a nanosecond, and no
+time passes while the guest is idle. So all nanoseconds here are numbers of instructions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RETURN = "fbt::tcp_conn_request:return"
 PORT, FOREIGN, WEB = 7001, 7002, 7003
 MANY = range(7100, 7150)
 FULL4 = "192.0.2.2"
-"""Where the listener of PORT is whose Q is full."""
+"""The address of the listener on PORT whose Q is full."""
 BACKLOG = 60_000
 SYNS = 300
 CONNECTIONS = 50
@@ -58,7 +58,7 @@ LISTENER = "((struct sock *)arg2)"
 
 
 def tools() -> list[Tool]:
-    """Return all that is compared."""
+    """Return the tools that are compared."""
     numbers = program.drop_counters([DTRACE])
     with_dtrace = partial(Tool, command=with_program(DTRACE), ready="ready")
     reads = f"{ENTRY} / {LISTENER}->__sk_common.skc_num == {PORT} /"
@@ -77,9 +77,9 @@ def tools() -> list[Tool]:
 
 
 def pieces() -> list[tuple[str, str, str]]:
-    """Return what a program is made of: each piece's name, a program with it, and one without.
+    """Return the pieces of a program: for each its name, a program with it, and one without it.
 
-    The program without it is another piece's, by its name; none is told by an empty one.
+    The program without it is that of another piece, by name; an empty name means none.
     """
     base = "a probe at entry whose clause does nothing"
     action = "this->x = arg2;"
@@ -120,14 +120,14 @@ def pieces() -> list[tuple[str, str, str]]:
 
 @dataclass
 class Event:
-    """Something whose cost is measured.
+    """An event whose cost is measured.
 
     Attributes:
-        name: what it is called.
-        make: makes so many of it; returns nanoseconds for each.
-        count: how many at once.
-        cookies: the kernel's net.ipv4.tcp_syncookies meanwhile.
-        after: what has to follow when it is not looked at any more.
+        name: its name.
+        make: makes a number of these events; returns the nanoseconds for each.
+        count: how many are made at once.
+        cookies: the value of the kernel's net.ipv4.tcp_syncookies meanwhile.
+        after: is called when the measurement is over.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Event:
     after: Callable[[int], None] = lambda _: None
 
     def measure(self, tool: str, tracer: Tracer | None) -> None:
-        """Tell what it costs: in all, and of that in a tool's own BPF programs."""
+        """Report what it costs in total, and in a tool's own BPF programs."""
         whole, programs, runs = [], [], []
         with sysctl("net.ipv4.tcp_syncookies", self.cookies):
             self._make()
@@ -173,7 +173,7 @@ def drain(tracer: Tracer | None) -> None:
 
 @contextmanager
 def events() -> Iterator[list[Event]]:
-    """Have listeners, and what can happen to them."""
+    """Open listeners, and yield the events that can happen to them."""
     subprocess.run(["ip", "address", "add", f"{FULL4}/32", "dev", "nowhere"], check=True)
     listeners = [Listener(port, BACKLOG, HERE4) for port in (PORT, FOREIGN, *MANY)]
     full = Listener(PORT, 2, FULL4)
@@ -212,7 +212,7 @@ def connections(server: socket.socket, count: int) -> float:
 
 
 def measure() -> None:
-    """Tell what each event costs with each tool, and what each piece of a program does."""
+    """Report what each event costs with each tool, and what each piece of a program costs."""
     with events() as every:
         taken = every[0]
         names = {name: over for name, _, over in pieces()}
@@ -240,7 +240,7 @@ http {{
 
 
 def nginx() -> None:
-    """Tell how many requests nginx answers in a second, each of a new connection."""
+    """Report how many requests nginx answers in a second, each over a new connection."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config"
         config.write_text(NGINX.format(folder=folder, address=HERE4, port=WEB))
@@ -260,7 +260,7 @@ def nginx() -> None:
 
 
 def requests(count: int) -> float:
-    """Make requests; return how many there were in a second."""
+    """Make requests; return how many were answered in a second."""
     done = subprocess.run(
         ["ab", "-q", "-n", str(count), "-c", "4", f"http://{HERE4}:{WEB}/"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""On Linux: what of SYNs is lost, memory by listeners and by sessions, starts."""
+"""Measures lost SYNs, memory by listeners and by sessions, and starts on Linux."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INTERRUPTING = 200_000
 BURST = 2_000
 PATIENCE = 4.0
 LISTENERS = (1, 10, 100, 1_000)
-# Each has two programs at the entry and the return of one function, which takes 38 of them; see
+# Each has two programs, at the entry and the return of one function, which can have 38 of them: see
 # BPF_MAX_TRAMP_LINKS in the kernel's linux/bpf.h.
 SESSIONS = (1, 10, 19)
 SESSION_SECONDS = 500
@@ -58,7 +58,7 @@ BEGIN {{ printf("TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax\\n"); 
 
 
 def tools() -> list[Tool]:
-    """Return all that is compared."""
+    """Return the tools that are compared."""
     probe = "kprobe:tcp_conn_request"
     numbers = program.drop_counters([DTRACE])
     return [
@@ -69,7 +69,7 @@ def tools() -> list[Tool]:
         printf_per_syn(DTRACE, PRINTING),
         bpftrace_keyed(probe, "arg2"),
         bpftrace_printf(probe, "arg2"),
-        # Neither of them has a probe that a SYN comes by.
+        # A SYN meets no probe of these two.
         Tool("tcpaccept.bt", ["bpftrace", "/usr/sbin/tcpaccept.bt"], None, "Tracing", settle=3.0),
         Tool("tcpsynbl.bt", ["bpftrace", "/usr/sbin/tcpsynbl.bt"], None, "Tracing", settle=3.0),
         Tool("bcc tcpsynbl", ["python3", "/usr/sbin/tcpsynbl-bpfcc"], None, "Tracing", settle=3.0),
@@ -77,7 +77,7 @@ def tools() -> list[Tool]:
 
 
 def measure(flood: Flood) -> None:
-    """Tell of each tool what it told of bursts, of SYNs at rates, and of a flood of interrupts."""
+    """Report what each tool saw of bursts, of SYNs at rates, and of a flood of interrupts."""
 
     def one(tool: Tool, tracer: Tracer | None) -> None:
         account = Account(flood, tool, tracer, flood.made())
@@ -93,10 +93,10 @@ def measure(flood: Flood) -> None:
 
 
 def interrupted(flood: Flood, tool: Tool, tracer: Tracer) -> None:
-    """Tell what a tool told of SYNs that come by interrupts on the CPU where its consumer works.
+    """Report what a tool saw of SYNs that arrive in interrupts on the CPU of its consumer.
 
-    CPU 1 makes the SYNs and CPU 0 takes them in, where a process makes and accepts connections. A
-    SYN cookie answers each, theirs as well.
+    CPU 1 sends the SYNs and CPU 0 receives them, where a process makes and accepts connections. SYN
+    cookies answer all SYNs, also those of this process.
     """
     seen = tool.seen
     assert seen is not None
@@ -109,7 +109,7 @@ def interrupted(flood: Flood, tool: Tool, tracer: Tracer) -> None:
         os.sched_setaffinity(0, {1})
         try:
             for sent in range(0, INTERRUPTING, BURST):
-                # CPU 0 shall have something to do, and not be so late that clients try again.
+                # CPU 0 should be busy, but not so late that clients send their SYNs again.
                 while cookies_sent() - cookies < sent - BURST:
                     tracer.read(0.002)
                 flood.send(BURST)
@@ -128,14 +128,14 @@ def cookies_sent() -> int:
 
 
 class Busy(threading.Thread):
-    """Connections on CPU 0, of listeners that come and go."""
+    """Makes connections on CPU 0, to listeners that come and go."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Make and accept them until it is to end."""
+        """Make and accept connections until end() is called."""
         os.sched_setaffinity(threading.get_native_id(), {0})
         while not self._ended.is_set():
             with socket.create_server(("127.0.0.1", 0)) as server:
@@ -145,14 +145,14 @@ class Busy(threading.Thread):
                     client.close()
 
     def end(self) -> None:
-        """Let it come to its end."""
+        """End the thread."""
         self._ended.set()
         self.join()
 
 
 @contextmanager
 def steered() -> Iterator[None]:
-    """Have CPU 0 take in what comes over the loopback interface, whichever CPU has sent it."""
+    """Let CPU 0 receive all packets of the loopback interface, whichever CPU sends them."""
     switch = Path("/sys/class/net/lo/queues/rx-0/rps_cpus")
     switch.write_text("1")
     try:
@@ -162,7 +162,7 @@ def steered() -> Iterator[None]:
 
 
 def settled(read: Callable[[], int], tracer: Tracer) -> int:
-    """Return a number once it has been the same for some seconds."""
+    """Return a number once it has not changed for some seconds."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < PATIENCE:
         tracer.wait(0.5)
@@ -172,7 +172,7 @@ def settled(read: Callable[[], int], tracer: Tracer) -> int:
 
 
 def memory(listeners: int) -> None:
-    """Tell the memory of an exporter of so many listeners, and of its dtrace(1), in bytes."""
+    """Report the memory of an exporter with some listeners, and of its dtrace(1), in bytes."""
     with ExitStack() as stack:
         for number in range(listeners):
             opened = stack.enter_context(socket.socket())
@@ -200,9 +200,9 @@ def memory(listeners: int) -> None:
 
 
 def start(sessions: int) -> None:
-    """Tell how long it is from exec to the last session's first row, and the memory of it all.
+    """Report the time from exec to the first row of the last session, and the memory of all.
 
-    The exporter is left to the end of this guest, for the end of many of them takes long.
+    The exporter is not stopped, because the end of many sessions takes long.
     """
     ports = [FIRST_PORT + number for number in range(sessions)]
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What is compared, and how to read from what a tool has printed how many SYNs it saw."""
+"""The tools that are compared, and how to read from their output how many SYNs they saw."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dtrace_exporter.config import DTraceConfig
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.tracing import program, rendering
+from dtrace_exporter.tracing import program
+from dtrace_exporter.tracing.plan import Plan
 from dtrace_exporter.tracing.rows import RowError
 from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.watched import Watched
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Something that watches SYNs.
+    """A tool that watches SYNs.
 
     Attributes:
-        name: what it is called.
-        command: how to start it; none for no tool at all.
-        text: its program, for standard input; None for none.
-        ready: an expression that its output has once every probe is enabled.
-        seen: how many SYNs it told in an output, None where it tells none.
-        settle: seconds that it takes from then until it does as it always does.
-        port_only: whether it tells SYNs of one port only.
+        name: its name.
+        command: how to start it; empty for no tool.
+        text: its program, for the standard input; None for none.
+        ready: an expression that matches its output once all probes are enabled.
+        seen: returns how many SYNs an output reports; None if the tool reports none.
+        settle: how many seconds it needs after that until it works as usual.
+        port_only: whether it reports SYNs of one port only.
     """
 
     name: str
@@ -39,12 +42,12 @@ UNTRACED = Tool("untraced", (), None, "")
 
 
 def barest(dtrace: str, probe: str) -> Tool:
-    """Return the least that a clause can do; what it counted is printed once a second."""
+    """Return a clause that does the least possible; its count is printed once a second."""
     return Tool("barest clause", with_program(dtrace), counting(probe), "ready", counted)
 
 
 def counting(probe: str) -> str:
-    """Return a program that counts what comes by a probe, which may have a predicate."""
+    """Return a program that counts how often a probe fires, which may have a predicate."""
     return (
         "#pragma D option quiet\n"
         'BEGIN { printf("ready\\n"); }\n'
@@ -54,15 +57,17 @@ def counting(probe: str) -> str:
 
 
 def ours(dtrace: str, name: str, port: int = 0, numbers: dict[str, int] | None = None) -> Tool:
-    """Return one of our programs, all parts on, as a session would run it.
+    """Return one of our programs as a session runs it that the configuration says nothing about.
 
     Args:
         dtrace: the command.
-        name: the program's.
-        port: the one that it watches, 0 for all.
-        numbers: those of the kernel, as rendering.render takes them.
+        name: the name of the program.
+        port: the port that it watches, 0 for all.
+        numbers: the kernel's numbers, as for rendering.render().
     """
-    text = rendering.render(program.load(name), rendering.window(1), port, numbers)
+    chosen = program.load(name)
+    plan = Plan(DTraceConfig(), chosen, port, numbers or {})
+    text = plan.render(chosen, plan.switched_off)
     which = "per-port" if port else "shared"
     command = with_program(dtrace)
     return Tool(f"{name}.d, {which}", command, text, "tick", rows_seen, 4.0, bool(port))
@@ -81,7 +86,7 @@ def printf_per_syn(dtrace: str, text: str) -> Tool:
 
 
 def bpftrace_keyed(probe: str, key: str) -> Tool:
-    """Return bpftrace's count by a key; it is printed once a second."""
+    """Return a bpftrace program that counts by a key; it prints once a second."""
     text = f"{probe} {{ @[{key}] = count(); }} interval:s:1 {{ print(@); }}"
     return Tool("bpftrace, keyed count", ["bpftrace", "-e", text], None, "Attach", sum_of_keys)
 
@@ -104,10 +109,10 @@ def with_program(dtrace: str) -> list[str]:
 
 
 def rows_seen(output: str) -> int:
-    """Return how many SYNs the rows of one of our programs tell, all that it printed."""
+    """Return how many SYNs all rows of one of our programs report."""
     session = SessionId("", "all")
     table = ListenerTable()
-    table.watch(session, None)
+    table.watch(session, Watched())
     reader = Tally(table, session)
     for line in output.splitlines():
         try:
@@ -118,12 +123,12 @@ def rows_seen(output: str) -> int:
 
 
 def counted(output: str) -> int:
-    """Return what the barest clause told last."""
+    """Return the last count of the barest clause."""
     found = re.findall(r"^count (\d+)$", output, re.MULTILINE)
     return int(found[-1]) if found else 0
 
 
 def sum_of_keys(output: str) -> int:
-    """Return the sum of what bpftrace told last for each key."""
+    """Return the sum of bpftrace's last counts of all keys."""
     last = dict(re.findall(r"^@\[(.*?)\]: (\d+)$", output, re.MULTILINE))
     return sum(map(int, last.values()))

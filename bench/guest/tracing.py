@@ -1,4 +1,4 @@
-"""What every guest of the bench needs: tracers, BPF programs, memory of processes, reporting."""
+"""The common part of the bench's guests: tracers, BPF programs, memory of processes, messages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ READY_SECONDS = 120
 
 
 def tell(**message: Any) -> None:
-    """Send a message to whoever booted this guest."""
+    """Send a message to the host that has booted this guest."""
     print(json.dumps(message), flush=True)
 
 
 def tell_versions(dtrace: str) -> None:
-    """Tell what is compared, and under which kernel.
+    """Report the versions of the tools and of the kernel.
 
     Args:
         dtrace: the command.
@@ -40,12 +40,12 @@ def tell_versions(dtrace: str) -> None:
 
 
 class Tracer:
-    """A tracer that runs, and what it has printed.
+    """A running tracer, and its output.
 
     Args:
         command: how to start it.
-        text: its program, for standard input; None for none.
-        ready: an expression that the output has once every probe is enabled.
+        text: its program, for the standard input; None for none.
+        ready: an expression that matches the output once all probes are enabled.
     """
 
     def __init__(self, command: Sequence[str], text: str | None, ready: str) -> None:
@@ -70,11 +70,11 @@ class Tracer:
         self.wait(1.0)
 
     def text(self) -> str:
-        """Return all that it has printed so far."""
+        """Return all of its output so far."""
         return self.output.decode(errors="replace")
 
     def read(self, seconds: float) -> bytes:
-        """Return what comes next within some seconds."""
+        """Return the next output within some seconds."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             return b""
@@ -90,7 +90,7 @@ class Tracer:
                 return
 
     def end(self) -> str:
-        """End it and return all that it printed."""
+        """End it and return all of its output."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         end = time.monotonic() + 60
@@ -105,7 +105,7 @@ class Tracer:
 
 @contextmanager
 def running(command: Sequence[str], text: str | None, ready: str) -> Iterator[Tracer]:
-    """Run a tracer for as long as the block lasts."""
+    """Run a tracer until the block ends."""
     tracer = Tracer(command, text, ready)
     try:
         yield tracer
@@ -114,13 +114,13 @@ def running(command: Sequence[str], text: str | None, ready: str) -> Iterator[Tr
 
 
 def resident(pid: int) -> int:
-    """Return the memory that a process has in RAM, in bytes."""
+    """Return the resident memory of a process, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     match = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
 
 def complain(what: str, error: Exception) -> None:
-    """Say that something could not be measured, and why."""
+    """Report that something could not be measured, and why."""
     tell(event="failed", what=what, why=str(error).strip()[-400:])
     print(f"{what}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tools by turns: what each loses of bursts, and what it loses and costs by the rate of SYNs."""
+"""Measures tools by turns: losses in bursts, and losses and costs by the rate of SYNs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tracing import Tracer, complain, running, tell
 BURSTS = (1_000, 10_000, 1_000_000)
 RATE_SECONDS = 3
 PER_SECOND = 10
-"""A rate is bursts of a tenth of a second's worth."""
+"""A rate consists of so many bursts per second."""
 PATIENCE = 5.0
-"""A tool that has told less than was made has told all when nothing more comes for so long."""
+"""If a tool has reported too few SYNs, it is finished when no more come for so many seconds."""
 
 
 class Load(Protocol):
-    """What makes SYNs."""
+    """A generator of SYNs."""
 
     def burst(self, syns: int) -> float:
         """Make SYNs; return how long one took, in nanoseconds."""
 
     def made(self) -> int:
-        """Return how many SYNs the kernel has taken in so far."""
+        """Return how many SYNs the kernel has received so far."""
 
 
 def by_turns(tools: Sequence[Tool], measure: Callable[[Tool, Tracer | None], None]) -> None:
-    """Run each tool and measure it; what one of them fails in does not stop the others.
+    """Run and measure each tool; if one fails, the others go on.
 
     Args:
         tools: the tools.
-        measure: takes the tool, and how it runs.
+        measure: is given the tool, and its tracer.
     """
     for tool in tools:
         try:
@@ -46,7 +46,7 @@ def by_turns(tools: Sequence[Tool], measure: Callable[[Tool, Tracer | None], Non
 
 @contextmanager
 def started(tool: Tool) -> Iterator[Tracer | None]:
-    """Run a tool for as long as the block lasts, if it is one."""
+    """Run a tool, if there is one, until the block ends."""
     if not tool.command:
         yield None
         return
@@ -55,7 +55,7 @@ def started(tool: Tool) -> Iterator[Tracer | None]:
 
 
 def settle(load: Load, tool: Tool, tracer: Tracer | None) -> None:
-    """Let some SYNs come, so that a tool has met the listener."""
+    """Send some SYNs, so that a tool knows the listener."""
     end = time.monotonic() + tool.settle
     while time.monotonic() < end:
         load.burst(1)
@@ -64,13 +64,13 @@ def settle(load: Load, tool: Tool, tracer: Tracer | None) -> None:
 
 
 class Account:
-    """What a running tool tells, beside what is made.
+    """Compares the SYNs that a running tool reports with those that were sent.
 
     Args:
-        load: what makes the SYNs.
+        load: the generator of SYNs.
         tool: the tool.
-        tracer: how it runs, since before any SYN of the load, or None.
-        since: what had been made then.
+        tracer: its tracer, which was started before the first SYN, or None.
+        since: how many SYNs had been received then.
     """
 
     def __init__(self, load: Load, tool: Tool, tracer: Tracer | None, since: int) -> None:
@@ -78,7 +78,7 @@ class Account:
         self._made, self._told = since, 0
 
     def balance(self) -> tuple[int, int | None]:
-        """Return how many more SYNs were made than when it was last asked, and how many told."""
+        """Return how many SYNs were received since the last call, and how many were reported."""
         made = self._load.made()
         more, self._made = made - self._made, made
         if self._tracer is None or self._tool.seen is None:
@@ -87,12 +87,12 @@ class Account:
         return more, self._told - before
 
     def _all_told(self, expected: int) -> int:
-        """Wait until a tool has told as many as expected, or no more come; return how many."""
+        """Wait until a tool has reported as many as expected, or no more come; return how many."""
         assert self._tracer is not None
         assert self._tool.seen is not None
         told, changed = -1, time.monotonic()
         while time.monotonic() - changed < PATIENCE:
-            # What is more than expected would come as well.
+            # If there are more than expected, they come as well.
             self._tracer.wait(1.0)
             now = self._tool.seen(self._tracer.text())
             if now == told and now >= expected:
@@ -103,7 +103,7 @@ class Account:
 
 
 def losses(load: Load, tool: Tool, account: Account) -> None:
-    """Tell what a tool told of bursts."""
+    """Report what a tool saw of bursts."""
     account.balance()
     for syns in BURSTS:
         told = partial(tell, event="loss", tool=tool.name, syns=syns)
@@ -122,7 +122,7 @@ def rates(
     account: Account,
     rates: Sequence[int],
 ) -> None:
-    """Tell what a tool told of SYNs at rates, and what they took."""
+    """Report what a tool saw of SYNs at rates, and what they cost."""
     account.balance()
     for rate in rates:
         took = []
