@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import distribution
 import pytest
 from hypothesis import settings
 
+import debian_root
 from fake_steps import FakeDTrace
+from host_tools import find
+from markdown_page import blocks
+
+README = Path(__file__).parents[1] / "README.md"
 
 # A shell's background job begins with SIGINT ignored, and so would every process of the tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -30,6 +38,14 @@ def _signal_mask() -> Iterator[None]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.fixture
+def no_child_left() -> Iterator[None]:
+    """Show that a test leaves no child process, running or not yet waited for."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 FAKE_DTRACE = Path(__file__).with_name("fake_dtrace.py")
@@ -53,3 +69,27 @@ def fake_dtrace(tmp_path: Path) -> FakeDTrace:
         return ["/usr/bin/env", f"FAKE_DTRACE={file}", *start]
 
     return command
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with all packages, of the formats that this host can get the tools for."""
+    for each in distribution.FORMATS.values():
+        for command, package in each.tools.items():
+            find(command, package)
+    out = tmp_path_factory.mktemp("packages")
+    done = subprocess.run(
+        [sys.executable, distribution.__file__, f"--out={out}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def debian_12(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Debian 12 with what README's first screen installs and what our package needs."""
+    first = blocks(README.read_text(encoding="utf-8"), "sh")[0].splitlines()[0]
+    installed = first.removeprefix("sudo apt install ").split()
+    root = tmp_path_factory.mktemp("debian") / "root"
+    debian_root.make("bookworm", [*installed, *debian_root.dependencies()], root)
+    return root

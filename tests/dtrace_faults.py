@@ -13,7 +13,10 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
         "no heartbeat for 3 s",
     ),
     "prints nothing any more": ([{"sleep": 600}], "no heartbeat for 3 s"),
-    "closes stdout only": ([{"become": "exec sleep 600 >&-"}], "dtrace(1) ended: its output did"),
+    "closes stdout only": (
+        [{"become": "exec sleep 600 >&-"}],
+        "dtrace(1) ended: it closed its output",
+    ),
     "prints half a row and dies": (
         [{"become": "printf 'count ffff1600 10 8'; kill -9 $$"}],
         "dtrace(1) ended: killed by SIGKILL",

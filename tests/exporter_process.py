@@ -16,7 +16,7 @@ from lab.exporter import free_port
 from lab.waiting import until
 
 EXPORTER = [sys.executable, "-m", "dtrace_exporter"]
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def write(path: Path, command: list[str], port: int = 22, **dtrace: Any) -> Path:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for dtrace(1) in unit tests, and behaves as the real one was seen to behave.
 
-It takes -s FILE, -x OPTION, -q, -Z, -w, -e and -V, or -l and -n PROBE. FAKE_DTRACE holds, or names
-a file that holds, a JSON list of steps to go through once the program would be running; without it:
-ready, then ticks.
+It takes -s FILE, -x OPTION, -C, -I DIRECTORY, -p PID, -q, -Z, -w, -e and -V, or -l and -n PROBE.
+FAKE_DTRACE holds, or names a file that holds, a JSON list of steps to go through once the program
+would be running; without it: ready, then ticks.
 
     {"ready": HOME}             the ready row; HOME is a string
     {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
@@ -20,8 +20,13 @@ ready, then ticks.
     {"once": {"mark": PATH, "steps": [STEP, ...]}}
                                 where there is no such file: it makes it, and goes through these
                                 steps instead
-    {"calls": [STEP, ...]}      what it does instead where its program is linux_calls.d; without it
+    {"calls": [STEP, ...]}      what it does instead where its program is a NAME_calls.d; without it
                                 that one is ready, then ticks, and is not saved
+    {"script": [STEP, ...]}     what it does instead where its program is a user's own script;
+                                without it that one is ready, then ticks. In these steps rows
+                                are what each heartbeat prints, as "INDEX;KEY;...;VALUE"
+    {"final": [ROW, ...]}       rows of a script that are printed at once, as what it empties
+    {"abort": true}             die of an assertion
     {"exit": CODE}              end at once
     {"become": SCRIPT}          be a shell that runs a script from here on
     {"forever": LINE}           a line on standard output, again and again, without a pause;
@@ -65,7 +70,11 @@ _USAGE = 2
 _LINUX = [["vmlinux", "tcp_conn_request"]]
 _FBT_NAMES = ("entry", "return")
 _SETS = "set %d"
-_CALLS = "limit %x"
+# A program of ours that tells of processes, whatever is left out of it.
+_CALLS = re.compile(r'\A(?!.*"listener %x).*\bready 5 ', re.DOTALL)
+_SCRIPT = re.compile(r"\\036(t[0-9a-f]{16}) ready")
+_DESTRUCTIVE = re.compile(r"\b(?:system|copyout|panic|breakpoint|chill|stop|raise) ?\(")
+_PRAGMA = re.compile(r"^#pragma D option destructive(=unset)?$", re.MULTILINE)
 _EXIT = re.compile(r"BEGIN\s*\{\s*exit\(([0-9]+)\);\s*\}")
 
 
@@ -111,7 +120,10 @@ class _EndedError(Exception):
 class _Consumer:
     def __init__(self, program: str, ignored: set[signal.Signals]) -> None:
         self._interval = _interval(program)
-        self._has_sets = _SETS in program
+        self._has_sets = program.count(_SETS) > 1
+        found = _SCRIPT.search(program)
+        self._token = found[1] if found else ""
+        self._held: list[str] = []
         self._began = [time.monotonic_ns(), time.monotonic_ns() + 1]
         self._sets: tuple[list[str], list[str]] = ([], [])
         self._new: list[str] = []
@@ -138,7 +150,17 @@ class _Consumer:
         if signal.sigtimedwait(self._signals, seconds):
             raise _EndedError
 
+    def _tell(self, what: str, *fields: str) -> None:
+        """Print a row of a script."""
+        _out("\n\x1e" + "\x1f".join((f"{self._token} {what}", *fields)) + "\x1e")
+
     def _beat(self) -> None:
+        if self._token:
+            for row in self._held:
+                index, *fields = row.split(";")
+                self._tell(f"row {index}", *fields)
+            self._tell(f"tick {time.monotonic_ns()}")
+            return
         for row in self._new:
             _out(row.replace("{now}", str(time.monotonic_ns())))
         self._new.clear()
@@ -148,7 +170,18 @@ class _Consumer:
             for row in rows:
                 _out(row)
 
+    def _do_final(self, rows: list[str]) -> None:
+        for row in rows:
+            index, *fields = row.split(";")
+            self._tell(f"final {index}", *fields)
+
+    def _do_abort(self, _: bool) -> None:
+        os.abort()
+
     def _do_ready(self, home: str) -> None:
+        if self._token:
+            self._tell("ready")
+            return
         _out(f"ready 5 {home}")
 
     def _do_tick(self, times: int) -> None:
@@ -161,6 +194,9 @@ class _Consumer:
         self._began[generation] = time.monotonic_ns()
 
     def _do_rows(self, rows: list[str]) -> None:
+        if self._token:
+            self._held = rows
+            return
         if not self._has_sets:
             self._new += rows
             return
@@ -230,7 +266,7 @@ def _main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        flags, arguments = getopt.gnu_getopt(sys.argv[1:], "s:n:x:b:qZwelV")
+        flags, arguments = getopt.gnu_getopt(sys.argv[1:], "s:n:x:b:I:p:CqZwelV")
     except getopt.GetoptError as error:
         _fail(str(error), _USAGE)
     options = dict(flags)
@@ -240,7 +276,8 @@ def _main() -> None:
     steps = _steps()
     home, *_ = [*_values(steps, "ready"), "4026531840"]
     calls, *_ = [*_values(steps, "calls"), [{"ready": home}, {"tick": True}]]
-    steps = [step for step in steps if "calls" not in step]
+    script_steps, *_ = [*_values(steps, "script"), [{"ready": home}, {"tick": True}]]
+    steps = [step for step in steps if not {"calls", "script"} & set(step)]
     if _values(steps, "unprivileged"):
         _fail("run as root for tracing and listing probes", _USAGE)
     if "-l" in options:
@@ -261,8 +298,13 @@ def _main() -> None:
     if over := _EXIT.fullmatch(program.strip()):
         _out("")
         sys.exit(int(over[1]))
-    if _CALLS in program:
+    if _CALLS.search(program):
         steps = [*(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)), *calls]
+    if _SCRIPT.search(program):
+        steps = [
+            *(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)),
+            *script_steps,
+        ]
     for once in _values(steps, "once"):
         if not Path(once["mark"]).exists():
             Path(once["mark"]).touch()
@@ -270,6 +312,9 @@ def _main() -> None:
     for text, why in _values(steps, "lacks"):
         if text in program:
             _fail(f"failed to compile script {script}: {why}")
+    permitted = ["-w" in options, *(not unset for unset in _PRAGMA.findall(program))][-1]
+    if _DESTRUCTIVE.search(program) and not permitted:
+        _fail(f"failed to compile script {script}: Destructive actions not allowed")
     for path in _values(steps, "save"):
         _save(path, program)
     if "-e" in options:

@@ -24,6 +24,7 @@ def rows_target() -> Callable[[bytes], None]:
     from dtrace_exporter.tracing import rows
     from dtrace_exporter.tracing.lines import MAX_LINE, LineSplitter
     from dtrace_exporter.tracing.tally import Tally
+    from dtrace_exporter.watched import Watched
 
     session = SessionId("", "all")
 
@@ -40,7 +41,7 @@ def rows_target() -> Callable[[bytes], None]:
 
     def check(data: bytes) -> None:
         table = ListenerTable()
-        table.watch(session, None)
+        table.watch(session, Watched())
         tally = Tally(table, session)
         for line in split(data):
             try:

@@ -1,28 +1,38 @@
 #!/usr/bin/env python3
 """Scrapes as Prometheus does, from a process of its own, until its input ends.
 
-Arguments: port, the CA's file or "", the Authorization header or "". Prints a line when the first
-scrape is done, and at the end a JSON object: how many scrapes, the longest in seconds, and what
-was wrong with the others. Every other scrape has a new connection.
+Arguments: port, the CA's file or "", the Authorization header or "", the service's process. Prints
+a line when the first scrape is done, and at the end a JSON object: how many scrapes, the longest in
+seconds, the most processor time in seconds that the service has used during one, and what was wrong
+with the others. Every other scrape has a new connection.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import select
 import ssl
 import sys
 import time
+from pathlib import Path
+
+
+def used(process: str) -> float:
+    """Return the processor time that a process has used, in seconds; see proc_pid_stat(5)."""
+    stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii")
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
     """Scrape."""
-    port, authority, authorization = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    port, authority, authorization, process = int(sys.argv[1]), *sys.argv[2:5]
     headers = {"Accept-Encoding": "gzip", "Accept": "text/plain;version=0.0.4"}
     if authorization:
         headers["Authorization"] = authorization
-    scrapes, longest, wrong = 0, 0.0, []
+    scrapes, longest, most, wrong = 0, 0.0, 0.0, []
     if authority:
         tls = ssl.create_default_context(cafile=authority)
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -33,7 +43,7 @@ def main() -> None:
     while not select.select([sys.stdin], [], [], 0.05)[0]:
         if scrapes % 2:
             connection.close()
-        began = time.monotonic()
+        began, before = time.monotonic(), used(process)
         for again in (True, False):
             try:
                 connection.request("GET", "/metrics", headers=headers)
@@ -50,10 +60,12 @@ def main() -> None:
                     wrong.append(str(answer.status))
                 break
         longest = max(longest, time.monotonic() - began)
+        most = max(most, used(process) - before)
         scrapes += 1
         if scrapes == 1:
             print(flush=True)  # noqa: T201
-    print(json.dumps({"scrapes": scrapes, "longest": longest, "wrong": wrong}), flush=True)  # noqa: T201
+    said = {"scrapes": scrapes, "longest": longest, "most": most, "wrong": wrong}
+    print(json.dumps(said), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

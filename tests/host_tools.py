@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+_APT = Path(tempfile.gettempdir(), "dtrace-exporter-tests-apt.lock")
+"""Held while apt-get runs, for it fails where another process of the tests runs it."""
+
 
 @cache
-def _find(command: str, package: str) -> str | None:
+def find(command: str, package: str) -> str | None:
+    """Return the path of a command, and install it where that is possible.
+
+    Args:
+        command: its name.
+        package: the Debian package that has it.
+    """
     if not shutil.which(command) and os.geteuid() == 0 and shutil.which("apt-get"):
-        apt = ["apt-get", "-q", "-y", "--no-install-recommends", "install", package]
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        if subprocess.run(apt, env=quiet, capture_output=True).returncode:
-            subprocess.run(["apt-get", "-q", "update"], capture_output=True)
-            subprocess.run(apt, env=quiet, capture_output=True)
+        with _APT.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not shutil.which(command):
+                _install(package)
     return shutil.which(command)
+
+
+def _install(package: str) -> None:
+    wait = ["-o", "DPkg::Lock::Timeout=600"]
+    apt = ["apt-get", *wait, "-q", "-y", "--no-install-recommends", "install", package]
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if subprocess.run(apt, env=quiet, capture_output=True).returncode:
+        subprocess.run(["apt-get", "-q", "update"], capture_output=True)
+        subprocess.run(apt, env=quiet, capture_output=True)
 
 
 def require(command: str, package: str) -> str:
@@ -28,4 +48,4 @@ def require(command: str, package: str) -> str:
         command: its name.
         package: the Debian package that has it.
     """
-    return _find(command, package) or pytest.skip(f"no {command} here (Debian: {package})")
+    return find(command, package) or pytest.skip(f"no {command} here (Debian: {package})")

@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 SECONDS = 60
 
@@ -35,6 +36,34 @@ class Screen:
     def type(self, text: str) -> None:
         """Type something; the third character of ASCII is Ctrl-C."""
         os.write(self._master, text.encode())
+
+    @property
+    def drawn(self) -> list[str]:
+        """The lines of the newest whole drawing of one that is drawn again and again, plain."""
+        drawing = self.text.rpartition("\x1b[J")[0].rpartition("\x1b[H")[2]
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawing).split("\r\n")
+
+    def wait_drawn(self, pattern: str) -> None:
+        """Wait until the newest drawing has what a pattern finds."""
+        self._read(lambda: re.search(pattern, "\n".join(self.drawn)) is not None)
+        assert re.search(pattern, "\n".join(self.drawn)), self.drawn
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Make the terminal larger or smaller."""
+        termios.tcsetwinsize(self._master, (rows, columns))
+
+    def modes(self) -> list[object]:
+        """Return how the terminal is set, as of echo."""
+        return termios.tcgetattr(self._master)
+
+    def state(self) -> str:
+        """Return the letter of the command's state, as ps(1) has it."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0]
+
+    def signal(self, number: int) -> None:
+        """Send the command a signal."""
+        self._process.send_signal(number)
 
     def end(self) -> int:
         """Wait for the command's end and return its status."""

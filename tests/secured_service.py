@@ -7,6 +7,7 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,15 @@ class Pki:
         self.authority.cert_pem.write_to_path(str(place / "ca.pem"))
         self.renew()
 
-    def renew(self, authority: trustme.CA | None = None, *, key: bool = True) -> None:
+    def renew(
+        self,
+        authority: trustme.CA | None = None,
+        *,
+        key: bool = True,
+        end: datetime | None = None,
+    ) -> None:
         """Write another certificate for the server."""
-        cert = (authority or self.authority).issue_cert("localhost")
+        cert = (authority or self.authority).issue_cert("localhost", not_after=end)
         cert.cert_chain_pems[0].write_to_path(str(self._place / "server.pem"))
         if key:
             cert.private_key_pem.write_to_path(str(self._place / "server.key"))

@@ -23,10 +23,8 @@ from typing import Any
 
 from dtrace_exporter.config import load
 from dtrace_exporter.service import Service
-from dtrace_exporter.tracing import session
+from dtrace_exporter.tracing import supervision
 from dtrace_exporter.web.exposition import Exposition
-
-FORMAT = "text/plain"
 
 
 class Meter:
@@ -84,7 +82,7 @@ async def run(path: Path) -> dict[str, Any]:
     """Run it."""
     service = Service(path, load(path))
     exposition = Exposition(service.state)
-    await exposition.answer(FORMAT)
+    await exposition.answer()
     gc.collect()
     gc.freeze()
     before = memory("VmRSS")
@@ -97,7 +95,7 @@ async def run(path: Path) -> dict[str, Any]:
             await asyncio.sleep(0.2)
             over = all(status.reason not in ("", "starting") for status in statuses.values())
             began = time.monotonic()
-            _, body = await exposition.answer(FORMAT)
+            body = await exposition.answer()
             took, size = max(took, time.monotonic() - began), max(size, sum(map(len, body)))
     result = {
         "step_ms": 1000 * meter.longest,
@@ -118,7 +116,7 @@ async def run(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.CRITICAL)
-    session._FIRST_DELAY = 600.0
+    supervision._FIRST_DELAY = 600.0
     print(json.dumps(asyncio.run(run(Path(sys.argv[1])))))  # noqa: T201
     sys.stdout.flush()
     os._exit(0)

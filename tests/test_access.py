@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import ssl
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Protocol
 
 import bcrypt
 import pytest
 import trustme
+from cryptography import x509
 from lab.exporter import free_port
 from lab.waiting import until
 
 from dtrace_exporter import cli
-from exporter_process import EXPORTER, SECONDS, is_alive, write
+from dtrace_exporter.web import auth
+from exporter_process import EXPORTER, SECONDS, is_alive, run, write
 from fake_steps import FOREVER, READY, FakeDTrace
 from host_tools import require
 from secured_service import Pki, Service, basic, running
 
 PASSWORD = "correct horse battery staple"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-PATHS = ("/", "/metrics", "/-/healthy", "/-/ready", "/-/reload", "/nonsense")
+PATHS = (
+    *("/", "/metrics", "/api/v1/listeners", "/-/healthy", "/-/ready", "/-/reload"),
+    "/nonsense",
+)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_users(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         assert service.status(path="/-/reload", method="POST") == 401
         right = basic("prometheus", PASSWORD)
         statuses = [service.status(path=path, headers=right) for path in PATHS]
-        assert statuses == [200, 200, 200, 200, 405, 404]
+        assert statuses == [200, 200, 200, 200, 200, 405, 404]
         assert service.status(path="/-/reload", method="POST", headers=right) == 200
 
 
@@ -88,7 +95,7 @@ def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki:
     with running(tmp_path, TLS % "", fake_dtrace) as service:
         assert service.status(tls=pki.trusting()) == 200
         assert service.status(tls=trusting_other) == 0
-        assert service.status() == 0
+        assert service.status() == 400
         pki.renew(other)
         until(lambda: service.status(tls=trusting_other) == 200)
         assert service.status(tls=pki.trusting()) == 0
@@ -105,6 +112,122 @@ def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki:
             client.settimeout(SECONDS)
             assert client.recv(1) == b""
             client.close()
+
+
+def test_state_of_the_web_configuration(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
+    """When the certificate ends is exported, and so is that a change was for the worse."""
+
+    def exported(service: Service, name: str) -> float:
+        connection = HTTPSConnection(
+            "localhost", service.port, timeout=SECONDS, context=pki.trusting()
+        )
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        except ConnectionError:
+            # When the rules change a connection that has not been answered yet is ended, too.
+            return math.nan
+        finally:
+            connection.close()
+        return float(text.partition(f"\n{name} ")[2].split()[0])
+
+    def end() -> float:
+        text = (tmp_path / "server.pem").read_text(encoding="ascii")
+        return x509.load_pem_x509_certificate(text.encode()).not_valid_after_utc.timestamp()
+
+    expiry = "dtrace_exporter_web_certificate_expiry_timestamp_seconds"
+    successful = "dtrace_exporter_web_config_last_reload_successful"
+    with running(tmp_path, TLS % "", fake_dtrace) as service:
+        first = end()
+        assert exported(service, expiry) == first
+        assert exported(service, successful) == 1
+        pki.renew(end=datetime(2040, 1, 1, tzinfo=UTC), key=False)
+        until(lambda: exported(service, successful) == 0)
+        assert exported(service, expiry) == first != end()
+        pki.renew(end=datetime(2041, 1, 1, tzinfo=UTC))
+        until(lambda: exported(service, successful) == 1)
+        assert exported(service, expiry) == end()
+        # With an emptied file TLS is not given up.
+        service.web.write_text("", encoding="utf-8")
+        until(lambda: exported(service, successful) == 0)
+        service.web.write_text("http_server_config:", encoding="utf-8")
+        until(lambda: service.status() == 200)
+        service.web.write_text("", encoding="utf-8")
+        until(lambda: service.log().count('msg="web configuration changed"') == 3)
+
+
+@pytest.mark.parametrize(
+    ("web", "line", "status"),
+    [
+        (TLS % "", "ok    certificate             valid until 2040-01-02 03:04+00:00", 0),
+        (
+            (TLS % "").replace("server.", "ended."),
+            "FAIL  certificate             expired at 2020-01-02 03:04+00:00",
+            1,
+        ),
+        (
+            (TLS % "").replace("server.", "later."),
+            "FAIL  certificate             not valid before 2040-01-02 03:04+00:00",
+            1,
+        ),
+        (
+            TLS % ", client_ca_file: ended.pem, client_auth_type: RequireAndVerifyClientCert",
+            "FAIL  client_ca               expired at 2020-01-02 03:04+00:00",
+            1,
+        ),
+        (
+            "rate_limit: {interval: 1s, burst: 0}",
+            "FAIL  rate_limit              a burst of 0: every request is answered with 429",
+            1,
+        ),
+    ],
+)
+def test_check_of_the_web_configuration(
+    tmp_path: Path, fake_dtrace: FakeDTrace, web: str, line: str, status: int
+) -> None:
+    """The command check tells until when certificates are valid, and what lets nobody in."""
+    authority = trustme.CA()
+    past, future = (datetime(year, 1, 2, 3, 4, tzinfo=UTC) for year in (2020, 2040))
+    for name, begin, end in (
+        ("server", past, future),
+        ("ended", past - timedelta(days=1), past),
+        ("later", future, future + timedelta(days=1)),
+    ):
+        cert = authority.issue_cert("localhost", not_before=begin, not_after=end)
+        cert.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+        cert.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+    (tmp_path / "web.yml").write_text(web, encoding="utf-8")
+    config = write(tmp_path / "c.yml", fake_dtrace())
+    done = run(f"--config.file={config}", f"--web.config.file={tmp_path / 'web.yml'}", "check")
+    assert line in done.stdout.splitlines()
+    assert done.returncode == status, done.stdout
+
+
+def test_a_guess_holds_up_nobody(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """At the highest cost, too, others come in while a guess is computed, and the service ends."""
+    dear = HASH.replace("$04$", f"${auth.MAX_COST}$")
+    users = f"basic_auth_users: {{prometheus: {HASH}, dear: {dear}}}"
+    guess = "\r\n".join(f"{name}: {text}" for name, text in basic("dear", "wrong").items())
+
+    def spent(service: Service) -> int:
+        stat = Path(f"/proc/{service.process.pid}/stat").read_text(encoding="utf-8")
+        return int(stat.rpartition(")")[2].split()[11])
+
+    with running(tmp_path, users, fake_dtrace) as service:
+        before = spent(service)
+        address = ("127.0.0.1", service.port)
+        guessers = [socket.create_connection(address) for _ in range(2)]
+        for each in guessers:
+            each.sendall(f"GET / HTTP/1.1\r\nHost: localhost\r\n{guess}\r\n\r\n".encode())
+        # In ticks of 10 ms: a guess has begun.
+        until(lambda: spent(service) > before + 20)
+        assert service.status(headers=basic("prometheus", PASSWORD)) == 200
+        guessers.append(socket.create_connection(address))
+        guessers[-1].sendall(f"GET / HTTP/1.1\r\nHost: localhost\r\n{guess}\r\n\r\n".encode())
+        service.process.terminate()
+        service.process.wait(SECONDS)
+        for each in guessers:
+            each.close()
 
 
 def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
@@ -131,6 +254,11 @@ def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) 
         until(lambda: served(service) == {"good", "address"})
         assert service.status(tls=clients["bad"]) == 0
         until(lambda: 'msg="client\'s certificate is for another name"' in service.log())
+        # However many names it has, their line is short.
+        many = pki.trusting(*(f"{number}.evil.example" for number in range(500)))
+        assert service.status(tls=many) == 0
+        until(lambda: "100.evil.example" in service.log())
+        assert max(map(len, service.log().splitlines())) < 500
         service.web.write_text(given, encoding="utf-8")
         until(lambda: served(service) == {"none", "good", "address", "bad"})
 
@@ -220,6 +348,24 @@ def test_old_versions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         until(lambda: spoken(service) == {"-tls1_3"})
         service.web.write_text(TLS % ", max_version: TLS12", encoding="utf-8")
         until(lambda: spoken(service) == {"-tls1_2"})
+
+
+@pytest.mark.usefixtures("pki")
+def test_costly_key_exchange(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """A client that wants finite fields, which are very slow, is refused; one of P-256 is not."""
+    openssl = require("openssl", "openssl")
+    with running(tmp_path, TLS % "", fake_dtrace) as service:
+        where = ("-connect", f"localhost:{service.port}")
+        for group, is_served in (("P-256", True), ("ffdhe2048", False), ("ffdhe8192", False)):
+            command = [openssl, "s_client", *where, "-groups", group, "-tls1_3"]
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=SECONDS,
+                check=False,
+            )
+            assert (b"Cipher is TLS_AES" in done.stdout) == is_served, group
 
 
 def test_renegotiation(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
@@ -458,7 +604,7 @@ def test_no_systemd_socket(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket() as idle:
         assert "no socket from systemd" in said(activated([tcp], pid="1"), tcp.fileno())
         assert "no socket from systemd" in said(activated([tcp], number=0), tcp.fileno())
-        said_of_it = "descriptor 3 from systemd is no listening socket"
+        said_of_it = "descriptor 3 from systemd is not a listening socket"
         assert said_of_it in said(activated([idle]), idle.fileno())
         with (tmp_path / "file").open("wb") as file:
             assert said_of_it in said(activated([file]), file.fileno())

@@ -113,7 +113,9 @@ def test_shared_string_ends(read: Callable[..., dict[str, int]]) -> None:
 
 def test_first_of_one_name(read: Callable[..., dict[str, int]]) -> None:
     """Of two enumerators of one name the first is taken."""
-    assert read(Blob("<").enum({"A": 1}).enum({"A": 2}).bytes(), "A") == {"A": 1}
+    twice = Blob("<").enum({"A": 1}).enum({"A": 2})
+    assert read(twice.bytes(), "A") == {"A": 1}
+    assert read(twice.enum({"B": 3}).bytes(), "A", "B") == {"A": 1, "B": 3}
 
 
 def test_no_names(read: Callable[..., dict[str, int]]) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """The service gets ready and shows what was counted; SIGTERM ends it and its dtrace(1)."""
+    """It says where it listens, and shows what was counted; SIGTERM ends it and its dtrace(1)."""
     rows = {"print": syns(22, 5)}
     command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
@@ -56,9 +56,9 @@ def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -
         assert exporter.process.returncode == 0
         assert not is_alive(pid_in(saved))
         assert "Traceback" not in errors
-        assert re.search(
-            r'^ts=\S+ level=info msg="session up" session=port-22 ', errors, re.MULTILINE
-        )
+        where = re.escape(f'msg="listening" address=127.0.0.1:{exporter.port} tls=false')
+        for what in (f"{where}$", 'msg="session up" session=port-22 '):
+            assert re.search(rf"^ts=\S+ level=info {what}", errors, re.MULTILINE)
 
 
 def test_sigint_ends_it_too(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
@@ -255,6 +255,37 @@ def test_says_when_it_is_ready(tmp_path: Path, saved: Path, fake_dtrace: FakeDTr
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/fd is Linux'")
+@pytest.mark.parametrize("number", [1, 2])
+def test_says_it_on_a_standard_descriptor(
+    number: int, tmp_path: Path, fake_dtrace: FakeDTrace
+) -> None:
+    """That stays open: no client's connection takes its number, and gets the log."""
+    path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
+    port = free_port()
+    output = [tmp_path / "1", tmp_path / "2"]
+    with (
+        output[0].open("wb") as out,
+        output[1].open("wb") as errors,
+        subprocess.Popen(
+            [*EXPORTER, f"--web.listen-address=127.0.0.1:{port}", f"--config.file={path}"],
+            env={**os.environ, cli.READY_FD: str(number)},
+            stdout=out,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            until(lambda: "ready\n" in output[number - 1].read_text().splitlines(keepends=True))
+            for each in (1, 2):
+                assert Path(f"/proc/{process.pid}/fd/{each}").readlink() == output[each - 1]
+            process.send_signal(signal.SIGHUP)
+            until(lambda: 'msg="reloaded"' in output[1].read_text())
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
 def test_nobody_waits_for_its_being_ready(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """A supervisor that has gone away meanwhile does not end the service."""
     path = write(tmp_path / "c.yml", fake_dtrace())
@@ -290,6 +321,82 @@ def test_never_ready(tmp_path: Path) -> None:
         os.close(writing)
         assert end.read() == b""
         assert process.wait(timeout=SECONDS) == cli.BAD_CONFIGURATION
+
+
+@pytest.mark.parametrize("found", ["x", "-1", "99999", "9" * 30, "{reading}"])
+def test_no_descriptor_to_be_ready_on(found: str, tmp_path: Path) -> None:
+    """A variable that names no descriptor to write to is said by its name, before all else."""
+    reading, writing = os.pipe()
+    result = subprocess.run(
+        [*EXPORTER, f"--config.file={write(tmp_path / 'c.yml', ['no'])}"],
+        env={**os.environ, cli.READY_FD: found.format(reading=reading)},
+        pass_fds=[reading],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    os.close(reading)
+    os.close(writing)
+    assert result.returncode == cli.BAD_CONFIGURATION
+    assert re.fullmatch(
+        rf"dtrace-exporter: {cli.READY_FD}: expected .* \(found '.*'\)\n", result.stderr
+    )
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_descriptors(closed: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """Without standard descriptors the service serves and ends as always, and check says as much.
+
+    What takes their numbers is not what is opened first: nothing is printed into a client's answer.
+    """
+    path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
+    port = free_port()
+    flags = f"--config.file={path} --web.listen-address=127.0.0.1:{port}"
+    shell = ["sh", "-c", f"exec {' '.join(EXPORTER)} {flags} --log.level=debug {closed}"]
+    with subprocess.Popen(shell, text=True) as process:
+        try:
+            exporter = Exporter(process, port)
+            until(lambda: exporter.get("/-/ready") == "ready\n")
+            assert exporter.get().endswith("\n")
+            leads_to = [
+                str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)
+            ]
+            assert leads_to.count(os.devnull) >= closed.count("&-")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    checking = f"{' '.join(EXPORTER)} --config.file={path} check {closed}"
+    done = subprocess.run(["sh", "-c", checking], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_signals_without_meaning(tmp_path: Path, fake_dtrace: FakeDTrace, saved: Path) -> None:
+    """Signals that a service has no use for do not end it, and its children do not ignore them."""
+    command = fake_dtrace({"save": str(saved)}, READY, FOREVER)
+    with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
+        until(lambda: exporter.get("/-/ready") == "ready\n")
+        for number in ("USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "RTMIN", "RTMAX"):
+            exporter.process.send_signal(getattr(signal, f"SIG{number}"))
+        assert exporter.get("/-/healthy") == "healthy\n"
+        status = Path(f"/proc/{pid_in(saved)}/status").read_text(encoding="utf-8")
+        ignored = int(re.findall(r"SigIgn:\s+(\w+)", status)[0], 16)
+        assert not ignored & 1 << signal.SIGUSR1 - 1
+        exporter.process.terminate()
+        assert exporter.process.wait(SECONDS) == 0
+
+
+def test_asked_to_end_again_and_again(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """SIGTERM upon SIGTERM, to the last instruction, does not change the exit status."""
+    path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
+    with serving("--config.file", path) as exporter:
+        until(lambda: exporter.get("/-/ready") == "ready\n")
+        # Without a pause a busy machine would do nothing but handle signals, and never end.
+        while exporter.process.returncode is None:
+            exporter.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                exporter.process.wait(0.005)
+        assert exporter.process.returncode == 0
 
 
 def test_version() -> None:
@@ -345,7 +452,7 @@ def test_program_of_another_system(tmp_path: Path) -> None:
     """Any program can be printed anywhere, with what the configuration says and nothing else."""
     offsets = {"conn_tcp": 0x20, "conn_lport": 0x102}
     path = write(tmp_path / "c.yml", ["true"], interval="1s", offsets=offsets, accept_wait=False)
-    for name in ("illumos", "solaris10"):
+    for name in ("illumos", "solaris10", "freebsd"):
         file = program.load(name)
         plain = run("program", name)
         expected = rendering.render(file, rendering.window(1.0))
@@ -456,9 +563,9 @@ def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     assert re.search(rf"^no      ack_drops +.*\n +-> {costs}$", result.stdout, re.MULTILINE)
     for command, advice in (
         ([str(tmp_path / "nowhere")], "install DTrace"),
-        (fake_dtrace({"unprivileged": True}), "be root on Linux"),
+        (fake_dtrace({"unprivileged": True}), "run as root"),
         (["sh", "-c", "echo Host key verification failed; exit 255"], "try the command by hand"),
-        (["sh", "-c", "echo nonsense; exit 3"], "see what dtrace"),
+        (["sh", "-c", "echo nonsense; exit 3"], "run it by hand"),
     ):
         result = run("check", "--config.file", write(tmp_path / "c.yml", command))
         assert result.returncode == 1
@@ -550,14 +657,21 @@ def test_trace_for_a_reader_that_has_enough(
 
 
 def test_trace_without_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """What keeps dtrace(1) from running is said, and the status tells of it."""
-    result = run("--config.file", write(tmp_path / "c.yml", [str(tmp_path / "no")]), "trace", "22")
+    """What keeps dtrace(1) from running is said with what to do, and the status tells of it."""
+    nowhere = str(tmp_path / "no")
+    result = run("--config.file", write(tmp_path / "c.yml", [nowhere]), "trace", "22")
     assert (result.returncode, result.stdout) == (1, "")
-    assert "No such file or directory" in result.stderr
+    assert result.stderr == (
+        f"dtrace-exporter: trace needs dtrace(1): cannot start {nowhere}: No such file or"
+        " directory; install DTrace, as docs/getting-dtrace.md says for each system, or set its"
+        " path in dtrace.command; dtrace-exporter check says what this host could have\n"
+    )
     path = write(tmp_path / "c.yml", fake_dtrace({"unprivileged": True}))
     result = run("--config.file", path, "trace", "22")
     assert result.returncode == 2
-    assert result.stderr == "dtrace: run as root for tracing and listing probes\n"
+    first, then = result.stderr.splitlines()
+    assert first == "dtrace: run as root for tracing and listing probes"
+    assert then.startswith("dtrace-exporter: run as root (on Linux")
 
 
 def test_trace_heeds_sigterm_where_dtrace_does_not(

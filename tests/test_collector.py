@@ -16,10 +16,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dtrace_exporter import __version__
-from dtrace_exporter.collector import Collector, registry
-from dtrace_exporter.listeners import Capabilities, ListenerTable, SessionId
-from dtrace_exporter.sockets import Queues
-from dtrace_exporter.state import SessionStatus, Source, State
+from dtrace_exporter.collector import FAMILIES, Collector, registry
+from dtrace_exporter.families import families as kernels
+from dtrace_exporter.listeners import Capabilities, ListenerTable, Owner, SessionId
+from dtrace_exporter.sockets import QCapacity, Queues
+from dtrace_exporter.state import SessionStatus, Source, State, UnixQueues, WebStatus
+from dtrace_exporter.watched import Wanted, Watched, named
 
 LOCAL = SessionId("", "port-22")
 SSH = {"port": "22", "address": "*", "listener": "ssh", "netns": ""}
@@ -48,7 +50,7 @@ def one_port(capabilities: Capabilities | None = None) -> State:
     state = State()
     state.table.watch(
         LOCAL,
-        {22: "ssh"},
+        named({22: "ssh"}),
         capabilities or Capabilities(reasons=("q_full", "q0_full", "q_full_ack")),
     )
     return state
@@ -64,7 +66,9 @@ def busy_port() -> State:
     ssh.count_syns(11, 4, 2, 10)  # 1.25, 1.25
     ssh.drop("q_full", 2)
     ssh.drop("q_full_ack", 5)
-    ssh.established += 3
+    ssh.count_established(None, 1, 0)
+    ssh.count_established(5, 2, 2_000_000)
+    ssh.synack_retransmits += 6
     ssh.count_accepts(0, 1, 1_000)
     ssh.count_accepts(2, 1, 16_000)
     ssh.count_accepts(None, 1, 0)
@@ -80,10 +84,84 @@ def test_counters_and_gauges() -> None:
     assert value(state, prefix + "drops_total", **SSH, reason="q_full") == 2
     assert value(state, prefix + "drops_total", **SSH, reason="q_full_ack") == 5
     assert value(state, prefix + "established_total", **SSH) == 3
+    assert value(state, prefix + "synack_retransmits_total", **SSH) == 6
     assert value(state, prefix + "accepts_total", **SSH) == 3
     assert value(state, prefix + "q_length", **SSH) == 3
     assert value(state, prefix + "q0_length", **SSH) == 7
     assert value(state, prefix + "q_limit", **SSH) == 4
+    assert value(state, prefix + "q_capacity", **SSH) == 5
+
+
+def test_requested() -> None:
+    """What listen() asked for is there where it was seen, and only there."""
+    state = one_port()
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    for requested in (65535, -1, 0, None):
+        ssh.sockets[1] = Queues(0, 0, None, 128, requested)
+        assert value(state, "dtrace_tcp_listen_backlog_requested", **SSH) == requested
+
+
+def test_info() -> None:
+    """Whose an open listener is, is there as soon as it is known, and changes when that does."""
+    state = one_port()
+    collector = Collector(state)
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+
+    def infos() -> list[dict[str, str]]:
+        found = [one for one in collector.collect() if one.name == "dtrace_tcp_listen_info"]
+        assert all(sample.value == 1 for one in found for sample in one.samples)
+        return [
+            {key: text for key, text in sample.labels.items() if text and key not in SSH}
+            for one in found
+            for sample in one.samples
+        ]
+
+    state.owners = {ssh.identity: Owner("sshd", "ssh.service")}
+    assert infos() == []
+    ssh.sockets[1] = Queues(0, 0, None, 128)
+    assert infos() == [{"program": "sshd", "unit": "ssh.service"}]
+    state.owners = {ssh.identity: Owner("sshd", "", "c", "f", "blue")}
+    assert infos() == [{"program": "sshd", "container": "c", "fmri": "f", "netns_name": "blue"}]
+    state.owners = {ssh.identity: Owner()}
+    assert infos() == [{}]
+    state.owners = {}
+    assert infos() == []
+    # By those who have accepted.
+    ssh.acceptors[1] = frozenset([("program", "sshd"), ("program", "in.x"), ("fmri", "svc:/x")])
+    assert infos() == [{"program": "in.x,sshd", "fmri": "svc:/x"}]
+    ssh.acceptors[2] = frozenset([("program", "a")])
+    assert infos() == [{"program": "a,in.x,sshd", "fmri": "svc:/x"}]
+    ssh.sockets.clear()
+    assert infos() == []
+
+
+@pytest.mark.parametrize(
+    ("capacity", "expected"),
+    [
+        (kernels()["linux"].q_capacity, {0: 1, 5: 6, 128: 129}),
+        (kernels()["illumos"].q_capacity, {1: 1, 5: 5, 128: 128}),
+        (kernels()["solaris10"].q_capacity, {1: 1, 5: 5, 128: 128}),
+        (kernels()["freebsd"].q_capacity, {0: 1, 1: 2, 5: 8, 128: 193}),
+    ],
+)
+def test_capacity(capacity: QCapacity, expected: dict[int, int]) -> None:
+    """How many connections Q holds is what the family's kernel makes of Qmax."""
+    state = one_port(Capabilities(q_capacity=capacity))
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    for limit, holds in expected.items():
+        ssh.sockets[1] = Queues(0, 0, None, limit)
+        assert value(state, "dtrace_tcp_listen_q_capacity", **SSH) == holds
+
+
+def test_fullest_socket() -> None:
+    """Of several sockets the fullest is by what fits: 8 of 11 are more than 1 of 2."""
+    state = one_port()
+    ssh = state.table.listener(LOCAL, "", "*", 22)
+    ssh.sockets[1] = Queues(0, 1, None, 1)
+    ssh.sockets[2] = Queues(0, 8, None, 10)
+    assert value(state, "dtrace_tcp_listen_q_capacity", **SSH) == 11
+    state.table.watch(LOCAL, named({22: "ssh"}), Capabilities(q_capacity=QCapacity(plus=0)))
+    assert value(state, "dtrace_tcp_listen_q_capacity", **SSH) == 1
 
 
 def test_saturation_buckets_are_cumulative() -> None:
@@ -131,26 +209,61 @@ def test_wait_buckets_are_exact_seconds() -> None:
     assert value(state, "dtrace_tcp_listen_accept_wait_seconds_sum", **SSH) == 17e-6
 
 
+def test_handshakes() -> None:
+    """The times of handshakes have the bounds of the accept waits, and are of those measured."""
+    state = busy_port()
+    waits = buckets(state, "dtrace_tcp_listen_accept_wait_seconds")
+    found = buckets(state, "dtrace_tcp_listen_handshake_seconds")
+    assert [bound for bound, _ in found] == [bound for bound, _ in waits]
+    assert [count for _, count in found] == [0] * 5 + [2] * 9
+    assert value(state, "dtrace_tcp_listen_handshake_seconds_sum", **SSH) == 0.002
+
+
+def test_refused() -> None:
+    """Refused SYNs are those of a host, by port, from 0 on, once a session can count them."""
+    state = one_port()
+    calls = SessionId("", "calls")
+    state.table.watch(calls, Watched(()))
+    state.sessions[calls] = SessionStatus()
+    name = "dtrace_tcp_refused_total"
+    assert value(state, name, port="other", netns="") is None
+    state.sessions[calls].features = {"refused": False}
+    assert value(state, name, port="other", netns="") is None
+    state.sessions[calls].features = {"refused": True}
+    assert value(state, name, port="other", netns="") == 0
+    state.table.refuse("", 8080, 3)
+    state.table.refuse("", None, 2)
+    assert value(state, name, port="8080", netns="") == 3
+    assert value(state, name, port="other", netns="") == 2
+    assert value(state, "dtrace_exporter_config_last_reload_successful") == 1
+
+
 def test_types() -> None:
     """Every family of the contract is there under its name, with its type and a help line."""
     state = busy_port()
-    features, unattributed = {"accept_wait": True}, {"drops": 3}
+    features, unattributed = {"refused": True}, {"drops": 3}
     status = SessionStatus(last_record=1.5, features=features, unattributed=unattributed)
     state.sessions[LOCAL] = status
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.sockets[0xABC] = Queues(7, 3, 1024, 4)
+    state.web = WebStatus(certificate_end=2e9)
+    state.unix = UnixQueues({("", "/run/a.sock"): (1, 8)}, 0)
     found = families(state)
     assert {name: family.type for name, family in found.items()} == {
         "dtrace_tcp_listen_syns": "counter",
         "dtrace_tcp_listen_drops": "counter",
         "dtrace_tcp_listen_established": "counter",
         "dtrace_tcp_listen_accepts": "counter",
+        "dtrace_tcp_listen_handshake_seconds": "histogram",
+        "dtrace_tcp_listen_synack_retransmits": "counter",
         "dtrace_tcp_listen_q0_length": "gauge",
         "dtrace_tcp_listen_q_length": "gauge",
         "dtrace_tcp_listen_q0_limit": "gauge",
         "dtrace_tcp_listen_q_limit": "gauge",
+        "dtrace_tcp_listen_q_capacity": "gauge",
         "dtrace_tcp_listen_q_saturation_ratio": "histogram",
         "dtrace_tcp_listen_accept_wait_seconds": "histogram",
+        "dtrace_tcp_refused": "counter",
         "dtrace_session_up": "gauge",
         "dtrace_session_restarts": "counter",
         "dtrace_session_uncounted_seconds": "counter",
@@ -165,11 +278,49 @@ def test_types() -> None:
         "dtrace_exporter_build_info": "gauge",
         "dtrace_exporter_config_last_reload_successful": "gauge",
         "dtrace_exporter_config_last_reload_success_timestamp_seconds": "gauge",
+        "dtrace_exporter_web_config_last_reload_successful": "gauge",
+        "dtrace_exporter_web_certificate_expiry_timestamp_seconds": "gauge",
+        "dtrace_unix_listen_q_length": "gauge",
+        "dtrace_unix_listen_q_limit": "gauge",
+        "dtrace_unix_listen_q_capacity": "gauge",
+        "dtrace_unix_listen_left_out": "gauge",
     }
     for family in found.values():
         assert family.documentation.endswith(".")
         assert "\n" not in family.documentation
         assert not any(sample.name.endswith("_created") for sample in family.samples)
+
+
+def test_without_histograms() -> None:
+    """A port whose histograms nobody wants has all of its other series, from the next scrape on."""
+    state = busy_port()
+    collector = Collector(state)
+
+    def names() -> set[str]:
+        return {one.name for one in collector.collect() if one.name.startswith("dtrace_tcp_")}
+
+    before = names()
+    session = next(iter(state.table)).session
+    asked = state.table.watched(session)
+    state.table.watch(session, Watched([Wanted((range(22, 23),), "ssh", histograms=False)]))
+    kinds = {name for name in FAMILIES if FAMILIES[name][0] == "histogram"}
+    assert before - names() == before & kinds == kinds - {"dtrace_tcp_listen_q_sampled_ratio"}
+    state.table.watch(session, asked)
+    assert names() == before
+
+
+def test_web_configuration() -> None:
+    """There are series about the file where there is one, and about a certificate with TLS."""
+    state = one_port()
+    successful = "dtrace_exporter_web_config_last_reload_successful"
+    expiry = "dtrace_exporter_web_certificate_expiry_timestamp_seconds"
+    assert not {successful, expiry} & {*families(state)}
+    state.web = WebStatus()
+    assert value(state, successful) == 1
+    assert expiry not in families(state)
+    state.web = WebStatus(last_reload_successful=False, certificate_end=2e9)
+    assert value(state, successful) == 0
+    assert value(state, expiry) == 2e9
 
 
 def test_configured_port_starts_at_zero() -> None:
@@ -186,7 +337,13 @@ def test_sock_diag_exports_only_what_it_knows() -> None:
     """A source without SYNs has no SYN counter and no histogram, not ones at 0."""
     state = one_port(
         Capabilities(
-            reasons=("other",), syns=False, established=False, accepts=False, accept_wait=False
+            reasons=("other",),
+            syns=False,
+            established=False,
+            accepts=False,
+            accept_wait=False,
+            handshake=False,
+            synack_retransmits=False,
         )
     )
     ssh = state.table.listener(LOCAL, "", "*", 22)
@@ -196,6 +353,7 @@ def test_sock_diag_exports_only_what_it_knows() -> None:
         "dtrace_tcp_listen_drops",
         "dtrace_tcp_listen_q_length",
         "dtrace_tcp_listen_q_limit",
+        "dtrace_tcp_listen_q_capacity",
     }
 
 
@@ -211,7 +369,7 @@ def test_place_and_host_labels() -> None:
     """The place's label is the source's; a remote host's series, and only they, carry `host`."""
     state = busy_port()
     remote = SessionId("sol10", "all")
-    state.table.watch(remote, None, Capabilities(place_label="zone"))
+    state.table.watch(remote, Watched(), Capabilities(place_label="zone"))
     state.table.listener(remote, "web", "192.0.2.1", 80).established += 1
     state.sessions = {LOCAL: SessionStatus(), remote: SessionStatus(up=True, reason="")}
     labels = [s.labels for s in families(state)["dtrace_tcp_listen_established"].samples]
@@ -231,7 +389,7 @@ def test_zones() -> None:
     state = State()
     remote = SessionId("omnios", "all")
     capabilities = Capabilities("zone", "global", reasons=("q_full", "q0_full", "q0_evicted"))
-    state.table.watch(remote, {22: "ssh", 80: "web"}, capabilities)
+    state.table.watch(remote, named({22: "ssh", 80: "web"}), capabilities)
     web = state.table.listener(remote, "web", "*", 80)
     web.count_syns(10, 4, 9, 36)
     web.drop("q_full", 3)
@@ -277,18 +435,35 @@ def test_exporter_series() -> None:
         last_reload_success=1700000000.0,
     )
     prefix = "dtrace_exporter_"
-    source = {"source": "dtrace", "program": "linux", "dtrace_version": "2.0.1"}
+    source = {"source": "dtrace", "program": "linux", "dtrace_version": "2.0.1", "reason": ""}
     assert value(state, prefix + "source_info", **source) == 1
+    fallback = State(source=Source("sock_diag", reason="no_btf"))
+    source = {"source": "sock_diag", "program": "", "dtrace_version": "", "reason": "no_btf"}
+    assert value(fallback, prefix + "source_info", **source) == 1
     build = {"version": __version__, "python": platform.python_version()}
     assert value(state, prefix + "build_info", **build) == 1
     assert value(state, prefix + "config_last_reload_successful") == 0
     assert value(state, prefix + "config_last_reload_success_timestamp_seconds") == 1700000000
 
 
+def test_drops_of_another_source() -> None:
+    """Drops that another source has counted stay, so that their sum does not fall."""
+    state = one_port()
+    [listener] = [state.table.listener(LOCAL, "", "*", 22)]
+    state.table.watch(LOCAL, named({22: "ssh"}), Capabilities(reasons=("q_full", "q0_full")))
+    listener.drops = {"unknown": 7, "q_full": 2, "other": 0}
+    samples = families(state)["dtrace_tcp_listen_drops"].samples
+    assert {each.labels["reason"]: each.value for each in samples} == {
+        "q_full": 2,
+        "q0_full": 0,
+        "unknown": 7,
+    }
+
+
 def test_no_duplicates() -> None:
     """Two sessions that ask for the same unseen port, as while reloading, give one series."""
     state = one_port()
-    state.table.watch(SessionId("", "all"), {22: "ssh"}, Capabilities(reasons=("q_full",)))
+    state.table.watch(SessionId("", "all"), named({22: "ssh"}), Capabilities(reasons=("q_full",)))
     assert len(list(state.table)) == 2
     assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
 
@@ -296,7 +471,7 @@ def test_no_duplicates() -> None:
 def test_rename() -> None:
     """A renamed listener goes on counting under its new name, and no more under the old one."""
     state = busy_port()
-    state.table.watch(LOCAL, {22: "login"})
+    state.table.watch(LOCAL, named({22: "login"}))
     (sample,) = families(state)["dtrace_tcp_listen_syns"].samples
     assert (sample.labels["listener"], sample.value) == ("login", 6)
 
@@ -305,7 +480,7 @@ def test_no_duplicates_by_empty_labels() -> None:
     """Prometheus takes an empty label for none: `netns` and `zone`, both empty, are one series."""
     state = one_port()
     other = Capabilities(place_label="zone", reasons=("q_full",))
-    state.table.watch(SessionId("", "all"), {22: "ssh"}, other)
+    state.table.watch(SessionId("", "all"), named({22: "ssh"}), other)
     assert len(families(state)["dtrace_tcp_listen_syns"].samples) == 1
 
 
@@ -318,7 +493,9 @@ def test_odd_listener_does_not_fail_the_scrape(
 ) -> None:
     """A listener that cannot be exported is left out whole and logged; the others stay."""
     state = busy_port()
-    state.table.watch(SessionId("", "port-80"), {80: "web"}, Capabilities(reasons=("q_full",)))
+    state.table.watch(
+        SessionId("", "port-80"), named({80: "web"}), Capabilities(reasons=("q_full",))
+    )
     web = state.table.listener(SessionId("", "port-80"), "", "*", 80)
     setattr(web, field, odd)
     ports = {s.labels["port"] for f in families(state).values() for s in f.samples if "tcp" in s[0]}
@@ -375,7 +552,7 @@ def test_both_formats_parse_alike() -> None:
 def test_hostile_names_survive(name: str) -> None:
     """Any listener name comes back from both formats as it went in, lone surrogates as `?`."""
     state = State(table=ListenerTable())
-    state.table.watch(LOCAL, {22: name}, Capabilities())
+    state.table.watch(LOCAL, named({22: name}), Capabilities())
     shown = "".join("?" if "\ud800" <= c <= "\udfff" else c for c in name)
     key = "dtrace_tcp_listen_syns_total", frozenset((SSH | {"listener": shown}).items())
     text, openmetrics = both_formats(state)

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from dtrace_exporter import config, trace
+from dtrace_exporter import config, senders, top, trace
+from dtrace_exporter.sockets import MORE_THAN
 from dtrace_exporter.state import State
 from dtrace_exporter.web import handlers, page, rates
+from dtrace_exporter.web.selection import FIELDS
 from markdown_page import anchors, blocks, languages, links
 from web_serving import get, no_reload, one_port
 
@@ -78,7 +80,7 @@ def test_command_lines(name: str) -> None:
         assert done.returncode == 0, line
 
 
-MPTCP = 93
+MPTCP = 87
 """The line of the program for Linux that a kernel without MPTCP is at a loss about."""
 
 
@@ -86,7 +88,7 @@ class TestCommands:
     def test_all_blocks_are_known(self) -> None:
         """Each block is of a kind that is looked at here."""
         assert languages(COMMANDS) == {"console", "sh"}
-        assert len(blocks(COMMANDS, "console")) == 4
+        assert len(blocks(COMMANDS, "console")) == 6
 
     @pytest.mark.parametrize(
         ("number", "steps", "status"),
@@ -125,21 +127,79 @@ class TestCommands:
             text=True,
         )
         shown = blocks(COMMANDS, "console")[number].partition("\n")[2]
-        assert done.stdout == shown
+        # What the kernel and the privileges are is this host's own.
+        assert done.stdout.partition("\nok    kernel ")[0] == shown.partition("\nok    kernel ")[0]
+        own = [line.split()[1] for line in done.stdout.splitlines() if line[0] != " "]
+        names = [line.split()[1] for line in shown.splitlines() if line[0] != " "]
+        assert [name for name in own if name != "container"] == names
         assert done.returncode == status
+
+    def test_top(self) -> None:
+        """The table of top is what it draws of such listeners, and the page names its keys."""
+        _, head, *expected = blocks(COMMANDS, "console")[2].splitlines()
+        before, after = [], []
+        for address, port, name, owner, q, qmax, syns, accepts, wait in (
+            ("*", 80, "web", "nginx nginx", 97, 128, 412, 391, 0.172),
+            ("127.0.0.1", 5432, "db", "postgres postgresql", 0, 244, 8, 8, 41e-6),
+            ("*", 22, "ssh", "sshd ssh", 0, 128, 0, 0, 0.0),
+        ):
+            comm, unit = owner.split()
+            row: dict[str, Any] = {
+                "port": f"{port}",
+                "address": address,
+                "listener": name,
+                "program": comm,
+                "unit": f"{unit}.service",
+                "q0_length": 0,
+            }
+            row |= {"q_length": q, "q_limit": qmax, "q_capacity": qmax + 1, "drops_total": 0}
+            counted: dict[str, float] = {"syns_total": syns, "accepts_total": accepts}
+            counted |= {"accept_wait_seconds_count": accepts}
+            counted |= {"accept_wait_seconds_sum": accepts * wait}
+            before.append(row | dict.fromkeys(counted, 0))
+            after.append(row | {name: 5 * value for name, value in counted.items()})
+        table = top.Table()
+        table.take(0.0, top.values(before))
+        table.take(5.0, top.values(after))
+        lines = table.draw(110, 24, top.URL)
+        drawn = ["".join(text for text, _ in line).rstrip() for line in lines]
+        assert [head[9:], *expected] == [drawn[0][9:], *drawn[1:]]
+        (keys,) = re.findall(r"`--sort=KEY` says (.*?)\. The keys", COMMANDS, re.DOTALL)
+        assert re.findall(r"`(\w+)`", keys) == [*top.KEYS]
 
     def test_trace(self) -> None:
         """The output of trace has the columns of the command, its table is of the same lines."""
-        lines = blocks(COMMANDS, "console")[2].splitlines()[1:]
+        lines = blocks(COMMANDS, "console")[3].splitlines()[1:]
         assert lines[0] == trace.HEADER
         assert {len(line.split(",")) for line in lines} == {9}
-        row = trace.table(80, lambda text, _: text)
-        assert [row(line) for line in lines] == blocks(COMMANDS, "console")[3].splitlines()[1:]
-        narrow, wide = (trace.table(width, lambda text, _: text) for width in (115, 116))
+        row = trace.table(80, lambda text, _: text, MORE_THAN)
+        assert [row(line) for line in lines] == blocks(COMMANDS, "console")[4].splitlines()[1:]
+        narrow, wide = (trace.table(width, lambda text, _: text, MORE_THAN) for width in (115, 116))
         assert len(wide(trace.HEADER)) == 116 > len(narrow(trace.HEADER))
         manual = (ROOT / "man" / "dtrace-exporter.8").read_text(encoding="utf-8")
         for text in (COMMANDS, manual):
             assert "fewer than 116 columns" in " ".join(text.split())
+
+    def test_trace_top(self) -> None:
+        """The table of trace --top is what it draws of such senders."""
+        _, head, *expected = blocks(COMMANDS, "console")[5].splitlines()
+        told = [
+            *("syn 0 0 ffffc0000207 2060", "drop 0 0 ffffc0000207 q_full 1955"),
+            *("syn 0 0 ffffc0a80102 40", "syn 0 20010db800000000 1 5"),
+            *("drop 0 20010db800000000 1 other 1", "syn 1 0 0 280", "drop 1 0 0 q_full 60"),
+        ]
+        read = senders.Senders()
+        board = senders.Board(read, 7200, "")
+        for at, line in ((0.0, "tick 1"), *((0.0, line) for line in told), (5.0, "tick 2")):
+            if (fresh := read.read(line)) is not None:
+                board.tick(at, fresh)
+        drawn = ["".join(text for text, _ in line).rstrip() for line in board.draw(100, 24)]
+        assert [head[9:], *expected] == [drawn[0][9:], *drawn[1:]]
+
+
+def shown_keys(text: str) -> set[str]:
+    """Return the keys that a table has."""
+    return set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
 
 
 class TestConfiguration:
@@ -148,8 +208,9 @@ class TestConfiguration:
         file = tmp_path / "example.yml"
         (example,) = blocks(CONFIGURATION, "yaml")
         file.write_text(example, encoding="utf-8")
+        (tmp_path / "iolatency.d").write_text("BEGIN { @time = count(); }", encoding="utf-8")
         loaded = config.load(file)
-        names = [(one.port, one.name) for one in loaded.local.listeners]
+        names = [(one.ports[0][0], one.name) for one in loaded.local.listeners]
         assert names == [(22, "ssh"), (443, "web")]
         assert loaded.local.dtrace.options == {"aggsize": "16m"}
         for key in self.keys():
@@ -157,14 +218,18 @@ class TestConfiguration:
 
     def test_keys(self) -> None:
         """The table has every key, and no other."""
-        shown = set(re.findall(r"^\| `([a-z_.]+)` \|", CONFIGURATION, re.MULTILINE))
-        assert shown == self.keys()
+        whole, entry = CONFIGURATION.split("\n## Which listeners\n")
+        assert shown_keys(whole) == self.keys()
+        keys = {each.name for each in fields(config.ListenerConfig)}
+        assert shown_keys(entry) | {"name", "histograms"} == keys | {"port"}
 
     @staticmethod
     def keys() -> set[str]:
         """Return the keys of a file, those of dtrace with that before them."""
         dtrace = {f"dtrace.{each.name}" for each in fields(config.DTraceConfig)}
-        return dtrace | {"source", "listeners", "hosts"}
+        others = {"sock_diag.sample_interval", "unix.paths", "forget_closed_after"}
+        others |= {"exclude_ports", "scripts"}
+        return dtrace | others | {"source", "listeners", "hosts"}
 
     def test_pages(self) -> None:
         """The table of pages has all that are served, and what it says of the first is so."""
@@ -177,11 +242,23 @@ class TestConfiguration:
         assert shown == {path for path in served if path.startswith("/")}
         assert "port" in page.SORTS
         assert "Resume" in get(one_port(), "/?sort=port&refresh=off").body.decode()
-        assert f"{rates.WINDOW_SECONDS:g} s when somebody has looked" in CONFIGURATION
+        assert f"those of the last {rates.WINDOW_SECONDS:g} s" in " ".join(CONFIGURATION.split())
+        assert set(re.findall(r"`\?(\w+)=\w+`", CONFIGURATION)) == {*FIELDS, "sort", "refresh"}
+
+    def test_json(self) -> None:
+        """The answer that is shown has keys of a real one, in their order."""
+        console = blocks(CONFIGURATION, "console")[1]
+        command, *lines = console.splitlines()
+        assert command == "# curl 'http://localhost:9748/api/v1/listeners?port=22'"
+        answer = get(one_port(), "/api/v1/listeners?port=22").body.decode().splitlines()
+        (shown, row) = (json.loads(each[1].replace(", ...}", "}")) for each in (lines, answer))
+        assert lines[0::2] == answer[0::2]
+        assert shown.items() <= row.items()
+        assert [key for key in row if key in shown] == [*shown]
 
     def test_reload(self) -> None:
         """A reload by POST answers what the console shows."""
-        (console,) = blocks(CONFIGURATION, "console")
+        console = blocks(CONFIGURATION, "console")[0]
         command, answer = console.splitlines()
         assert command == "# curl -X POST http://localhost:9748/-/reload"
         assert get(one_port(), "/-/reload", "POST").body.decode() == f"{answer}\n"

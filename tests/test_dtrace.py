@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from dtrace_exporter.tracing import dtrace
 from dtrace_exporter.tracing.dtrace import DTraceError, attempt, find_program, version
 from fake_steps import FakeDTrace
 
+pytestmark = pytest.mark.usefixtures("no_child_left")
+
 Ask = Callable[[Sequence[str]], Awaitable[str]]
 
 HEADER = "   ID   PROVIDER            MODULE                          FUNCTION NAME\n"
@@ -26,14 +27,6 @@ SOLARIS10 = "23456        fbt                ip                  tcp_conn_reques
 LINUX = " 2435        fbt           vmlinux                  tcp_conn_request entry\n"
 REFUSED = "dtrace: failed to initialize dtrace: DTrace requires additional privileges\n"
 NO_HOST = "ssh: Could not resolve hostname sol10-u9: Name or service not known\n"
-
-
-@pytest.fixture(autouse=True)
-def _no_child_left() -> Iterator[None]:
-    """Show that a test leaves no child process, running or not yet waited for."""
-    yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
 
 
 def says(output: str = "", errors: str = "", status: int = 0) -> list[str]:
@@ -152,6 +145,7 @@ def test_one_that_does_not_stop_printing() -> None:
     [
         ([["ip", "tcp_input_listener"]], "illumos"),
         ([["ip", "tcp_conn_request"]], "solaris10"),
+        ([["kernel", "syncache_add"]], "freebsd"),
         ([["vmlinux", "tcp_conn_request"]], "linux"),
         ([["genunix", "fop_open"], ["ip", "tcp_input_listener"], ["ip", "tcp_accept"]], "illumos"),
     ],
@@ -177,7 +171,7 @@ def test_every_program_that_is_found_is_there() -> None:
 def test_no_program_fits(functions: list[list[str]], fake_dtrace: FakeDTrace) -> None:
     """A kernel without any of these functions is told what to do, and likeness is not enough."""
     text = why_not(fake_dtrace({"functions": functions}))
-    assert text == "no D program fits this kernel: give dtrace.program a path"
+    assert text == "no D program fits this kernel: set dtrace.program to the path of one"
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -212,7 +206,7 @@ def test_outputs_as_they_are(rows: str, missing: list[str], program: str, status
 def test_none_matches(output: str, errors: str, status: int) -> None:
     """Where dtrace(1) answers but has none of the probes, no program fits."""
     text = why_not(says(output, errors, status))
-    assert text == "no D program fits this kernel: give dtrace.program a path"
+    assert text == "no D program fits this kernel: set dtrace.program to the path of one"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +258,7 @@ def test_any_output(output: bytes, status: int) -> None:
         async def run(*_: object) -> tuple[int, str]:
             return status, output.decode("utf-8", "replace")
 
-        patch.setattr(dtrace, "_run", run)
+        patch.setattr(dtrace, "run", run)
         try:
             name = asyncio.run(find_program(["dtrace"]))
         except DTraceError as error:

@@ -17,6 +17,7 @@ from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.tracing.program import load
 from dtrace_exporter.tracing.rows import PROTOCOL, Reader, Ready, Tick
 from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.watched import Watched
 from linux_rows import ESTABLISHED, counted, told
 
 Fake = Callable[..., list[str]]
@@ -260,7 +261,7 @@ def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
 def established(result: subprocess.CompletedProcess[str]) -> list[int]:
     """Return what each listener has established, as a tally has it."""
     table = ListenerTable()
-    table.watch(SESSION, None)
+    table.watch(SESSION, Watched())
     reader = Tally(table, SESSION)
     for text in result.stdout.splitlines():
         record = reader.feed(text)

@@ -10,7 +10,7 @@ import pytest
 
 from dtrace_exporter import config, families
 from dtrace_exporter.families import Part, parts
-from dtrace_exporter.tracing.program import clauses, load
+from dtrace_exporter.tracing.program import Program, clauses, load
 
 PROGRAMS = Path(families.__file__).with_name("programs")
 FAMILIES = families.families()
@@ -23,7 +23,7 @@ each_family = pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_file_is_of_a_family() -> None:
     """Each program is a family's that has facts, and there is no other file."""
     for file in PROGRAMS.iterdir():
-        family = file.stem.removesuffix("_trace").removesuffix("_calls")
+        family = re.sub("_(trace|calls|senders)$", "", file.stem)
         assert file.suffix in {".d", ".toml"}, file
         assert family in FAMILIES, file
     assert {file.stem for file in PROGRAMS.glob("*.toml")} == FAMILIES.keys()
@@ -31,11 +31,12 @@ def test_every_file_is_of_a_family() -> None:
 
 @each_family
 def test_every_family_has_its_programs(name: str) -> None:
-    """Each family has a program that counts and one that prints, Linux alone has a third one."""
+    """Each family has a program that counts and one that prints, all but one a third one."""
     assert FAMILIES[name].name == name
     for file in (f"{name}.d", f"{name}_trace.d"):
         assert (PROGRAMS / file).is_file()
-    assert FAMILIES[name].calls == ("linux_calls" if name == "linux" else "")
+    assert FAMILIES[name].calls == ("" if name == "freebsd" else f"{name}_calls")
+    assert FAMILIES[name].skips_nested == (name == "linux")
 
 
 @pytest.mark.parametrize("file", sorted(PROGRAMS.glob("*.d")), ids=lambda path: path.name)
@@ -72,26 +73,34 @@ def test_entrances(name: str) -> None:
 
 @each_family
 def test_places(name: str) -> None:
-    """Linux has network namespaces, of which the host's own has no name; the others have zones."""
+    """Linux has network namespaces, FreeBSD jails, and the host's own is unnamed; others zones."""
     found = FAMILIES[name].place, FAMILIES[name].own_place
-    assert found == (("netns", "") if name == "linux" else ("zone", "global"))
+    unnamed = {"linux": ("netns", ""), "freebsd": ("jail", "")}
+    assert found == unnamed.get(name, ("zone", "global"))
+
+
+def counting(name: str) -> list[Program]:
+    """Return a family's programs but the one that prints each event."""
+    return [load(each) for each in (name, FAMILIES[name].calls) if each]
 
 
 @each_family
 def test_parts(name: str) -> None:
-    """Each part has words for people, rests on parts that there are, and is in the program."""
+    """Each part has words for people, rests on parts that there are, and is in one program."""
     own = FAMILIES[name].parts
     for part in own.values():
         assert part.what
         assert part.without
-        assert {*part.needs} <= own.keys()
-    assert {*load(name).parts} == own.keys()
+        assert {one for needed in part.needs for one in needed.split("|")} <= own.keys()
+    assert sorted(part for one in counting(name) for part in one.parts) == sorted(own)
 
 
 @each_family
 def test_probes_of_parts(name: str) -> None:
-    """Each probe that is said to be a part's is in the program, and is of no other part."""
-    probed = {probe for probes, _ in clauses(load(name).text) for probe in probes}
+    """Each probe that is said to be a part's is in a program, and is of no other part."""
+    probed = {
+        probe for one in counting(name) for probes, _ in clauses(one.text) for probe in probes
+    }
     named = [probe for part in FAMILIES[name].parts.values() for probe in part.probes]
     assert len(named) == len({*named})
     functions = {probe.partition(":")[0] for probe in probed}

@@ -15,12 +15,14 @@ PAGE = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in PAGE.splitlines()
-    if line.startswith("| ") and line.count("|") == 5
+    if line.startswith("| ") and line.count("|") == 6
 ]
 """Those of the rows that have something to say on each of the programs."""
 
 
-@pytest.mark.parametrize(("column", "name"), [(1, "linux"), (2, "illumos"), (3, "solaris10")])
+@pytest.mark.parametrize(
+    ("column", "name"), [(1, "linux"), (2, "illumos"), (3, "solaris10"), (4, "freebsd")]
+)
 def test_what_the_table_names(column: int, name: str) -> None:
     """Each function, member and probe that the table says a number comes from is in the program."""
     text = program.load(name).text

@@ -242,6 +242,18 @@ def test_events_of_one_kind_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
     assert "left_out_before" not in second
 
 
+def test_as_many_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute in which no event was left out the next one says of none."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = started("json")
+    for _ in range(log_module.MOST):
+        log.warning("refused")
+    now += 60.0
+    log.warning("refused")
+    assert "left_out_before" not in repeated(stream)[-1]
+
+
 def test_other_kinds_are_not_limited_with_it() -> None:
     """Another message, level, session or host is another kind; debug events are never left out."""
     stream = started("json")

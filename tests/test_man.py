@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dtrace_exporter import cli, config
+from dtrace_exporter.scripts.families import Settings
 from dtrace_exporter.trace import HEADER
 from host_tools import require
 
@@ -120,9 +121,17 @@ def test_keys() -> None:
     """Every key of the configuration is explained, and no other."""
     keys = {
         each.name
-        for kind in (config.HostConfig, config.DTraceConfig, config.ListenerConfig)
+        for kind in (
+            config.HostConfig,
+            config.DTraceConfig,
+            config.ListenerConfig,
+            config.SockDiagConfig,
+            config.UnixConfig,
+            Settings,
+        )
         for each in fields(kind)
-    } | {"source", "hosts"}
+    } | {"source", "hosts", "port", "sock_diag", "unix", "forget_closed_after"}
+    keys |= {"script", "args", "pid", "limit", "metrics"}
     assert tagged("CONFIGURATION", "Cm") == keys
     text = plain(section("CONFIGURATION"))
     for program in config.PROGRAMS:
@@ -145,7 +154,7 @@ def test_environment() -> None:
 
 def test_web() -> None:
     """Every page that is served is named."""
-    pages = {"/", "/metrics", "/-/healthy", "/-/ready", "/-/reload"}
+    pages = {"/", "/metrics", "/api/v1/listeners", "/-/healthy", "/-/ready", "/-/reload"}
     assert tagged("WEB", "Pa") == pages
 
 
@@ -155,7 +164,7 @@ def test_example(tmp_path: Path) -> None:
     file = tmp_path / "example.yml"
     file.write_text(text, encoding="utf-8")
     loaded = config.load(file)
-    assert [one.port for one in loaded.local.listeners] == [22, 443]
+    assert [one.ports[0][0] for one in loaded.local.listeners] == [22, 443]
     assert [(host.name, host.dtrace.program) for host in loaded.hosts] == [
         ("sol10-u9", "solaris10")
     ]

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from dtrace_exporter import families, sock_diag
+from dtrace_exporter import families, sock_diag, untraced
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS, Capabilities, SessionId
+from dtrace_exporter.listeners import (
+    SYN_BUCKETS,
+    WAIT_BUCKETS,
+    Capabilities,
+    Identity,
+    Owner,
+    SessionId,
+)
+from dtrace_exporter.scripts.metrics import ScriptMetrics
 from dtrace_exporter.sockets import Queues
-from dtrace_exporter.state import LOST_KINDS, SessionStatus, State
+from dtrace_exporter.state import LOST_KINDS, SessionStatus, State, UnixQueues, WebStatus
 from dtrace_exporter.tracing import program
+from dtrace_exporter.watched import Watched, named
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -53,13 +63,21 @@ def exported(place_label: str, host: str) -> list[Any]:
     session = SessionId(host, "all")
     features = dict.fromkeys(families.parts(), True)
     reasons = ("q_full", "q0_full", "q0_evicted", "q_full_ack", "other")
-    capabilities = Capabilities(place_label=place_label, reasons=reasons)
-    state.table.watch(session, None, capabilities)
-    state.table.listener(session, "place", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
+    capabilities = Capabilities(place_label=place_label, reasons=reasons, sampled=True)
+    state.table.watch(session, Watched(), capabilities)
+    listener = state.table.listener(session, "place", "*", 80)
+    listener.sockets[1] = Queues(1, 1, 8, 8, 8)
+    name = "blue" if place_label == "netns" else ""
+    state.owners = {listener.identity: Owner("web", "web.service", "c", "svc:/web", name)}
     state.sessions[session] = SessionStatus(
         up=True, last_record=1.0, features=features, unattributed={"drops": 1}
     )
+    script = SessionId(host, "script-x")
+    state.sessions[script] = SessionStatus()
+    state.scripts[script] = ScriptMetrics("/x.d", (), 1)
     state.last_reload_success = 1.0
+    state.web = WebStatus(certificate_end=2e9)
+    state.unix = UnixQueues({("place", "/run/a"): (1, 8)}, 0)
     return [*Collector(state).collect()]
 
 
@@ -80,29 +98,38 @@ def test_metrics() -> None:
 def test_labels() -> None:
     """Every label is explained, with the metrics that have it."""
     labels: dict[str, set[str]] = {}
-    for place_label in ("netns", "zone"):
+    for place_label in ("netns", "zone", "jail"):
         for family in exported(place_label, "far"):
             for sample in family.samples:
                 labels.setdefault(name_of(family), set()).update(sample.labels)
     common = {*column("label")}
-    assert common == {"port", "address", "listener", "netns", "zone", "host"}
+    assert common == {"port", "address", "listener", "netns", "zone", "jail", "host"}
     meanings = column("metric", "meaning")
     for name, have in labels.items():
         if "_tcp_listen_" in name:
             own = have - common - {"le"}
             assert common <= have
+        elif "_unix_listen_q_" in name:
+            assert "have the labels `path` and `netns`" in PAGE
+            own = have - {"path", "netns"}
         elif "_session_" in name:
             assert "The label `session`" in PAGE
             own = have - {"session", "host"}
+        elif "_script_" in name:
+            own = have - {"host"}
         else:
             own = have
-        named = set(re.findall(r"`(\w+)`", meanings[name])) - {"dtrace", "sock_diag"}
+        named = set(re.findall(r"`(\w+)`", meanings[name])) - {"dtrace", "sock_diag", "netstat"}
         assert named == own, name
 
 
 def test_reasons() -> None:
     """The reasons of drops are those that the programs and sock_diag can tell."""
-    for head, names in (("Linux", ["linux"]), ("Solaris, illumos", ["illumos", "solaris10"])):
+    for head, names in (
+        ("Linux", ["linux"]),
+        ("Solaris, illumos", ["illumos", "solaris10"]),
+        ("FreeBSD", ["freebsd"]),
+    ):
         said = {reason for reason, cell in column("reason", head).items() if cell == "yes"}
         for name in names:
             one = program.load(name)
@@ -112,11 +139,11 @@ def test_reasons() -> None:
     assert said == {*sock_diag.CAPABILITIES.reasons}
 
 
-@pytest.mark.parametrize("name", ["linux", "illumos", "solaris10"])
+@pytest.mark.parametrize("name", families.families())
 def test_features(name: str) -> None:
     """The optional parts of each program are in its column, in the words of the check command."""
     said = {part for part, cell in column("feature", name).items() if cell == "yes"}
-    assert said == {*program.load(name).parts}
+    assert said == {*families.families()[name].parts}
     words = {name: part.what for name, part in families.parts().items()}
     assert column("feature", "what it is for") == words
 
@@ -125,25 +152,34 @@ def test_needs() -> None:
     """Without a part that a metric needs the metric is not there, and all others are."""
     one = program.load("linux")
     every = dict.fromkeys(one.parts, True)
-    named = column("metric", "needs")
-    for part in ("established", "accepts", "accept_wait"):
-        missing = {name for name, cell in named.items() if re.search(rf"\b{part}\b", cell)}
+    needs = column("metric", "needs")
+    for part in ("established", "handshake", "accepts", "accept_wait", "synack_retransmits"):
+        missing = {name for name, cell in needs.items() if re.search(rf"\b{part}\b", cell)}
         state = State()
         session = SessionId("", "port-80")
-        state.table.watch(session, {80: ""}, program.capabilities(one, {**every, part: False}))
-        state.table.listener(session, "", "*", 80).sockets[1] = Queues(1, 1, 8, 8)
+        state.table.watch(
+            session, named({80: ""}), program.capabilities(one, {**every, part: False})
+        )
+        state.table.listener(session, "", "*", 80).sockets[1] = Queues(1, 1, 8, 8, 8)
+        state.owners = {Identity("", "", "*", 80): Owner()}
         have = {name_of(family) for family in Collector(state).collect()}
-        assert {name for name in named if name not in have} == missing
+        of_sock_diag = {"dtrace_tcp_listen_q_sampled_ratio"}
+        assert {name for name in needs if name not in have} == missing | of_sock_diag
 
 
-def test_sock_diag() -> None:
-    """What sock_diag fills is what the table says."""
+@pytest.mark.parametrize(("name", "q0"), [("sock_diag", 0), ("netstat", None)])
+def test_without_dtrace(name: str, q0: int | None) -> None:
+    """What another source than DTrace fills is what the table says."""
     state = State()
     session = SessionId("", "all")
-    state.table.watch(session, None, sock_diag.CAPABILITIES)
-    state.table.listener(session, "", "*", 80).sockets[1] = Queues(0, 1, None, 8)
+    source = untraced.SOURCES[name]
+    capabilities = replace(source.capabilities, sampled=source.queues is not None)
+    state.table.watch(session, Watched(), capabilities)
+    state.table.listener(session, "", "*", 80).sockets[1] = Queues(q0, 1, None, 8)
+    if name == "sock_diag":
+        state.owners = {Identity("", "", "*", 80): Owner()}
     have = {name_of(family) for family in Collector(state).collect()}
-    said = {name for name, cell in column("metric", "sock_diag").items() if cell == "yes"}
+    said = {metric for metric, cell in column("metric", name).items() if cell == "yes"}
     assert {name for name in have if "_tcp_listen_" in name} == said
 
 
@@ -174,7 +210,8 @@ def test_recorded() -> None:
     """The table of recorded series has each of them."""
     text = (ROOT / "config/prometheus/dtrace_exporter.rules.yml").read_text(encoding="utf-8")
     groups = yaml.safe_load(text)["groups"]
-    assert [*column("series")] == [rule["record"] for group in groups for rule in group["rules"]]
+    recorded = dict.fromkeys(rule["record"] for group in groups for rule in group["rules"])
+    assert [*column("series")] == [*recorded]
 
 
 def test_provisioning() -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 from lab.waiting import until
@@ -113,7 +114,7 @@ def test_without_a_free_descriptor(manager: Manager) -> None:
     [
         (None, None, None),
         ("30000000", None, 30.0),
-        ("30000000", str(os.getpid()), 30.0),
+        pytest.param("30000000", str(os.getpid()), 30.0, id="30000000-own-30.0"),
         ("30000000", "1", None),
         ("0", None, None),
         ("-5", None, None),
@@ -143,10 +144,30 @@ async def test_status_when_it_changes(manager: Manager, monkeypatch: pytest.Monk
     telling.cancel()
 
 
+@pytest.mark.usefixtures("manager")
+@pytest.mark.parametrize(("usec", "pause"), [("3000000", 1.0), ("60000000", 5.0), (None, 5.0)])
+async def test_thrice_in_the_time(
+    usec: str | None, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs of life come thrice in the watchdog's time: two may be lost; none is rarer than 5 s."""
+    if usec is not None:
+        monkeypatch.setenv("WATCHDOG_USEC", usec)
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(notify, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(asyncio.CancelledError):
+        await notify.keep_telling(lambda: "well")
+    assert slept == [pause]
+
+
 async def test_no_sign_of_life_from_a_loop_that_does_not_turn(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signs of life come thrice in the watchdog's time, and only while the event loop turns."""
+    """Signs of life come only while the event loop turns."""
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     telling = asyncio.create_task(notify.keep_telling(lambda: "well"))
     for _ in range(3):

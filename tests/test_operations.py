@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dtrace_exporter import cli
-from dtrace_exporter.tracing import heartbeat, session
+from dtrace_exporter.tracing import heartbeat, supervision
 from dtrace_exporter.tracing.process import ENVIRONMENT
 from dtrace_exporter.tracing.rendering import window
 from dtrace_faults import FAULTS
@@ -76,15 +76,15 @@ def test_times() -> None:
     """The times that are named are those in force."""
     assert f"`no heartbeat for {window(1.0).patience:g} s`" in GUIDE
     assert f"`not ready after {heartbeat.START_SECONDS:g} s`" in GUIDE
-    assert session._FIRST_DELAY == 1.0
-    assert session._LONGEST_DELAY == 60.0
+    assert supervision._FIRST_DELAY == 1.0
+    assert supervision._LONGEST_DELAY == 60.0
 
 
 def test_unit_and_guide_agree() -> None:
-    """The unit has the capabilities that the guide says are the least, and the guide's paths."""
+    """The unit has the capabilities that dtrace(1) needs at least, and what sock_diag needs."""
     unit = UNIT.read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| \*\*root\*\* \| \*\*(.*?)\*\* \|", GUIDE, re.MULTILINE)
-    assert f"CapabilityBoundingSet={row.replace(',', '')}\n" in unit
+    assert f"CapabilityBoundingSet={row.replace(',', '')} CAP_SYS_PTRACE\n" in unit
     assert "EnvironmentFile=-/etc/default/dtrace-exporter\n" in unit
     arguments = (ROOT / "systemd/dtrace-exporter.default").read_text(encoding="utf-8")
     assert 'ARGS="--config.file=/etc/dtrace-exporter/dtrace_exporter.yml"' in arguments
@@ -93,7 +93,7 @@ def test_unit_and_guide_agree() -> None:
 
 def test_faults_are_tests() -> None:
     """As many faults are told of as there are tests of them; none has been left out."""
-    told = "\n".join(cells[0] for cells in table("What was done to it"))
+    told = "\n".join(cells[0] for cells in table("Faults that were tested"))
     words = (
         *("killed", "stopped", "exits at once", "without end", "nothing at all", "stdout only"),
         *("stderr only", "unresponsiveness", "descriptors", "full disk", "clock", "50 reloads"),
@@ -125,7 +125,7 @@ def test_hardening_is_there(path: Path) -> None:
     """Nobody takes the hardening away without a test that says so."""
     text = path.read_text(encoding="utf-8")
     for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes",
-                 "MemoryDenyWriteExecute=yes", "RestrictNamespaces=yes", "UMask=0077",
+                 "MemoryDenyWriteExecute=yes", "RestrictNamespaces=net", "UMask=0077",
                  "SystemCallArchitectures=native", "Type=notify"):  # fmt: skip
         assert f"\n{line}\n" in text
     lines = re.findall(r"^InaccessiblePaths=(.*)$", text, re.MULTILINE)

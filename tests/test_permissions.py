@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.waiting import until
 
+import dtrace_exporter.config
 from dtrace_exporter import cli
 from dtrace_exporter.permissions import FLAG, Guard, faults, refused
+from dtrace_exporter.web import configuration
 from dtrace_exporter.yaml_reader import ConfigError
 from exporter_process import SECONDS, run, serving, write
 from fake_steps import FakeDTrace
@@ -79,6 +82,9 @@ def test_shared_directory(place: Path) -> None:
     os.chown(place / "d/link", STRANGER, STRANGER, follow_symlinks=False)
     (fault,) = faults(place / "d/link")
     assert fault.startswith(f"{place}/d/link belongs to ")
+    # What is not there yet, anybody can put there, and so what is searched in it.
+    for name in ("none", "none/f", ""):
+        assert faults(place / "d" / name) == [f"{place}/d can be written by everybody"], name
     # Where nobody else can put a link it does not matter whose it is.
     (place / "d").chmod(0o755)
     assert faults(place / "d/link") == []
@@ -137,18 +143,66 @@ def test_guard(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad.touch()
     bad.chmod(0o666)
     lenient, strict = Guard(refuse=False), Guard(refuse=True)
-    lenient.admit([good, bad])
-    lenient.admit([bad])
+    for file in (good, bad, bad):
+        lenient.look(file)
     (said,) = caplog.records
     assert said.levelname == "WARNING"
     assert vars(said)["fields"] == {"file": bad, "why": f"{bad} can be written by everybody"}
     bad.parent.chmod(0o777)
-    lenient.admit([bad])
+    lenient.look(bad)
     assert len(caplog.records) == 2
     bad.parent.chmod(0o755)
-    strict.admit([good])
+    strict.look(good)
     with pytest.raises(ConfigError, match=rf"^{bad}: .*can be written by everybody\); see {FLAG}$"):
-        strict.admit([good, bad])
+        strict.look(bad)
+
+
+def test_open_file(place: Path) -> None:
+    """The file that is open is looked at, and not only what its name leads to by now."""
+    (place / "d/f").chmod(0o666)
+    (place / "link").symlink_to("d/f")
+    with (place / "link").open() as file:
+        assert faults(place / "link", file.fileno()) == [f"{place}/d/f can be written by everybody"]
+        (place / "d/f").unlink()
+        (place / "d/f").touch(mode=0o644)
+        assert faults(place / "link") == []
+        assert faults(place / "link", file.fileno()) == [f"{place}/d/f can be written by everybody"]
+
+
+@root
+def test_owner_of_an_open_file(place: Path) -> None:
+    """Its owner is looked at, too."""
+    with (place / "d/f").open() as file:
+        os.chown(place / "d/f", STRANGER, STRANGER)
+        (place / "d/f").unlink()
+        (place / "d/f").touch(mode=0o644)
+        (fault,) = faults(place / "d/f", file.fileno())
+    assert fault.startswith(f"{place}/d/f belongs to ")
+
+
+@pytest.mark.parametrize("kind", ["configuration", "program", "web configuration", "certificate"])
+def test_looked_at_before(kind: str, place: Path) -> None:
+    """A file is refused before anything of it is read: of its mistakes nothing is said."""
+    file, config, web = place / "d/f", place / "c.yml", place / "web.yml"
+    file.write_text("{[ wrong", encoding="utf-8")
+    file.chmod(0o666)
+    config.write_text("dtrace: {program: d/f.d}", encoding="utf-8")
+    (place / "d/f.d").symlink_to("f")
+    web.write_text("tls_server_config: {cert_file: d/f, key_file: d/f}", encoding="utf-8")
+    load: Any
+    load, named = {
+        "configuration": (dtrace_exporter.config.load, file),
+        "program": (dtrace_exporter.config.load, config),
+        "web configuration": (configuration.WebConfigFile, file),
+        "certificate": (configuration.WebConfigFile, web),
+    }[kind]
+    with pytest.raises(ConfigError, match=rf"expected a file that nobody but .*{place}/d/f can be"):
+        load(named, Guard(refuse=True).look)
+    if kind == "program":
+        assert load(named, Guard(refuse=False).look)
+    else:
+        with pytest.raises(ConfigError, match=r"expected YAML|no PEM"):
+            load(named, Guard(refuse=False).look)
 
 
 # The real process, with files of each kind that others can write
@@ -199,7 +253,7 @@ def test_root_refuses(kind: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> Non
 def test_root_takes_it_when_told_to(kind: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
     """With the flag root takes it, check still tells it, and the log warns of it."""
     file, flags = prepare(kind, tmp_path, fake_dtrace)
-    done = run(FLAG, *flags, "check")
+    done = run(*flags, "check", FLAG)
     assert done.returncode == 0
     assert f": {file} can be written by everybody\n" in done.stdout
     assert "FAIL" not in done.stdout
@@ -257,7 +311,7 @@ def test_web_configuration_is_followed(tmp_path: Path, fake_dtrace: FakeDTrace) 
         web.chmod(0o666)
         web.write_text("rate_limit: {interval: 1h, burst: 1}", encoding="utf-8")
         until(lambda: "web configuration changed to a bad one" in log.read_text(encoding="utf-8"))
-        assert exporter.get()
+        assert "_web_config_last_reload_successful 0.0" in exporter.get()
         assert exporter.get()
         web.chmod(0o644)
         until(lambda: 'msg="web configuration changed"' in log.read_text(encoding="utf-8"))

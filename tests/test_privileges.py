@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,8 +17,11 @@ import pytest
 from lab.waiting import until
 
 from dtrace_exporter import privileges
+from dtrace_exporter.capabilities import EVERY
 from dtrace_exporter.config import Config, ConfigError, DTraceConfig, HostConfig
-from dtrace_exporter.privileges import DTRACE, EVERY, NONE, needed
+from dtrace_exporter.privileges import DTRACE, NONE, needed
+from dtrace_exporter.scripts import reader
+from dtrace_exporter.scripts.configuration import ScriptConfig
 from exporter_process import SECONDS, serving, write
 from fake_steps import FakeDTrace
 
@@ -64,24 +68,43 @@ def test_sock_diag(tmp_path: Path) -> None:
 
 @root
 def test_falls_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """So it is where sock_diag is what is left because dtrace(1) refuses."""
+    """Where sock_diag is what is left because dtrace(1) refuses, that may change: the two stay."""
     command = called_dtrace(tmp_path, fake_dtrace({"unprivileged": True}))
     path = tmp_path / "c.yml"
     config: dict[str, Any] = {"source": "auto", "dtrace": {"command": command}}
     path.write_text(json.dumps(config), encoding="utf-8")
     with serving(f"--config.file={path}") as exporter:
-        until(lambda: 'source_info{dtrace_version="",program="",source="sock' in exporter.get())
+        until(lambda: 'reason="not_permitted",source="sock_diag"' in exporter.get())
         for each in sets(exporter.process.pid):
-            # The limit of what a program could get cannot be lowered twice, but none gets anything.
-            assert [{**each, "CapBnd": 0}] == only()
-        # There is no way back but a restart.
+            assert each["CapPrm"] in (0, only(*DTRACE)[0]["CapPrm"])
         config["source"] = "dtrace"
         path.write_text(json.dumps(config), encoding="utf-8")
         exporter.process.send_signal(signal.SIGHUP)
-        until(lambda: "_last_reload_successful 0.0" in exporter.get())
+        until(lambda: 'dtrace_session_up{session="all"} 0.0' in exporter.get())
+        exporter.process.terminate()
+
+
+@root
+def test_no_way_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """A service that was told to use sock_diag comes to DTrace, or tries it, only by a restart."""
+    command = called_dtrace(tmp_path, fake_dtrace())
+    path = tmp_path / "c.yml"
+    config: dict[str, Any] = {"source": "sock_diag", "dtrace": {"command": command}}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with serving(f"--config.file={path}") as exporter:
+        until(lambda: 'reason="configured",source="sock_diag"' in exporter.get())
+        for source in ("dtrace", "auto"):
+            config["source"] = source
+            path.write_text(json.dumps(config), encoding="utf-8")
+            exporter.process.send_signal(signal.SIGHUP)
+            until(lambda: "_last_reload_successful 0.0" in exporter.get())
+            config["source"] = "sock_diag"
+            path.write_text(json.dumps(config), encoding="utf-8")
+            exporter.process.send_signal(signal.SIGHUP)
+            until(lambda: "_last_reload_successful 1.0" in exporter.get())
         exporter.process.terminate()
         _, said = exporter.process.communicate(timeout=SECONDS)
-    assert "given up at the start: restart the service" in said
+    assert said.count("given up at the start: restart the service") == 2
 
 
 @root
@@ -112,6 +135,31 @@ def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 @root
+def test_a_refused_reload_leaves_nothing(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
+    """A configuration that needs more than there is left starts no other process."""
+    command = called_dtrace(tmp_path, fake_dtrace({"ready": "1"}, {"tick": True}))
+    path = write(tmp_path / "c.yml", command)
+    with serving(f"--config.file={path}") as exporter:
+        until(lambda: 'session_up{session="port-22"} 1.0' in exporter.get())
+        pid = exporter.process.pid
+
+        def processes() -> list[str]:
+            """Return which it has started."""
+            text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+            return text.split()
+
+        # Two of dtrace(1), and the one that looks for namespaces and who has sockets open.
+        until(lambda: len(processes()) == 3)
+        before = processes()
+        host = {"name": "far", "dtrace": {"command": ["sudo", "dtrace"], "program": "linux"}}
+        path.write_text(json.dumps({"source": "auto", "hosts": [host]}), encoding="utf-8")
+        exporter.process.send_signal(signal.SIGHUP)
+        until(lambda: "config_last_reload_successful 0.0" in exporter.get())
+        assert processes() == before
+        exporter.process.terminate()
+
+
+@root
 def test_no_program_gives_anything_back() -> None:
     """A program that root starts has no more than what was left, even if it would have been."""
     code = (
@@ -136,9 +184,12 @@ def test_another_command(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         exporter.process.terminate()
 
 
-def configured(local: str, *far: str, source: Any = "dtrace") -> Config:
-    """Return a configuration with these commands."""
+def configured(local: str, *far: str, source: Any = "dtrace", scripts: bool = False) -> Config:
+    """Return a configuration with these commands, and perhaps a script of this host's."""
     one, *hosts = (HostConfig(dtrace=DTraceConfig((name, "-x"))) for name in (local, *far))
+    if scripts:
+        script = reader.read("/x.d", "BEGIN { @a = count(); }")
+        one = dataclasses.replace(one, scripts=(ScriptConfig(script, ()),))
     return Config(source, one, tuple(hosts))
 
 
@@ -147,7 +198,9 @@ def configured(local: str, *far: str, source: Any = "dtrace") -> Config:
     [
         (configured("dtrace"), DTRACE),
         (configured("/usr/sbin/dtrace", source="auto"), DTRACE),
+        (configured("dtrace", "ssh", source="auto"), DTRACE),
         (configured("dtrace", source="sock_diag"), NONE),
+        (configured("dtrace", source="sock_diag", scripts=True), DTRACE),
         (configured("dtrace", "ssh"), DTRACE),
         (configured("sudo", "/usr/bin/ssh", source="sock_diag"), NONE),
         (configured("dtrace", "ssh", "sudo"), EVERY),
@@ -157,7 +210,7 @@ def configured(local: str, *far: str, source: Any = "dtrace") -> Config:
 )
 def test_needed(config: Config, kept: frozenset[int]) -> None:
     """What is kept follows from the source and from what the commands are."""
-    assert needed(config, config.source) == kept
+    assert needed(config) == kept
 
 
 def test_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,24 +10,20 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lab.waiting import until
+from lab.waiting import eventually, until
 
 from dtrace_exporter.tracing import process
-from dtrace_exporter.tracing.process import ENVIRONMENT, child, resolve
-from exporter_process import serving, write
+from dtrace_exporter.tracing.process import ENVIRONMENT, child, resolve, send_signal
+from exporter_process import SECONDS, serving, write
 from fake_steps import FakeDTrace
 
-
-@pytest.fixture(autouse=True)
-def _no_child_left() -> Iterator[None]:
-    """Show that a test leaves no child process, running or not yet waited for."""
-    yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+pytestmark = pytest.mark.usefixtures("no_child_left")
 
 
 def says(*argv: str) -> str:
@@ -60,6 +56,27 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (has["SSH_AUTH_SOCK"], has["TZ"]) == ("/run/agent", "Europe/Berlin")
 
 
+def test_signal_to_one_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a child has ended is known, though it gets a signal before anybody has asked for that."""
+    asked = threading.Event()
+
+    def slow(pid: int, options: int, ask: Callable[..., Any] = os.waitpid) -> Any:
+        if not options:
+            asked.wait()
+        return ask(pid, options)
+
+    async def test() -> int:
+        async with child(["sleep", "600"]) as one:
+            os.kill(one.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+            send_signal(one, signal.SIGTERM)
+            asked.set()
+            return await one.wait()
+
+    monkeypatch.setattr(os, "waitpid", slow)
+    assert asyncio.run(test()) == -signal.SIGKILL
+
+
 def test_environment_is_documented() -> None:
     """The operator's guide lists these variables and no other."""
     guide = Path(__file__).parents[1] / "docs/operations.md"
@@ -68,6 +85,58 @@ def test_environment_is_documented() -> None:
     )
     named = [word.strip("`,.") for word in line.split() if word.startswith("`")]
     assert sorted(named) == sorted([*ENVIRONMENT, "LC_ALL=C"])
+
+
+def test_output_ends_with_the_process() -> None:
+    """All of a child's output is read when it ends, though another process keeps its pipes open.
+
+    So does an ssh(1) with a ControlPersist master; neither its output nor its end are waited for.
+    """
+    script = "setsid sleep 1000 & echo $!; head -c 300000 /dev/zero | tr '\\0' x; echo end >&2"
+
+    async def ask() -> tuple[bytes, bytes, int]:
+        async with child(["sh", "-c", script]) as one:
+            assert one.stdout is not None
+            assert one.stderr is not None
+            return await one.stdout.read(), await one.stderr.read(), await one.wait()
+
+    output, errors, status = asyncio.run(asyncio.wait_for(ask(), SECONDS))
+    pid, _, rest = output.partition(b"\n")
+    os.kill(int(pid), signal.SIGKILL)
+    assert (rest, errors, status) == (b"x" * 300_000, b"end\n", 0)
+
+
+def test_input_that_nobody_reads() -> None:
+    """What was to be written to a child that has ended is forgotten, though its pipe is open."""
+
+    async def write() -> tuple[bytes, int]:
+        async with child(["sh", "-c", "exec 3<&0; setsid sleep 1000 <&3 & echo $!"]) as one:
+            assert one.stdout is not None
+            await process.hand_over(one, "x" * 1_000_000)
+            return await one.stdout.read(), await one.wait()
+
+    pid, status = asyncio.run(asyncio.wait_for(write(), SECONDS))
+    os.kill(int(pid), signal.SIGKILL)
+    assert status == 0
+
+
+async def test_given_up_again_and_again() -> None:
+    """Whoever is cancelled while a child of his is being ended, more than once, leaves none."""
+    pids = []
+
+    async def run() -> None:
+        async with child(["sleep", "1000"]) as one:
+            pids.append(one.pid)
+            await one.wait()
+
+    running = asyncio.create_task(run())
+    await eventually(lambda: pids)
+    while not running.done():
+        running.cancel()
+        await asyncio.sleep(0)
+    assert running.cancelled()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
@@ -210,8 +279,8 @@ def test_files_and_programs(
             above = path.parent.stat()
             assert not stat.S_IMODE(above.st_mode) & stat.S_IWOTH, name
     started = [event[1] for event in events if event[0] == "subprocess.Popen"]
-    assert started
-    assert {path.strip("'") for path in started} == {"/usr/bin/env"}
+    # The other one is the process that looks at other namespaces.
+    assert {path.strip("'") for path in started} == {"/usr/bin/env", sys.executable}
     assert {event[0] for event in events} <= {"open", "subprocess.Popen", "socket.bind"}
     assert not [event for event in events if event[0] == "socket.bind" and "/" in event[2]]
 
@@ -226,7 +295,13 @@ def test_the_only_place_where_programs_are_started() -> None:
                      "tempfile", "popen", "shell=True", "os.exec", "posix_spawn")
         if word in path.read_text(encoding="utf-8")
     }  # fmt: skip
-    assert found == {("process.py", "subprocess_exec")}
+    # What looks for network namespaces is this package itself, and is started from a thread, in
+    # which FreeBSD's netstat(1) is read as well.
+    assert found == {
+        ("process.py", "subprocess_exec"),
+        ("namespaces.py", "import subprocess"),
+        ("netstat.py", "import subprocess"),
+    }
 
 
 def test_secrets_of_a_command_are_not_told(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dtrace_exporter.tracing.program import (
     ProgramError,
     capabilities,
     load,
+    load_senders,
     load_trace,
 )
 from dtrace_exporter.tracing.refusal import blame
@@ -36,6 +37,8 @@ FILES = {
 NAMES = sorted(families())
 SUNS = sorted({*NAMES} - {"linux"})
 TRACES = sorted(name for name in FILES if name.endswith("_trace"))
+SENDERS = sorted(name for name in FILES if name.endswith("_senders"))
+CALLS = sorted(name for name in FILES if name.endswith("_calls"))
 LINUX = FILES["linux"]
 OF_ZONES = Program("own.d", 'BEGIN\n{\n\tprintf("ready 1 0\\n");\t/* place zone */\n}\n')
 
@@ -55,10 +58,12 @@ END = f"\n{HARMLESS}\n"
 IN_SCRIPT = "dtrace: failed to compile script /dev/stdin: line {}: {}"
 
 PROBE = r"BEGIN|END|ERROR|tick-\w+|\w+:\w*:[\w.]*:[\w-]+"
-DECLARATION = r"^(#!|#pragma |inline |this |self |\w+ \w+(\[[\w *]+\])?[;,]).*$"
+DECLARATION = r"^(#!|#pragma |inline |this |self |(struct )?\w+ \*?\w+(\[[\w *,]+\])?[;,]).*$"
 each_sun = pytest.mark.parametrize("name", SUNS)
+each_of_zones = pytest.mark.parametrize("name", [name for name in SUNS if name != "freebsd"])
 each_program = pytest.mark.parametrize("name", NAMES)
 each_trace = pytest.mark.parametrize("name", TRACES)
+each_senders = pytest.mark.parametrize("name", SENDERS)
 each_file = pytest.mark.parametrize("name", sorted(FILES))
 
 
@@ -140,14 +145,18 @@ def needs(name: str) -> dict[str, set[str]]:
 def gone_with(name: str, without: Iterable[str]) -> set[str]:
     """Return all that goes with some parts of a program: what rests on them, and so on."""
     gone = {*without}
-    while more := {part for part, on in needs(name).items() if on & gone} - gone:
+
+    def lacks(on: set[str]) -> bool:
+        return any({*each.split("|")} <= gone for each in on)
+
+    while more := {part for part, on in needs(name).items() if lacks(on)} - gone:
         gone |= more
     return gone
 
 
 def read_and_written(text: str) -> tuple[set[str], set[str]]:
     """Return the variables and aggregations that a program's clauses read, and that they write."""
-    arrays = re.findall(r"^\w+ (\w+)\[[\w *]+\];", text, flags=re.MULTILINE)
+    arrays = re.findall(r"^(?:struct )?\w+ \*?(\w+)\[[\w *,]+\];", text, flags=re.MULTILINE)
     names = "|".join(["(?:this|self)->\\w+", *(rf"(?<!@)\b{array}(?=\[)" for array in arrays)])
     read, written = set(), set()
     for name, index, change in re.findall(
@@ -186,7 +195,9 @@ def test_the_programs_there_are() -> None:
     """Each program is one that the configuration knows, Linux's and illumos' among them."""
     assert {"linux", "illumos"} <= {*NAMES} <= {*config.PROGRAMS} - {"auto"}
     assert {name.removesuffix("_trace") for name in TRACES} <= {*NAMES}
-    assert FILES.keys() - {*NAMES, *TRACES} == {"linux_calls"}
+    assert {name.removesuffix("_senders") for name in SENDERS} <= {*NAMES}
+    assert {name.removesuffix("_calls") for name in CALLS} <= {*NAMES}
+    assert FILES.keys() == {*NAMES, *TRACES, *SENDERS, *CALLS}
     assert all(file.name == name for name, file in FILES.items())
 
 
@@ -196,20 +207,26 @@ def test_parts_of_linux() -> None:
         "syn_drops",
         "ack_drops",
         "established",
+        "handshake",
         "accepts",
         "accept_wait",
         "mptcp",
         "half_open_end",
+        "synack_retransmits",
     )
 
 
-@each_trace
-def test_family_of_a_trace(name: str) -> None:
-    """What is peculiar to a kernel is so for the program that prints, too."""
-    assert FILES[name].family.name == name.removesuffix("_trace")
+@pytest.mark.parametrize("name", [*TRACES, *CALLS])
+def test_family_of_a_program(name: str) -> None:
+    """What is peculiar to a kernel is so for the programs that print and that watch, too."""
+    assert FILES[name].family.name == name.rpartition("_")[0]
+    assert FILES[name].place_label == FILES[name].family.place
 
 
-@pytest.mark.parametrize(("platform", "name"), [("linux", "linux"), ("sunos5", ""), ("darwin", "")])
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [("linux", "linux"), ("freebsd14", "freebsd"), ("sunos5", ""), ("darwin", "")],
+)
 def test_local(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux has one program; a system with several kernels, or none, leaves it to the kernel."""
     monkeypatch.setattr("sys.platform", platform)
@@ -230,12 +247,26 @@ def test_load_trace(name: str) -> None:
     assert load_trace(name.removesuffix("_trace")) == FILES[name]
 
 
+@each_senders
+def test_load_senders(name: str, tmp_path: Path) -> None:
+    """The program that counts by sender goes with the one that counts by listener."""
+    family = name.removesuffix("_senders")
+    assert load_senders(family) == FILES[name]
+    assert FILES[name].family.name == family
+    own = tmp_path / "own.d"
+    text = f"/* made of {family}.d */ /* place {FILES[family].place_label} */"
+    own.write_text(text, encoding="utf-8")
+    assert load_senders(str(own)) == FILES[name]
+    with pytest.raises(ProgramError, match="the D program nonsense_senders: No such file"):
+        load_senders("nonsense")
+
+
 def test_load_errors(tmp_path: Path) -> None:
     """What cannot be had is named with the reason: no file, no text."""
     missing = str(tmp_path / "missing.d")
     with pytest.raises(ProgramError, match=re.escape(missing) + ": No such file or directory"):
         load(missing)
-    with pytest.raises(ProgramError, match="Is a directory"):
+    with pytest.raises(ProgramError, match="it is a directory and not a regular file"):
         load(str(tmp_path))
     binary = tmp_path / "binary.d"
     binary.write_bytes(b"\xff\xfe")
@@ -249,8 +280,8 @@ def test_load_errors(tmp_path: Path) -> None:
 
 @each_program
 def test_place(name: str) -> None:
-    """Linux has network namespaces and the other systems have zones, by the programs' own word."""
-    assert FILES[name].place_label == ("netns" if name == "linux" else "zone")
+    """Linux has network namespaces, FreeBSD jails and the others zones, by the programs' word."""
+    assert FILES[name].place_label == {"linux": "netns", "freebsd": "jail"}.get(name, "zone")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +305,7 @@ def test_place_of_an_own_program(text: str, label: str) -> None:
 @each_file
 def test_drop_counters_needed(name: str) -> None:
     """Only on Linux do programs that know of drops tell them by the kernel's own counters."""
-    assert FILES[name].needs_drop_counters == (name in {"linux", "linux_trace"})
+    assert FILES[name].needs_drop_counters == (name in {"linux", "linux_trace", "linux_senders"})
 
 
 # Filling in
@@ -405,7 +436,7 @@ def test_never_destructive(text: str, options: set[str]) -> None:
 
 
 @pytest.mark.parametrize("without", [(), ("zones",), ("q0_limit",), ("zones", "q0_limit")])
-@each_sun
+@each_of_zones
 def test_rows_are_those_that_are_read(name: str, without: tuple[str, ...]) -> None:
     """Every line that a program prints is a row, and the heartbeat comes behind all counts.
 
@@ -437,6 +468,34 @@ def test_rows_are_those_that_are_read(name: str, without: tuple[str, ...]) -> No
     assert told.q0max == (None if "q0_limit" in without else 1)
 
 
+@pytest.mark.parametrize("without", [(), ("jails",)])
+def test_rows_of_freebsd_are_those_that_are_read(without: tuple[str, ...]) -> None:
+    """So it is with FreeBSD's, which has no Q0."""
+    text = re.sub(r"inet_ntoa6?\(", "", rendered("freebsd", without))
+    first, *all_lines, last = printed(text)
+    assert (first, last) == ("", "")
+    reader = rows.Reader()
+    all_lines = [line.replace(" name 1 - ", " 2001:db8::1 1 - ") for line in all_lines]
+    records = [
+        reader.read(line.replace("evicted name name", "evicted name 2001:db8::1"))
+        for line in all_lines
+    ]
+    ready, *_, tick = records
+    assert ready == rows.Ready(rows.PROTOCOL, "0")
+    assert isinstance(tick, rows.Tick)
+    assert sorted(type(record).__name__ for record in records) == sorted(
+        kind.__name__
+        for kind in (
+            *(rows.Ready, rows.Closed, rows.Listening, rows.Found, rows.Drops, rows.Established),
+            *(rows.Accepts, rows.Tick, rows.Limit),
+            *(() if without else (rows.Evicted,)),
+        )
+    )
+    (told,) = (record for record in records if isinstance(record, rows.Listening))
+    assert (told.told, told.open, told.q0, told.q0max) == (True, True, None, None)
+    assert told.place == ("" if without else "name")
+
+
 @each_sun
 def test_each_count_is_printed_once(name: str) -> None:
     """What a program counts is printed and emptied in one clause, that of the heartbeat."""
@@ -448,7 +507,7 @@ def test_each_count_is_printed_once(name: str) -> None:
     assert body.rindex("tick %d") > body.rindex("trunc")
 
 
-@pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 0)])
+@pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 1)])
 def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
     """Every line that a program for Linux prints is a row, and counts come behind their set."""
     text = printed(re.sub(r'" ?\n?\s*"', "", FILES[name].text))
@@ -485,15 +544,18 @@ def test_markers_are_of_parts_that_there_are(name: str) -> None:
     """A part that a line is marked with, or that another one rests on, has text of its own."""
     text, parts = FILES[name].text, {*FILES[name].parts}
     assert {*re.findall(r"/\* (?:only|begin) (.*?) \*/", text)} <= parts | {ONE_PORT}
-    assert needs(name).keys() <= parts
-    assert {part for on in needs(name).values() for part in on} <= parts
+    others = {*FILES[FILES[name].calls].parts} if FILES[name].calls else set()
+    assert needs(name).keys() <= parts | others
+    on = [one for part, each in needs(name).items() if part in parts for one in each]
+    rested_on = {part for each in on for part in each.split("|")}
+    assert rested_on <= parts
     marked = [line for line in text.splitlines() if "/* only" in line]
     assert all(len(re.findall(r"/\* (?:only|begin|end) ", line)) == 1 for line in marked)
 
 
 def test_parts_have_words_for_people() -> None:
     """What each part of any program is for is known to the check command, and nothing else."""
-    found = {part for name in NAMES for part in FILES[name].parts}
+    found = {part for name in (*NAMES, *CALLS) for part in FILES[name].parts}
     assert found == all_parts().keys()
     assert all(part.what and part.without for part in all_parts().values())
 
@@ -543,6 +605,17 @@ def test_what_is_left_of_a_trace(name: str, port: int) -> None:
             check_what_is_left(name, port, without)
 
 
+@pytest.mark.parametrize("name", ["linux", "linux_calls"])
+def test_what_is_printed_without_some_parts(name: str) -> None:
+    """Whichever parts are left out, each aggregation that is printed or emptied is filled."""
+    parts = FILES[name].parts
+    for size in range(len(parts) + 1):
+        for without in combinations(parts, size):
+            text = code(render(FILES[name], window(1.0), without=without))
+            filled = {*re.findall(r"@(\w+)(?:\[[^\]]*\])? = ", text)}
+            assert {*re.findall(r"@(\w+)\)", text)} <= filled
+
+
 @given(st.sampled_from(SUNS), st.sampled_from([0, 22]), st.data())
 def test_what_is_left_without_some_parts(name: str, port: int, data: st.DataObject) -> None:
     """Nor does it matter which of them are left out together."""
@@ -577,20 +650,9 @@ def test_with_dependents_of_several() -> None:
 def culprits(name: str) -> dict[str, set[str]]:
     """Return for each probe the parts that may be blamed for it: none where the core has it."""
     having = owners(FILES[name].text)
-    by_function: dict[str, set[str]] = {}
-    for probe, parts in having.items():
-        by_function.setdefault(what_is_probed(probe), set()).update(parts)
     return {
-        probe: set() if "" in by_function[what_is_probed(probe)] else parts
-        for probe, parts in having.items()
-        if ":" in probe
+        probe: set() if "" in parts else parts for probe, parts in having.items() if ":" in probe
     }
-
-
-def what_is_probed(probe: str) -> str:
-    """Return the function that a probe is at the entry or the return of, or else its name."""
-    *_, function, name = ["", "", *probe.split(":")]
-    return function if name in {"entry", "return"} else name
 
 
 @each_sun
@@ -609,7 +671,8 @@ def test_blame_by_probe(name: str) -> None:
                 assert part in parts if parts else part is None, probe
                 blamed.add(part)
     with_probes = {part for parts in culprits(name).values() for part in parts}
-    assert {"established", "accepts", "departures", "open_close"} <= blamed
+    own = set() if name == "freebsd" else {"departures"}
+    assert own | {"established", "accepts", "open_close"} <= blamed
     assert blamed <= with_probes | {None}
 
 
@@ -884,15 +947,15 @@ def test_exports_of_everything(name: str) -> None:
     file = FILES[name]
     found = capabilities(file, dict.fromkeys(file.parts, True))
     linux = ("netns", "", {"q_full", "q0_full", "q_full_ack", "other"})
+    jails = ("jail", "", {"q0_evicted", "q_full_ack", "other"})
     zones = ("zone", "global", {"q_full", "q0_full", "q0_evicted"})
-    assert (found.place_label, found.own_place, {*found.reasons}) == (
-        linux if name == "linux" else zones
-    )
+    expected = {"linux": linux, "freebsd": jails}.get(name, zones)
+    assert (found.place_label, found.own_place, {*found.reasons}) == expected
     assert len(found.reasons) == len({*found.reasons})
     assert found.syns
     assert (found.established, found.accepts, found.accept_wait) == (True, True, True)
-    # By what enters and leaves them: Linux' queues are looked at instead.
-    assert (found.opened, found.departures) == ((name != "linux"),) * 2
+    # By what enters and leaves them: Linux' queues are looked at instead; FreeBSD has no Q0.
+    assert (found.opened, found.departures) == (name in {"illumos", "solaris10"}, name != "linux")
 
 
 @each_program
@@ -904,7 +967,10 @@ def test_exports_of_little(name: str) -> None:
     assert (found.accepts, found.accept_wait) == (False, False)
     assert (found.opened, found.departures) == (False, False)
     assert capabilities(FILES[name], {"half_open": True}).opened
-    assert capabilities(FILES[name], {"departures": True}).departures
+    departing = [part for part, facts in FILES[name].family.parts.items() if facts.departs]
+    assert len(departing) == (name in SUNS)
+    for part in departing:
+        assert capabilities(FILES[name], {part: True}).departures
     assert capabilities(FILES[name], {"established": True}).established
     assert capabilities(FILES[name], {"accepts": True}).accepts
     assert capabilities(FILES[name], {"accept_wait": True}).accept_wait

@@ -13,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dtrace_exporter import families
 from dtrace_exporter.collector import Collector
-from dtrace_exporter.listeners import Capabilities, SessionId
+from dtrace_exporter.listeners import Capabilities, Owner, SessionId
 from dtrace_exporter.sockets import Queues
-from dtrace_exporter.state import SessionStatus, State
+from dtrace_exporter.state import SessionStatus, State, WebStatus
+from dtrace_exporter.watched import named
 from host_tools import require
 from markdown_page import blocks, languages
 
@@ -25,12 +26,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def exported() -> dict[str, set[str]]:
     """Return the labels of all samples of a state that has everything, by their names."""
-    state = State()
+    state = State(web=WebStatus(certificate_end=2e9))
     session = SessionId("", "port-7200")
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
-    state.table.watch(session, {7200: "web"}, Capabilities(reasons=reasons))
+    capabilities = Capabilities(reasons=reasons, sampled=True)
+    state.table.watch(session, named({7200: "web"}), capabilities)
     listener = state.table.listener(session, "", "127.0.0.1", 7200)
-    listener.sockets[1] = Queues(0, 2, 7, 3)
+    listener.sockets[1] = Queues(0, 2, 7, 3, 3)
+    state.owners = {listener.identity: Owner("web", "web.service")}
     state.sessions[session] = SessionStatus(
         up=True,
         last_record=1.0,
@@ -53,11 +56,12 @@ def test_blocks() -> None:
 def test_sample_lines() -> None:
     """Each line of the sample has a name and labels that are exported."""
     known = exported()
-    (sample_block,) = blocks(README, "")
-    families = list(text_string_to_metric_families(sample_block))
-    samples = [sample for family in families for sample in family.samples]
-    assert len(samples) == 8
-    for sample in samples:
+    without, with_dtrace = (
+        [sample for family in text_string_to_metric_families(block) for sample in family.samples]
+        for block in blocks(README, "")
+    )
+    assert (len(without), len(with_dtrace)) == (5, 8)
+    for sample in without + with_dtrace:
         assert {*sample.labels} == known[sample.name]
 
 
@@ -66,14 +70,17 @@ def test_metric_names(name: str) -> None:
     """Every metric that a page or README names is exported."""
     text = README + (ROOT / "docs" / name).read_text(encoding="utf-8")
     known = {re.sub(r"_(bucket|count|sum)$", "", sample) for sample in exported()} | {*exported()}
-    named = set(re.findall(r"(?<![\w:])dtrace_(?:tcp|session|exporter)_\w+\b", text))
-    assert named - known == {word for word in named if (ROOT / "config" / f"{word}.yml").exists()}
+    named = set(re.findall(r"(?<![\w:])dtrace_(?:tcp|session|exporter)_\w+\b(?!\()", text))
+    # The names of files, and variables of rc.conf(5).
+    script = (ROOT / "freebsd/files/dtrace_exporter.in").read_text(encoding="utf-8")
+    others = {word for word in named if (ROOT / "config" / f"{word}.yml").exists()}
+    assert named - known == others | {word for word in named if f"# {word} (" in script}
 
 
-@pytest.mark.parametrize("target", ["run", "test"])
+@pytest.mark.parametrize("target", ["run", "dist", "test"])
 def test_make_targets(target: str) -> None:
     """The make targets of the text exist."""
-    assert f"make {target}" in blocks(README, "sh")[0]
+    assert f"make {target}" in README
     made = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
 
@@ -85,11 +92,12 @@ def test_alert(tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(rules, encoding="utf-8")
     labels = {"port": "7200", "instance": "web1:9748", "job": "dtrace"}
     of = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    empty = of.replace("7200", "7300")
     firing: dict[str, Any] = {
         "exp_labels": {**labels, "severity": "warning", "alertname": "TcpListenQueueNearLimit"},
         "exp_annotations": {
-            "summary": "Port 7200 on web1:9748: the accept queue is at 90% of its limit; "
-            "when it is full, SYNs are dropped."
+            "summary": "Port 7200 on web1:9748: the accept queue is at 90% of what it "
+            "holds; when it is full, SYNs are dropped."
         },
     }
     at = {"alertname": "TcpListenQueueNearLimit"}
@@ -100,7 +108,10 @@ def test_alert(tmp_path: Path) -> None:
             {
                 "interval": "15s",
                 "input_series": [
-                    {"series": f"dtrace_tcp_listen_q_limit{{{of}}}", "values": "10x80"},
+                    {"series": f"dtrace_tcp_listen_q_capacity{{{of}}}", "values": "10x80"},
+                    # A backlog of 0 that nobody waits in is well.
+                    {"series": f"dtrace_tcp_listen_q_capacity{{{empty}}}", "values": "1x80"},
+                    {"series": f"dtrace_tcp_listen_q_length{{{empty}}}", "values": "0x80"},
                     # Just not full enough for five minutes, then so for five, then empty.
                     {"series": f"dtrace_tcp_listen_q_length{{{of}}}", "values": "8x19 9x19 0x40"},
                 ],

@@ -17,10 +17,12 @@ from dtrace_exporter.tracing.lines import LineSplitter
 from dtrace_exporter.tracing.program import load
 from dtrace_exporter.tracing.rows import (
     PROTOCOL,
+    Accepted,
     Accepts,
     Closed,
     Drops,
     Established,
+    Evicted,
     Found,
     Left,
     Limit,
@@ -34,6 +36,7 @@ from dtrace_exporter.tracing.rows import (
     Syns,
     Tick,
 )
+from sun.output import escaped
 
 U64 = (1 << 64) - 1
 PAIR = 10_000_000
@@ -91,10 +94,59 @@ def test_listening() -> None:
 
 def test_calls() -> None:
     """What linux_calls.d prints is a limit or a socket that has closed, each with its time."""
-    assert read("limit ffff8adaf26fe880 604107924061158 11", "closed ffff8adaf26fe880 9") == [
-        Limit(0xFFFF8ADAF26FE880, 604107924061158, 11),
-        Closed(0xFFFF8ADAF26FE880, 9),
+    rows = (
+        "limit ffff8adaf26fe880 604107924061158 11",
+        "limit ffff8adaf26fe880 604107924061159 4096 65535",
+        "limit ffff8adaf26fe880 604107924061160 4096 -1",
+        "closed ffff8adaf26fe880 604107924061161",
+    )
+    assert read(*rows) == [
+        Limit(0xFFFF8ADAF26FE880, 604107924061158, 11, None),
+        Limit(0xFFFF8ADAF26FE880, 604107924061159, 4096, 65535),
+        Limit(0xFFFF8ADAF26FE880, 604107924061160, 4096, -1),
+        Closed(0xFFFF8ADAF26FE880, 604107924061161),
     ]
+
+
+def test_acceptors() -> None:
+    """What Sun's programs for processes print is who has accepted, by names without their end."""
+    rows = (
+        r"program ffffff01d3b2ac80 5 sshd\0\0\0",
+        r"program ffffff01d3b2ac80 6 my sshd \0",
+        r"fmri ffffff01d3b2ac80 7 svc:/network/ssh:default",
+        r"program 1 8 a\n\\0\"\t\303\251\377\001b\0\0",
+        "program 1 9 \\8\\",
+    )
+    assert read(*rows) == [
+        Accepted(0xFFFFFF01D3B2AC80, 5, "program", "sshd"),
+        Accepted(0xFFFFFF01D3B2AC80, 6, "program", "my sshd "),
+        Accepted(0xFFFFFF01D3B2AC80, 7, "fmri", "svc:/network/ssh:default"),
+        Accepted(1, 8, "program", 'a\n\\0"\t\xe9\ufffd\x01b'),
+        Accepted(1, 9, "program", "\\8\\"),
+    ]
+
+
+@given(st.binary(min_size=1, max_size=127).filter(lambda name: 0 not in name))
+def test_any_name(name: bytes) -> None:
+    """A name of any bytes is the same behind its escapes, and its row is one line."""
+    row = f"fmri 1 2 {escaped(name, 128)}"
+    assert row.isascii()
+    assert row.isprintable()
+    assert read(row) == [Accepted(1, 2, "fmri", name.decode(errors="replace"))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("program", "program 1", "program 1 2", "program 1 2 ", r"fmri 1 2 \0\0", "fmri g 2 a"),
+        *("fmri 1 x a", f"program {1 << 64:x} 2 a", f"program 1 {1 << 64} a", "owner 1 2 a"),
+        "fmri 1 2 " + 128 * "x",
+    ],
+)
+def test_nobody_accepts(line: str) -> None:
+    """A row without a name, with a number that cannot be, or cut, is an error."""
+    with pytest.raises(RowError):
+        read(line)
 
 
 @pytest.mark.parametrize("part", range(SYN_BUCKETS))
@@ -267,10 +319,24 @@ def test_counts() -> None:
     ]
 
 
+def test_evicted() -> None:
+    """What is thrown out of a cache of many listeners has a place, an address and a port."""
+    assert read("evicted 0 :: 80 3", "evicted web 192.0.2.1 81 4", "evicted  0.0.0.0 82 5") == [
+        Evicted("0", "*", 80, 3),
+        Evicted("web", "192.0.2.1", 81, 4),
+        Evicted("", "*", 82, 5),
+    ]
+
+
 def test_counts_are_told_each_time() -> None:
     """Two rows that are alike are two counts, in whichever set of Linux's they may stand."""
     rows = ["syn ff0102000007 3 5"] * 2
     assert read(*rows, "set 5", *rows) == [Found(ID, 3, 5)] * 4
+
+
+def test_segments_that_are_no_syns() -> None:
+    """What came to a listener without a SYN is no count of its."""
+    assert read("syn ff0102000007 -1 5", "syn ff0102000007 3 5") == [Found(ID, 3, 5)]
 
 
 @pytest.mark.parametrize("row", ["syn {} 3 5", "drop {} 1 4", "opened {} 6"])
@@ -304,8 +370,9 @@ def test_left_otherwise() -> None:
         ZONE.replace("8080", "-8080"),
         ZONE.replace(":1 ", ":g "),
         ZONE.replace("2001:db8:0:0:0:0:0:1", "2001"),
-        *("syn a0001 1", "syn a0001 1 2 3", "syn a0001 -1 2", "syn a0001 1 -2", "syn g 1 2"),
-        *("drop a0001 0 1", "drop a0001 4 1", "drop a0001 1", "drop a0001 1 x", "drop 0 9 1"),
+        *("syn a0001 1", "syn a0001 1 2 3", "syn a0001 -2 2", "syn a0001 1 -2", "syn g 1 2"),
+        *("drop a0001 0 1", "drop a0001 6 1", "drop a0001 1", "drop a0001 1 x", "drop 0 9 1"),
+        *("evicted 0 :: 80", "evicted 0 :: x 1", "evicted 0 x 80 1", "evicted a/b :: 80 1"),
         *("opened a0001", "opened a0001 1 2", "opened a0001 -1", "opened x 1"),
         *("established a0001", "established a0001 -1", f"established a0001 {U64 + 1}"),
         *("left a0001 17 1", "left a0001 15 -1", "left a0001 15", "left a0001 -1 1"),
@@ -322,15 +389,29 @@ def test_not_a_row_of_zones(line: str) -> None:
             reader.read(line)
 
 
-@pytest.mark.parametrize("name", ["illumos", "solaris10"])
+@pytest.mark.parametrize("name", ["illumos", "solaris10", "freebsd"])
 def test_heads_of_zones(name: str) -> None:
     """A program's head has a word on each kind of row that it prints, and prints this version."""
     head, _, text = load(name).text.partition("*/")
     kinds = set(re.findall(r'"(?:\\n)?([a-z]+) [^"]*%@?d', text))
+    is_freebsd = name == "freebsd"
     assert kinds == {
-        *("listener", "syn", "drop", "opened", "established", "left", "closed", "tick")
+        *("listener", "syn", "drop", "established", "left", "closed", "tick"),
+        *(("evicted", "limit") if is_freebsd else ("opened",)),
     }
-    assert kinds == set(re.findall(r"^ \* (\w+) [A-Z]\w+[A-Z0-9 +]*:", head, re.MULTILINE))
+    assert kinds == set(re.findall(r"^ \* (\w+) [A-Z]\w+[-A-Z0-9 +]*:", head, re.MULTILINE))
+    assert f"ready {PROTOCOL} {'0' if is_freebsd else 'global'}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("illumos_calls", {"program", "fmri", "tick"}), ("solaris10_calls", {"program", "tick"})],
+)
+def test_heads_of_acceptors(name: str, kinds: set[str]) -> None:
+    """So has that of a program for processes."""
+    head, _, text = load(name).text.partition("*/")
+    assert set(re.findall(r'"(?:\\n)?([a-z]+) [^"]*%@?d', text)) == kinds
+    assert set(re.findall(r"^ \* (\w+) [A-Z][A-Z ]*:", head, re.MULTILINE)) == kinds
     assert f"ready {PROTOCOL} global" in text
 
 
@@ -462,7 +543,9 @@ def test_sums_of_two_numbers(steps: list[tuple[int, int]], start: int) -> None:
         LISTENER.replace("::ffff:127.0.0.1", "127.0.0.1.1"),
         LISTENER.replace("::ffff:127.0.0.1", ""),
         "limit ffff 1",
-        "limit ffff 1 2 3",
+        "limit ffff 1 2 2147483648",
+        "limit ffff 1 2 -2147483649",
+        "limit ffff 1 2 3 4",
         "limit xyz 1 2",
         "closed ffff",
         "closed ffff 1 2",
@@ -470,6 +553,7 @@ def test_sums_of_two_numbers(steps: list[tuple[int, int]], start: int) -> None:
         " tick 1",
         "tick 1 ",
         "row 0 1 1 0 0 8 5 0 0",
+        "refused 80 1",
     ],
 )
 def test_not_a_row(line: str) -> None:
@@ -486,7 +570,9 @@ def test_not_a_row(line: str) -> None:
         "count a 9 8 3 4",
         "count a 20 8 3 4",
         "count a 22 8 3 4",
-        "count a 31 8 3 4",
+        "count a 32 8 3 4",
+        f"count a 31 0 {WAIT_BUCKETS} 4",
+        "count a 51 0 0 4",
         f"count a 10 8 {SYN_BUCKETS} 4",
         f"count a 40 0 {WAIT_BUCKETS + 1} 4",
         "count a 10 8 -1 4",
@@ -497,6 +583,10 @@ def test_not_a_row(line: str) -> None:
         "q a 8 9 9",
         "q0 a 8 9",
         "q0 a",
+        "refused 65536 1",
+        "refused others 1",
+        "refused 80 1 2",
+        "refused 1",
     ],
 )
 def test_not_a_row_of_a_set(line: str) -> None:
@@ -551,7 +641,8 @@ valid = st.builds(
     st.sampled_from(
         [
             *("set", "tick", "count", "q", "q0", "limit", "closed"),
-            *("syn", "drop", "opened", "established", "left", "listener"),
+            *("syn", "drop", "opened", "established", "left", "listener", "evicted"),
+            "refused",
         ]
     ),
     st.lists(st.integers(-5, 45) | st.integers(-U64, U64), min_size=1, max_size=5),
@@ -569,7 +660,9 @@ lines = st.text(st.characters()) | st.lists(words, max_size=12).map(" ".join) | 
 
 def in_range(record: Record) -> bool:
     """Tell whether all numbers of a record are ones that the kernel can have."""
-    counts = [n for n in record if isinstance(n, int)]
+    # A backlog, which is the last number of its row, may be less than 0.
+    numbers = record[:-1] if isinstance(record, Limit) else record
+    counts = [n for n in numbers if isinstance(n, int)]
     time = isinstance(record, Queue | Accepts)
     return all(0 <= n <= U64 or time for n in counts)
 

@@ -10,7 +10,7 @@ import pytest
 import trustme
 import yaml
 
-from dtrace_exporter import cli, log, turns
+from dtrace_exporter import cli, log, regular, turns
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.tracing.lines import MAX_LINE
 from dtrace_exporter.web import auth, configuration, handlers, server, tls
@@ -61,7 +61,8 @@ def test_all_keys(above: str, tmp_path: Path) -> None:
 
 def test_words() -> None:
     """Every value of a key that has a few is named."""
-    for word in (*configuration._VERIFYING, *tls.VERSIONS, *tls.CURVES, *configuration._HEADERS):
+    kinds = (*configuration._ADMITTING, *configuration._VERIFYING, *configuration._UNVERIFIED)
+    for word in (*kinds, *tls.VERSIONS, *tls.CURVES, *configuration._HEADERS):
         assert f"`{word}`" in TEXT
 
 
@@ -76,6 +77,9 @@ def test_numbers() -> None:
     assert f"each of at most {auth._MOST_GONE} addresses one that has hung up" in TEXT
     assert f"closed after {handlers._SEND_SECONDS:.0f} s" in TEXT
     assert f"at most {handlers._MOST_UNSENT >> 20} MB of answers" in TEXT
+    assert f"A cost of more than {auth.MAX_COST} is refused" in TEXT
+    assert f"of a cost from 4 to {auth.MAX_COST}" in TEXT
+    assert f"at most {regular.MAX_BYTES >> 20} MiB" in TEXT
     assert f"at most {log.MOST} events of one kind in a minute" in TEXT
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +20,22 @@ import pytest
 from lab.waiting import eventually
 
 import zone_rows
-from dtrace_exporter import inet_diag
+from dtrace_exporter import inet_diag, owners, service
+from dtrace_exporter.collector import Collector
 from dtrace_exporter.config import ConfigError, load
-from dtrace_exporter.listeners import Identity, Listener, SessionId
+from dtrace_exporter.listeners import Identity, Listener, Owner, SessionId
 from dtrace_exporter.reloads import Reloads
 from dtrace_exporter.service import Service
-from dtrace_exporter.tracing import program, session
+from dtrace_exporter.tracing import plan, program, supervision
 from dtrace_exporter.tracing.program import ProgramError
 from dtrace_exporter.tracing.program import load as load_program
+from dtrace_exporter.turns import by_turns
+from dtrace_exporter.web import api
+from dtrace_exporter.web.selection import Selection
 from fake_steps import FOREVER, READY, FakeDTrace
 from linux_rows import syns as rows_of_syns
+
+pytestmark = pytest.mark.usefixtures("no_child_left")
 
 Configure = Callable[..., Path]
 
@@ -39,16 +49,8 @@ CALLS = SessionId("", "calls")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything that a session waits for come soon."""
-    monkeypatch.setattr(session, "_FIRST_DELAY", 0.05)
-    monkeypatch.setattr(session, "_STOP_SECONDS", 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _no_child_left() -> Iterator[None]:
-    """Show that a test leaves no child process, running or not yet waited for."""
-    yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
         file = tmp_path / "dtrace_exporter.yml"
         named = [{"port": port, "name": name} for port, name in (listeners or {}).items()]
         keys = {"command": working, "program": "linux", "interval": "100ms", **dtrace}
-        config = {"source": source, "dtrace": keys, "listeners": named}
+        config = {"source": source, "dtrace": keys, **({"listeners": named} if named else {})}
         file.write_text(json.dumps(config), encoding="utf-8")
         return file
 
@@ -123,10 +125,29 @@ async def test_no_listeners_is_every_listener(configure: Configure) -> None:
 async def test_a_second_session_watches_no_port(configure: Configure) -> None:
     """What only processes do is in a session of its own, which runs another program and no port."""
     async with running(configure({22: "ssh"})) as one:
-        assert one.sessions[CALLS].plan.program == load_program("linux_calls")
-        assert one.state.table.ports(CALLS) == {}
+        assert one.sessions[CALLS].plan == plan.calls(
+            one.of_listeners()[0].plan.dtrace, "linux_calls"
+        )
+        assert not one.state.table.watches(CALLS, "", "*", 22)
         assert one.state.sessions[CALLS].up
         await eventually(lambda: syns(one) == {22: 5})
+
+
+async def test_nobody_sees_a_close(configure: Configure) -> None:
+    """While the second session is down no queue is taken in; after its next heartbeat they are."""
+
+    def since(one: Service) -> float:
+        return one.state.table.sockets("").since
+
+    async with running(configure({22: "ssh"})) as one:
+        await eventually(lambda: 0 < since(one) < math.inf)
+        first = since(one)
+        pid = one.state.sessions[CALLS].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: since(one) == math.inf)
+        await eventually(lambda: first < since(one) < math.inf)
+    assert since(one) == 0
 
 
 async def test_reload_adds_and_removes(configure: Configure) -> None:
@@ -154,6 +175,33 @@ async def test_reload_renames(configure: Configure) -> None:
         await one.reload()
         assert pids(one) == before
         assert one.state.table.name(listener(one, 22)) == "secure-shell"
+
+
+async def test_reload_leaves_out_histograms(configure: Configure) -> None:
+    """A port has no histograms while the configuration says so, and counts for them meanwhile."""
+
+    def histograms() -> dict[str, float]:
+        name = "dtrace_tcp_listen_q_saturation_ratio"
+        found = (each for each in Collector(one.state).collect() if each.name == name)
+        return {
+            each.labels["port"]: each.value
+            for family in found
+            for each in family.samples
+            if each.name == f"{name}_count"
+        }
+
+    async with running(configure({22: "ssh", 80: "web"})) as one:
+        await eventually(lambda: syns(one) == {22: 5, 80: 5})
+        assert histograms() == {"22": 5, "80": 5}
+        path = configure({22: "ssh", 80: "web"})
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole["listeners"][0]["histograms"] = False
+        path.write_text(json.dumps(whole), encoding="utf-8")
+        await one.reload()
+        assert histograms() == {"80": 5}
+        configure({22: "ssh", 80: "web"})
+        await one.reload()
+        assert histograms() == {"22": 5, "80": 5}
 
 
 async def test_reload_of_the_same(configure: Configure) -> None:
@@ -326,7 +374,7 @@ async def test_auto_falls_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where dtrace(1) refuses, sock_diag fills in; the log says why, and no session runs."""
-    monkeypatch.setattr(inet_diag, "listeners", list)
+    monkeypatch.setattr(inet_diag, "listeners", lambda *_: [])
     refusing = fake_dtrace({"unprivileged": True})
     caplog.set_level("INFO")
 
@@ -393,11 +441,12 @@ async def test_the_kernel_of_another_host(
     path.write_text(json.dumps(config), encoding="utf-8")
     async with running(path) as one:
         omnios, debian = (SessionId(name, "port-22") for name in commands)
-        assert one.sessions[omnios].plan.program is one.sessions[debian].plan.program is None
-        assert not one.sessions[omnios].left_out
-        assert one.sessions[debian].left_out.keys() == {"syn_drops", "ack_drops"}
+        sessions = {each.id: each for each in one.of_listeners()}
+        assert sessions[omnios].plan.program is sessions[debian].plan.program is None
+        assert not sessions[omnios].left_out
+        assert sessions[debian].left_out.keys() == {"syn_drops", "ack_drops", "handshake"}
         text = json.loads(saved.read_text(encoding="utf-8"))["program"]
-        assert text == one.sessions[omnios].plan.render(load_program("illumos"), set())
+        assert text == sessions[omnios].plan.render(load_program("illumos"), set())
         web, netns = Identity("omnios", "web", "*", 22), Identity("debian", "", "*", 22)
         await eventually(lambda: {web, netns} <= {each.identity for each in one.state.table})
         capabilities = {
@@ -413,6 +462,44 @@ async def test_the_kernel_of_another_host(
         before = pids(one)
         await one.reload()
         assert pids(one) == before
+
+
+async def test_who_accepts_on_a_far_host(configure: Configure, fake_dtrace: FakeDTrace) -> None:
+    """A host of Sun's kernels has a second session, and by it owners; its end costs neither."""
+    socket = f"{zone_rows.address(22):x}"
+    rows = [rf"program {socket} 9 sshd\0\0", f"fmri {socket} 9 svc:/network/ssh:default", "odd"]
+    calls = {"calls": [{"ready": "global"}, {"print": rows}, FOREVER]}
+    path = configure({443: "web"})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    command = fake_dtrace(ILLUMOS, {"ready": "global"}, ZONE_ROWS, calls, FOREVER)
+    config["hosts"] = [{"name": "far", "dtrace": {"command": command, "interval": "100ms"}}]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    far = SessionId("far", "calls")
+    async with running(path) as one:
+        where = Identity("far", "web", "*", 22)
+        await eventually(lambda: where in one.state.table)
+        found = one.state.table.get(where)
+        assert found is not None
+        owner = Owner("sshd", fmri="svc:/network/ssh:default")
+        await eventually(lambda: one.state.owner(found) == owner)
+        assert one.state.sessions[far].features == {"owners": True, "fmri": True}
+        # The page reads a copy.
+        copied = replace(one.state, table=await by_turns(one.state.table.copying()))
+        (row,) = api.rows(copied, Selection(owner="network/ssh"))
+        assert (row["host"], row["zone"], row["program"], row["fmri"]) == (
+            *("far", "web", "sshd"),
+            "svc:/network/ssh:default",
+        )
+        await eventually(lambda: one.state.sessions[far].bad_rows)
+        pid = one.state.sessions[far].pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: one.state.sessions[far].restarts)
+        assert [*found.sockets] == [zone_rows.address(22)]
+        assert one.state.owner(found) == owner
+        # Neither has a reload.
+        await one.reload()
+        assert far in one.state.sessions
 
 
 async def test_the_kernel_of_this_host(
@@ -487,6 +574,38 @@ async def test_a_host_that_answers_while_a_source_is_chosen(
     finally:
         chosen.touch()
         async with asyncio.timeout(10):
+            await one.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="owners are known on Linux")
+async def test_work_in_the_background_fails(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Work in the background that fails is logged, begins again, and leaves nothing that was so."""
+    failing = threading.Event()
+    read = owners.read
+
+    def fail(*given: Any) -> list[owners.Placed]:
+        if failing.is_set():
+            raise ValueError("odd")
+        return read(*given)
+
+    monkeypatch.setattr(owners, "read", fail)
+    monkeypatch.setattr(service, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(service, "_OWNERS_SECONDS", 0.05)
+    monkeypatch.setattr(owners, "SHARE", 0)
+    path = configure({22: "ssh"})
+    one = Service(path, load(path))
+    with socket.create_server(("127.0.0.1", 0)):
+        try:
+            await one.start()
+            await eventually(lambda: one.state.owners)
+            failing.set()
+            await eventually(lambda: not one.state.owners)
+            assert "work in the background failed" in {each.message for each in caplog.records}
+            failing.clear()
+            await eventually(lambda: one.state.owners)
+        finally:
             await one.stop()
 
 

@@ -15,20 +15,23 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.waiting import until
 
+import own_namespace
 import zone_rows
-from dtrace_exporter import inet_diag, sock_diag
+from dtrace_exporter import inet_diag, kernel_totals, sock_diag
 from dtrace_exporter.inet_diag import ListeningSocket, half_open, listeners
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
-from dtrace_exporter.sock_diag import CAPABILITIES, SockDiagSource
+from dtrace_exporter.sock_diag import CAPABILITIES, Reading, SockDiagSource, read
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tracing import rows
+from dtrace_exporter.watched import Watched, named
 from linux_rows import told
 
 SESSION = SessionId("", "all")
@@ -99,7 +102,7 @@ def cookie(listener: socket.socket) -> int:
 
 def update(source: SockDiagSource, table: ListenerTable) -> None:
     """Take a reading into the table, as the service does."""
-    list(source.update(table, SESSION, listeners(source.open), half_open()))
+    list(source.update(table, SESSION, read((), source.open)))
 
 
 def ss(listener: socket.socket) -> tuple[int, int, int]:
@@ -109,6 +112,25 @@ def ss(listener: socket.socket) -> tuple[int, int, int]:
     found = re.search(r"LISTEN\s+(\d+)\s+(\d+).*\bd(\d+)\)", output, re.DOTALL)
     assert found, output
     return int(found[1]), int(found[2]), int(found[3])
+
+
+def overrun(listener: socket.socket, clients: int) -> None:
+    """Let clients connect until each is in Q or dropped; then none is left that tries again."""
+
+    def met() -> int:
+        return sum(one.q + (one.drops or 0) for one in samples(listener))
+
+    least = met() + clients
+    with ExitStack() as connected:
+        Net(connected).connect(listener, clients, wait=False)
+        until(lambda: met() >= least)
+
+
+def drops_of_all(port: int) -> int:
+    """Ask ss for the drops of all sockets that listen at a port, added up."""
+    command = ["ss", "-lntmH", f"sport = :{port}"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.findall(r"\bd(\d+)\)", output)))
 
 
 @linux
@@ -144,6 +166,74 @@ def test_same_as_ss(net: Net, address: str) -> None:
 
     until(same)
     assert samples(listener)[0][2:4] == (2, 1)
+
+
+@linux
+def test_total_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the namespace's total cannot be read, listeners are read all the same."""
+    assert read((), {})[0].dropped is not None
+    monkeypatch.setattr(kernel_totals, "NETSTAT", Path("/nowhere/netstat"))
+    [reading] = read((), {})
+    assert reading.dropped is None
+
+
+_IN_A_NAMESPACE = """
+from test_sock_diag import *
+
+def discard(count):
+    for _ in range(count):
+        with socket.create_connection(deferring.getsockname()) as client:
+            client.sendall(b"x")
+            deferring.accept()[0].close()
+
+def shown():
+    update(source, table)
+    drops = {one.identity.port: one.drops["unknown"] for one in table}
+    total = int(re.search(r"TcpExtListenDrops +(\\d+)", nstat())[1])
+    print(drops[port_of(deferring)], drops[port_of(full)], total, drops_of_all(port_of(deferring)))
+
+def nstat():
+    command = ["nstat", "-asz", "TcpExtListenDrops"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+with ExitStack() as stack:
+    net = Net(stack)
+    deferring, full = net.listen("127.0.0.1"), net.listen("127.0.0.1", 0)
+    deferring.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+    table, source = ListenerTable(), SockDiagSource()
+    table.watch(SESSION, Watched(), CAPABILITIES)
+    discard(3)
+    shown()
+    overrun(full, 5)
+    shown()
+    discard(4)
+    shown()
+"""
+
+
+@linux
+@needs_ss
+def test_connections_that_are_deferred() -> None:
+    """Their first ACKs are no drops, beside a listener whose drops are those that nstat shows."""
+    output = own_namespace.output(_IN_A_NAMESPACE)
+    numbers = [[*map(int, line.split())] for line in output.splitlines()]
+    # A client that has waited for a second sends its SYN again.
+    dropped = max(numbers[1][2], 4)
+    assert numbers == [[0, 0, 0, 3], [0, dropped, dropped, 3], [0, dropped, dropped, 7]]
+
+
+@linux
+def test_discarded_without_a_drop(net: Net) -> None:
+    """With TCP_DEFER_ACCEPT the kernel counts each connection's bare ACK, though none is lost."""
+    listener = net.listen("127.0.0.1")
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+    for count in (1, 2, 3):
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"x")
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(1) == b"x"
+        assert samples(listener)[0].drops == count
 
 
 @linux
@@ -204,8 +294,8 @@ def test_reuse_port(net: Net) -> None:
         ("127.0.0.1", 4),
     }
     table = ListenerTable()
-    table.watch(SESSION, {port_of(first): ""}, CAPABILITIES)
-    list(SockDiagSource().update(table, SESSION, listeners(), Counter()))
+    table.watch(SESSION, named({port_of(first): ""}), CAPABILITIES)
+    update(SockDiagSource(), table)
     [listener] = table
     fullest = max(found, key=lambda sample: sample.q / sample.qmax)
     assert len(listener.sockets) == 2
@@ -217,25 +307,21 @@ def test_reuse_port(net: Net) -> None:
 def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel sends no message for a connection, however many there are."""
     listener = net.listen("127.0.0.1", backlog=100)
-    before = len(listeners())
     net.connect(listener, 60)
-    received = 0
+    states: set[int] = set()
     dump = inet_diag._dump
 
-    def counting(*asked: int) -> Iterator[object]:
-        nonlocal received
+    def seen(*asked: Any) -> Iterator[memoryview]:
         for message in dump(*asked):
-            received += 1
+            states.add(message[1])
             yield message
 
-    monkeypatch.setattr(inet_diag, "_dump", counting)
+    monkeypatch.setattr(inet_diag, "_dump", seen)
     until(lambda: samples(listener)[0].q == 60)
-    received = 0
-    listeners()
-    assert abs(received - before) < 20
-    received = 0
+    assert states == {10}, "TCP_LISTEN in include/net/tcp_states.h"
+    states.clear()
     half_open()
-    assert received < 20
+    assert states <= {3}, "TCP_SYN_RECV"
 
 
 class Answers:
@@ -246,7 +332,7 @@ class Answers:
         monkeypatch.setattr(inet_diag, "_read", self._read)
         monkeypatch.setattr(sys, "platform", "linux")
 
-    def _read(self) -> dict[int, ListeningSocket]:
+    def _read(self, _: object) -> dict[int, ListeningSocket]:
         return {key: sample(key, 0) for key in self.left.pop(0)}
 
 
@@ -274,21 +360,30 @@ def test_a_socket_that_an_answer_lacks(
 
 
 @linux
+@needs_ss
+@pytest.mark.parametrize("answers", [1, 3])
 def test_sockets_that_close_between_parts_of_an_answer(
-    net: Net, monkeypatch: pytest.MonkeyPatch
+    answers: int, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that closes while the kernel tells hides another: more answers have what one lacks."""
-    first = net.listen("127.0.0.1", reuse_port=True)
+    """One that closes while the kernel tells hides another: more answers have what one lacks.
+
+    Whatever they lack, drops are those that ss has shown, also of the sockets that are closed.
+    """
+    first = net.listen("127.0.0.1", backlog=0, reuse_port=True)
     port = port_of(first)
-    others = [net.listen("127.0.0.1", port=port, reuse_port=True) for _ in range(600)]
+    others = [net.listen("127.0.0.1", 0, port, reuse_port=True) for _ in range(600)]
     cookies = {one: cookie(one) for one in (first, *others)}
+    for _ in range(5):
+        overrun(first, 300)
+    drops = drops_of_all(port)
+    assert drops > 0
     table, source = ListenerTable(), SockDiagSource()
-    table.watch(SESSION, {port: ""}, CAPABILITIES)
+    table.watch(SESSION, named({port: ""}), CAPABILITIES)
     update(source, table)
     # The newest are told first.
     closing = iter([others[400:], others[300:400], others[200:300]])
     lacking = []
-    read, messages = inet_diag._read, inet_diag._messages
+    read_once, messages = inet_diag._read, inet_diag._messages
 
     def close_after_a_part(data: memoryview) -> Generator[memoryview, None, bool]:
         ended = yield from messages(data)
@@ -299,20 +394,23 @@ def test_sockets_that_close_between_parts_of_an_answer(
     def open_now() -> set[int]:
         return {key for one, key in cookies.items() if one.fileno() >= 0}
 
-    def noting() -> dict[int, ListeningSocket]:
-        found = read()
+    def noting(netlink: socket.socket | None) -> dict[int, ListeningSocket]:
+        found = read_once(netlink)
         lacking.append(open_now() - found.keys())
         return found
 
+    monkeypatch.setattr(inet_diag, "_READINGS", answers)
     monkeypatch.setattr(inet_diag, "_messages", close_after_a_part)
     monkeypatch.setattr(inet_diag, "_read", noting)
     update(source, table)
     assert lacking[0]
     [listener] = table
-    assert listener.sockets.keys() >= open_now()
+    assert (listener.sockets.keys() >= open_now()) == (answers > 1)
     monkeypatch.undo()
     update(source, table)
     assert listener.sockets.keys() == open_now()
+    assert listener.drops == {"unknown": drops}
+    assert drops_of_all(port) < drops
 
 
 def answer(*, cut: int = 0, length: int | None = None, kind: int = 20) -> bytes:
@@ -333,12 +431,34 @@ def test_answers_that_are_none(monkeypatch: pytest.MonkeyPatch, data: bytes) -> 
         listeners()
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute of a socket."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "cgroup"),
+    [
+        (b"", None),
+        (attribute(8, b"\0"), None),
+        (attribute(8, b"\0") + attribute(21, struct.pack("=Q", 1 << 40)), 1 << 40),
+        (attribute(21, b"\1\0\0\0"), None),
+        (attribute(21, struct.pack("=Q", 7))[:8], None),
+    ],
+)
+def test_whose(attributes: bytes, cgroup: int | None) -> None:
+    """A socket's cgroup is the attribute that newer kernels add; its inode is in all of them."""
+    message = memoryview(answer()[16:] + attributes)
+    assert inet_diag._owned(message) == ("*", 80, 7, cgroup)
+
+
 @given(st.binary(max_size=300))
 def test_any_answer(data: bytes) -> None:
     """Whatever the answer is, it is read to an end: samples, or an OSError."""
     try:
         for message in inet_diag._messages(memoryview(data)):
             inet_diag._sample(message)
+            inet_diag._owned(message)
     except OSError:
         pass
 
@@ -375,7 +495,7 @@ def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 @linux
 def test_no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no such socket can be had, as under a strict service manager, it is an OSError too."""
-    monkeypatch.setattr(inet_diag, "_NETLINK_SOCK_DIAG", 31)
+    monkeypatch.setattr(inet_diag, "NETLINK_SOCK_DIAG", 31)
     with pytest.raises(OSError, match=r"cannot read sock_diag: .*not supported"):
         listeners()
 
@@ -394,10 +514,16 @@ class Kernel:
         self.table = ListenerTable()
         self.source = SockDiagSource()
 
-    def read(self, *samples: ListeningSocket, half_open: Mapping[str, int] | None = None) -> None:
+    def read(
+        self,
+        *samples: ListeningSocket,
+        half_open: Mapping[str, int] | None = None,
+        dropped: tuple[int, int] | None = None,
+    ) -> None:
         """Take one reading into the table, with so many half-open connections by their address."""
         found = Counter({(address, 80): count for address, count in (half_open or {}).items()})
-        list(self.source.update(self.table, SESSION, [*samples], found))
+        reading = Reading([*samples], found, dropped=dropped)
+        list(self.source.update(self.table, SESSION, [reading]))
 
     def drops(self, port: int = 80) -> int:
         """Return the counter of the one listener of a port."""
@@ -409,7 +535,7 @@ class Kernel:
 def kernel() -> Kernel:
     """Return a Kernel whose ports are all watched."""
     kernel = Kernel()
-    kernel.table.watch(SESSION, None, CAPABILITIES)
+    kernel.table.watch(SESSION, Watched(), CAPABILITIES)
     return kernel
 
 
@@ -467,12 +593,79 @@ def test_drops_of_a_socket_that_an_answer_lacked(kernel: Kernel) -> None:
     assert kernel.drops() == 16
 
 
+def test_no_more_than_the_namespace_has_dropped(kernel: Kernel) -> None:
+    """Of what a socket discards, what all listeners have not dropped meanwhile is no drop."""
+    for discarded, dropped, counted in (
+        (5, (3, 3), 3),
+        (9, (3, 3), 3),
+        (12, (5, 5), 5),
+        # One that is dropped while the kernel tells is in this answer or in the next.
+        (14, (5, 8), 7),
+        (15, (8, 8), 8),
+    ):
+        kernel.read(sample(1, discarded), dropped=dropped)
+        assert kernel.drops() == counted
+    # One that is opened later is none of those that dropped before.
+    kernel.read(sample(1, 15), sample(2, 4, 81), dropped=(9, 9))
+    assert (kernel.drops(), kernel.drops(81)) == (8, 1)
+
+
+def test_no_more_than_was_dropped_in_its_life(kernel: Kernel) -> None:
+    """Where a port is watched later, or a listener made anew, all counts since it was opened."""
+    kernel.table.watch(SESSION, named({80: ""}))
+    for _ in range(2):
+        kernel.read(sample(1, 5), sample(2, 7, 81), dropped=(20, 20))
+    kernel.table.watch(SESSION, named({81: "", 80: ""}))
+    kernel.read(sample(1, 5), sample(2, 7, 81), dropped=(20, 20))
+    assert (kernel.drops(), kernel.drops(81)) == (5, 7)
+    for port in (80, 81):
+        kernel.table.watch(SESSION, named({port: ""}))
+    kernel.table.watch(SESSION, named({81: "", 80: ""}))
+    kernel.read(sample(1, 5), sample(2, 7, 81), dropped=(20, 20))
+    assert (kernel.drops(), kernel.drops(81)) == (5, 7)
+
+
+def test_namespaces_are_told_apart(kernel: Kernel) -> None:
+    """Sockets of two namespaces with the same number, as on old kernels, are counted apart."""
+
+    def take(*readings: tuple[str, int, int]) -> dict[str, int]:
+        """Read the drops of one socket in each namespace, by place and cookie, and return sums."""
+        there = [
+            Reading([sample(1, drops)], Counter(), place, cookie)
+            for place, cookie, drops in readings
+        ]
+        list(kernel.source.update(kernel.table, SESSION, there))
+        return {one.identity.place: one.drops["unknown"] for one in kernel.table}
+
+    assert take(("5", 1, 10), ("6", 2, 20)) == {"5": 10, "6": 20}
+    assert take(("5", 1, 11), ("6", 2, 22)) == {"5": 11, "6": 22}
+    # While it is away its counters stand still, and it has no queues.
+    assert take(("6", 2, 22)) == {"5": 11, "6": 22}
+    assert {one.identity.place: bool(one.queues) for one in kernel.table} == {"5": False, "6": True}
+    assert take(("5", 1, 12), ("6", 2, 22)) == {"5": 12, "6": 22}
+    # Its number is used again, by another one.
+    assert take(("5", 3, 4), ("6", 2, 22)) == {"5": 4, "6": 22}
+
+
+def test_half_open_of_namespaces(kernel: Kernel) -> None:
+    """A half-open connection is not one of the same address and port elsewhere."""
+    there = [
+        Reading([sample(place, 0)], Counter({("10.0.0.1", 80): place}), str(place), place)
+        for place in (2, 3)
+    ]
+    list(kernel.source.update(kernel.table, SESSION, there))
+    assert {one.identity.place: one.queues and one.queues.q0 for one in kernel.table} == {
+        "2": 2,
+        "3": 3,
+    }
+
+
 def test_sockets_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sockets that have closed no more than some are remembered, the newest."""
     monkeypatch.setattr(sock_diag, "_MOST_COUNTED", 3)
     for n in range(20):
         kernel.read(sample(n, 1))
-    assert [*kernel.source._counted] == [17, 18, 19]
+    assert [socket for *_, socket in kernel.source._counted] == [17, 18, 19]
     kernel.read(*(sample(n, 2) for n in range(20, 30)))
     assert len(kernel.source._counted) == 10
 
@@ -525,14 +718,14 @@ def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
 
 def test_only_watched_ports(kernel: Kernel) -> None:
     """Other ports are left out; one that is configured later starts with what ss shows."""
-    kernel.table.watch(SESSION, {80: "web"})
+    kernel.table.watch(SESSION, named({80: "web"}))
     kernel.read(sample(1, 3), sample(2, 7, 81))
     assert {listener.identity.port for listener in kernel.table} == {80}
-    kernel.table.watch(SESSION, {81: "", 80: "web"})
+    kernel.table.watch(SESSION, named({81: "", 80: "web"}))
     kernel.read(sample(1, 3), sample(2, 8, 81))
     assert (kernel.drops(80), kernel.drops(81)) == (3, 8)
-    kernel.table.watch(SESSION, {80: "web"})
-    kernel.table.watch(SESSION, {81: "", 80: "web"})
+    kernel.table.watch(SESSION, named({80: "web"}))
+    kernel.table.watch(SESSION, named({81: "", 80: "web"}))
     kernel.read(sample(1, 3), sample(2, 9, 81))
     assert (kernel.drops(80), kernel.drops(81)) == (3, 9)
 
@@ -541,7 +734,7 @@ def test_only_watched_ports(kernel: Kernel) -> None:
 def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
     """Over any history of sockets the counter is the sum of what each of them dropped."""
     kernel = Kernel()
-    kernel.table.watch(SESSION, {80: ""}, CAPABILITIES)
+    kernel.table.watch(SESSION, named({80: ""}), CAPABILITIES)
     total, open_now, born = 0, dict[int, tuple[int, int]](), 0
     for reading in readings:
         # A number that was away for a reading is another socket with another cookie.
@@ -578,7 +771,5 @@ def test_sockets_of_one_listener(kernel: Kernel) -> None:
     kernel.read(*(sample(key, 2) for key in (2, 3)))
     assert listener.sockets.keys() == {2, 3}
     assert kernel.drops() == 5
-    assert (
-        sum(1 for _ in kernel.source.update(kernel.table, SESSION, [sample(1, 0)] * 99, Counter()))
-        >= 99
-    )
+    many = Reading([sample(1, 0)] * 99, Counter())
+    assert sum(1 for _ in kernel.source.update(kernel.table, SESSION, [many])) >= 99

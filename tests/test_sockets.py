@@ -9,7 +9,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrace_exporter.sockets import UNKNOWN, Queues, Sockets
+from dtrace_exporter.sockets import UNKNOWN, Acceptors, Queues, Sockets
 
 Action = tuple[str, int, int, int]
 
@@ -19,6 +19,8 @@ class Owner:
     """A listener, as far as its sockets go."""
 
     sockets: dict[int, Queues] = field(default_factory=dict)
+    acceptors: dict[int, Acceptors] = field(default_factory=dict)
+    closed: float | None = None
 
     @property
     def identity(self) -> int:
@@ -211,6 +213,143 @@ def test_open_sockets_are_not_forgotten() -> None:
     assert owner.sockets == {1: Queues(None, 4, None, None)}
 
 
+def test_what_listen_asked_for() -> None:
+    """What listen() asked for is there with what it got, whether or not its socket was told yet."""
+    sockets, owner = one()
+    sockets.listened(1, 11, 4096, 65535)
+    sockets.listening(1, 10, owner)
+    sockets.saw(1, 10, q=0, qmax=4096)
+    assert owner.sockets == {1: Queues(None, 0, None, 4096, 65535)}
+    sockets.listened(1, 20, 7, 7)
+    assert owner.sockets == {1: Queues(None, 0, None, 7, 7)}
+    sockets.listened(1, 15, 9, 9)
+    sockets.saw(1, 30, q=3, qmax=7)
+    assert owner.sockets == {1: Queues(None, 3, None, 7, 7)}
+
+
+def test_a_listen_that_nobody_has_seen() -> None:
+    """Where another listen() came in between, nobody knows what it asked for."""
+    sockets, owner = one()
+    sockets.listening(1, 10, owner)
+    sockets.listened(1, 11, 4096, 65535)
+    sockets.saw(1, 12, qmax=9)
+    assert owner.sockets == {1: Queues(None, None, None, 9)}
+    sockets.listened(1, 13, 8, None)
+    assert owner.sockets == {1: Queues(None, None, None, 8)}
+
+
+def test_a_listen_of_one_that_has_closed() -> None:
+    """Memory that is used again has nothing of the socket before, in whatever order it is told."""
+    for late in (False, True):
+        sockets, owner = one()
+        sockets.listening(1, 10, owner)
+        if late:
+            sockets.closed(1, 12)
+        sockets.listened(1, 11, 8, 9)
+        if not late:
+            sockets.closed(1, 12)
+        sockets.listening(1, 20, owner)
+        sockets.saw(1, 20, qmax=8)
+        assert owner.sockets == {1: Queues(None, None, None, 8)}
+
+
+def test_listens_are_not_kept_for_ever() -> None:
+    """No more of them are remembered than sockets may be open."""
+    sockets, owner = one()
+    sockets.most = 10
+    for socket in range(1, 30):
+        sockets.listened(socket, socket, 8, 9)
+    sockets.listening(19, 40, owner)
+    sockets.listening(20, 40, owner)
+    for socket in (19, 20):
+        sockets.saw(socket, 40, qmax=8)
+    assert [owner.sockets[socket].requested for socket in (19, 20)] == [None, 9]
+
+
+MINUTE = 60_000_000_000
+SSHD = "program", "sshd"
+HTTPD = "program", "httpd"
+
+
+def test_acceptors() -> None:
+    """Who accepts at a socket is its listener's, whichever is told first."""
+    sockets, owner = one()
+    sockets.accepted(1, 5, *SSHD)
+    assert owner.acceptors == {}
+    sockets.listening(1, 6, owner)
+    assert owner.acceptors == {1: {SSHD}}
+    sockets.accepted(1, 4, *HTTPD)
+    sockets.accepted(1, 7, "fmri", "svc:/x")
+    assert owner.acceptors == {1: {SSHD, HTTPD, ("fmri", "svc:/x")}}
+    sockets.forget(1)
+    assert owner.acceptors == {}
+
+
+def test_acceptors_of_one_that_has_closed() -> None:
+    """Who has accepted before a socket closed is no owner of what its memory is used for next."""
+    sockets, owner = one()
+    sockets.listening(1, 1, owner)
+    sockets.accepted(1, 5, *SSHD)
+    sockets.accepted(1, 9, *HTTPD)
+    sockets.closed(1, 7)
+    assert owner.acceptors == {}
+    sockets.accepted(1, 6, *SSHD)
+    sockets.listening(1, 8, owner)
+    assert owner.acceptors == {1: {HTTPD}}
+
+
+def test_acceptors_where_no_close_was_told() -> None:
+    """Nor is who has accepted before memory was seen to be another listener's."""
+    sockets, owner = one()
+    other = Owner()
+    sockets.listening(1, 1, owner)
+    sockets.accepted(1, 5, *SSHD)
+    sockets.accepted(1, 9, *HTTPD)
+    sockets.listening(1, 8, other)
+    assert owner.acceptors == {}
+    assert other.acceptors == {1: {HTTPD}}
+
+
+def test_acceptors_of_long_ago() -> None:
+    """Who has not accepted for ten minutes is forgotten if others have, and only then."""
+    sockets, owner = one()
+    sockets.listening(1, 1, owner)
+    sockets.accepted(1, 0, *SSHD)
+    sockets.accepted(1, 0, "fmri", "svc:/x")
+    sockets.accepted(1, 10 * MINUTE, *HTTPD)
+    assert owner.acceptors == {1: {SSHD, HTTPD, ("fmri", "svc:/x")}}
+    sockets.accepted(1, 10 * MINUTE + 1, *HTTPD)
+    assert owner.acceptors == {1: {HTTPD, ("fmri", "svc:/x")}}
+    sockets.accepted(1, 99 * MINUTE, *HTTPD)
+    assert owner.acceptors == {1: {HTTPD, ("fmri", "svc:/x")}}
+
+
+def test_acceptors_have_a_limit() -> None:
+    """Of a socket that many names accept at the last ones are known, and of as many sockets."""
+    sockets, owner = one()
+    sockets.most = 3
+    sockets.listening(1, 1, owner)
+    for at in range(100):
+        sockets.accepted(1, at, "program", f"p{at}")
+    assert owner.acceptors == {1: {("program", f"p{at}") for at in range(84, 100)}}
+    for socket in range(2, 9):
+        sockets.accepted(socket, 5, *SSHD)
+    later = Owner()
+    for socket in (5, 8):
+        sockets.listening(socket, 6, later)
+    assert later.acceptors == {8: {SSHD}}
+
+
+def test_acceptors_of_a_host_that_has_started_anew() -> None:
+    """Where the clock may begin at 0 again nothing of before counts."""
+    sockets, owner = one()
+    sockets.accepted(1, 99 * MINUTE, *SSHD)
+    sockets.forget_closed()
+    sockets.accepted(1, 5, *HTTPD)
+    sockets.listening(1, 4, owner)
+    assert owner.acceptors == {1: {HTTPD}}
+
+
 def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
     """Tell one thing; the last number is a queue's length, or whose the socket is."""
     kind, socket, time, number = action
@@ -220,6 +359,7 @@ def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
         "q0": lambda: sockets.saw(socket, time, q0=number),
         "q": lambda: sockets.saw(socket, time, q=number),
         "limit": lambda: sockets.saw(socket, time, qmax=number),
+        "listen": lambda: sockets.listened(socket, time, number, 2 * number),
         "unsee": lambda: sockets.unsee(socket),
     }
     does[kind]()
@@ -240,7 +380,7 @@ def at_times(times: list[int]) -> st.SearchStrategy[list[Action]]:
     return st.tuples(
         *(
             st.tuples(
-                st.sampled_from(["listening", "q0", "q", "limit"]),
+                st.sampled_from(["listening", "q0", "q", "limit", "listen"]),
                 st.just(1),
                 st.just(time),
                 st.integers(0, 9),
@@ -282,7 +422,7 @@ def test_any_order_of_a_close_and_a_listen() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["listening", "closed", "q0", "q", "limit", "unsee"]),
+            st.sampled_from(["listening", "closed", "q0", "q", "limit", "listen", "unsee"]),
             st.integers(1, 3),
             st.integers(0, 30),
             st.integers(0, 9),

@@ -15,7 +15,18 @@ from editorconfig import get_properties
 from host_tools import require
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("bench", "config", "docs", "man", "smf", "src", "systemd", "tests")
+FOLDERS = (
+    "bench",
+    "config",
+    "docs",
+    "freebsd",
+    "man",
+    "packages",
+    "smf",
+    "src",
+    "systemd",
+    "tests",
+)
 HOOKS = [
     hook
     for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]

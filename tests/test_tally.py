@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -10,18 +11,28 @@ from hypothesis import strategies as st
 
 import zone_rows
 from dtrace_exporter.inet_diag import ListeningSocket
-from dtrace_exporter.listeners import Capabilities, Identity, Listener, ListenerTable, SessionId
+from dtrace_exporter.listeners import (
+    Capabilities,
+    Identity,
+    Listener,
+    ListenerTable,
+    Owner,
+    SessionId,
+)
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tracing.rows import Ready, RowError, Tick
 from dtrace_exporter.tracing.tally import Tally
+from dtrace_exporter.watched import Watched, named
 from linux_rows import (
     ACCEPTED,
     ACK_OTHER,
     ACK_Q_FULL,
     ESTABLISHED,
+    MEASURED,
     OTHER,
     Q0_FULL,
     Q_FULL,
+    RESENT,
     TAKEN,
     address,
     counted,
@@ -40,8 +51,8 @@ AWAY = 4026532281
 def table() -> ListenerTable:
     """Return a table with a session that watches every port, and one that watches none."""
     table = ListenerTable()
-    table.watch(SESSION, None)
-    table.watch(CALLS, {})
+    table.watch(SESSION, Watched())
+    table.watch(CALLS, Watched(()))
     return table
 
 
@@ -54,7 +65,7 @@ def tally(table: ListenerTable) -> Tally:
 @pytest.fixture
 def calls(table: ListenerTable) -> Tally:
     """Return the Tally of the second session."""
-    return fed(Tally(table, CALLS), READY)
+    return fed(Tally(table, CALLS, sees_closes=True), READY)
 
 
 def fed(tally: Tally, *lines: str) -> Tally:
@@ -99,6 +110,55 @@ def sample(
     return ListeningSocket(bound, port, q, qmax, None, key)
 
 
+# Whether it is seen when a listener closes
+
+
+def test_nobody_sees_what_closes(table: ListenerTable, tally: Tally) -> None:
+    """There are no gauges until the other session is at work, and then of what is seen since."""
+    fed(tally, told(22, time=5, q=3), counted(22, 4))
+    assert only(table).queues == Queues(0, 3, None, 8)
+    table.lose_sight("")
+    fed(tally, told(22, time=20), counted(22, 6))
+    seed(tally, [sample()], 20)
+    assert (only(table).queues, only(table).syns, only(table).closed) == (None, 6, None)
+    fed(Tally(table, CALLS, sees_closes=True), READY, "tick 30", "tick 40")
+    fed(tally, told(22, time=29, q=2))
+    assert only(table).queues is None
+    fed(tally, told(22, time=31, q=1))
+    assert only(table).queues == Queues(0, 1, None, 8)
+
+
+def test_what_closes_may_be_lost(table: ListenerTable, tally: Tally, calls: Tally) -> None:
+    """A loss ends all gauges; the heartbeat behind it may have been printed before."""
+    fed(calls, "tick 1")
+    fed(tally, told(22, time=5, q=3))
+    calls.lose()
+    fed(calls, "tick 10")
+    fed(tally, told(22, time=11, q=2))
+    assert only(table).queues is None
+    fed(calls, "tick 20")
+    fed(tally, told(22, time=21, q=1))
+    assert only(table).queues == Queues(0, 1, None, 8)
+    tally.lose()
+    assert only(table).queues == Queues(0, 1, None, 8)
+
+
+def test_what_listen_asked_for_may_have_changed(
+    table: ListenerTable, tally: Tally, calls: Tally
+) -> None:
+    """What listen() asked for is not known any more where one may have been missed."""
+    fed(calls, "tick 1", f"limit {address(22):x} 6 8 20")
+    fed(tally, told(22, time=7))
+    assert only(table).queues == Queues(0, 1, None, 8, 20)
+    calls.lose()
+    fed(calls, f"limit {address(22):x} 9 8 20", "tick 10", "tick 20")
+    fed(calls, f"limit {address(22):x} 19 8 20")
+    fed(tally, told(22, time=21))
+    assert only(table).queues == Queues(0, 1, None, 8)
+    fed(calls, f"limit {address(22):x} 22 8 30")
+    assert only(table).queues == Queues(0, 1, None, 8, 30)
+
+
 # Counting
 
 
@@ -135,11 +195,41 @@ def test_waits(part: int, table: ListenerTable, tally: Tally) -> None:
     assert (listener.accepts, listener.wait_ns, listener.syns) == (2, 5000, 0)
 
 
-def test_other_events(table: ListenerTable, tally: Tally) -> None:
-    """Completions, drops at the final ACK and accepts without a time count where they belong."""
-    events = (1, ESTABLISHED, 0), (2, ACK_Q_FULL, 0), (3, ACK_OTHER, 0), (4, ACCEPTED, 14)
-    fed(tally, told(22), *(counted(22, n, what, part=part) for n, what, part in events))
+@pytest.mark.parametrize("part", range(14))
+def test_handshakes(part: int, table: ListenerTable, tally: Tally) -> None:
+    """A completion whose handshake was measured is in the bucket it says, and counts as one."""
+    fed(tally, told(22), counted(22, 2, MEASURED, part=part, value=5), counted(22, 1, ESTABLISHED))
     listener = only(table)
+    assert listener.handshakes == [2 if bucket == part else 0 for bucket in range(14)]
+    assert (listener.established, listener.handshake_ns, listener.accepts) == (3, 5000, 0)
+
+
+def test_refused(table: ListenerTable, calls: Tally) -> None:
+    """Each refused SYN counts once, by its port or among all others, over a restart as well."""
+    fed(calls, "tick 1", "set 1", "refused 80 3", "refused other 2", "refused 80 3")
+    fed(calls, "tick 2", "set 1", "refused 80 4", "refused 0 1", "refused other 2")
+    assert table.refused("") == {"other": 2, "80": 4, "0": 1}
+    fed(Tally(table, CALLS), READY, "tick 3", "set 3", "refused 80 2")
+    assert table.refused("") == {"other": 2, "80": 6, "0": 1}
+
+
+def test_refused_by_a_scan(table: ListenerTable, calls: Tally) -> None:
+    """A scan of all ports makes a hundred of them known, and not one SYN of it is missing."""
+    fed(calls, "tick 1", "set 1", *(f"refused {port} 2" for port in range(1000)))
+    refused = table.refused("")
+    assert len(refused) == 101
+    assert sum(refused.values()) == 2000
+    fed(calls, "tick 2", "set 1", "refused 3 4", "refused 999 5")
+    assert (refused["3"], refused["other"]) == (4, 1800 + 3)
+
+
+def test_other_events(table: ListenerTable, tally: Tally) -> None:
+    """Completions, drops at the final ACK, accepts without a time, SYN-ACKs: all are counted."""
+    events = (1, ESTABLISHED, 0), (2, ACK_Q_FULL, 0), (3, ACK_OTHER, 0), (4, ACCEPTED, 14)
+    resent = counted(22, 5, RESENT)
+    fed(tally, told(22), resent, *(counted(22, n, what, part=part) for n, what, part in events))
+    listener = only(table)
+    assert listener.synack_retransmits == 5
     assert (listener.established, listener.accepts, listener.syns) == (1, 4, 0)
     assert listener.drops == {"q_full_ack": 2, "other": 3}
     assert (sum(listener.waits), listener.wait_ns) == (0, 0)
@@ -175,7 +265,7 @@ def test_rows_of_nobody_are_forgotten(table: ListenerTable, tally: Tally) -> Non
     """Rows whose listener is not told in ten minutes are given up: that is told, once for each."""
     fed(tally, counted(22, 1), counted(80, 1), *ticks(300))
     found = wrongs(tally, told(80), *ticks(301))
-    assert found == [f"no row has told who {number(22):x} is, which has 1 rows of counts"]
+    assert found == [f"the row of listener {number(22):x} is missing, which has 1 rows of counts"]
     fed(tally, told(22), counted(22, 4))
     assert {one.identity.port: one.syns for one in table} == {80: 1, 22: 3}
 
@@ -207,7 +297,7 @@ def test_several_sockets_of_one_identity(table: ListenerTable, tally: Tally) -> 
 
 def test_other_ports(table: ListenerTable, tally: Tally, calls: Tally) -> None:
     """Rows of a port that nobody asked for leave nothing behind, whenever it is told which."""
-    table.watch(SESSION, {80: ""})
+    table.watch(SESSION, named({80: ""}))
     fed(tally, counted(22, 3), told(22), counted(22, 5), f"q {number(22):x} 8 10000003")
     fed(calls, "set 1", told(80), counted(80, 5))
     assert [(one.identity.port, one.syns, one.sockets) for one in table] == [(80, 0, {})]
@@ -243,6 +333,10 @@ def test_limit(table: ListenerTable, tally: Tally, calls: Tally) -> None:
     assert only(table).queues == Queues(0, 1, None, 11)
     fed(calls, f"limit {address(22):x} 5 4")
     assert only(table).queues == Queues(0, 1, None, 11)
+    fed(calls, f"limit {address(22):x} 7 4096 65535")
+    assert only(table).queues == Queues(0, 1, None, 4096, 65535)
+    fed(calls, f"limit {address(22):x} 8 4096")
+    assert only(table).queues == Queues(0, 1, None, 4096)
 
 
 def test_closed(table: ListenerTable, tally: Tally, calls: Tally) -> None:
@@ -292,8 +386,8 @@ def test_memory_used_again_in_another_session(table: ListenerTable) -> None:
     """A row that one session prints late takes no socket from a listener of another session."""
     ids = SessionId("", "port-22"), SessionId("", "port-80")
     table.unwatch(SESSION)
-    table.watch(ids[0], {22: ""})
-    table.watch(ids[1], {80: ""})
+    table.watch(ids[0], named({22: ""}))
+    table.watch(ids[1], named({80: ""}))
     first, second = (fed(Tally(table, id_), READY, "set 1") for id_ in ids)
     fed(first, told(22, time=5))
     memory = f"{number(22, generation=1):x}"
@@ -323,10 +417,10 @@ def test_the_same_place_again(table: ListenerTable, tally: Tally) -> None:
 
 def test_a_forgotten_listener_counts_on(table: ListenerTable, tally: Tally) -> None:
     """Where a listener has been forgotten, what is told of it again is counted and shown."""
-    table.watch(SESSION, {22: ""})
+    table.watch(SESSION, named({22: ""}))
     fed(tally, told(22), counted(22, 3))
-    table.watch(SESSION, {})
-    table.watch(SESSION, {22: ""})
+    table.watch(SESSION, Watched(()))
+    table.watch(SESSION, named({22: ""}))
     fed(tally, told(22, time=5, q=4), counted(22, 5))
     assert only(table).queues == Queues(0, 4, None, 8)
     assert only(table).syns == 2
@@ -341,7 +435,7 @@ ZONES = Capabilities(place_label="zone", own_place="global")
 def zones() -> ListenerTable:
     """Return a table whose one session watches every port of a host with zones."""
     table = ListenerTable()
-    table.watch(SESSION, None, ZONES)
+    table.watch(SESSION, Watched(), ZONES)
     return table
 
 
@@ -475,7 +569,7 @@ def test_zones_are_apart(zones: ListenerTable, of_zones: Tally) -> None:
 
 def test_other_ports_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
     """Rows of a port that nobody asked for leave nothing behind, whenever it is told which."""
-    zones.watch(SESSION, {80: ""})
+    zones.watch(SESSION, named({80: ""}))
     fed(of_zones, zone_rows.syns(22, 3), zone_rows.told(22, syn=1), zone_rows.opened(22, 5))
     fed(of_zones, *ticks(5))
     assert [(one.identity.port, one.syns, one.sockets) for one in zones] == [(80, 0, {})]
@@ -537,7 +631,7 @@ def test_parts_missing(
     missing: dict[str, Any], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
 ) -> None:
     """Where not all that enters and leaves a queue is counted, it is as it was last told."""
-    zones.watch(SESSION, None, Capabilities(place_label="zone", own_place="global", **missing))
+    zones.watch(SESSION, Watched(), Capabilities(place_label="zone", own_place="global", **missing))
     fed(of_zones, zone_rows.told(22, q0=1, q=2), zone_rows.told(22, 2, time=2, q0=4, q=5))
     fed(of_zones, zone_rows.opened(22, 5), zone_rows.established(22, 4))
     fed(of_zones, zone_rows.left(22, 1, how=16), *ticks())
@@ -565,7 +659,7 @@ def test_know_listeners_that_nobody_has_told_of(table: ListenerTable, tally: Tal
 
 def test_know_only_what_is_watched(table: ListenerTable, tally: Tally, calls: Tally) -> None:
     """Listeners of a port that nobody asked for do not become known by that."""
-    table.watch(SESSION, {80: ""})
+    table.watch(SESSION, named({80: ""}))
     for one in (tally, calls):
         seed(one, [sample(22)], 5)
     assert [one.identity.port for one in table] == [80]
@@ -578,7 +672,20 @@ def test_know_goes_on(table: ListenerTable, tally: Tally) -> None:
     assert only(table).queues == Queues(None, 0, None, 8)
     seed(tally, [], 7)
     assert only(table).queues is None
-    seed(tally, [sample(q=2, key=78)], 8)
+    seed(tally, [sample(q=2, key=78)], monotonic_ns())
+    assert only(table).queues == Queues(None, 2, None, 8)
+
+
+def test_know_what_was_read_before_a_close(
+    table: ListenerTable, tally: Tally, calls: Tally
+) -> None:
+    """What was read before a listener was seen to close does not open it again; later words do."""
+    fed(tally, told(22, time=7, q=4))
+    before = monotonic_ns()
+    fed(calls, closed(8))
+    seed(tally, [sample(q=5)], before)
+    assert only(table).queues is None
+    seed(tally, [sample(q=2, key=78)], monotonic_ns())
     assert only(table).queues == Queues(None, 2, None, 8)
 
 
@@ -633,6 +740,7 @@ def events() -> st.SearchStrategy[str]:
         st.builds(lambda p, t, q: f"q {number(p):x} 8 {t * 10**7 + q}", ports, times, times),
         st.builds(lambda p, t: closed(t, p), ports, times),
         st.builds(lambda p, t, q: f"limit {address(p):x} {t} {q}", ports, times, times),
+        st.builds(lambda p, t, q: f"limit {address(p):x} {t} {q} 20", ports, times, times),
     )
 
 
@@ -640,7 +748,7 @@ def events() -> st.SearchStrategy[str]:
 def test_closed_stays_closed(lines: list[str]) -> None:
     """In whatever order rows come, who was last seen to close has no gauges."""
     table = ListenerTable()
-    table.watch(SESSION, None)
+    table.watch(SESSION, Watched())
     tally = fed(Tally(table, SESSION), READY, "set 0")
     for line in lines:
         tally.feed(line)
@@ -663,10 +771,43 @@ def test_counters_in_any_order(rows: list[tuple[int, int]], random: object) -> N
     last = [counted(22, n, part=part, qmax=8) for part, n in enumerate(now)]
     at = random.randint(0, len(kept))  # type: ignore[attr-defined]
     table = ListenerTable()
-    table.watch(SESSION, None)
+    table.watch(SESSION, Watched())
     fed(Tally(table, SESSION), READY, "set 1", *kept[:at], told(22), *kept[at:], *last)
     assert only(table).saturation[:4] == now
     assert only(table).syns == sum(now)
+
+
+def test_evicted(zones: ListenerTable, of_zones: Tally) -> None:
+    """What is thrown out of a cache of many listeners counts by place, address and port."""
+    rows = [zone_rows.evicted(22, 3), zone_rows.evicted(22, 4, bound="::", zone="web")]
+    rows.append(zone_rows.evicted(22, 5, bound="192.0.2.1"))
+    fed(of_zones, zone_rows.told(22), *rows, zone_rows.closed(22, 9), *rows)
+    assert {one.identity[1:]: one.drops for one in zones} == {
+        ("global", "*", 22): {"q0_evicted": 6},
+        ("web", "*", 22): {"q0_evicted": 8},
+        ("global", "192.0.2.1", 22): {"q0_evicted": 10},
+    }
+    zones.watch(SESSION, named({80: ""}))
+    fed(of_zones, *rows)
+    assert [(one.identity.port, one.drops) for one in zones] == [(80, {})]
+
+
+def test_loss_of_listens(zones: ListenerTable, of_zones: Tally) -> None:
+    """Where listen() may have been called unseen, what it asked for is not known any more."""
+    asked = "limit {:x} {} 8 {}".format
+    fed(of_zones, zone_rows.told(22), asked(zone_rows.address(22), 2, 20), *ticks(3))
+    queues = only(zones).queues
+    assert queues
+    assert queues == Queues(0, 0, None, 8, 20)
+    of_zones.lose()
+    fed(of_zones, asked(zone_rows.address(22), 3, 20), zone_rows.told(22, 2, time=110))
+    fed(of_zones, asked(zone_rows.address(22), 109, 20), *ticks(4, first=110))
+    fed(of_zones, zone_rows.told(22, 3, time=120), *ticks(4, first=120))
+    assert only(zones).queues == queues._replace(requested=None)
+    fed(of_zones, asked(zone_rows.address(22), 130, 30))
+    assert only(zones).queues == queues._replace(requested=30)
+    of_zones.forget_listens()
+    assert only(zones).queues == queues._replace(requested=None)
 
 
 def events_of_zones() -> st.SearchStrategy[str]:
@@ -689,6 +830,7 @@ def events_of_zones() -> st.SearchStrategy[str]:
             *(ports, numbers, st.integers(0, 17), any_),
         ),
         st.builds(zone_rows.closed, ports, few),
+        st.builds(zone_rows.evicted, ports, any_),
         st.integers(0, 50).map(lambda time: f"tick {time}"),
         st.just("\n".join(ticks(35))),
     )
@@ -714,7 +856,7 @@ def test_zones_in_any_order(events: list[tuple[int, int]], random: object) -> No
             q = 0
     random.shuffle(rows)  # type: ignore[attr-defined]
     table = ListenerTable()
-    table.watch(SESSION, None, ZONES)
+    table.watch(SESSION, Watched(), ZONES)
     tally = fed(Tally(table, SESSION), "ready 5 global", *rows)
     for beat in (ticks(), ticks(20, first=200)):
         assert wrongs(tally, *beat) == []
@@ -726,7 +868,7 @@ def test_zones_in_any_order(events: list[tuple[int, int]], random: object) -> No
 def test_hostile_rows_of_zones(rows: list[str]) -> None:
     """Whatever comes, only a RowError is raised, no count falls and no queue is below zero."""
     table = ListenerTable()
-    table.watch(SESSION, None, ZONES)
+    table.watch(SESSION, Watched(), ZONES)
     tally = Tally(table, SESSION)
     before = 0
     for line in [line for row in ["ready 5 global", *rows] for line in row.split("\n")]:
@@ -746,7 +888,7 @@ def test_hostile_rows_of_zones(rows: list[str]) -> None:
 def test_hostile_rows(lines: list[str]) -> None:
     """Whatever comes, only a RowError is raised, and what is counted does not fall."""
     table = ListenerTable()
-    table.watch(SESSION, None)
+    table.watch(SESSION, Watched())
     tally = Tally(table, SESSION)
     before = 0
     for line in [READY, *lines]:
@@ -757,3 +899,45 @@ def test_hostile_rows(lines: list[str]) -> None:
         now = sum(one.syns for one in table)
         assert now >= before
         before = now
+
+
+# Who accepts, on Sun's kernels
+
+
+@pytest.mark.parametrize("calls_first", [False, True])
+def test_acceptors(table: ListenerTable, calls_first: bool) -> None:
+    """Whose a listener is, is known when both sessions have told, until it closes."""
+    main, calls = (Tally(table, session) for session in (SESSION, CALLS))
+    for each in (main, calls):
+        fed(each, "ready 5 global")
+    socket = f"{zone_rows.address(22):x}"
+    ways = [
+        (main, zone_rows.told(22, time=5)),
+        (calls, rf"program {socket} 7 sshd\0\0"),
+        (calls, f"fmri {socket} 7 svc:/network/ssh:default"),
+    ]
+    for tally, row in reversed(ways) if calls_first else ways:
+        fed(tally, row)
+    listener = only(table)
+    assert listener.owner == Owner("sshd", fmri="svc:/network/ssh:default")
+    # What the second session loses, or that it begins anew, costs no socket and no owner.
+    calls.lose()
+    fed(Tally(table, CALLS), "ready 5 global")
+    assert [*listener.sockets] == [zone_rows.address(22)]
+    assert listener.owner == Owner("sshd", fmri="svc:/network/ssh:default")
+    fed(main, f"closed {socket} 9")
+    assert listener.owner is None
+
+
+def test_acceptors_of_several_sockets(table: ListenerTable) -> None:
+    """A listener is whose any of its sockets are, of many names the first."""
+    main, calls = (Tally(table, session) for session in (SESSION, CALLS))
+    for each in (main, calls):
+        fed(each, "ready 5 global")
+    for socket in range(3):
+        fed(main, zone_rows.told(22, time=5, socket=socket))
+        names = [f"p{socket}{at}" for at in range(4)]
+        at = f"{zone_rows.address(22, socket):x} 7"
+        fed(calls, *(f"program {at} {name}" for name in [*names, "a\\033[2J"]))
+    owner = only(table).owner
+    assert owner == Owner("a\ufffd[2J,p00,p01,p02,p03,p10,p11,p12,...")

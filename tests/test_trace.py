@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 
 from dtrace_exporter.config import DTraceConfig
+from dtrace_exporter.families import families
 from dtrace_exporter.trace import HEADER, table, trace
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.dtrace import DTraceError
@@ -22,6 +21,9 @@ from dtrace_exporter.tracing.program import ProgramError
 from fake_steps import FakeDTrace
 from pseudo_terminal import on_terminal
 
+pytestmark = pytest.mark.usefixtures("no_child_left")
+
+LINUX = families()["linux"].q_capacity
 LINE = "100,2026 Nov 22 08:00:00,drop:q0_full,0:ffffc0a80102,40000,22,9,1,8"
 SHOWN = "100,2026 Nov 22 08:00:00,drop:q0_full,192.168.1.2,40000,22,9,1,8"
 
@@ -30,14 +32,6 @@ SHOWN = "100,2026 Nov 22 08:00:00,drop:q0_full,192.168.1.2,40000,22,9,1,8"
 def _solaris(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this system's name not tell which program it needs, as that of Solaris does not."""
     monkeypatch.setattr(program, "local", lambda _: "")
-
-
-@pytest.fixture(autouse=True)
-def _no_child_left() -> Iterator[None]:
-    """Show that a test leaves no child process, running or not yet waited for."""
-    yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture
@@ -161,7 +155,7 @@ def plain(text: str, _style: str) -> str:
 
 def test_table() -> None:
     """Rows stand below each other, whatever is in them."""
-    row = table(130, plain)
+    row = table(130, plain, LINUX)
     rows = [row(HEADER), row(LINE.replace(":q0_full", "")), row(FULL), row(LINE)]
     assert rows[0].split() == HEADER.replace(",", " ").split()
     # The long address makes room for itself, from its own row on.
@@ -179,7 +173,7 @@ def test_table() -> None:
 
 def test_table_for_a_narrow_terminal() -> None:
     """In 80 columns there is room for all but what is known and what is long."""
-    row = table(80, plain)
+    row = table(80, plain, LINUX)
     rows = [row(HEADER), row(LINE)]
     assert {len(row) for row in rows} == {76}
     assert rows[0].split("  ")[0] == "Date"
@@ -191,25 +185,31 @@ def test_table_for_a_narrow_terminal() -> None:
 
 def test_table_of_what_is_none() -> None:
     """What is not of the program comes out, but is nothing that a terminal obeys."""
-    row = table(80, plain)
+    row = table(80, plain, LINUX)
     assert row("dtrace: \x1b[2Jhm\x07") == "dtrace:  [2Jhm "
     assert row("") == ""
 
 
 @pytest.mark.parametrize(
-    ("q", "limit", "style"),
-    [("0", "8", ""), ("7", "8", "yellow"), ("8", "8", "red"), ("1", "0", "red"), ("x", "8", "")],
+    ("q", "limit", "style", "sun"),
+    [
+        *(("0", "8", "", ""), ("7", "8", "", "yellow"), ("8", "8", "yellow", "red")),
+        *(("9", "8", "red", "red"), ("0", "0", "", ""), ("1", "0", "red", "red")),
+        *(("x", "8", "", ""), ("9" * 5000, "8", "", ""), ("1", "9" * 5000, "", "")),
+    ],
 )
-def test_fullness(q: str, limit: str, style: str) -> None:
-    """A queue that is full, or nearly, stands out."""
+def test_fullness(q: str, limit: str, style: str, sun: str) -> None:
+    """A queue that is full, or nearly, stands out; Linux' holds one more than Qmax."""
     styles = []
 
     def paint(text: str, style: str) -> str:
         styles.append(style)
         return text
 
-    table(80, paint)(f"1,d,syn,0:1,40000,22,99,{q},{limit}")
-    assert styles == ["", "", "", "", "", style, ""]
+    for capacity, expected in ((LINUX, style), (families()["illumos"].q_capacity, sun)):
+        styles.clear()
+        table(80, paint, capacity)(f"1,d,syn,0:1,40000,22,99,{q},{limit}")
+        assert styles == ["", "", "", "", "", expected, ""]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")

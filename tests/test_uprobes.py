@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtrace_exporter.config import Config
+from dtrace_exporter.service import Service
 from dtrace_exporter.tracing import uprobes
 from dtrace_exporter.tracing.uprobes import remove_leftovers
 
@@ -49,10 +53,28 @@ def test_leftovers_of_the_dead(events: Path, dead: int) -> None:
     assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n-:dt_{dead}_dtrace/END\n"
 
 
-def test_uprobes_of_the_living(events: Path, dead: int) -> None:
-    """Those of a process that runs stay, beside those of one that is gone."""
+def test_uprobes_of_the_living(events: Path, dead: int, tmp_path: Path) -> None:
+    """Those of a consumer that runs stay, beside those of one that is gone."""
+    library = tmp_path / "libdtrace.so.2"
+    library.write_bytes(b"0")
     listed = uprobe(os.getpid()) + uprobe(dead)
-    assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n"
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n"
+
+
+def test_a_number_that_another_process_has(events: Path) -> None:
+    """Those of one that is gone go, too, when a process that is none has its number."""
+    assert written(events, uprobe(os.getpid())) == f"-:dt_{os.getpid()}_dtrace/BEGIN\n"
+
+
+def test_a_process_that_cannot_be_looked_at(events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whom nothing can be told, as another user's, the uprobes stay."""
+
+    def denied(_: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert written(events, uprobe(os.getpid())) == ""
 
 
 def test_others_uprobes(events: Path, dead: int) -> None:
@@ -103,3 +125,16 @@ def test_any_list(content: bytes) -> None:
 
         patch.setattr(uprobes, "EVENTS", File())
         remove_leftovers()
+
+
+def test_at_the_start(events: Path, dead: int) -> None:
+    """What a service that was killed with its sessions has left goes when the next one starts."""
+
+    async def start() -> None:
+        service = Service(None, Config(source="sock_diag"))
+        await service.start()
+        await service.stop()
+
+    events.write_text(uprobe(dead), encoding="ascii")
+    asyncio.run(start())
+    assert events.read_text(encoding="ascii").endswith(f"-:dt_{dead}_dtrace/BEGIN\n")

@@ -12,10 +12,18 @@ import pytest
 import dtrace_exporter
 
 PACKAGE = Path(dtrace_exporter.__file__).parent
-TABLES = {"limits", "sockets", "listeners", "state"}
+TABLES = {"limits", "sockets", "listeners", "state", "watched"}
 """What is known of listeners: no module of theirs knows how rows or packets are written."""
-COMMANDS = {"check", "cli", "service", "trace", "__main__"}
+COMMANDS = {"check", "cli", "senders", "service", "top", "trace", "__main__"}
 """What puts the sides together."""
+SERIES = {"scripts.metrics"}
+"""What is known of scripts: a table, too, but of what their text says."""
+LANGUAGE = {f"scripts.{name}" for name in ("reader", "lexer", "labels", "rendering", "rows")}
+LANGUAGE |= {"scripts.conversions", "scripts.families"}
+"""What a script is and prints: it knows itself alone."""
+SCRIPTS = {("config", "scripts.configuration"), ("state", "scripts.metrics")}
+SCRIPTS |= {("collector", "scripts.metrics")}
+"""What the top knows of scripts: what they are set to, and what they have told."""
 
 
 def name(path: Path) -> str:
@@ -50,7 +58,7 @@ def side(module: str) -> str:
 
 def test_there_are_walls() -> None:
     """Both sides are there, and the imports that this looks at are found."""
-    assert {side(module) for module in MODULES} == {"", "tracing", "web"}
+    assert {side(module) for module in MODULES} == {"", "scripts", "tracing", "web"}
     assert "tracing.session" in IMPORTS["service"]
     assert "web.page" in IMPORTS["web.handlers"]
 
@@ -60,11 +68,17 @@ def test_no_circle() -> None:
     [*TopologicalSorter(IMPORTS).static_order()]
 
 
-@pytest.mark.parametrize(("one", "other"), [("web", "tracing"), ("tracing", "web")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("web", "tracing"), ("tracing", "web"), ("web", "scripts"), ("scripts", "web")),
+        *(("tracing", "scripts"), ("scripts", "tracing")),
+    ],
+)
 def test_the_sides_do_not_know_each_other(one: str, other: str) -> None:
-    """Web knows nothing of sessions, and sessions nothing of the web."""
+    """Web knows nothing of sessions, sessions nothing of the web, and only one is of scripts."""
     for module in MODULES:
-        if side(module) == one:
+        if side(module) == one and module != "scripts.session":
             assert not {each for each in IMPORTS[module] if side(each) == other}, module
 
 
@@ -72,13 +86,16 @@ def test_only_commands_know_both_sides() -> None:
     """What lies at the top knows of neither side, but for what puts them together."""
     for module in MODULES:
         if side(module) == "" and module not in COMMANDS:
-            assert not {each for each in IMPORTS[module] if side(each)}, module
+            known = {each for each in IMPORTS[module] if side(each)}
+            assert {(module, each) for each in known} <= SCRIPTS, module
 
 
 def test_tables_know_themselves_alone() -> None:
     """The listener table and the state know no wire: neither rows, nor netlink, nor HTTP."""
     for module in TABLES:
-        assert IMPORTS[module] <= TABLES, module
+        assert IMPORTS[module] <= TABLES | SERIES, module
+    for module in SERIES | LANGUAGE:
+        assert IMPORTS[module] <= LANGUAGE, module
 
 
 def words(path: Path) -> Iterator[str]:

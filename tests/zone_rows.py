@@ -47,6 +47,11 @@ def drops(port: int, events: int, reason: int = Q_FULL, telling: int = 1) -> str
     return f"drop {number(port, telling):x} {reason} {events}"
 
 
+def evicted(port: int, events: int, *, zone: str = "global", bound: str = "0.0.0.0") -> str:
+    """Return a row of half-open connections thrown out of a cache of many listeners."""
+    return f"evicted {zone} {bound} {port} {events}"
+
+
 def opened(port: int, events: int, telling: int = 1) -> str:
     """Return a row of connections put into Q0."""
     return f"opened {number(port, telling):x} {events}"

@@ -1,0 +1,85 @@
+"""When a session has been silent for too long, and when its rows come too late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dtrace_exporter.tracing.heartbeat import SLICE, START_SECONDS, Heartbeat
+
+PATIENCE = 10.0
+
+Wait = Callable[[float], None]
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """Return a function that has time pass."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def seconds(count: float) -> None:
+        now[0] += count
+
+    return seconds
+
+
+def tick() -> int:
+    """Return the time of a heartbeat of this moment."""
+    return round(time.monotonic() * 1e9)
+
+
+def looks(heartbeat: Heartbeat, wait: Wait, *, is_up: bool) -> tuple[float, str]:
+    """Look once a slice until it complains; return after how many seconds, and what it said."""
+    began = time.monotonic()
+    while not (late := heartbeat.look([], is_up=is_up)):
+        wait(SLICE)
+    return time.monotonic() - began, late
+
+
+@pytest.mark.parametrize(
+    ("is_up", "limit", "said"),
+    [
+        (True, PATIENCE, f"no heartbeat for {PATIENCE:g} s"),
+        (False, START_SECONDS, f"not ready after {START_SECONDS:g} s"),
+    ],
+)
+def test_silence(is_up: bool, limit: float, said: str, wait: Wait) -> None:
+    """It is told by the first look after the limit, which is another one until a session is up."""
+    after, late = looks(Heartbeat(PATIENCE), wait, is_up=is_up)
+    assert late == said
+    assert limit < after <= limit + SLICE
+
+
+def test_a_sign_of_life(wait: Wait) -> None:
+    """Silence is counted from the last heartbeat."""
+    heartbeat = Heartbeat(PATIENCE)
+    for _ in range(5):
+        wait(PATIENCE - SLICE)
+        assert not heartbeat.look([tick()], is_up=True)
+    assert looks(heartbeat, wait, is_up=True)[0] > PATIENCE
+
+
+def test_our_own_sleep(wait: Wait) -> None:
+    """What we have slept ourselves, as in a suspended machine, was no silence."""
+    heartbeat = Heartbeat(PATIENCE)
+    wait(3600)
+    assert not heartbeat.look([], is_up=True)
+    wait(SLICE)
+    assert not heartbeat.look([tick()], is_up=True)
+
+
+@pytest.mark.parametrize(("late", "said"), [(PATIENCE, ""), (PATIENCE + 1, "rows come 11 s late")])
+def test_late_rows(late: float, said: str, wait: Wait) -> None:
+    """Rows may be later than the promptest by as much as there may be silence, and no more."""
+    heartbeat = Heartbeat(PATIENCE)
+    wait(5)
+    prompt = tick()
+    wait(2)
+    # The clocks of two hosts differ: the promptest is what the others are held against.
+    assert not heartbeat.look([prompt], is_up=True)
+    then = tick()
+    wait(late + 2)
+    assert heartbeat.look([then], is_up=True) == said

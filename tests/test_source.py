@@ -1,0 +1,334 @@
+"""``source: auto`` over a fake dtrace(1) that comes and goes: what it takes, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.waiting import eventually
+
+from dtrace_exporter import inet_diag, kernel_totals, service
+from dtrace_exporter.collector import Collector
+from dtrace_exporter.config import load
+from dtrace_exporter.inet_diag import ListeningSocket
+from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.namespaces import Namespaces
+from dtrace_exporter.scripts.session import ScriptPlan, ScriptSession
+from dtrace_exporter.service import Service
+from dtrace_exporter.tracing import session, supervision
+from dtrace_exporter.tracing.plan import Plan
+from fake_steps import FOREVER, READY, FakeDTrace
+from linux_rows import Q_FULL, counted, syns
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
+
+SSH = SessionId("", "port-22")
+ROWS = {"print": [*syns(22, 5), counted(22, 3, Q_FULL, part=11)]}
+REFUSAL = "dtrace: run as root for tracing and listing probes"
+
+
+class Kernel:
+    """Sockets that listen, as inet_diag tells of them."""
+
+    def __init__(self) -> None:
+        self.samples = [ListeningSocket("*", 22, 1, 8, 5, 1001)]
+        self.dropped = 5
+
+    def drop(self, count: int) -> None:
+        """Have the listener of port 22 drop so many."""
+        first, *others = self.samples
+        assert first.drops is not None
+        self.samples = [first._replace(drops=first.drops + count), *others]
+        self.dropped += count
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Stand in for this host's sockets, and make everything come soon."""
+    made = Kernel()
+    monkeypatch.setattr(inet_diag, "listeners", lambda *_: made.samples)
+    monkeypatch.setattr(inet_diag, "half_open", lambda *_: Counter())
+    monkeypatch.setattr(kernel_totals, "dropped", lambda *_: made.dropped)
+    # Where there are other network namespaces, they would have these sockets, too.
+    monkeypatch.setattr(Namespaces, "begin", lambda *_: None)
+    monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 3600.0)
+    return made
+
+
+class Host:
+    """A host whose dtrace(1) may be used while a file is there, and its configuration."""
+
+    def __init__(self, place: Path, working: list[str]) -> None:
+        self.usable, self.hang, self.hangs = (place / word for word in ("usable", "hang", "hangs"))
+        self.path = place / "dtrace_exporter.yml"
+        self._steps = working
+        self.configure()
+
+    def configure(self, source: str = "auto", **keys: Any) -> None:
+        """Write the configuration."""
+        hang = f"[ -e {self.hang} ] && {{ touch {self.hangs}; exec sleep 60; }};"
+        script = f'{hang} [ -e {self.usable} ] || {{ echo "{REFUSAL}" >&2; exit 1; }}; exec "$@"'
+        command = ["sh", "-c", script, "sh", *self._steps]
+        dtrace = {"command": command, "program": "linux", "interval": "100ms"}
+        config = {"source": source, "dtrace": dtrace, "listeners": [{"port": 22}], **keys}
+        given = {key: value for key, value in config.items() if value != []}
+        self.path.write_text(json.dumps(given), encoding="utf-8")
+
+
+@pytest.fixture
+def host(tmp_path: Path, fake_dtrace: FakeDTrace) -> Host:
+    """Return a host whose dtrace(1) cannot be used yet."""
+    return Host(tmp_path, fake_dtrace(READY, ROWS, FOREVER))
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[Service]:
+    """Run the service, which may begin without any session."""
+    one = Service(host.path, load(host.path))
+    await one.start()
+    try:
+        yield one
+    finally:
+        async with asyncio.timeout(10):
+            await one.stop()
+
+
+def drops(one: Service) -> dict[str, float]:
+    """Return the exported drops of port 22, by their reason."""
+    samples = [
+        sample
+        for family in Collector(one.state).collect()
+        if family.name == "dtrace_tcp_listen_drops"
+        for sample in family.samples
+    ]
+    return {each.labels["reason"]: each.value for each in samples if each.value}
+
+
+def chosen(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the sources that the log says were chosen."""
+    events = [each for each in caplog.records if each.getMessage() == "source chosen"]
+    return [vars(each)["fields"]["source"] for each in events]
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Return a function that tells the sources that were chosen."""
+    with caplog.at_level("INFO"):
+        yield lambda: chosen(caplog)
+
+
+async def test_by_itself(
+    host: Host,
+    kernel: Kernel,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once dtrace(1) may be used it is, without a reload; it is said once, and no counter falls."""
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.05)
+    async with running(host) as one:
+        assert (one.state.source.name, one.state.source.reason) == ("sock_diag", "not_permitted")
+        await one.state.refresh()
+        assert drops(one) == {"unknown": 5}
+        # Nobody scrapes after this.
+        kernel.drop(2)
+        before = one.state.last_reload_success
+        host.usable.touch()
+        await eventually(lambda: drops(one) == {"q_full": 3, "unknown": 7})
+        assert (one.state.source.name, one.state.source.reason) == ("dtrace", "")
+        assert one.state.sessions[SSH].up
+        await one.state.refresh()
+        [listener] = one.state.table
+        # Its gauges are DTrace's.
+        assert (listener.syns, 1001 in listener.sockets) == (8, False)
+        assert one.state.last_reload_success == before
+        await one.reload()
+        assert said() == ["sock_diag", "dtrace"]
+
+
+async def test_by_a_reload(host: Host, said: Callable[[], list[str]]) -> None:
+    """A reload of a file that says the same tries again, and is silent where nothing is new."""
+    async with running(host) as one:
+        await one.reload()
+        assert (one.state.source.name, said()) == ("sock_diag", ["sock_diag"])
+        host.usable.touch()
+        await one.reload()
+        await eventually(lambda: one.state.sessions[SSH].up)
+        assert said() == ["sock_diag", "dtrace"]
+        pid = one.state.sessions[SSH].pid
+        # A session that is up shows that it can be used: nothing is tried.
+        host.usable.unlink()
+        await one.reload()
+        assert (one.state.source.name, one.state.sessions[SSH].pid) == ("dtrace", pid)
+
+
+async def test_a_script_that_is_up(host: Host, tmp_path: Path) -> None:
+    """A script that runs by now counts at no listener: a reload tries DTrace all the same."""
+    (tmp_path / "io.d").write_text("BEGIN { @n = count(); }", encoding="utf-8")
+    host.configure(scripts=[{"script": "io.d"}])
+    async with running(host) as one:
+        assert one.state.source.name == "sock_diag"
+        host.usable.touch()
+        await eventually(lambda: one.state.sessions[SessionId("", "script-io")].up)
+        await one.reload()
+        assert one.state.source.name == "dtrace"
+
+
+async def test_another_reason(
+    host: Host,
+    tmp_path: Path,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it is tried again and refused for another reason, that is told from then on, once."""
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.05)
+    script = tmp_path / "dtrace"
+    host.configure(dtrace={"command": [str(script)], "program": "linux"})
+    async with running(host) as one:
+        assert one.state.source.reason == "not_found"
+        tried = tmp_path / "tried"
+        text = f"#!/bin/sh\necho >>{tried}\necho 'dtrace: nonsense' $$ >&2\nexit 1\n"
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o755)
+        await eventually(lambda: one.state.source.reason == "refused")
+        await eventually(lambda: len(tried.read_text()) > 4)
+        assert said() == ["sock_diag", "sock_diag"]
+
+
+async def test_and_back(host: Host, kernel: Kernel) -> None:
+    """What DTrace has counted is not counted by sock_diag again, and nothing of it vanishes."""
+    host.usable.touch()
+    async with running(host) as one:
+        await eventually(lambda: drops(one) == {"q_full": 3})
+        kernel.drop(3)
+        host.configure("sock_diag")
+        await one.reload()
+        assert drops(one) == {"q_full": 3}
+        kernel.drop(2)
+        await one.state.refresh()
+        assert drops(one) == {"q_full": 3, "unknown": 2}
+        host.configure("auto")
+        await one.reload()
+        await eventually(lambda: drops(one) == {"q_full": 6, "unknown": 2})
+
+
+async def test_sessions_that_fail(
+    host: Host,
+    fake_dtrace: FakeDTrace,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a trial succeeds and sessions fail, they are down and say why: nothing goes to and fro.
+
+    A reload tries again, and takes sock_diag where the trial fails as well.
+    """
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.02)
+    host._steps = fake_dtrace({"stderr": "dtrace: cannot count"}, {"exit": 1})
+    host.configure()
+    async with running(host) as one:
+        host.usable.touch()
+        await eventually(lambda: one.state.source.name == "dtrace")
+        await eventually(lambda: one.state.sessions[SSH].restarts > 1)
+        assert "cannot count" in one.state.sessions[SSH].reason
+        assert said() == ["sock_diag", "dtrace"]
+        monkeypatch.setattr(service, "_RETRY_SECONDS", 3600.0)
+        host.usable.unlink()
+        await one.reload()
+        assert (one.state.source.name, [*one.state.sessions]) == ("sock_diag", [])
+        assert said() == ["sock_diag", "dtrace", "sock_diag"]
+
+
+async def test_a_trial_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is tried in the background neither the page nor a reload waits for it."""
+    monkeypatch.setattr(service, "_RETRY_SECONDS", 0.3)
+    async with running(host) as one:
+        host.hang.touch()
+        await eventually(host.hangs.exists)
+        host.configure("sock_diag")
+        async with asyncio.timeout(10):
+            await one.state.refresh()
+            await one.reload()
+        assert one.state.source.reason == "configured"
+
+
+async def test_readings_meanwhile(
+    host: Host, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many scrapes read while the source changes, no socket of sock_diag's stays behind."""
+    steps = 0
+
+    async def by_single_steps(work: Generator[None, None, Any]) -> Any:
+        nonlocal steps
+        steps = 0
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+            steps += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(service, "by_turns", by_single_steps)
+    kernel.samples = [ListeningSocket("*", port, 1, 8, 0, 10_000 + port) for port in range(1, 300)]
+    host.configure(listeners=[])
+    async with running(host) as one:
+        await one.state.refresh()
+        ended = False
+        end = one._end
+
+        async def until_half_read(
+            wanted: Mapping[SessionId, Plan | ScriptPlan],
+        ) -> list[session.Session | ScriptSession]:
+            await eventually(lambda: 2.2 < steps / len(kernel.samples) < 2.8)
+            return await end(wanted)
+
+        monkeypatch.setattr(one, "_end", until_half_read)
+
+        async def scrape() -> None:
+            while not ended:
+                await one.state.refresh()
+                await asyncio.sleep(0)
+
+        scraping = asyncio.create_task(scrape())
+        host.usable.touch()
+        await one.reload()
+        ended = True
+        await scraping
+        assert one.state.source.name == "dtrace"
+        left = [one for one in one.state.table if min(one.sockets, default=1 << 60) < 20_000]
+        assert left == []
+
+
+async def test_nobody_listens(host: Host, kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    """A configured port that nobody listens at is logged once, and again when it is silent anew."""
+
+    def told() -> list[str]:
+        events = [one for one in caplog.records if one.getMessage() == "nobody listens"]
+        return [vars(one)["fields"]["ports"] for one in events]
+
+    ports = [{"port": port} for port in (22, 80, 443)]
+    host.configure(listeners=ports)
+    with caplog.at_level("INFO"):
+        async with running(host) as one:
+            await eventually(told)
+            await one.reload()
+            assert told() == ["80,443"]
+            kernel.samples.append(ListeningSocket("*", 80, 0, 8, 0, 1002))
+            await one.reload()
+            kernel.samples.pop()
+            await one.reload()
+            assert told() == ["80,443", "80"]
+            host.configure(listeners=[{"port": 22, "address": "192.0.2.1"}, {"port": 22}])
+            await one.reload()
+            assert told()[2:] == ["22 at 192.0.2.1"]
+            host.configure(listeners=[{"port": port} for port in range(100, 130)])
+            await one.reload()
+    assert told()[3].split(",") == [str(port) for port in range(100, 120)]
