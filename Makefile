@@ -47,9 +47,10 @@ coverage: $(VENV)/installed-dev
 kernel: $(VENV)/installed-dev
 	EVERY_KERNEL=1 $(BIN)/python -m pytest tests/kernel $(ARGS)
 
-# An hour of traffic, reloads, kills and scrapes in a virtual machine; make test has a short one.
+# An hour of traffic, reloads, kills and scrapes in a virtual machine, and the verdicts of Prometheus
+# on ten minutes; make test has short ones.
 soak: $(VENV)/installed-dev
-	SOAK_SECONDS=3600 $(BIN)/python -m pytest tests/kernel -k soak $(ARGS)
+	SOAK_SECONDS=3600 $(BIN)/python -m pytest tests/kernel -k 'soak or verdicts' $(ARGS)
 
 # What it all costs, into docs/performance.*: the kernel's half in virtual machines.
 bench: $(VENV)/installed-dev
