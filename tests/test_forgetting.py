@@ -283,7 +283,7 @@ async def test_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one._config = replace(one._config, forget_closed_after=0.0)
         await eventually(lambda: not known(ports[1:]))
         assert known(ports[:1])
-        counted = one._sock_diag._counted
+        counted = one.this_host._sock_diag._counted
         get = one.state.table.get
         await eventually(lambda: all(get(who.identity) is who for who, *_ in [*counted.values()]))
     await one.stop()

@@ -20,7 +20,7 @@ import pytest
 from lab.waiting import eventually
 
 import zone_rows
-from dtrace_exporter import inet_diag, owners, service
+from dtrace_exporter import background, inet_diag, owners, this_host
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.config import ConfigError, load
 from dtrace_exporter.listeners import Identity, Listener, Owner, SessionId
@@ -591,8 +591,8 @@ async def test_work_in_the_background_fails(
         return read(*given)
 
     monkeypatch.setattr(owners, "read", fail)
-    monkeypatch.setattr(service, "_AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr(service, "_OWNERS_SECONDS", 0.05)
+    monkeypatch.setattr(background, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(this_host, "_OWNERS_SECONDS", 0.05)
     monkeypatch.setattr(owners, "SHARE", 0)
     path = configure({22: "ssh"})
     one = Service(path, load(path))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lab.waiting import eventually
 
-from dtrace_exporter import inet_diag, kernel_totals, service
+from dtrace_exporter import inet_diag, kernel_totals, service, this_host
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.config import load
 from dtrace_exporter.inet_diag import ListeningSocket
@@ -276,7 +276,8 @@ async def test_readings_meanwhile(
             steps += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(service, "by_turns", by_single_steps)
+    for module in (service, this_host):
+        monkeypatch.setattr(module, "by_turns", by_single_steps)
     kernel.samples = [ListeningSocket("*", port, 1, 8, 0, 10_000 + port) for port in range(1, 300)]
     host.configure(listeners=[])
     async with running(host) as one:

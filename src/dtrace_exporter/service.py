@@ -7,10 +7,9 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,47 +20,34 @@ from dtrace_exporter import (
     kernel_totals,
     namespaces,
     notify,
-    owners,
     privileges,
     reasons,
-    sock_diag,
     untraced,
 )
+from dtrace_exporter.background import keep_at
 from dtrace_exporter.config import Config, ConfigError, load
 from dtrace_exporter.families import families
-from dtrace_exporter.inet_diag import ListeningSocket
-from dtrace_exporter.listeners import Identity, Owner, SessionId
+from dtrace_exporter.listeners import SessionId
 from dtrace_exporter.log import fields
-from dtrace_exporter.namespaces import Namespaces
 from dtrace_exporter.regular import Look, unseen
-from dtrace_exporter.sampling import Sampler
 from dtrace_exporter.scripts import session as scripts
 from dtrace_exporter.scripts.session import ScriptPlan, ScriptSession
-from dtrace_exporter.state import Source, State, UnixQueues, unchanged
+from dtrace_exporter.state import Source, State
+from dtrace_exporter.this_host import UNTRACED, ThisHost
 from dtrace_exporter.tracing import dtrace, plan, program
 from dtrace_exporter.tracing.plan import Plan
 from dtrace_exporter.tracing.session import Session
 from dtrace_exporter.tracing.uprobes import remove_leftovers
 from dtrace_exporter.turns import by_turns
-from dtrace_exporter.unix_sockets import UnixSource
-from dtrace_exporter.untraced import Untraced
 from dtrace_exporter.watched import Watched
 
 _log = logging.getLogger(__name__)
-
-UNTRACED = SessionId("", "untraced")
-"""Stands for the source without DTrace in the listener table. It is not exported as a session."""
 
 Plans = dict[SessionId, tuple[Plan, Watched]]
 
 _COMPARE_SECONDS = 1.0
 _FORGET_SECONDS = 60.0
 _NAMES_SECONDS = 1.0
-_LOOK_SECONDS = 3.0
-_LET_GO_SECONDS = 5.0
-_OWNERS_SECONDS = 10.0
-_OWNERS_SECONDS_AT_MOST = 60.0
-_AGAIN_SECONDS = 10.0
 _RETRY_SECONDS = 300.0
 """How often DTrace is tried again if ``source: auto`` has chosen another source."""
 _MOST_TOLD = 20
@@ -89,8 +75,6 @@ class Service:
     ) -> None:
         self.state = State()
         self.sessions: dict[SessionId, Session | ScriptSession] = {}
-        self.owners_looked_for = asyncio.Event()
-        """Set once it has been looked whose the listeners of this host are, where that can be."""
         self._path = path
         self._scripts = scripts
         self._config = config
@@ -101,23 +85,13 @@ class Service:
         self._starting = defaultdict[str, asyncio.Semaphore](
             lambda: asyncio.Semaphore(os.cpu_count() or 1)
         )
-        self._untraced: Untraced | None = None
-        self._sock_diag = sock_diag.SockDiagSource()
-        self._unix = UnixSource()
-        self._unix_paths: tuple[str, ...] = ()
-        self._sampler = Sampler(self.state.table, UNTRACED, self._read_queues)
-        self._namespaces = Namespaces()
-        self._owners = owners.Owners(self._namespaces.holders)
-        # A thread goes on when the task that waits for it is cancelled.
-        self._one_thread = threading.Lock()
-        self._reading = asyncio.Lock()
+        self.this_host = ThisHost(self.state, self._home)
         self._basis: tuple[object, ...] = ()
         self._netns: dict[str, str] = {}
         self._asked: dict[tuple[str, ...], asyncio.Task[str]] = {}
         self._chosen: tuple[str, str] | None = None
         self._silent: set[tuple[str, int]] = set()
         self._background: list[asyncio.Task[None]] = []
-        self._letting_go: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the sessions, without waiting until they are up.
@@ -135,11 +109,11 @@ class Service:
         if untraced.here():
             tasks.append(self._go_over)
         if sys.platform == "linux":
-            tasks += [self._compare, self._follow_names, self._know_owners]
+            tasks += [self._compare, self._follow_names, self.this_host.know_owners]
             tasks.append(partial(self._tell_silent, self._config))
         else:
-            self.owners_looked_for.set()
-        self._background = [asyncio.create_task(_keep_at(task)) for task in tasks]
+            self.this_host.owners_looked_for.set()
+        self._background = [keep_at(task) for task in tasks]
 
     async def reload(self) -> None:
         """Read the configuration file again and apply it. A bad file changes nothing.
@@ -177,11 +151,9 @@ class Service:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
-        self._sampler.every(0)
         async with self._one_at_a_time:
             await asyncio.gather(*(session.stop() for session in self.sessions.values()))
-            self._end_untraced()
-            await asyncio.to_thread(self._close_namespaces)
+            await self.this_host.stop()
         for asking in self._asked.values():
             asking.cancel()
 
@@ -197,9 +169,9 @@ class Service:
             self._tell_source(source, why)
         changes = bool(self._basis) and source.name != before.name
         other = untraced.SOURCES.get(source.name)
-        if changes and self._untraced is not None:
-            # Count the drops since the last scrape.
-            await self._read_untraced()
+        if changes:
+            # Without DTrace, count the drops since the last scrape.
+            await self.state.refresh()
         if other is not None:
             plans = {name: planned for name, planned in plans.items() if name.host}
         # A host may have answered while the source was chosen.
@@ -212,17 +184,14 @@ class Service:
         watched = plan.watched(config.local, netns)
         interval = config.sock_diag.sample_interval
         # A reading that began before must not change listeners of other sessions.
-        async with self._reading:
+        async with self.this_host.reading:
             # Before anything is forgotten, so that the new sessions take over their listeners.
             await by_turns(self._watch(plans))
-            await self._use_untraced(other, watched, interval)
-            self._use_unix(config.unix.paths)
-            if changes:
-                # When it is needed again, DTrace will have counted the drops until then.
-                self._sock_diag = sock_diag.SockDiagSource(counted=True)
+            self.this_host.use(other, watched, interval, counted=changes)
+            self.this_host.use_unix(config.unix.paths)
         await by_turns(self._forget(ended, wanted))
-        if changes and other is not None:
-            await self._read_untraced()
+        if changes:
+            await self.state.refresh()
         for name, planned in wanted.items():
             if name not in self.sessions:
                 self._start(name, planned)
@@ -360,7 +329,7 @@ class Service:
             await asyncio.sleep(_FORGET_SECONDS)
             before = time.monotonic() - self._config.forget_closed_after
             if await by_turns(table.forget_closed(before)):
-                await by_turns(self._sock_diag.forget(table))
+                await by_turns(self.this_host.forget())
                 for session in self.of_listeners():
                     await session.forget()
 
@@ -397,7 +366,7 @@ class Service:
             _log.info("source chosen", extra=fields(source=source.name, why=why))
 
     def _waits_for_dtrace(self) -> bool:
-        return self._config.source == "auto" and self._untraced is not None
+        return self._config.source == "auto" and self.this_host.source is not None
 
     async def _tell_silent(self, config: Config) -> None:
         """Log once for each configured port that nobody listens at it."""
@@ -424,134 +393,21 @@ class Service:
         Raises:
             ConfigError: the configuration needs capabilities that have been given up.
         """
-        is_new = self._namespaces.pid is None
-        self._namespaces.begin(config.local.dtrace.limits.places)
+        is_new = self.this_host.namespaces.pid is None
+        self.this_host.namespaces.begin(config.local.dtrace.limits.places)
         try:
             self._keep(privileges.needed(config))
         except ConfigError:
             if is_new:
-                self._namespaces.close()
+                self.this_host.namespaces.close()
             raise
 
-    async def _use_untraced(
-        self, source: Untraced | None, watched: Watched, interval: float
-    ) -> None:
-        self._untraced = source
-        if source is None:
-            self._sampler.every(0)
-            self.state.refresh = unchanged
-            self.state.table.unwatch(UNTRACED)
-            self._end_untraced()
-            self.state.left_out = ""
-            return
-        if source.queues is None:
-            interval = 0
-        capabilities = replace(source.capabilities, sampled=interval > 0)
-        self.state.table.watch(UNTRACED, watched, capabilities)
-        self._sampler.every(interval)
-        if self._letting_go is None:
-            self._letting_go = asyncio.create_task(_keep_at(self._let_go))
-        self.state.refresh = self._read_untraced
-
-    def _use_unix(self, paths: tuple[str, ...]) -> None:
-        self._unix_paths = paths
-        self.state.refresh_unix = self._read_unix if paths else unchanged
-        if not paths:
-            self.state.unix = None
-
-    def _end_untraced(self) -> None:
-        if self._letting_go is not None:
-            self._letting_go.cancel()
-            self._letting_go = None
-
-    async def _let_go(self) -> None:
-        """Release namespaces that are not used any more, even if nobody scrapes."""
-        while True:
-            await asyncio.sleep(_LET_GO_SECONDS)
-            if len(self._namespaces):
-                await asyncio.to_thread(self._find_namespaces)
-
-    async def _read_untraced(self) -> None:
-        try:
-            async with self._reading:
-                readings = await asyncio.to_thread(self._read)
-                self.state.left_out = self._namespaces.why_not
-                await by_turns(self._sock_diag.update(self.state.table, UNTRACED, readings))
-        except OSError as error:
-            self.state.table.clear_queues(UNTRACED)
-            _log.error("cannot read the listeners", extra=fields(why=str(error)))
-
-    async def _know_owners(self) -> None:
-        """Look up the owners of this host's listeners, for ever.
-
-        A walk through /proc takes long. Meanwhile all but the programs is looked up.
-        """
-        walking: asyncio.Future[bool] | None = None
-        # If this failed and begins again, the old ones may not be true any more.
-        self.state.owners = {}
-        while True:
-            began = time.monotonic()
-            self.state.owners = await asyncio.to_thread(self._find_owners, self._home())
-            took = time.monotonic() - began
-            if walking is None or walking.done():
-                walking = asyncio.ensure_future(asyncio.to_thread(self._owners.walk))
-            pause = min(max(_OWNERS_SECONDS, owners.SHARE * took), _OWNERS_SECONDS_AT_MOST)
-            await asyncio.wait([walking], timeout=pause)
-            if walking.done() and await walking:
-                self.state.owners = await asyncio.to_thread(self._find_owners, self._home())
-            self.owners_looked_for.set()
-            await asyncio.sleep(began + pause - time.monotonic())
-
-    def _home(self) -> str:
-        """Return the inode of the network namespace that is the table's own place."""
+    def _home(self) -> str | None:
+        """Return the inode of the network namespace that is the table's own place, as ThisHost."""
+        if not program.runs_here(self._config.local.dtrace.command):
+            return None
         told = (one.own_place for one in self.of_listeners() if not one.id.host)
         return next(filter(None, told), namespaces.own())
-
-    def _find_owners(self, home: str) -> dict[Identity, Owner]:
-        if not program.runs_here(self._config.local.dtrace.command):
-            return {}
-        try:
-            with self._one_thread:
-                self._namespaces.look(_LOOK_SECONDS)
-                places = owners.read(home, self._namespaces)
-            return self._owners.find(places)
-        except OSError as error:
-            # Only the owners are missing. If sock_diag is the source, its reader reports this, too.
-            _log.debug("owners not known", extra=fields(why=str(error)))
-            return {}
-
-    async def _read_unix(self) -> None:
-        paths = self._unix_paths
-        found = await asyncio.to_thread(self._read_unix_sockets, paths)
-        # There may have been a reload meanwhile.
-        if paths == self._unix_paths:
-            self.state.unix = found
-
-    def _read_unix_sockets(self, paths: tuple[str, ...]) -> UnixQueues:
-        with self._one_thread:
-            self._namespaces.look(_LOOK_SECONDS)
-            return self._unix.read(paths, self._namespaces)
-
-    def _read(self) -> list[sock_diag.Reading]:
-        with self._one_thread:
-            source = self._untraced
-            if source is None:
-                return []
-            self._namespaces.look(_LOOK_SECONDS)
-            return source.read(self._namespaces, self._sock_diag.open)
-
-    def _read_queues(self) -> list[tuple[str, ListeningSocket]]:
-        with self._one_thread:
-            source = self._untraced
-            return [*source.queues(self._namespaces)] if source and source.queues else []
-
-    def _find_namespaces(self) -> None:
-        with self._one_thread:
-            self._namespaces.look(_LOOK_SECONDS)
-
-    def _close_namespaces(self) -> None:
-        with self._one_thread:
-            self._namespaces.close()
 
 
 def _netns(config: Config) -> dict[str, str]:
@@ -586,18 +442,6 @@ async def choose_source(config: Config, ask: plan.Ask = dtrace.find_program) -> 
         if refusal and (other := untraced.here()):
             source = Source(other.name, reason=_why_not(command, refusal))
     return source, why
-
-
-async def _keep_at(task: Callable[[], Awaitable[None]]) -> None:
-    """Run a task in the background; if it fails, log why, and begin again after a while."""
-    while True:
-        try:
-            await task()
-        except Exception:
-            _log.exception("work in the background failed")
-        else:
-            return
-        await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def _why_not(command: Sequence[str], refusal: str) -> str:

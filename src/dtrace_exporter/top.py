@@ -161,7 +161,7 @@ async def _until_up(service: Service) -> None:
         await asyncio.sleep(0.1)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
-            await service.owners_looked_for.wait()
+            await service.this_host.owners_looked_for.wait()
 
 
 def without_scripts(config: Config) -> Config:
