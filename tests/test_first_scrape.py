@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from dtrace_exporter import inet_diag, sock_diag
+from dtrace_exporter import inet_diag, kernel_totals, sock_diag
 from dtrace_exporter.collector import Collector
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import Capabilities, SessionId
@@ -51,6 +51,7 @@ def test_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from answer if asked else ()
 
     monkeypatch.setattr(inet_diag, "dump", dump)
+    monkeypatch.setattr(kernel_totals, "dropped", lambda *_: MANY)
     state = State()
     state.table.watch(SESSION, Watched(), sock_diag.CAPABILITIES)
     began = time.thread_time()
