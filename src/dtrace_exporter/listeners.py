@@ -115,6 +115,7 @@ class Capabilities:
         reasons: the reasons of the drops that are counted; empty if none are.
         opened: whether all that enters Q0 is counted.
         established: whether all that enters Q is counted.
+        handshake: whether the time of handshakes is measured.
         departures: whether all that leaves Q0 or Q is counted.
         accepts: whether accepts are counted.
         accept_wait: whether the time in Q is measured.
