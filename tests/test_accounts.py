@@ -144,7 +144,7 @@ def test_tellings_in_any_order(steps: list[list[tuple[int, int]]], random: objec
 
 
 def test_what_nobody_has_told(books: Books) -> None:
-    """Changes of a socket without a report, or under an unknown ID, are ignored."""
+    """Changes of a socket before its first report, or under an unknown ID, are ignored."""
     books.move(1, q=5)
     books.tell(1, q=1)
     books.move(7, q=5)

@@ -118,7 +118,7 @@ async def test_advice(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_what_a_container_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing privileges, mounts and a container come with advice, and do not fail the check."""
+    """Missing privileges, a missing mount and a container give advice, and are not failures."""
     one = Host("5.4.0", True, "", "", 1000, ("CAP_SYSLOG",), True, "docker")
     monkeypatch.setattr(kernel, "look", lambda: one)
     status, text = await said("auto", [str(tmp_path / "dtrace")])

@@ -325,7 +325,7 @@ def test_never_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", ["x", "-1", "99999", "9" * 30, "{reading}"])
 def test_no_descriptor_to_be_ready_on(found: str, tmp_path: Path) -> None:
-    """A variable without a writable descriptor is an error, found before all other errors."""
+    """A variable that names no writable descriptor is an error, found before all others."""
     reading, writing = os.pipe()
     result = subprocess.run(
         [*EXPORTER, f"--config.file={write(tmp_path / 'c.yml', ['no'])}"],

@@ -113,7 +113,7 @@ class TestCommands:
     def test_check(
         self, number: int, steps: list[dict[str, Any]], status: int, tmp_path: Path
     ) -> None:
-        """The output of check is what it prints if a type is missing, and without root."""
+        """The shown outputs of check are its real ones: for a missing type, and without root."""
         file, played = tmp_path / "config.yml", tmp_path / "steps.json"
         played.write_text(json.dumps(steps), encoding="utf-8")
         command = ["env", f"FAKE_DTRACE={played}", sys.executable, "-I", "-S", str(FAKE_DTRACE)]
@@ -135,7 +135,7 @@ class TestCommands:
         assert done.returncode == status
 
     def test_top(self) -> None:
-        """The table of top is what it draws of such listeners, and the page names its sort keys."""
+        """The shown table is what top draws of such listeners; the page names its sort keys."""
         _, head, *expected = blocks(COMMANDS, "console")[2].splitlines()
         before, after = [], []
         for address, port, name, owner, q, qmax, syns, accepts, wait in (
@@ -168,7 +168,7 @@ class TestCommands:
         assert re.findall(r"`(\w+)`", keys) == [*top.KEYS]
 
     def test_trace(self) -> None:
-        """The output of trace has the columns of the command, and its table has the same lines."""
+        """The shown output of trace has its columns, and the shown table has the same lines."""
         lines = blocks(COMMANDS, "console")[3].splitlines()[1:]
         assert lines[0] == trace.HEADER
         assert {len(line.split(",")) for line in lines} == {9}
@@ -181,7 +181,7 @@ class TestCommands:
             assert "fewer than 116 columns" in " ".join(text.split())
 
     def test_trace_top(self) -> None:
-        """The table of trace --top is what it draws of such senders."""
+        """The shown table is what trace --top draws of such senders."""
         _, head, *expected = blocks(COMMANDS, "console")[5].splitlines()
         told = [
             *("syn 0 0 ffffc0000207 2060", "drop 0 0 ffffc0000207 q_full 1955"),

@@ -1,4 +1,4 @@
-"""The files of a family belong together, and only they and the documents name the family."""
+"""A kernel family is complete: its programs, its facts, and its name in the documents."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """End the session with this file's interval soon after its heartbeat stops."""
+    """Shorten the time without a heartbeat after which the session here is ended."""
     real = rendering.window
 
     def window(interval: float) -> rendering.Window:

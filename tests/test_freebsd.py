@@ -173,7 +173,7 @@ def test_check(host: Host, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_guide(tmp_path: Path) -> None:
-    """The guide's commands make a complete script of it, and name variables that it has."""
+    """The guide's commands install the script without gaps, and name variables that it has."""
     guide = (ROOT / "docs/install-freebsd.md").read_text(encoding="utf-8")
     (block,) = (block for block in blocks(guide, "sh") if "sysrc" in block)
     local = tmp_path / "local"
@@ -195,7 +195,7 @@ def test_guide(tmp_path: Path) -> None:
 
 
 def test_what_it_is() -> None:
-    """rcorder(8) finds its keywords, and its head explains every variable."""
+    """The script has the keywords for rcorder(8), and its head explains every variable."""
     text = SCRIPT.read_text(encoding="utf-8")
     head, _, body = text.partition("\n. /etc/rc.subr\n")
     for keyword in ("PROVIDE: dtrace_exporter", "REQUIRE: LOGIN", "KEYWORD: shutdown"):

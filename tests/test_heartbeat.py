@@ -47,7 +47,7 @@ def looks(heartbeat: Heartbeat, wait: Wait, *, is_up: bool) -> tuple[float, str]
     ],
 )
 def test_silence(is_up: bool, limit: float, said: str, wait: Wait) -> None:
-    """Silence is reported at the first look after the limit, which is longer before it is up."""
+    """Silence is reported at the first look after the limit; a session that starts has its own."""
     after, late = looks(Heartbeat(PATIENCE), wait, is_up=is_up)
     assert late == said
     assert limit < after <= limit + SLICE

@@ -191,7 +191,7 @@ def test_messages(said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 30,000 listeners that a user opens the limit is shown; their rows are not refused."""
+    """Of 30,000 listeners that a user opens, those beyond the limit are refused, and no rows."""
     lines = each(LINUX, wide, 30_000)
     found = endure(tmp_path, lines(), "linux", capsys)
     assert {name: sum(one[name] for one in found["refused"]) for name in ("listeners", "rows")} == {

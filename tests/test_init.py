@@ -37,7 +37,7 @@ def below(pid: int) -> dict[int, str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process 1 of a PID namespace is Linux'")
 def test_first_process(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """As process 1, it reaps orphans without privileges, and passes on signals and the status."""
+    """As process 1, it drops privileges, reaps orphans, and passes signals and the status on."""
     unshare = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", "--pid", "--fork"]
     unshare.append("--kill-child")
     trial = subprocess.run([*unshare, "true"], capture_output=True, text=True)

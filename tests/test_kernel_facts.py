@@ -84,7 +84,7 @@ def test_what_lacks(
     obstacles: list[str],
     tmp_path: Path,
 ) -> None:
-    """Each lack is found, and is an obstacle if no dtrace(1) could do without it."""
+    """Each missing feature is found, and is an obstacle if no dtrace(1) can do without it."""
     found = host(tmp_path, **files)
     assert getattr(found, attribute) == value
     assert found.obstacles == obstacles

@@ -46,7 +46,7 @@ def package(packages: Path) -> Path:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return the files of a root by path, without those that dpkg manages."""
+    """Return the files of a root by path, without those that dpkg itself writes."""
 
     def found() -> Iterator[tuple[str, bytes]]:
         for directory, directories, names in os.walk(root):

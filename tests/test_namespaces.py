@@ -96,7 +96,7 @@ class Container:
 
 @pytest.fixture
 def container() -> Iterator[Callable[..., Container]]:
-    """Return a function that starts a container: its port, and its clients by their fate."""
+    """Return a function that starts a container with clients in Q, dropped, or half open."""
     unshare = [require("unshare", "util-linux"), "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("no network namespace can be made here")
@@ -356,7 +356,7 @@ def test_netstat_of_another_namespace(container: Callable[..., Container]) -> No
     """If the kernel opens another namespace's netstat, the finder does not pass it on."""
     one = container()
     with pytest.MonkeyPatch.context() as patched:
-        # As before Linux 5.0, which looked up the path in the namespace before.
+        # As before Linux 5.0, where the path led to the namespace that was entered before.
         patched.setattr(namespace_finder, "_NETSTAT", f"/proc/{one.process.pid}/net/netstat")
         finder = Finder(1000)
         counts = [len(opened) for _, opened in finder.look() if opened]
@@ -393,7 +393,7 @@ found.close()
 
 
 def test_no_permission(container: Callable[..., Container], mount: Callable[[int], Path]) -> None:
-    """Without permission to enter known namespaces, that is logged once, and only ours is read."""
+    """A lack of permission to enter namespaces is logged once, and only our own one is read."""
     mount(container().process.pid)
     without = [require("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"]
     done = subprocess.run(

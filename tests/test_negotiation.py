@@ -43,7 +43,7 @@ CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*
         ("text/plain,application/openmetrics-text", TEXT),
         ("application/openmetrics-text,text/plain", OPENMETRICS),
         ("*/*,application/openmetrics-text", OPENMETRICS),
-        # The most specific range has the quality.
+        # The quality is that of the most specific range.
         ("application/openmetrics-text;q=0.9,text/plain;q=0.1,*/*", OPENMETRICS),
         ("application/openmetrics-text;q=0.5,*/*", TEXT),
         ("text/*;q=0.1,application/*;q=0.2", OPENMETRICS),

@@ -380,7 +380,7 @@ def test_share(world: World) -> None:
 
 
 def test_it_cannot_be_looked(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """If no walk is possible, unit and container are still found, which is logged once."""
+    """If no walk is possible, that is logged once, and units and containers are still found."""
     world.paths = {7: "/system.slice/a.service"}
     world.error = OSError(errno.ESRCH, os.strerror(errno.ESRCH))
     world.find(at(80, 11, 7))
