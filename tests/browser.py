@@ -1,4 +1,4 @@
-"""A real Chromium, headless, looking at a state that is served."""
+"""A real, headless Chromium that views a served state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Chrome]:
-    """Run Debian's Chromium with an empty profile, by way of its driver."""
+    """Run Debian's Chromium with an empty profile, through its driver."""
     options = ChromeOptions()
     options.binary_location = require("chromium", "chromium")
     driver = require("chromedriver", "chromium-driver")
@@ -43,7 +43,7 @@ def chromium(profile: Path) -> Iterator[Chrome]:
 def use(
     browser: Chrome, *, scheme: str = "light", scripts: bool = True, size: tuple[int, int]
 ) -> None:
-    """Say what the browser prefers, and how large its viewport is in CSS pixels."""
+    """Set the browser's preferences, and the size of its viewport in CSS pixels."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
@@ -52,9 +52,9 @@ def use(
 
 
 class Served:
-    """A state that is served by a thread of its own.
+    """A state that a separate thread serves.
 
-    ``url`` is where; ``change`` runs a function where the server runs, between two requests.
+    ``url`` is its address; ``change`` runs a function in that thread, between two requests.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Served:
             self._loop.close()
 
     def change(self, function: Callable[[], None]) -> None:
-        """Run a function where no request is being answered."""
+        """Run a function while no request is being answered."""
 
         async def call() -> None:
             function()
@@ -92,7 +92,7 @@ class Served:
         asyncio.run_coroutine_threadsafe(call(), self._loop).result(60)
 
     def stop(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._stop.set)
 
 
@@ -105,6 +105,6 @@ def served(state: State) -> Iterator[Served]:
 
 
 def console(browser: Chrome) -> list[str]:
-    """Return what the page has been complained of since the last time."""
+    """Return the messages of the browser's console since the last call."""
     entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
     return [entry["message"] for entry in entries]

@@ -23,18 +23,18 @@ from markdown_page import blocks
 
 README = Path(__file__).parents[1] / "README.md"
 
-# A shell's background job begins with SIGINT ignored, and so would every process of the tests.
+# A shell starts background jobs with SIGINT ignored, and all processes would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about the machine's other work than about this package.
+# An example's time depends more on the machine's other work than on this package.
 settings.register_profile("dtrace-exporter", deadline=None)
 settings.load_profile("dtrace-exporter")
 
 
 @pytest.fixture(autouse=True)
 def _signal_mask() -> Iterator[None]:
-    """Give the signal mask back as it was: a service that fails to start holds SIGHUP back."""
+    """Restore the signal mask, because a service that fails to start keeps SIGHUP blocked."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -42,7 +42,7 @@ def _signal_mask() -> Iterator[None]:
 
 @pytest.fixture
 def no_child_left() -> Iterator[None]:
-    """Show that a test leaves no child process, running or not yet waited for."""
+    """Check that a test leaves no child process, running or zombie."""
     yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -55,8 +55,8 @@ FAKE_DTRACE = Path(__file__).with_name("fake_dtrace.py")
 def fake_dtrace(tmp_path: Path) -> FakeDTrace:
     """Return a function that makes the command of a fake dtrace(1) from the steps given to it.
 
-    See fake_dtrace.py for the steps; none are ready and then heartbeats. Several commands with
-    different steps can run at a time.
+    See fake_dtrace.py for the steps; without any it is ready and then ticks. Several commands with
+    different steps can run at the same time.
     """
     numbers = count()
 
@@ -73,7 +73,7 @@ def fake_dtrace(tmp_path: Path) -> FakeDTrace:
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with all packages, of the formats that this host can get the tools for."""
+    """Return a directory with all packages whose tools this host can get."""
     for each in distribution.FORMATS.values():
         for command, package in each.tools.items():
             find(command, package)
@@ -87,7 +87,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def debian_12(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a Debian 12 with what README's first screen installs and what our package needs."""
+    """Return a Debian 12 with the packages of README's first screen and our dependencies."""
     first = blocks(README.read_text(encoding="utf-8"), "sh")[0].splitlines()[0]
     installed = first.removeprefix("sudo apt install ").split()
     root = tmp_path_factory.mktemp("debian") / "root"

@@ -1,4 +1,4 @@
-"""Root directories of Debian, and commands that run in one with a network of its own."""
+"""Root directories of Debian, and commands that run in them with a network of their own."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def dependencies() -> list[str]:
 
 
 def make(suite: str, packages: Iterable[str], root: Path, script: str = "") -> None:
-    """Make a Debian of the smallest kind.
+    """Make a minimal Debian.
 
     Args:
-        suite: its name, as bookworm.
+        suite: its name, such as bookworm.
         packages: what is installed besides.
         root: the directory to be made.
-        script: what a shell runs in there at last, with this host's network.
+        script: what a shell runs in it at the end, with this host's network.
     """
     require("mmdebstrap", "mmdebstrap")
     made = subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
-         # An archive that holds some past day's state is past its Release file's date.
+         # An archive of a past day has a Release file that has expired.
          '--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=APT::Get::Assume-Yes "true"',
          f'--customize-hook=chroot "$1" sh -ec {shlex.quote(script)}', suite, str(root)],
         capture_output=True,
@@ -45,10 +45,10 @@ def make(suite: str, packages: Iterable[str], root: Path, script: str = "") -> N
 
 
 def run(root: Path, script: str, log: Path) -> tuple[int, str]:
-    """Run a script of a shell in a root, with processes and a network of its own.
+    """Run a shell script in a root, with processes and a network of its own.
 
     Returns:
-        Its exit status, and what it and all that it started have said.
+        Its exit status, and the output of all its processes.
     """
     inside = log.with_suffix(".sh")
     inside.write_text(

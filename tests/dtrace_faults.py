@@ -1,4 +1,4 @@
-"""What dtrace(1) may do wrong: steps for the fake one, and the reason that its session gives."""
+"""Faults of dtrace(1): steps for the fake one, and the reason that its session reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exporter as a process of its own, mostly over a fake dtrace(1)."""
+"""The exporter as a process, mostly over a fake dtrace(1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 60.0
 
 
 def write(path: Path, command: list[str], port: int = 22, **dtrace: Any) -> Path:
-    """Write a configuration of one port."""
+    """Write a configuration with one port, and return its path."""
     keys = {"command": command, "program": "linux", "interval": "100ms", **dtrace}
     config = {"source": "dtrace", "dtrace": keys, "listeners": [{"port": port, "name": "name"}]}
     path.write_text(json.dumps(config), encoding="utf-8")
@@ -28,7 +28,7 @@ def write(path: Path, command: list[str], port: int = 22, **dtrace: Any) -> Path
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead and not yet waited for does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -44,14 +44,14 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class Exporter:
-    """A running exporter and where it listens."""
+    """A running exporter and its port."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
         self.port = port
 
     def get(self, path: str = "/metrics") -> str:
-        """Return what it serves at a path, an empty string when it does not."""
+        """Return the answer for a path, or an empty string if there is none."""
         url = f"http://127.0.0.1:{self.port}{path}"
         with suppress(URLError, ConnectionError), urlopen(url, timeout=SECONDS) as answer:
             return str(answer.read().decode())
@@ -60,7 +60,7 @@ class Exporter:
 
 @contextmanager
 def serving(*arguments: str | Path, stderr: int = subprocess.PIPE) -> Iterator[Exporter]:
-    """Run the service, and end it however the test goes."""
+    """Run the service, and end it in any case."""
     port = free_port()
     flags = [f"--web.listen-address=127.0.0.1:{port}", *map(str, arguments)]
     with subprocess.Popen([*EXPORTER, *flags], stderr=stderr, text=True) as process:
@@ -72,6 +72,6 @@ def serving(*arguments: str | Path, stderr: int = subprocess.PIPE) -> Iterator[E
 
 
 def pid_in(saved: Path) -> int:
-    """Wait for the fake dtrace(1) to start, and return its process."""
+    """Wait for the fake dtrace(1) to start, and return its process ID."""
     until(saved.exists)
     return int(json.loads(saved.read_text(encoding="utf-8"))["pid"])

@@ -1,52 +1,53 @@
 #!/usr/bin/env python3
 """Stands in for dtrace(1) in unit tests, and behaves as the real one was seen to behave.
 
-It takes -s FILE, -x OPTION, -C, -I DIRECTORY, -p PID, -q, -Z, -w, -e and -V, or -l and -n PROBE.
-FAKE_DTRACE holds, or names a file that holds, a JSON list of steps to go through once the program
-would be running; without it: ready, then ticks.
+It accepts -s FILE, -x OPTION, -C, -I DIRECTORY, -p PID, -q, -Z, -w, -e and -V, or -l and -n PROBE.
+FAKE_DTRACE is, or names a file with, a JSON list of steps that it runs when the program would
+start. Without FAKE_DTRACE the steps are ready, and then ticks.
 
-    {"ready": HOME}             the ready row; HOME is a string
-    {"tick": N}                 N heartbeats, one each interval of its tick probe; true: always
-    {"generation": G}           one of Linux's sets begins anew, with nothing in it: 0 or 1
-    {"rows": [ROW, ...]}        what Linux's sets hold from now on, written "SET ROW", SET 0 or 1;
-                                on Solaris and illumos what the next heartbeat prints, once;
-                                {now} in it is the time as heartbeats have it
-    {"print": LINE}             a line on standard output, or a list of them
-    {"stderr": LINE}            the same on standard error
-    {"raw": BASE64}             bytes on standard output
+    {"ready": HOME}             print the ready row; HOME is a string
+    {"tick": N}                 N heartbeats, one each interval of the tick probe; true: for ever
+    {"generation": G}           Linux: start one of the sets, 0 or 1, again, without rows
+    {"rows": [ROW, ...]}        Linux: the content of the sets from now on, as "SET ROW", SET 0 or
+                                1; Solaris and illumos: rows that the next heartbeat prints, once,
+                                where {now} is the time in the form of heartbeats
+    {"print": LINE}             print a line on standard output, or a list of lines
+    {"stderr": LINE}            print the same on standard error
+    {"raw": BASE64}             print bytes on standard output
     {"sleep": SECONDS}
-    {"wait": PATH}              until the file exists
-    {"save": PATH}              write {"argv": [...], "program": TEXT, "pid": N} there
+    {"wait": PATH}              wait until the file exists
+    {"save": PATH}              write {"argv": [...], "program": TEXT, "pid": N} to the file
     {"once": {"mark": PATH, "steps": [STEP, ...]}}
-                                where there is no such file: it makes it, and goes through these
-                                steps instead
-    {"calls": [STEP, ...]}      what it does instead where its program is a NAME_calls.d; without it
-                                that one is ready, then ticks, and is not saved
-    {"script": [STEP, ...]}     what it does instead where its program is a user's own script;
-                                without it that one is ready, then ticks. In these steps rows
-                                are what each heartbeat prints, as "INDEX;KEY;...;VALUE"
-    {"final": [ROW, ...]}       rows of a script that are printed at once, as what it empties
-    {"abort": true}             die of an assertion
-    {"exit": CODE}              end at once
-    {"become": SCRIPT}          be a shell that runs a script from here on
-    {"forever": LINE}           a line on standard output, again and again, without a pause;
-                                {now} in it is the time as heartbeats have it
-    {"ignore": SIGNAL}          "SIGINT" or "SIGTERM", from the start
-    {"refuse": PROBE}           as Linux 6.1 does when the program has that probe; not with -e
-    {"lacks": [TEXT, WHY]}      what compiling a program with that text fails for
+                                if the file does not exist, create it and run these steps instead
+    {"calls": [STEP, ...]}      the steps if the program is a NAME_calls.d; the default is ready,
+                                and then ticks; such a program is not saved
+    {"script": [STEP, ...]}     the steps if the program is a user's own script; the default is
+                                ready, and then ticks. In these steps rows are those that each
+                                heartbeat prints, as "INDEX;KEY;...;VALUE"
+    {"final": [ROW, ...]}       print these rows of a script at once, as for an aggregation that
+                                the script empties
+    {"abort": true}             die of a failed assertion
+    {"exit": CODE}              exit at once
+    {"become": SCRIPT}          become a shell that runs a script
+    {"forever": LINE}           print a line on standard output again and again, without a pause;
+                                {now} in it is the time in the form of heartbeats
+    {"ignore": SIGNAL}          ignore "SIGINT" or "SIGTERM" from the start
+    {"refuse": PROBE}           fail as Linux 6.1 does if the program has that probe; not with -e
+    {"lacks": [TEXT, WHY]}      fail to compile a program with that text, for this reason
     {"functions": [["ip", "tcp_input_listener"]]}
-                                the kernel's, by their modules, for -l; Linux's tcp_conn_request
-    {"unprivileged": true}      as for anybody but root
+                                the kernel's functions with their modules, for -l; the default is
+                                Linux's tcp_conn_request
+    {"unprivileged": true}      fail as for any user but root
 
-It prints as the program does that it is given. With one that has sets, as Linux's has, a heartbeat
-is a tick line and both sets, the one that is 0 first, each behind a line that says when it began.
-With any other it is the rows that are new, and a tick line.
+It prints as its program does. With a program that has sets, such as Linux's, a heartbeat is a tick
+line and both sets, set 0 first, each after a line with the time when it started. With any other
+program a heartbeat is the new rows and a tick line.
 
-After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, what
-a heartbeat prints, a blank line, exit 0; before the program would be running it just dies of them.
+After the last step it waits for a signal. SIGTERM or SIGINT ends it as END does: a blank line, a
+heartbeat, a blank line, exit 0. Before the program would start, either of them just kills it.
 
-A program that is nothing but BEGIN { exit(N); } ends with N before all of these steps. -l lists the
-entries and returns of functions that each -n describes.
+A program that is only BEGIN { exit(N); } ends with N before all of these steps. -l lists the
+entries and returns of the functions that match each -n.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _USAGE = 2
 _LINUX = [["vmlinux", "tcp_conn_request"]]
 _FBT_NAMES = ("entry", "return")
 _SETS = "set %d"
-# A program of ours that tells of processes, whatever is left out of it.
+# A program of ours about processes, whichever of its parts are left out.
 _CALLS = re.compile(r'\A(?!.*"listener %x).*\bready 5 ', re.DOTALL)
 _SCRIPT = re.compile(r"\\036(t[0-9a-f]{16}) ready")
 _DESTRUCTIVE = re.compile(r"\b(?:system|copyout|panic|breakpoint|chill|stop|raise) ?\(")
@@ -92,7 +93,7 @@ def _fail(text: str, code: int = 1) -> NoReturn:
 
 
 def _steps() -> list[dict[str, Any]]:
-    """Return what FAKE_DTRACE holds or names."""
+    """Return the steps that FAKE_DTRACE has or names."""
     text = os.environ.get("FAKE_DTRACE", "") or _DEFAULT
     if text[0] not in "[{":
         text = Path(text).read_text(encoding="utf-8")
@@ -114,7 +115,7 @@ def _interval(program: str) -> float:
 
 
 class _EndedError(Exception):
-    """SIGTERM or SIGINT has come."""
+    """SIGTERM or SIGINT has arrived."""
 
 
 class _Consumer:
@@ -260,7 +261,7 @@ def _save(path: str, program: str) -> None:
 
 
 def _main() -> None:
-    # As in C: a reader that has gone away ends it at the next line.
+    # As in C, a reader that has gone away ends the process at the next line.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

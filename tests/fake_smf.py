@@ -1,8 +1,8 @@
-"""Stands in for what an SMF method meets on its host: svcprop(1), pkill(1) and process contracts.
+"""Stands in for the tools that an SMF method uses: svcprop(1), pkill(1), process contracts.
 
-A process is in the contract whose number its environment holds as LOGNAME: every child inherits it,
-and nothing that a method does takes it away. FAKE_SMF names a JSON file with the properties:
-{"GROUP/NAME": [TYPE, [VALUE, ...]]}. Its first argument says which command it is.
+A process is in the contract whose number is LOGNAME in its environment: every child inherits it,
+and nothing that a method does removes it. FAKE_SMF names a JSON file with the properties:
+{"GROUP/NAME": [TYPE, [VALUE, ...]]}. The first argument is the name of the command.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def members(contract: int) -> list[int]:
 
 
 def quoted(value: str) -> str:
-    """Return a value as svcprop(1) prints it."""
+    """Return a value in the form that svcprop(1) prints."""
     return "".join("\\" * (letter in _SPECIAL) + letter for letter in value) or '""'
 
 

@@ -1,4 +1,4 @@
-"""The steps that most tests give to the fake dtrace(1), and the fixture's type that takes them."""
+"""The steps that most tests give to the fake dtrace(1), and the type of its fixture."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Fuzzes what reads input from elsewhere, guided by coverage: ``fuzz.py TARGET SECONDS``.
+"""Fuzzes the readers of foreign input, guided by coverage: ``fuzz.py TARGET SECONDS``.
 
-It begins with the inputs in tests/seeds/TARGET and ends with the first one that does what it should
-not, which it writes there; tests/test_seeds.py tries all of them again. It needs atheris, from the
-extra ``fuzz``.
+It starts with the inputs in tests/seeds/TARGET, ends with the first one that fails, and writes that
+one there; tests/test_seeds.py tries all of them again. It needs atheris, from the extra ``fuzz``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ SEEDS = Path(__file__).with_name("seeds")
 
 
 def rows_target() -> Callable[[bytes], None]:
-    """Rows of any kernel: each line is one or a RowError, and the tally counts what they tell."""
+    """Rows of any kernel: each line is a row or a RowError, and the tally counts the rows."""
     from dtrace_exporter.limits import LimitError
     from dtrace_exporter.listeners import ListenerTable, SessionId
     from dtrace_exporter.tracing import rows
@@ -61,7 +60,7 @@ def rows_target() -> Callable[[bytes], None]:
 
 
 def stderr_target() -> Callable[[bytes], None]:
-    """Messages: each is of a kind, fit to log and with a count that DTrace can have."""
+    """Messages: each has a kind, a printable text and a count that DTrace can have."""
     from dtrace_exporter.tracing import diagnostics
 
     def check(data: bytes) -> None:
@@ -75,7 +74,7 @@ def stderr_target() -> Callable[[bytes], None]:
 
 
 def config_target(*, web: bool = False) -> Callable[[bytes], None]:
-    """Files: each is a configuration or one printable line that begins with the file's name."""
+    """Files: each is a configuration, or gives one printable line that starts with its name."""
     from dtrace_exporter import config
     from dtrace_exporter.web import configuration
 
@@ -95,7 +94,7 @@ def config_target(*, web: bool = False) -> Callable[[bytes], None]:
 
 
 def web_config_target() -> Callable[[bytes], None]:
-    """Web configuration files: the same."""
+    """Web configuration files: as for configuration files."""
     return config_target(web=True)
 
 
@@ -108,7 +107,7 @@ TARGETS = {
 
 
 def main() -> None:
-    """Fuzz."""
+    """Fuzz the target of the command line."""
     import atheris
 
     name, seconds = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Grafana's published schema, as its package grafana-foundation-sdk has it, and a check by it."""
+"""Grafana's published schema, from its package grafana-foundation-sdk, and a check by it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 with warnings.catch_warnings():
-    # It would rather have the newer model, which only newer versions of Grafana can import.
+    # It recommends the newer model, which only newer versions of Grafana can import.
     warnings.simplefilter("ignore", DeprecationWarning)
     from grafana_foundation_sdk.models import dashboard
 
@@ -35,20 +35,20 @@ PANELS: dict[str, tuple[type, type | None]] = {
     "text": (text.Options, None),
     "timeseries": (timeseries.Options, common.GraphFieldConfig),
 }
-"""Type of a panel to the types of its options and of its fields' own configuration."""
+"""From each type of panel to the types of its options and of its fields' configuration."""
 
 UNITS = {value for name, value in vars(units).items() if name[0].isupper()}
 
-# Constants that the package sets and the schema has as optional.
+# Constants that the package sets and that are optional in the schema.
 _OPTIONAL = {"placement"}
 
 
 def faults(value: Any, kind: Any, where: str = "dashboard") -> Iterator[str]:
-    """Yield what the schema does not know or takes in another form, each with its place.
+    """Yield each difference between a value and the schema, with its place.
 
     Args:
-        value: what JSON has given.
-        kind: the type of it, one of the package's classes for an object.
+        value: the parsed JSON.
+        kind: its expected type; for an object one of the package's classes.
         where: the value's place, for the texts.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -128,12 +128,12 @@ def _object(value: dict[str, Any], kind: type, where: str) -> Iterator[str]:
 
 
 def _override(given: dict[str, Any], custom: type | None, where: str) -> Iterator[str]:
-    """Yield the faults of what differs for some fields: ``unit``, or ``custom.lineStyle``."""
+    """Yield the faults of a property that is overridden: ``unit``, or ``custom.lineStyle``."""
     name = given["id"].removeprefix("custom.")
     kind = dashboard.FieldConfig if name == given["id"] else custom
     hints = {_name(each): hint for each, hint in typing.get_type_hints(kind).items()}
     if name == "links":
-        # Of another form than a dashboard's links, which the package takes them for.
+        # Their form differs from that of a dashboard's links, which the package expects here.
         for each in given["value"]:
             if {*each} != {"title", "url", "targetBlank"}:
                 yield f"{where}.links: {each} is no link of a field"
@@ -144,6 +144,6 @@ def _override(given: dict[str, Any], custom: type | None, where: str) -> Iterato
 
 
 def _name(attribute: str) -> str:
-    """Return what JSON calls an attribute of the package's."""
+    """Return the JSON name of an attribute of the package."""
     first, *rest = attribute.removesuffix("_val").split("_")
     return first + "".join(word.title() for word in rest)

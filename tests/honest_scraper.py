@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Scrapes as Prometheus does, from a process of its own, until its input ends.
 
-Arguments: port, the CA's file or "", the Authorization header or "", the service's process. Prints
-a line when the first scrape is done, and at the end a JSON object: how many scrapes, the longest in
-seconds, the most processor time in seconds that the service has used during one, and what was wrong
-with the others. Every other scrape has a new connection.
+Arguments: port, the CA's file or "", the Authorization header or "", the service's process ID.
+It prints a line after the first scrape, and at the end a JSON object: the number of scrapes, the
+longest in seconds, the most CPU time in seconds that the service used during one, and the errors
+of failed ones. Every other scrape has a new connection.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 
 
 def used(process: str) -> float:
-    """Return the processor time that a process has used, in seconds; see proc_pid_stat(5)."""
+    """Return the CPU time in seconds that a process has used; see proc_pid_stat(5)."""
     stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii")
     user, system = stat.rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Scrape."""
+    """Scrape until the input ends."""
     port, authority, authorization, process = int(sys.argv[1]), *sys.argv[2:5]
     headers = {"Accept-Encoding": "gzip", "Accept": "text/plain;version=0.0.4"}
     if authorization:
@@ -51,7 +51,7 @@ def main() -> None:
                 answer.read()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                # As Go's client does when a connection that was kept open is no more.
+                # Try again, as Go's client does if a connection that was kept open has been closed.
                 if not again or scrapes % 2:
                     wrong.append(repr(error))
                     break

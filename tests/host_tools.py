@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 _APT = Path(tempfile.gettempdir(), "dtrace-exporter-tests-apt.lock")
-"""Held while apt-get runs, for it fails where another process of the tests runs it."""
+"""A lock, because apt-get fails while another process of the tests runs it."""
 
 
 @cache
 def find(command: str, package: str) -> str | None:
-    """Return the path of a command, and install it where that is possible.
+    """Return the path of a command, or None; install it if that is possible.
 
     Args:
         command: its name.
@@ -42,7 +42,7 @@ def _install(package: str) -> None:
 
 
 def require(command: str, package: str) -> str:
-    """Return the path of a command, and install it where that is possible; or skip the test.
+    """Return the path of a command, and install it if that is possible, or else skip the test.
 
     Args:
         command: its name.

@@ -1,4 +1,4 @@
-"""Rows as linux.d prints them, for tests that need some."""
+"""Rows in the format of linux.d, for tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _KERNEL = 0xFFFF << 48
 
 
 def number(port: int, place: int = 1, socket: int = 0, generation: int = 0) -> int:
-    """Return the number of one of a port's sockets, from its address and how often it listened."""
+    """Return the number of one of a port's sockets, made of its address and its listen() count."""
     return (1 << 47 | (place & 0x7FFFFF) << 24 | port << 8 | socket) << 16 | generation
 
 
 def address(port: int, place: int = 1, socket: int = 0) -> int:
-    """Return the address in the kernel of one of a port's sockets."""
+    """Return the kernel address of one of a port's sockets."""
     return _KERNEL | number(port, place, socket) >> 16
 
 
@@ -32,7 +32,7 @@ def told(
     q: int = 1,
     qmax: int = 8,
 ) -> str:
-    """Return the row that says who a listener is."""
+    """Return the row of a listener."""
     who = f"{number(port, place, socket, generation):x} {time} {state}"
     return f"listener {who} {place} {cookie} {bound} {port} {q0} {q} {qmax}"
 
@@ -55,7 +55,7 @@ def counted(
 
 
 def syns(port: int, events: int, *, place: int = 1, q: int = 1, qmax: int = 8) -> list[str]:
-    """Return lines that tell of SYNs at a listener that nobody has heard of before."""
+    """Return the lines about SYNs at a new listener."""
     part = min((10 * q + qmax - 1) // qmax, 11)
     return [
         *("tick 1", "set 1", told(port, place=place, q=q, qmax=qmax)),

@@ -1,4 +1,4 @@
-"""Prints pip's constraints: the lowest versions of what the package needs, the tests' own tools."""
+"""Prints pip's constraints: the lowest versions of the dependencies, and the tests' own tools."""
 
 from __future__ import annotations
 

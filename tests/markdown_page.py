@@ -1,4 +1,4 @@
-"""What is in a page of the documentation."""
+"""The parts of a page of the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 class Link(NamedTuple):
-    """Where a link leads to: a file or an address, and a heading there; either may be empty."""
+    """The target of a link: a file or an address, and a heading in it; either may be empty."""
 
     target: str
     anchor: str

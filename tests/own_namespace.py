@@ -1,4 +1,4 @@
-"""Python that runs in a network namespace of its own."""
+"""Python code that runs in a network namespace of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BEGIN = 'import subprocess\nsubprocess.run(["ip", "link", "set", "lo", "up"], c
 
 
 def output(script: str) -> str:
-    """Return what a script writes that runs in a new network namespace, where only lo is up.
+    """Return the output of a script that runs in a new network namespace, where only lo is up.
 
     Args:
-        script: it can import what tests can.
+        script: the code; it can import what tests can.
     """
     unshare = [require("unshare", "util-linux"), "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""A command whose terminal is a test."""
+"""Commands on a terminal that a test controls."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SECONDS = 60
 
 
 class Screen:
-    """What a command writes to its terminal, and what is typed there; ``status`` when it has ended.
+    """The terminal of a command: its output in ``text``, and what a test types.
 
-    A new line is the terminal's, a carriage return before it.
+    The terminal puts a carriage return before each line feed.
     """
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
@@ -29,35 +29,35 @@ class Screen:
         self._process = process
 
     def wait(self, pattern: str) -> None:
-        """Wait until the text has what a pattern finds."""
+        """Wait until the text matches a pattern."""
         self._read(lambda: re.search(pattern, self.text) is not None)
         assert re.search(pattern, self.text), self.text
 
     def type(self, text: str) -> None:
-        """Type something; the third character of ASCII is Ctrl-C."""
+        """Type a text; the third character of ASCII is Ctrl-C."""
         os.write(self._master, text.encode())
 
     @property
     def drawn(self) -> list[str]:
-        """The lines of the newest whole drawing of one that is drawn again and again, plain."""
+        """The lines of the newest complete drawing of a redrawn screen, without escapes."""
         drawing = self.text.rpartition("\x1b[J")[0].rpartition("\x1b[H")[2]
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawing).split("\r\n")
 
     def wait_drawn(self, pattern: str) -> None:
-        """Wait until the newest drawing has what a pattern finds."""
+        """Wait until the newest drawing matches a pattern."""
         self._read(lambda: re.search(pattern, "\n".join(self.drawn)) is not None)
         assert re.search(pattern, "\n".join(self.drawn)), self.drawn
 
     def resize(self, rows: int, columns: int) -> None:
-        """Make the terminal larger or smaller."""
+        """Change the size of the terminal."""
         termios.tcsetwinsize(self._master, (rows, columns))
 
     def modes(self) -> list[object]:
-        """Return how the terminal is set, as of echo."""
+        """Return the settings of the terminal, such as echo."""
         return termios.tcgetattr(self._master)
 
     def state(self) -> str:
-        """Return the letter of the command's state, as ps(1) has it."""
+        """Return the letter of the command's state, as ps(1) shows it."""
         stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
         return stat.rpartition(")")[2].split()[0]
 
@@ -77,7 +77,7 @@ class Screen:
                 try:
                     data = os.read(self._master, 1 << 16)
                 except OSError:
-                    # So Linux says that nobody has the terminal open any more.
+                    # Linux reports in this way that nobody has the terminal open any more.
                     return
                 if not data:
                     return
@@ -86,7 +86,7 @@ class Screen:
 
 @contextmanager
 def on_terminal(command: Sequence[str], columns: int, **environment: str) -> Iterator[Screen]:
-    """Run a command on a terminal of its own, as wide as said."""
+    """Run a command on a terminal of its own with this width."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (25, columns))
     with subprocess.Popen(
@@ -96,7 +96,7 @@ def on_terminal(command: Sequence[str], columns: int, **environment: str) -> Ite
         stderr=slave,
         env={**os.environ, "TERM": "xterm", "NO_COLOR": "", **environment},
         start_new_session=True,
-        # Only the terminal of a session turns Ctrl-C into a signal.
+        # Ctrl-C becomes a signal only on the controlling terminal of a session.
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
     ) as process:
         os.close(slave)

@@ -1,7 +1,7 @@
-"""A listener's Q in virtual time, and the series that an exporter would have of it.
+"""A model of a listener's Q in virtual time, and of the series that an exporter has of it.
 
-An application takes one connection after the other out of Q; a client that is refused sends its SYN
-again after 1, 3, 7, 15, 31 and 63 seconds (RFC 6298, 2.1 and 5.5), unless it is impatient.
+An application takes one connection after the other out of Q. A refused client sends its SYN again
+after 1, 3, 7, 15, 31 and 63 seconds (RFC 6298, 2.1 and 5.5), unless it is impatient.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from math import inf
 
 SATURATIONS = [tenth / 10 for tenth in range(11)]
 WAITS = [4**n / 1e9 for n in range(5, 18)]
-"""The histograms' bounds, as they are exported."""
+"""The bounds of the histograms, as they are exported."""
 AGAIN = (1, 2, 4, 8, 16, 32)
 Key = tuple[str, tuple[tuple[str, str], ...]]
 Series = dict[Key, list[float]]
-"""The values of each metric, by its name without the prefix and its own labels."""
+"""The values of each metric, by its name without the prefix and by its own labels."""
 
 
 @dataclass
@@ -29,11 +29,12 @@ class Queue:
 
     Args:
         backlog: Qmax; Q holds one more, as on Linux.
-        service: seconds from one accept() to the next, at least.
-        pauses: from when to when the application stands still, seconds; in their order.
-        patient: whether a client that is refused tries again.
+        service: the least seconds from one accept() to the next.
+        pauses: when the application stands still, as begins and ends in seconds, in their order.
+        patient: whether a refused client tries again.
 
-    ``waits`` are when each came into Q and how long it was there, ``drops`` when each was refused.
+    ``waits`` has for each connection when it entered Q and how long it stayed there; ``drops`` has
+    the time of each refusal.
     """
 
     backlog: int
@@ -49,7 +50,7 @@ class Queue:
     _by_found: list[int] = field(default_factory=lambda: [0] * (len(SATURATIONS) + 1))
 
     def run(self, arrivals: Iterable[float], samples: Sequence[float]) -> Series:
-        """Let clients come, and return what the exporter has at each time of a sample."""
+        """Let clients arrive, and return the exporter's values at the time of each sample."""
         events = [(at, 0) for at in arrivals]
         heapq.heapify(events)
         series: Series = {}

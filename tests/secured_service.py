@@ -21,12 +21,12 @@ from fake_steps import FakeDTrace
 
 
 def basic(name: str, password: str) -> dict[str, str]:
-    """Return the header of a user and password."""
+    """Return the header for a user and password."""
     return {"Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode()}
 
 
 class Service:
-    """A running service with a web configuration file, and how to talk to it."""
+    """A running service with a web configuration file, and requests to it."""
 
     def __init__(self, process: subprocess.Popen[str], port: int, web: Path, log: Path) -> None:
         self.process = process
@@ -56,20 +56,20 @@ class Service:
             connection.close()
 
     def status(self, **how: Any) -> int:
-        """Return the status of one request, 0 when there is no answer."""
+        """Return the status of one request, or 0 if there is no answer."""
         try:
             return self.ask(**how).status
         except (OSError, HTTPException):
             return 0
 
     def log(self) -> str:
-        """Return what has been logged so far."""
+        """Return the log so far."""
         return self._log.read_text(encoding="utf-8")
 
 
 @contextmanager
 def running(place: Path, web: str, fake: FakeDTrace, *flags: str) -> Iterator[Service]:
-    """Run the service with a web configuration of that text until the block ends."""
+    """Run the service with a web configuration of this text until the block ends."""
     file = place / "web.yml"
     file.write_text(web, encoding="utf-8")
     port, log = free_port(), place / "log"
@@ -83,7 +83,7 @@ def running(place: Path, web: str, fake: FakeDTrace, *flags: str) -> Iterator[Se
     with log.open("wb") as errors, subprocess.Popen(command, stderr=errors, text=True) as process:
         service = Service(process, port, file, log)
         try:
-            # That of what only processes do, too.
+            # This includes the session that watches processes.
             until(lambda: service.log().count("session up") == 2)
             yield service
         finally:
@@ -108,14 +108,14 @@ class Pki:
         key: bool = True,
         end: datetime | None = None,
     ) -> None:
-        """Write another certificate for the server."""
+        """Write a new certificate for the server."""
         cert = (authority or self.authority).issue_cert("localhost", not_after=end)
         cert.cert_chain_pems[0].write_to_path(str(self._place / "server.pem"))
         if key:
             cert.private_key_pem.write_to_path(str(self._place / "server.key"))
 
     def trusting(self, *names: str, by: trustme.CA | None = None) -> ssl.SSLContext:
-        """Return a client's context, with a certificate for some names if there are any."""
+        """Return a client's context, with a certificate for some names if any are given."""
         context = ssl.create_default_context()
         self.authority.configure_trust(context)
         if names:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs a configuration, and scrapes it, until none of its sessions has a process any more.
+"""Runs a configuration, and scrapes it, until all of its sessions have ended.
 
-It prints as JSON how long the longest step of the event loop was, in milliseconds of processor
-time, by how many megabytes the memory grew, and what the longest scrape took and had.
+It prints as JSON the longest step of the event loop in milliseconds of CPU time, the growth of the
+memory in megabytes, and the time and size of the longest and the largest scrape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dtrace_exporter.web.exposition import Exposition
 
 
 class Meter:
-    """The longest step of the event loop, and what it was, less Python's search for garbage."""
+    """The longest step of the event loop, and what it was; garbage collection does not count."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -46,7 +46,7 @@ class Meter:
             self.longest, self.what = took, repr(handle)
 
     def note_collection(self, phase: str, _: object) -> None:
-        """Note that a search for garbage begins or ends."""
+        """Note that a garbage collection starts or ends."""
         if phase == "start":
             self._collecting = time.thread_time()
             return
@@ -79,7 +79,7 @@ def memory(name: str) -> float:
 
 
 async def run(path: Path) -> dict[str, Any]:
-    """Run it."""
+    """Run a configuration, and return the measurements."""
     service = Service(path, load(path))
     exposition = Exposition(service.state)
     await exposition.answer()

@@ -1,4 +1,4 @@
-"""Who gets at the service and how: the real process, over a fake dtrace(1)."""
+"""Who may use the service, and how: tests of the real process over a fake dtrace(1)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATHS = (
 
 @pytest.fixture
 def pki(tmp_path: Path) -> Pki:
-    """An authority and the server's certificate."""
+    """Return an authority that has issued the server's certificate."""
     return Pki(tmp_path)
 
 
@@ -48,7 +48,7 @@ USERS = "basic_auth_users: {prometheus: %s}\n"
 
 
 def test_users(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """With users in the file nothing is shown and nothing done without a right password."""
+    """With users in the web configuration, every path answers 401 without the right password."""
     with running(tmp_path, USERS % HASH, fake_dtrace, "--web.enable-lifecycle") as service:
         for path in PATHS:
             for headers in ({}, basic("prometheus", "wrong"), basic("nobody", PASSWORD)):
@@ -63,7 +63,7 @@ def test_users(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_users_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """New users come in and old ones do not, without a restart; a bad file is logged once."""
+    """New users get in and old ones do not, without a restart; a bad file is logged once."""
     old, new = basic("prometheus", PASSWORD), basic("new", PASSWORD)
     with running(tmp_path, USERS % HASH, fake_dtrace) as service:
         assert service.status(headers=old) == 200
@@ -76,7 +76,7 @@ def test_users_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         service.web.unlink()
         until(lambda: service.log().count("changed to a bad one") == 2)
         assert service.status(headers=new) == 200
-        # By rename, as it ought to be done.
+        # Replace the file by a rename, as an administrator should do it.
         (tmp_path / "next").write_text(USERS % HASH, encoding="utf-8")
         (tmp_path / "next").rename(service.web)
         until(lambda: service.status(headers=old) == 200)
@@ -88,7 +88,7 @@ def test_users_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
-    """A new certificate is shown without a restart, and one without its key is not."""
+    """The server uses a new certificate without a restart, but not one whose key does not match."""
     other = trustme.CA()
     trusting_other = ssl.create_default_context()
     other.configure_trust(trusting_other)
@@ -104,7 +104,7 @@ def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki:
         assert service.status(tls=trusting_other) == 200
         pki.renew()
         until(lambda: service.status(tls=pki.trusting()) == 200)
-        # From TLS to none at all, and the connections that were open are not kept.
+        # A change from TLS to plain HTTP closes the connections that were open.
         with socket.create_connection(("localhost", service.port)) as raw:
             client = pki.trusting().wrap_socket(raw, server_hostname="localhost")
             service.web.write_text("{}", encoding="utf-8")
@@ -115,7 +115,7 @@ def test_certificates_are_followed(tmp_path: Path, fake_dtrace: FakeDTrace, pki:
 
 
 def test_state_of_the_web_configuration(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
-    """When the certificate ends is exported, and so is that a change was for the worse."""
+    """Metrics export when the certificate expires and whether the last web reload succeeded."""
 
     def exported(service: Service, name: str) -> float:
         connection = HTTPSConnection(
@@ -125,7 +125,7 @@ def test_state_of_the_web_configuration(tmp_path: Path, fake_dtrace: FakeDTrace,
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()
         except ConnectionError:
-            # When the rules change a connection that has not been answered yet is ended, too.
+            # A change of the rules also closes connections that have not been answered yet.
             return math.nan
         finally:
             connection.close()
@@ -147,7 +147,7 @@ def test_state_of_the_web_configuration(tmp_path: Path, fake_dtrace: FakeDTrace,
         pki.renew(end=datetime(2041, 1, 1, tzinfo=UTC))
         until(lambda: exported(service, successful) == 1)
         assert exported(service, expiry) == end()
-        # With an emptied file TLS is not given up.
+        # An emptied file does not switch TLS off.
         service.web.write_text("", encoding="utf-8")
         until(lambda: exported(service, successful) == 0)
         service.web.write_text("http_server_config:", encoding="utf-8")
@@ -185,7 +185,7 @@ def test_state_of_the_web_configuration(tmp_path: Path, fake_dtrace: FakeDTrace,
 def test_check_of_the_web_configuration(
     tmp_path: Path, fake_dtrace: FakeDTrace, web: str, line: str, status: int
 ) -> None:
-    """The command check tells until when certificates are valid, and what lets nobody in."""
+    """The command check reports certificates' validity and settings that refuse every client."""
     authority = trustme.CA()
     past, future = (datetime(year, 1, 2, 3, 4, tzinfo=UTC) for year in (2020, 2040))
     for name, begin, end in (
@@ -204,7 +204,7 @@ def test_check_of_the_web_configuration(
 
 
 def test_a_guess_holds_up_nobody(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """At the highest cost, too, others come in while a guess is computed, and the service ends."""
+    """While a guess is computed at the highest cost, the service answers others and can end."""
     dear = HASH.replace("$04$", f"${auth.MAX_COST}$")
     users = f"basic_auth_users: {{prometheus: {HASH}, dear: {dear}}}"
     guess = "\r\n".join(f"{name}: {text}" for name, text in basic("dear", "wrong").items())
@@ -219,7 +219,7 @@ def test_a_guess_holds_up_nobody(tmp_path: Path, fake_dtrace: FakeDTrace) -> Non
         guessers = [socket.create_connection(address) for _ in range(2)]
         for each in guessers:
             each.sendall(f"GET / HTTP/1.1\r\nHost: localhost\r\n{guess}\r\n\r\n".encode())
-        # In ticks of 10 ms: a guess has begun.
+        # In ticks of 10 ms: the computation of a guess has begun.
         until(lambda: spent(service) > before + 20)
         assert service.status(headers=basic("prometheus", PASSWORD)) == 200
         guessers.append(socket.create_connection(address))
@@ -231,7 +231,7 @@ def test_a_guess_holds_up_nobody(tmp_path: Path, fake_dtrace: FakeDTrace) -> Non
 
 
 def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
-    """With a client CA only its clients are served, and with names only those of such a name."""
+    """A client CA admits only its clients; allowed names admit only clients so named."""
     keys = ", client_ca_file: ca.pem, client_auth_type: "
     required = TLS % f"{keys}RequireAndVerifyClientCert"
     names = TLS % f"{keys}RequireAndVerifyClientCert, client_allowed_sans: [good.example, '::1']"
@@ -254,7 +254,7 @@ def test_client_certificates(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) 
         until(lambda: served(service) == {"good", "address"})
         assert service.status(tls=clients["bad"]) == 0
         until(lambda: 'msg="client\'s certificate is for another name"' in service.log())
-        # However many names it has, their line is short.
+        # A certificate with many names still gives a short log line.
         many = pki.trusting(*(f"{number}.evil.example" for number in range(500)))
         assert service.status(tls=many) == 0
         until(lambda: "100.evil.example" in service.log())
@@ -271,7 +271,7 @@ CLIENTS = TLS % (
 
 @pytest.mark.parametrize("what", ["name", "authority", "user"])
 def test_withdrawn(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki, what: str) -> None:
-    """A name, authority or user that is taken out ends its connection, however busy, and ticket."""
+    """Removing a name, authority or user ends its busy connections and invalidates its ticket."""
     before = CLIENTS % "good.example"
     headers = basic("prometheus", PASSWORD) if what == "user" else {}
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
@@ -287,7 +287,7 @@ def test_withdrawn(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki, what: str)
             client = tls.wrap_socket(raw, server_hostname="localhost")
 
         def ended() -> bool:
-            """Read an answer and ask for another, so that there is always one to come."""
+            """Send one more request and read an answer, so that an answer is always pending."""
             try:
                 client.sendall(request)
                 return client.recv(1 << 16) == b""
@@ -323,7 +323,7 @@ def test_withdrawn(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki, what: str)
 
 @pytest.mark.usefixtures("pki")
 def test_old_versions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """TLS 1.2 and 1.3 are spoken and nothing older, and only what the file allows of them."""
+    """The server speaks TLS 1.2 and 1.3 only, and no version that the file excludes."""
     openssl = require("openssl", "openssl")
 
     def spoken(service: Service) -> set[str]:
@@ -352,7 +352,7 @@ def test_old_versions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @pytest.mark.usefixtures("pki")
 def test_costly_key_exchange(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A client that wants finite fields, which are very slow, is refused; one of P-256 is not."""
+    """The server refuses finite-field key exchange, which is very slow, and accepts P-256."""
     openssl = require("openssl", "openssl")
     with running(tmp_path, TLS % "", fake_dtrace) as service:
         where = ("-connect", f"localhost:{service.port}")
@@ -369,7 +369,7 @@ def test_costly_key_exchange(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_renegotiation(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
-    """A client that wants to negotiate again, the costly part, is refused."""
+    """The server refuses renegotiation, which is costly."""
     openssl = require("openssl", "openssl")
     with running(tmp_path, TLS % "", fake_dtrace) as service:
         done = subprocess.run(
@@ -386,7 +386,7 @@ def test_renegotiation(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> Non
 
 
 def test_headers(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Configured headers are in every answer; the page keeps its own policy."""
+    """Every answer has the configured headers, but the page keeps its own content policy."""
     text = """
 http_server_config:
   headers:
@@ -408,7 +408,7 @@ http_server_config:
 
 
 def test_rate_limit(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """As many requests as may come at once are answered, and then one each interval."""
+    """The rate limit answers a burst of requests at once, and then one request each interval."""
     with running(tmp_path, "rate_limit: {interval: 1h, burst: 3}", fake_dtrace) as service:
         answers = [service.ask() for _ in range(5)]
         assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
@@ -418,7 +418,7 @@ def test_rate_limit(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_rate_limit_is_for_those_with_a_password(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Requests without a right password leave the rate limit to those that have one."""
+    """Requests without the right password do not use up the rate limit."""
     web = "rate_limit: {interval: 1h, burst: 3}\n" + USERS % HASH
     right, wrong = basic("prometheus", PASSWORD), basic("prometheus", "wrong")
     with running(tmp_path, web, fake_dtrace) as service:
@@ -428,7 +428,7 @@ def test_rate_limit_is_for_those_with_a_password(tmp_path: Path, fake_dtrace: Fa
 
 
 def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki) -> None:
-    """Whatever is sent or written by mistake, at any level, no password or key is in the log."""
+    """No password or key gets into the log, whatever clients send or the file wrongly contains."""
     secrets = [PASSWORD, "hunter2", HASH, "swordfish", "letmein"]
     key = (tmp_path / "server.key").read_text(encoding="utf-8")
     secrets += [line for line in key.splitlines() if not line.startswith("-")]
@@ -468,7 +468,7 @@ def test_no_secret_in_the_log(tmp_path: Path, fake_dtrace: FakeDTrace, pki: Pki)
 
 
 def test_bad_file_at_the_start(tmp_path: Path) -> None:
-    """The service does not start on a bad file, and no command calls it good."""
+    """The service does not start on a bad web configuration, and check reports it as bad."""
     file = tmp_path / "web.yml"
     file.write_text("\nbasic_auth_user: {}\n", encoding="utf-8")
     for command, status in (((), cli.BAD_CONFIGURATION), (("check",), cli.FAILURE)):
@@ -486,7 +486,7 @@ def test_bad_file_at_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--no-web.enable-lifecycle",)])
 def test_lifecycle_off(tmp_path: Path, fake_dtrace: FakeDTrace, flags: tuple[str, ...]) -> None:
-    """Nobody reloads over the web who was not allowed to by the flag; SIGHUP always does."""
+    """Without the flag, a reload over the web is refused; SIGHUP always reloads."""
     with running(tmp_path, "{}", fake_dtrace, *flags) as service:
         assert service.status(path="/-/reload", method="POST") == 403
         assert service.status(path="/-/reload") == 405
@@ -496,7 +496,7 @@ def test_lifecycle_off(tmp_path: Path, fake_dtrace: FakeDTrace, flags: tuple[str
 
 
 def test_lifecycle_on(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """With --web.enable-lifecycle a POST reloads; one that fails says no more than that."""
+    """With --web.enable-lifecycle a POST reloads; a failed reload answers only that it failed."""
     with running(tmp_path, "{}", fake_dtrace, "--web.enable-lifecycle") as service:
         assert service.status(path="/-/reload", method="POST") == 200
         text = 'dtrace: {command: "sshpass -p hunter2 ssh a dtrace"}'
@@ -511,7 +511,7 @@ def test_lifecycle_on(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_several_addresses(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Each --web.listen-address is served, IPv6 among them; one that is taken is named."""
+    """The service listens on each --web.listen-address, also IPv6; errors name a taken one."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
@@ -543,8 +543,8 @@ class HasFileno(Protocol):
 def activated(
     sockets: Sequence[HasFileno], *arguments: str, pid: str = "$$", number: int | None = None
 ) -> list[str]:
-    """Return a command that starts the exporter as systemd does, with sockets from 3 upwards."""
-    # First out of the way of where they have to be.
+    """Return a command that starts the exporter as systemd does, with sockets from fd 3 upwards."""
+    # First move the sockets away from the descriptors where they have to be.
     moves = [f"exec {20 + n}<&{sock.fileno()}" for n, sock in enumerate(sockets)]
     moves += [f"exec {3 + n}<&{20 + n} {20 + n}<&-" for n in range(len(sockets))]
     count = len(sockets) if number is None else number
@@ -553,7 +553,7 @@ def activated(
 
 
 def test_systemd_socket(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """It serves on the sockets that it is given, and dtrace(1) learns nothing of them."""
+    """The service listens on the sockets from systemd, and dtrace(1) does not inherit them."""
     saved = tmp_path / "start.json"
     config = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}, READY, FOREVER))
     path = str(tmp_path / "socket")
@@ -591,7 +591,7 @@ def test_systemd_socket(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_no_systemd_socket(tmp_path: Path) -> None:
-    """Without sockets, with those of another process or with what is none, it does not start."""
+    """The service does not start without its own listening sockets from systemd."""
 
     def said(command: list[str], *fds: int) -> str:
         done = subprocess.run(

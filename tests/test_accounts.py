@@ -1,4 +1,4 @@
-"""Queues by account are what was told, and what has come and gone since, in any order."""
+"""Accounts compute Q0 and Q from reported lengths and counted changes, in any order of rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dtrace_exporter.tracing.rows import Listening
 
 SESSION = SessionId("", "all")
 SETTLED = 5
-"""After so many ticks books are closed on a telling that is not the newest."""
+"""After so many ticks, the account settles a report that is not the newest."""
 KEPT = 32
 NOT_KNOWN: tuple[int | None, int | None] = (None, None)
 
 
 class Books:
-    """Accounts, and the sockets that they are of."""
+    """The accounts under test, and the sockets that they describe."""
 
     def __init__(self) -> None:
         self.sockets = Sockets()
@@ -43,7 +43,7 @@ class Books:
         socket: int = 1,
         listener: Listener | None = None,
     ) -> None:
-        """Tell a socket's queues under an ID, whose number is the time unless that is given."""
+        """Report a socket's queues under an ID, which is also the time unless the time is given."""
         listener = listener or self.listener
         time = number if time is None else time
         port = listener.identity.port
@@ -54,16 +54,16 @@ class Books:
         self.accounts.tell(record, listener)
 
     def move(self, number: int, q0: int = 0, q: int = 0, socket: int = 1) -> None:
-        """Tell what has come and gone under an ID."""
+        """Report how many connections entered and left the queues under an ID."""
         self.accounts.move(socket, number, q0, q)
 
     def close(self, time: int, socket: int = 1) -> None:
-        """Tell that a socket had closed."""
+        """Report that a socket had closed."""
         self.accounts.close(socket, time)
         self.sockets.closed(socket, time)
 
     def tick(self, times: int = 1) -> list[str]:
-        """Let heartbeats come; return what is wrong."""
+        """Run some heartbeats, and return the errors that they report."""
         wrong: list[str] = []
         for _ in range(times):
             self.time += 1
@@ -72,22 +72,22 @@ class Books:
 
     @property
     def lengths(self) -> tuple[int | None, int | None] | None:
-        """Return Q0 and Q as they are shown, None for no gauges."""
+        """Return Q0 and Q as the gauges show them, or None if there are no gauges."""
         queues = self.listener.queues
         return queues and (queues.q0, queues.q)
 
 
 @pytest.fixture
 def books() -> Books:
-    """Return books without an entry."""
+    """Return accounts without an entry."""
     return Books()
 
 
-# Told, and what has come and gone
+# Reports, and changes since
 
 
 def test_told_and_moved(books: Books) -> None:
-    """A queue is what was told, and what has come since, less what has gone."""
+    """A queue is the reported length plus what has entered since, minus what has left."""
     books.tell(1, q0=1, q=2)
     assert books.lengths is None
     books.tick()
@@ -101,7 +101,7 @@ def test_told_and_moved(books: Books) -> None:
 
 
 def test_limits_are_the_newest(books: Books) -> None:
-    """Limits are those of the newest telling, in whatever order these come."""
+    """The limits are those of the newest report, in whatever order the reports come."""
     books.tell(2, qmax=9, q0max=1033)
     books.tell(1, qmax=8, q0max=1032)
     books.tick()
@@ -109,7 +109,7 @@ def test_limits_are_the_newest(books: Books) -> None:
 
 
 def test_a_telling_adds_nothing(books: Books) -> None:
-    """A telling that says what the account does changes nothing, nor do its books when closed."""
+    """A report that agrees with the account changes nothing, not even when it settles."""
     books.tell(1, q=1)
     books.move(1, q=2)
     for number in range(2, 9):
@@ -126,7 +126,7 @@ def test_a_telling_adds_nothing(books: Books) -> None:
     st.randoms(),
 )
 def test_tellings_in_any_order(steps: list[list[tuple[int, int]]], random: object) -> None:
-    """Tellings may come in any order, each with what is counted under it: the end is the same."""
+    """Reports may come in any order, each with its changes: the final lengths are the same."""
     q0 = q = 100
     entries = []
     for number, moves in enumerate(steps, 1):
@@ -144,7 +144,7 @@ def test_tellings_in_any_order(steps: list[list[tuple[int, int]]], random: objec
 
 
 def test_what_nobody_has_told(books: Books) -> None:
-    """What is counted at a socket of which nothing was told, or under no ID of it, is of nobody."""
+    """Changes of a socket before its first report, or under an unknown ID, are ignored."""
     books.move(1, q=5)
     books.tell(1, q=1)
     books.move(7, q=5)
@@ -154,7 +154,7 @@ def test_what_nobody_has_told(books: Books) -> None:
 
 
 def test_each_socket_has_its_own(books: Books) -> None:
-    """The sockets of a listener are told apart."""
+    """Each socket of a listener has its own queue lengths."""
     books.tell(1, q=1)
     books.tell(2, q=2, socket=2)
     books.move(2, q=3, socket=2)
@@ -162,11 +162,11 @@ def test_each_socket_has_its_own(books: Books) -> None:
     assert {socket: queues.q for socket, queues in books.listener.sockets.items()} == {1: 1, 2: 5}
 
 
-# Tellings that do not say what the account does
+# Reports that disagree with the account
 
 
 def test_a_telling_that_is_one_off(books: Books) -> None:
-    """One that another CPU has been ahead of, or behind, does not move the gauge."""
+    """One report that is off, because another CPU was ahead or behind, moves no gauge."""
     books.tell(1)
     books.move(1, q=5)
     books.tell(2, q=4)
@@ -179,7 +179,7 @@ def test_a_telling_that_is_one_off(books: Books) -> None:
 
 
 def test_two_that_say_the_same(books: Books) -> None:
-    """Where the next one is off by as much, it is the account that was wrong."""
+    """If two reports in a row are off by the same amount, the account is corrected."""
     books.tell(1)
     books.move(1, q0=2, q=5)
     books.tell(2, q0=2, q=4)
@@ -194,7 +194,7 @@ def test_two_that_say_the_same(books: Books) -> None:
 
 @pytest.mark.parametrize("second", [6, 3, 5])
 def test_two_that_do_not(books: Books, second: int) -> None:
-    """Where the next one is off otherwise, or is not, the account goes on."""
+    """If the next report is off by another amount, or agrees, the account stays as it is."""
     books.tell(1)
     books.move(1, q=5)
     books.tell(2, q=4)
@@ -204,7 +204,7 @@ def test_two_that_do_not(books: Books, second: int) -> None:
 
 
 def test_off_long_ago(books: Books) -> None:
-    """Two are not one after the other where one between them was right."""
+    """Two reports that are off do not count as consecutive if one between them agreed."""
     books.tell(1)
     books.move(1, q=5)
     for number, q in ((2, 4), (3, 5), (4, 4), (5, 5)):
@@ -217,7 +217,7 @@ def test_off_long_ago(books: Books) -> None:
 
 
 def test_rows_of_old_numbers(books: Books) -> None:
-    """What was counted under an ID still counts when its books have been closed."""
+    """A change under an old ID still counts after the report of that ID has settled."""
     books.tell(1)
     books.tell(2, q=1)
     books.tick(SETTLED)
@@ -227,7 +227,7 @@ def test_rows_of_old_numbers(books: Books) -> None:
 
 
 def test_rows_of_numbers_long_past(books: Books) -> None:
-    """Of IDs long past none is kept, and what still comes under them is of nobody."""
+    """IDs long past are forgotten, and changes that still come under them are ignored."""
     for number in range(1, KEPT + 4):
         books.tell(number)
         books.tick(SETTLED)
@@ -240,11 +240,11 @@ def test_rows_of_numbers_long_past(books: Books) -> None:
     assert books.lengths == (0, 1)
 
 
-# Close and use of memory again
+# Closed sockets, and memory that is used again
 
 
 def test_close(books: Books) -> None:
-    """A socket that has closed has no account: what was before that and is told late is lost."""
+    """A closed socket has no account: later rows about the time before the close are lost."""
     books.tell(1, q=1)
     books.tick()
     books.close(5)
@@ -257,7 +257,7 @@ def test_close(books: Books) -> None:
 
 
 def test_listens_again(books: Books) -> None:
-    """A socket that listens again begins with what is told then, and nothing of its life before."""
+    """A socket that listens again starts from its new report, without its former changes."""
     books.tell(1, q=1)
     books.close(5)
     books.tell(6, q=3)
@@ -268,7 +268,7 @@ def test_listens_again(books: Books) -> None:
 
 
 def test_the_close_is_told_late(books: Books) -> None:
-    """Where a close is told after what followed it, only that stays."""
+    """If a close is reported after the socket listens again, only the new life counts."""
     books.tell(1, q=1)
     books.move(1, q=9)
     books.tell(6, q=3)
@@ -280,7 +280,7 @@ def test_the_close_is_told_late(books: Books) -> None:
 
 
 def test_the_close_is_told_first(books: Books) -> None:
-    """Where it is told before what came before it, that is of nobody."""
+    """If a close is reported first, an older report that comes later is ignored."""
     books.close(5)
     books.tell(1, q=1)
     books.tell(6, q=3)
@@ -289,7 +289,7 @@ def test_the_close_is_told_first(books: Books) -> None:
 
 
 def test_an_older_close(books: Books) -> None:
-    """Of two closes the later one counts, in whatever order they are told."""
+    """Of two closes the later one counts, in whatever order they are reported."""
     for time in (5, 3):
         books.close(time)
     books.tell(4, q=1)
@@ -298,7 +298,7 @@ def test_an_older_close(books: Books) -> None:
 
 
 def test_memory_is_used_again(books: Books) -> None:
-    """Another listener in the same memory has its own account, though no close was told."""
+    """A new listener in the same memory has its own account, even if no close was reported."""
     books.tell(1, q=1)
     books.tick()
     books.tell(6, q=3, listener=books.other)
@@ -312,7 +312,7 @@ def test_memory_is_used_again(books: Books) -> None:
 
 
 def test_what_has_closed_is_forgotten(books: Books) -> None:
-    """However many sockets come and go, nothing is kept of them for long."""
+    """However many sockets come and go, the accounts soon forget the closed ones."""
     for number in range(1, 200):
         books.tell(number, socket=number)
         books.close(number, socket=number)
@@ -323,11 +323,11 @@ def test_what_has_closed_is_forgotten(books: Books) -> None:
     assert not books.accounts._touched
 
 
-# What is not known
+# Unknown lengths
 
 
 def test_loss(books: Books) -> None:
-    """Where rows were lost no queue is known, whatever is counted, until it is told anew."""
+    """After rows were lost, every queue is unknown until a newer report of it comes."""
     books.tell(1, q=1)
     books.tell(2, q=2, socket=2)
     books.tick()
@@ -349,7 +349,7 @@ def test_loss(books: Books) -> None:
 
 
 def test_loss_and_an_old_telling(books: Books) -> None:
-    """A telling from before the loss does not make a queue known."""
+    """A report from before the loss does not make a queue known again."""
     books.tell(2, q=1)
     books.accounts.lose()
     books.tell(1, q=5)
@@ -361,7 +361,7 @@ def test_loss_and_an_old_telling(books: Books) -> None:
 
 
 def test_below_zero_for_a_while(books: Books) -> None:
-    """As CPUs are read one after the other, what goes may be told before what came."""
+    """CPUs are read in turn, so a queue may be below zero for two ticks without an error."""
     books.tell(1, q=1)
     books.tick()
     books.move(1, q=-3)
@@ -376,7 +376,7 @@ def test_below_zero_for_a_while(books: Books) -> None:
 
 @pytest.mark.parametrize(("q0", "q"), [(-2, 0), (0, -2)])
 def test_below_zero_for_three_ticks(books: Books, q0: int, q: int) -> None:
-    """A queue that stays below zero is wrong: it is told once, and not known until told anew."""
+    """A queue below zero for three ticks is reported once, and is unknown until the next report."""
     books.tell(1, q0=1, q=1)
     books.tick()
     books.move(1, q0=q0, q=q)
@@ -396,7 +396,7 @@ def test_below_zero_for_three_ticks(books: Books, q0: int, q: int) -> None:
     [((True, True), (3, 4)), ((False, True), (5, 4)), ((False, False), (5, 6))],
 )
 def test_parts_missing(books: Books, counted: tuple[bool, bool], lengths: tuple[int, int]) -> None:
-    """A queue is as it was last told where not all that enters and leaves it is counted."""
+    """If not all changes of a queue are counted, its length is the one last reported."""
     books.counted = counted
     books.tell(1, q0=1, q=1)
     books.tell(2, q0=5, q=6)
@@ -407,7 +407,7 @@ def test_parts_missing(books: Books, counted: tuple[bool, bool], lengths: tuple[
 
 
 def test_parts_missing_and_below_zero(books: Books) -> None:
-    """What is counted then does not make a queue wrong."""
+    """If not all changes of a queue are counted, a negative balance is not an error."""
     books.counted = (False, False)
     books.tell(1, q0=1, q=1)
     books.move(1, q0=-9, q=-9)
@@ -415,7 +415,7 @@ def test_parts_missing_and_below_zero(books: Books) -> None:
     assert books.lengths == (1, 1)
 
 
-# Anything
+# Arbitrary steps
 
 
 steps = st.lists(
@@ -431,7 +431,7 @@ steps = st.lists(
 
 @given(steps)
 def test_hostile_steps(several: list[tuple[str, int, int, int]]) -> None:
-    """Whatever is told in whatever order, no queue is shown that is less than nothing."""
+    """No queue is ever shown below zero, whatever rows come in whatever order."""
     books = Books()
     for kind, number, value, socket in several:
         do: dict[str, Callable[[], object]] = {

@@ -1,4 +1,4 @@
-"""The example for Alertmanager, in a real one: one bad listener is one message."""
+"""A real Alertmanager with the example configuration sends one message for one bad listener."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def of_session(name: str, session: str, **more: str) -> Labels:
 
 
 class Alertmanager:
-    """A running Alertmanager; ``messages`` is what it has sent, the alerts' labels of each."""
+    """A running Alertmanager; ``messages`` has the labels of the alerts of each message it sent."""
 
     def __init__(self, directory: Path, command: str) -> None:
         self.messages: list[list[Labels]] = []
@@ -115,7 +115,7 @@ class Alertmanager:
         return json.loads(text) if text else None
 
     def fire(self, *alerts: Labels) -> None:
-        """Have alerts fire, all at once, and wait until each has been looked at."""
+        """Fire alerts, all at once, and wait until Alertmanager has processed each."""
         self._ask("alerts", [{"labels": labels} for labels in alerts])
 
         def looked_at() -> bool:
@@ -133,7 +133,7 @@ class Alertmanager:
         }
 
     def stop(self) -> None:
-        """End it."""
+        """Stop Alertmanager and the receiver."""
         self._process.terminate()
         self._process.wait()
         self._log.close()
@@ -143,7 +143,7 @@ class Alertmanager:
 
 @contextmanager
 def running(directory: Path) -> Iterator[Alertmanager]:
-    """Run Alertmanager with the example, but quicker, and with a receiver that is here."""
+    """Run Alertmanager with the example, but with short intervals and a receiver on this host."""
     made = Alertmanager(directory, host_tools.require("prometheus-alertmanager", PACKAGE))
     try:
         yield made
@@ -152,14 +152,14 @@ def running(directory: Path) -> Iterator[Alertmanager]:
 
 
 def test_configuration() -> None:
-    """The tool amtool has nothing against the file."""
+    """The command amtool finds no error in the file."""
     amtool = host_tools.require("amtool", PACKAGE)
     done = subprocess.run([amtool, "check-config", FILE], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_names() -> None:
-    """Every alert that the file names is one of ours, and no pattern is one of nothing."""
+    """Every alert name in the file is one of our alerts, and every pattern matches at least one."""
     for rule in CONFIG["inhibit_rules"]:
         for matcher in (*rule["source_matchers"], *rule["target_matchers"]):
             label, operator, value = re.split(r" (=~|=) ", matcher)
@@ -178,7 +178,7 @@ BAD = [
     of_listener("TcpListenAcceptWaitLong", 80),
     of_listener("TcpListenAcceptStopped", 80),
 ]
-"""What a listener raises whose application has stopped accepting."""
+"""The alerts of a listener whose application has stopped accepting."""
 
 REASONS = [
     ("stopped", BAD, {"TcpListenAcceptStopped"}),
@@ -224,7 +224,7 @@ REASONS = [
     ("alerts", "told"), [case[1:] for case in REASONS], ids=[case[0] for case in REASONS]
 )
 def test_one_reason(alerts: list[Labels], told: set[str], tmp_path: Path) -> None:
-    """Of the alerts that follow from each other one is sent, and the others are inhibited."""
+    """Of alerts that have one cause Alertmanager sends one, and inhibits the others."""
     with running(tmp_path) as alertmanager:
         alertmanager.fire(*alerts)
         names = {alert["alertname"] for alert in alerts}
@@ -235,7 +235,7 @@ def test_one_reason(alerts: list[Labels], told: set[str], tmp_path: Path) -> Non
 
 
 def test_groups(tmp_path: Path) -> None:
-    """Each bad listener is a message of its own, and none inhibits another's alerts."""
+    """Each bad listener gives a message of its own, and none inhibits another's alerts."""
     zone = of_listener("TcpListenQueueNearLimit", 80, zone="db")
     host = of_listener("TcpListenQueueNearLimit", 80, host="sol10")
     other = of_listener("TcpListenQueueNearLimit", 81)

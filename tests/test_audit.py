@@ -1,4 +1,4 @@
-"""What the kernel has counted and the listeners' counters have not is told, once."""
+"""The audit reports once what the kernel counted and the listeners' counters lack."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ IpExt: 0
 
 
 def looks(one: Audit, *pairs: tuple[int, int]) -> list[int | None]:
-    """Return what looks at a kernel's total and at that of the counters tell."""
+    """Return what the audit reports for each pair of a kernel's total and the counters' total."""
     return [one.look(kernel, ours) for kernel, ours in pairs]
 
 
 def calm(one: Audit, kernel: int, ours: int) -> int | None:
-    """Look until nothing has changed for some time, and return what that tells in all."""
+    """Look until the totals have been stable for some time, and return the sum of the reports."""
     told = looks(one, *[(kernel, ours)] * 6)
     found = [more for more in told if more is not None]
     return sum(found) if found else None
@@ -44,7 +44,7 @@ def calm(one: Audit, kernel: int, ours: int) -> int | None:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Return the files with the kernel's totals, made up."""
+    """Return made-up files with the kernel's totals."""
     made = tmp_path / "snmp", tmp_path / "netstat"
     for name, file, text in zip(("SNMP", "NETSTAT"), made, (SNMP, NETSTAT), strict=True):
         file.write_text(text, encoding="ascii")
@@ -54,21 +54,21 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 @pytest.mark.usefixtures("files")
 def test_totals() -> None:
-    """Each kind is the kernel's counter of that name, wherever in its line it is."""
+    """The kernel's totals are found by name, wherever they are in the line."""
     assert kernel_totals.read() == {"drops": 9, "established": 70}
     assert kernel_totals.dropped() == 9
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
 def test_totals_of_this_kernel() -> None:
-    """A real kernel has all of them."""
+    """A real kernel has all the totals."""
     found = kernel_totals.read()
     assert found.keys() == KINDS.keys()
     assert all(value >= 0 for value in found.values())
 
 
 def test_totals_that_there_are_not(files: tuple[Path, Path]) -> None:
-    """Where there are no totals that is an OSError."""
+    """Missing files of totals raise OSError."""
     files[0].unlink()
     with pytest.raises(OSError):  # noqa: PT011
         kernel_totals.read()
@@ -78,14 +78,14 @@ def test_totals_that_there_are_not(files: tuple[Path, Path]) -> None:
     "text", ["", "Tcp: A B\n", "Tcp: A B\nTcp: 1\n", "Tcp: A\nTcp: x\n", "Tcp: A\nTcp: 1\n"]
 )
 def test_totals_that_are_none(files: tuple[Path, Path], text: str) -> None:
-    """Where they are written as no kernel that is known here does, that is an OSError too."""
+    """Totals in a format that no known kernel writes raise OSError, too."""
     files[0].write_text(text, encoding="ascii")
     with pytest.raises(OSError):  # noqa: PT011
         kernel_totals.read()
 
 
 def test_what_lies_before_is_not_missing() -> None:
-    """What the kernel had counted before the session is no loss, and nothing is told too soon."""
+    """The audit ignores what the kernel counted before the session, and reports nothing early."""
     one = Audit()
     assert looks(one, (100, 0), (100, 0)) == [None, None]
     assert calm(one, 100, 0) == 0
@@ -93,7 +93,7 @@ def test_what_lies_before_is_not_missing() -> None:
 
 
 def test_what_is_missing_is_told_once() -> None:
-    """What the counters lack is told when nothing has changed for some time, and not again."""
+    """The audit reports what the counters lack once, after some time without changes."""
     one = Audit()
     assert calm(one, 100, 0) == 0
     assert looks(one, (103, 1)) == [0]
@@ -103,7 +103,7 @@ def test_what_is_missing_is_told_once() -> None:
 
 
 def test_what_comes_late_is_not_missing() -> None:
-    """The counters may be behind while there is traffic: nobody is told of that."""
+    """Counters that lag behind during traffic are not reported as missing."""
     one = Audit()
     assert calm(one, 100, 0) == 0
     assert looks(one, *((100 + n, n - 3) for n in range(4, 60))) == [0] * 56
@@ -111,12 +111,12 @@ def test_what_comes_late_is_not_missing() -> None:
 
 
 def test_never_calm() -> None:
-    """Where something changes at each look, nothing can be told."""
+    """If something changes at each look, the audit reports nothing."""
     assert looks(Audit(), *((n, n) for n in range(50))) == [None] * 50
 
 
 def test_counters_that_are_ahead() -> None:
-    """Where the counters have more, as of other places, nothing is missing and nothing taken."""
+    """If the counters are ahead, as with those of other places, the audit reports 0."""
     one = Audit()
     assert calm(one, 100, 0) == 0
     assert calm(one, 100, 4) == 0
@@ -124,7 +124,7 @@ def test_counters_that_are_ahead() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30))
 def test_in_the_end_it_is_the_difference(steps: list[tuple[int, int]]) -> None:
-    """However it comes about, in the end all that is missing has been told, and never more."""
+    """The audit never reports more than is missing, and in the end all of it."""
     one = Audit()
     assert calm(one, 1000, 7) == 0
     kernel, ours, told, most = 1000, 7, 0, 0
@@ -140,7 +140,7 @@ def test_in_the_end_it_is_the_difference(steps: list[tuple[int, int]]) -> None:
 
 
 def test_each_kind_by_itself() -> None:
-    """Kinds are looked at apart: one that is never calm does not keep another from being told."""
+    """Kinds are audited separately: one that changes at each look does not hold up another."""
     both = TotalAudits()
     for n in range(6):
         found = both.look({"drops": 5, "established": n}, {"drops": 0, "established": n})
@@ -159,7 +159,7 @@ WEB = Identity("", "", "*", 80)
 
 
 def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[ListeningSocket]]:
-    """Return what the kernel tells of a listener: what each of its sockets has dropped."""
+    """Return the kernel's answer about a listener: what each of its sockets has dropped."""
     return {
         identity: [
             ListeningSocket(identity.address, identity.port, 0, 8, dropped, ord(name))
@@ -169,7 +169,7 @@ def sockets(identity: Identity, **drops: int | None) -> dict[Identity, list[List
 
 
 class Told:
-    """What a session that watches some listeners would tell of missing drops.
+    """What a session that watches some listeners reports about missing drops.
 
     Args:
         watched: these listeners.
@@ -185,7 +185,7 @@ class Told:
         dropped: int,
         ours: dict[Identity, int] | None = None,
     ) -> int | None:
-        """Look once, without others having their turn meanwhile."""
+        """Look once, without giving other tasks their turn."""
         looking = self._audit.look(kernel, self._watched, dropped, ours or {})
         return asyncio.run(by_turns(looking))
 
@@ -195,28 +195,28 @@ class Told:
         dropped: int,
         ours: dict[Identity, int] | None = None,
     ) -> int | None:
-        """Look until nothing has changed for some time, and return what that tells in all."""
+        """Look until the totals have been stable for some time, and return the sum of reports."""
         found = [self.look(kernel, dropped, ours) for _ in range(6)]
         certain = [more for more in found if more is not None]
         return sum(certain) if certain else None
 
 
 def test_drops_before_the_session() -> None:
-    """What a socket had dropped before the session is not missing; what it drops later is."""
+    """Drops from before the session are not missing; later ones are, if not counted."""
     told = Told(SSH)
     assert told(sockets(SSH, a=100), 100, {SSH: 0}) == 0
     assert told(sockets(SSH, a=104), 104, {SSH: 1}) == 3
 
 
 def test_drops_of_a_new_socket() -> None:
-    """Of a socket that listens since the session is up, all drops have to be counted."""
+    """Of a socket that is newer than the session, all drops have to be counted."""
     told = Told(SSH)
     assert told({}, 40) == 0
     assert told(sockets(SSH, a=5), 45, {SSH: 3}) == 2
 
 
 def test_drops_of_a_socket_beside_an_old_one() -> None:
-    """A new socket that shares its listener with an old one has dropped nothing before."""
+    """A new socket beside an old one of the same listener had no drops before it was seen."""
     told = Told(SSH)
     assert told(sockets(SSH, a=100), 100, {SSH: 0}) == 0
     assert told(sockets(SSH, a=100, b=7), 107, {SSH: 7}) == 0
@@ -224,7 +224,7 @@ def test_drops_of_a_socket_beside_an_old_one() -> None:
 
 
 def test_what_is_discarded_is_no_drop() -> None:
-    """What a socket discards, but the kernel does not count as dropped, is not missing."""
+    """What a socket discards, but the kernel does not count as a drop, is not missing."""
     told = Told(SSH)
     assert told(sockets(SSH, a=10), 4) == 0
     assert told(sockets(SSH, a=500), 4) == 0
@@ -233,7 +233,7 @@ def test_what_is_discarded_is_no_drop() -> None:
 
 
 def test_what_others_discard() -> None:
-    """While others discard something, no more is told than what cannot be theirs."""
+    """While others discard packets, the audit reports only drops that cannot be theirs."""
     told = Told(SSH)
     assert told({**sockets(SSH, a=0), **sockets(WEB, b=0)}, 0) == 0
     assert told({**sockets(SSH, a=5), **sockets(WEB, b=2)}, 5) == 3
@@ -242,20 +242,20 @@ def test_what_others_discard() -> None:
 
 
 def test_what_others_drop() -> None:
-    """What a listener drops that the session does not watch is not missing."""
+    """Drops of a listener that the session does not watch are not missing."""
     told = Told(SSH)
     assert told({**sockets(SSH, a=0), **sockets(WEB, b=0)}, 0) == 0
     assert told({**sockets(SSH, a=0), **sockets(WEB, b=30)}, 30) == 0
     assert told({**sockets(SSH, a=2), **sockets(WEB, b=60)}, 60) == 0
-    # All at once, and more of them beside: what is discarded is what there is beyond ListenDrops.
+    # Drops and discards at the same time: the discards are what exceeds ListenDrops.
     assert told({**sockets(SSH, a=9), **sockets(WEB, b=90)}, 95) == 5
 
 
 def test_what_closes() -> None:
-    """When a socket closes nobody knows what it did last, so nothing is told until all is calm."""
+    """A socket's last drops are unknown when it closes, so the audit waits for stable totals."""
     told = Told(SSH)
     assert told({**sockets(SSH, a=0), **sockets(WEB, b=3)}, 3) == 0
-    # Of these 7 the closed one may have dropped some.
+    # The closed socket may have dropped some of these 7.
     assert told.look(sockets(SSH, a=7), 10) is None
     assert told(sockets(SSH, a=7), 10) == 0
     assert told(sockets(SSH, a=9), 12) == 2
@@ -263,7 +263,7 @@ def test_what_closes() -> None:
 
 
 def test_listener_that_is_forgotten() -> None:
-    """One that the table has forgotten and made anew counts from 0 again: that is no loss."""
+    """A listener that was forgotten and added again counts from 0: nothing is missing."""
     told = Told(SSH)
     assert told({}, 50, {SSH: 50}) == 0
     assert told.look({}, 50) is None
@@ -271,7 +271,7 @@ def test_listener_that_is_forgotten() -> None:
 
 
 def test_drops_of_a_socket_that_an_answer_lacked() -> None:
-    """A socket that is not in one of the kernel's answers is no new one in the next."""
+    """A socket that is absent from one of the kernel's answers is not new in the next."""
     told = Told(SSH)
     assert told(sockets(SSH, a=100, b=7), 107) == 0
     assert told(sockets(SSH, a=100), 107) == 0
@@ -279,7 +279,7 @@ def test_drops_of_a_socket_that_an_answer_lacked() -> None:
 
 
 def test_drops_that_go_on() -> None:
-    """As long as connections are dropped, wherever, nothing is told: our counters may be behind."""
+    """While any connections are dropped, the audit reports nothing: the counters may lag behind."""
     told = Told(SSH)
     assert told({**sockets(SSH, a=0), **sockets(WEB, b=0)}, 0) == 0
     for n in range(1, 30):
@@ -289,19 +289,19 @@ def test_drops_that_go_on() -> None:
 
 
 def test_drops_that_the_kernel_does_not_tell() -> None:
-    """Where the kernel is too old to tell, nothing is."""
+    """On a kernel too old to count a socket's drops, the audit reports nothing."""
     assert Told(SSH)(sockets(SSH, a=None), 0) is None
 
 
 def test_drops_one_listener_does_not_hide_another() -> None:
-    """A listener whose counters are ahead does not make up for one that lacks some."""
+    """A listener whose counters are ahead does not make up for one whose counters lack some."""
     told = Told(SSH, WEB)
     assert told({**sockets(SSH, a=10), **sockets(WEB, b=10)}, 20) == 0
     assert told({**sockets(SSH, a=12), **sockets(WEB, b=10)}, 22, {WEB: 5}) == 2
 
 
 def test_drops_that_go_round() -> None:
-    """The kernel's count of a socket begins at 0 again after 32 bits."""
+    """The kernel's count of a socket starts at 0 again after 32 bits."""
     told = Told(SSH)
     assert told(sockets(SSH, a=(1 << 32) - 2), 70) == 0
     assert told(sockets(SSH, a=3), 75, {SSH: 4}) == 1
@@ -317,7 +317,7 @@ def test_drops_that_go_round() -> None:
 def test_never_more_than_is_missing(
     steps: list[tuple[str, int, int, int]], looks: set[int]
 ) -> None:
-    """Whatever sockets drop and discard, and whenever it is looked at: no more than is missing."""
+    """The audit never reports more than is missing, whatever sockets do, whenever it looks."""
     told = Told(SSH)
     discards, dropped, counted, missing, found = dict.fromkeys("abc", 0), 0, 0, 0, 0
 
@@ -399,7 +399,7 @@ show()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' sock_diag")
 def test_connections_that_are_deferred() -> None:
-    """Of a real kernel's deferred connections none is missing, beside drops that all are."""
+    """Deferred connections of a real kernel are not missing; uncounted drops beside them are."""
     none, deferred, beside = own_namespace.output(_DEFERRED).splitlines()
     assert (none, deferred) == ("0 0 0 0", "0 0 5 0")
     missing, dropped, discarded, of_full = map(int, beside.split())
@@ -408,7 +408,7 @@ def test_connections_that_are_deferred() -> None:
 
 
 def test_small_steps() -> None:
-    """However many listeners there are, a look lets others have their turn between them."""
+    """However many listeners there are, a look gives other tasks their turn between them."""
     kernel = {
         Identity("", "", "*", port): [ListeningSocket("*", port, 0, 8, 0, port)]
         for port in range(500)

@@ -1,4 +1,4 @@
-"""Basic authentication: who is let in, what it costs, and what is kept of it."""
+"""Basic authentication: which passwords are right, what a try costs, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ USERS = {
 
 
 def basic(name: str | bytes, password: str | bytes) -> str:
-    """Return the header of a user and password."""
+    """Return the value of the Authorization header for a user and password."""
     parts = (part.encode() if isinstance(part, str) else part for part in (name, password))
     return "Basic " + b64encode(b":".join(parts)).decode()
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return the hashes that bcrypt is computed against, as it is."""
+    """Return the hashes that bcrypt really computes against, in order."""
     against: list[bytes] = []
     whole = auth._matches
 
@@ -40,7 +40,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def ask(*headers: str, users: dict[bytes, bytes] = USERS) -> list[bool]:
-    """Return whether each header in turn lets one in."""
+    """Return for each header in turn whether it is allowed."""
 
     async def run() -> list[bool]:
         authenticator = Authenticator()
@@ -73,25 +73,25 @@ def ask(*headers: str, users: dict[bytes, bytes] = USERS) -> list[bool]:
     ],
 )
 def test_who_is_let_in(header: str, allowed: bool) -> None:
-    """A known user with the right password is let in, and nothing else."""
+    """Only a known user with the right password is allowed."""
     assert ask(header) == [allowed]
 
 
 def test_long_password() -> None:
-    """Of a password longer than bcrypt takes, the beginning counts, as wherever bcrypt is used."""
+    """Only the first 72 bytes of a password count, as everywhere with bcrypt."""
     users = {b"a": bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))}
     assert ask(basic("a", "x" * 100), basic("a", "x" * 71), users=users) == [True, False]
 
 
 def test_right_password_is_computed_once(computed: list[bytes]) -> None:
-    """The second time a right password costs no bcrypt; a wrong one always does."""
+    """A right password costs bcrypt only once; a wrong one costs it every time."""
     right, wrong = basic("prometheus", "right"), basic("prometheus", "wrong")
     assert ask(right, right, wrong, wrong, right) == [True, True, False, False, True]
     assert len(computed) == 3
 
 
 def test_unknown_user_costs_as_much(computed: list[bytes]) -> None:
-    """An unknown user costs one bcrypt, against the hash of some user and always the same one."""
+    """An unknown user costs one bcrypt against a real hash, always the same one for that user."""
     assert ask(basic("nobody", "x"), basic("nobody", "y"), basic("nobody", "right")) == [False] * 3
     assert len(computed) == 3
     assert len(set(computed)) == 1
@@ -102,7 +102,7 @@ def test_unknown_user_costs_as_much(computed: list[bytes]) -> None:
 
 
 def test_password_that_was_changed(computed: list[bytes]) -> None:
-    """With another hash in the configuration what was right before counts no more."""
+    """After a user's hash has changed in the configuration, the old password is refused."""
 
     async def run() -> list[bool]:
         authenticator = Authenticator()
@@ -119,7 +119,7 @@ def test_password_that_was_changed(computed: list[bytes]) -> None:
 
 
 def test_nothing_readable_is_kept() -> None:
-    """Neither passwords nor anything that can be computed from them alone is in what is kept."""
+    """The cache has no password, nor anything that can be computed from a password alone."""
 
     async def kept() -> dict[bytes, bytes]:
         authenticator = Authenticator()
@@ -133,7 +133,7 @@ def test_nothing_readable_is_kept() -> None:
 
 
 class Slow:
-    """bcrypt that is computed when the test says so, and what it was computed of."""
+    """A bcrypt that computes only when the test says so, and the passwords it was given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passwords: list[bytes] = []
@@ -146,26 +146,26 @@ class Slow:
         return password == b"right"
 
     def compute(self, times: int) -> None:
-        """Let it be computed some more times."""
+        """Let some more computations proceed."""
         self._go.release(times)
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
-    """Hold bcrypt back."""
+    """Replace bcrypt by one that waits for the test."""
     return Slow(monkeypatch)
 
 
 def guess(
     authenticator: Authenticator, *clients: str, password: str = "wrong"
 ) -> list[asyncio.Task[bool]]:
-    """Try a password from each of some addresses."""
+    """Try a password once from each of some addresses."""
     header = basic("prometheus", password)
     return [asyncio.create_task(authenticator.allows(USERS, header, client)) for client in clients]
 
 
 async def test_who_is_known_waits_for_no_guess(slow: Slow) -> None:
-    """While many guesses wait, a password that was right before is let in at once."""
+    """While many guesses wait, a password that is known to be right is allowed at once."""
     authenticator = Authenticator()
     slow.compute(1)
     assert await guess(authenticator, "192.0.2.1", password="right")[0]
@@ -179,7 +179,7 @@ async def test_who_is_known_waits_for_no_guess(slow: Slow) -> None:
 
 
 async def test_addresses_take_turns(slow: Slow) -> None:
-    """Who is not yet known waits for one guess of each other address, however many each has."""
+    """A new client waits for at most one guess of each other address, however many wait."""
     authenticator = Authenticator()
     strangers = [f"192.0.2.{number}" for number in range(100, 220)]
     guesses = guess(authenticator, *strangers * 20)
@@ -196,7 +196,7 @@ async def test_addresses_take_turns(slow: Slow) -> None:
 
 
 async def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those behind one address whoever is drawn is next, and not always who came first."""
+    """Among the tries of one address the next is drawn at random, not the first in line."""
     monkeypatch.setattr(secrets, "choice", lambda tries: tries[-1])
     authenticator = Authenticator()
     guesses = guess(authenticator, *["192.0.2.66"] * 200)
@@ -208,7 +208,7 @@ async def test_one_address_of_many(slow: Slow, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_who_has_gone_is_forgotten(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of clients that wait no more one for each address is left, and of any number of them few."""
+    """Of the tries of clients that have gone, the queue keeps one per address, and few in all."""
     authenticator = Authenticator()
     guesses = guess(authenticator, *["192.0.2.66", "192.0.2.67"] * 100)
     monkeypatch.setattr(auth, "_MOST_GONE", 20)
@@ -225,7 +225,7 @@ async def test_who_has_gone_is_forgotten(slow: Slow, monkeypatch: pytest.MonkeyP
 
 
 async def test_who_gives_up_is_known_the_next_time(slow: Slow) -> None:
-    """A scraper whose patience is shorter than the queue is let in at one of its next tries."""
+    """A scraper that times out in the queue is allowed at a later try, after one bcrypt."""
     authenticator = Authenticator()
     strangers = [f"192.0.2.{number}" for number in range(100, 220)]
     guesses = guess(authenticator, *strangers)

@@ -1,4 +1,4 @@
-"""The measurements: a tiny run of them, and the page that tells their results."""
+"""A tiny run of the measurements, and the page of results."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ KERNEL: dict[str, Any] = {
 
 
 def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All that needs no virtual machine is measured with a few listeners, and written down."""
-    # Nothing is fetched for a test.
+    """A run with a few listeners measures and records all that needs no virtual machine."""
+    # A test downloads nothing.
     monkeypatch.setattr(user, "_node_exporter", lambda: None)
     measure = user.measure
     monkeypatch.setattr(user, "measure", lambda: measure((1, 3), 1))
@@ -80,7 +80,7 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_page_is_what_was_measured() -> None:
-    """The page's tables and the plots are those that the raw numbers give."""
+    """The page's tables and plots are those that the raw numbers give."""
     assert report.insert(PAGE, RESULTS) == PAGE
     assert PAGE.count(report.BEGIN) == PAGE.count(report.END) == 1
     drawn = DOCS / "performance.svg"
@@ -92,14 +92,14 @@ def test_page_is_what_was_measured() -> None:
 
 
 def test_links() -> None:
-    """Every file that the page links to is there."""
+    """Every file that the page links to exists."""
     links = re.findall(r"\]\(([^)#]+)\)", PAGE)
     assert links
     assert [link for link in links if not (DOCS / link).exists()] == []
 
 
 def test_reach_table() -> None:
-    """A figure that was not reached says so, and why; one not measured says that."""
+    """A missed target is marked with its reason; a target without a value is "not measured"."""
     lines = report.tables({"linux": KERNEL}).splitlines()
     assert "![Each tool by the rate of SYNs](performance.svg)" in lines
     assert "| good | at most 2 times | 1.5 times |" in lines
@@ -109,7 +109,7 @@ def test_reach_table() -> None:
 
 
 def test_figures_table() -> None:
-    """A cell is the median and the quartiles; one without a figure is empty."""
+    """A cell shows the median and the quartiles; a cell without a figure is empty."""
     lines = report.tables({"linux": KERNEL}).splitlines()
     assert lines[lines.index("### Cost, us") :][2:6] == [
         "|  | taken | dropped |",
@@ -120,7 +120,7 @@ def test_figures_table() -> None:
 
 
 def test_text_in_a_cell() -> None:
-    """A cell that has no values says what there is to say instead."""
+    """A cell without values shows its text instead."""
     figure = {
         "table": "Loss",
         "row": "other",
@@ -145,12 +145,12 @@ def test_text_in_a_cell() -> None:
     ],
 )
 def test_number(value: float, text: str) -> None:
-    """Numbers have three digits that count, and no fewer before the point than they are long."""
+    """Numbers have three significant digits, and all digits before the decimal point."""
     assert report.number(value) == text
 
 
 def test_plots() -> None:
-    """The plot is well-formed, has each line and each name once, and both of its axes."""
+    """The plot is well-formed, has each line, each name once, and both axes."""
     root = ET.fromstring(report.svg(KERNEL["plots"] * 2))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("ours") == texts.count('the "seed"') == 1
@@ -163,7 +163,7 @@ def test_plots() -> None:
 
 
 def test_many_lines() -> None:
-    """Plots are two to a row, and no two tools are drawn alike, however many there are."""
+    """Plots are two to a row, and all tools look different, however many there are."""
     lines = {f"tool {number}": [[1000, number], [10000, number]] for number in range(12)}
     plots = [
         KERNEL["plots"][0] | {"title": f"Plot {number}", "lines": lines} for number in range(4)
@@ -177,7 +177,7 @@ def test_many_lines() -> None:
 
 
 def test_what_was_not_measured() -> None:
-    """What could not be measured is listed with the reason, and a plot without points is none."""
+    """What could not be measured is listed with the reason; a plot without points is omitted."""
     empty = {"title": "Nothing", "x": "x", "y": "y", "lines": {"ours": []}}
     part = KERNEL | {"plots": [empty], "not_measured": {"tcpsynbl": "bcc is not in the guest"}}
     assert "- tcpsynbl: bcc is not in the guest" in report.tables({"linux": part}).splitlines()
@@ -187,7 +187,7 @@ def test_what_was_not_measured() -> None:
 def test_failed_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A part that fails does not take along what the others have measured."""
+    """If one part fails, the results of the other parts are kept."""
 
     def fail() -> None:
         raise OSError("no guest")
@@ -205,7 +205,7 @@ def test_failed_part(
 def test_other_parts_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was measured before of the other parts stays as it is, in the order of the parts."""
+    """Earlier results of other parts stay as they are, in the order of the parts."""
     module = SimpleNamespace(instructions=lambda: KERNEL)
     monkeypatch.setattr(importlib, "import_module", lambda _name: module)
     (tmp_path / "performance.md").write_text(f"{report.BEGIN}{report.END}")
@@ -219,14 +219,14 @@ def test_other_parts_stay(
 
 
 def test_every_part_is_measured() -> None:
-    """Each part of the page has what measures it."""
+    """Each part of the page has a function that measures it."""
     assert run.MEASURES.keys() == report.PARTS.keys()
     for module, function in run.MEASURES.values():
         assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_headline() -> None:
-    """The figures that matter most come first, from whichever part they are."""
+    """The headline figures come first, whichever part they belong to."""
     top = {"figure": "worst", "at_most": 2.0, "unit": "times", "value": 1.0, "headline": True}
     results = {"linux": KERNEL, "user": KERNEL | {"reach": [top]}}
     lines = report.tables(results).splitlines()

@@ -1,4 +1,4 @@
-"""What runs in the guests of the bench, as far as it needs none."""
+"""The code that runs in the guests of the bench, as far as it can be tested without a guest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import turns
 
 
 def words(data: bytes) -> int:
-    """Return the sum of 16-bit words, folded, as whoever checks a checksum does."""
+    """Return the folded sum of the 16-bit words, as a receiver does to check a checksum."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -30,7 +30,7 @@ def words(data: bytes) -> int:
 @pytest.mark.parametrize("number", [0, 1, 49_999, 50_000, 123_456])
 @pytest.mark.parametrize("flags", [2, 4])
 def test_packet(number: int, flags: int) -> None:
-    """A packet is for the listener, with a checksum that is right."""
+    """A packet goes to the listener's port and has a correct checksum."""
     made = flood.packet(number, "192.0.2.1", 7001, flags)
     assert len(made) == 40
     assert made[16:20] == socket.inet_aton("192.0.2.1")
@@ -42,7 +42,7 @@ def test_packet(number: int, flags: int) -> None:
 
 
 def test_packets_of_a_client() -> None:
-    """A reset is of the same client as its SYN, and the next in its sequence; no two are alike."""
+    """A reset has its SYN's client and next sequence number; each SYN has its own client."""
     syn, reset = (flood.packet(70_000, "192.0.2.1", 80, flags) for flags in (2, 4))
     assert syn[12:22] == reset[12:22]
     sequences = [int.from_bytes(one[24:28], "big") for one in (syn, reset)]
@@ -52,7 +52,7 @@ def test_packets_of_a_client() -> None:
 
 
 def test_what_tools_tell() -> None:
-    """Of what is told again and again the last counts, of each key."""
+    """If a tool reports a key again and again, the last report counts."""
     assert tools.counted("ready\ncount 1\n\ncount 12\n") == 12
     assert tools.counted("ready\n") == 0
     text = "Attached 2 probes\n@[-9]: 1\n@[7]: 5\n\n@[-9]: 3\n@[7]: 5\n"
@@ -60,7 +60,7 @@ def test_what_tools_tell() -> None:
 
 
 def test_what_rows_tell() -> None:
-    """Rows tell each SYN once, and one that is cut short nothing."""
+    """Of repeated rows the last counts, so each SYN counts once; an incomplete row is ignored."""
     output = (
         "ready 5 9\nlistener 8880000000000001 1 10 9 1 0.0.0.0 80 0 0 8\ntick 2\nset 1\n"
         "count 8880000000000001 10 8 0 40\ncount 8880000000000001 10 8 0 41\ncount 88 10"
@@ -69,7 +69,7 @@ def test_what_rows_tell() -> None:
 
 
 def test_of_one_port() -> None:
-    """A program knows whether it tells the SYNs of one port only."""
+    """A program is marked if it reports the SYNs of one port only."""
     assert tools.ours("dtrace", "linux", 80).port_only
     shared = tools.ours("dtrace", "linux")
     assert not shared.port_only
@@ -77,14 +77,14 @@ def test_of_one_port() -> None:
 
 
 def test_pieces() -> None:
-    """Each piece of a program is compared with one that is measured too, and differs from it."""
+    """Each piece of a program differs from the others, and is compared with one of them."""
     texts = {name: text for name, text, _ in instructions.pieces()}
     assert len(set(texts.values())) == len(texts)
     assert {over for _, _, over in instructions.pieces()} <= {"", *texts}
 
 
 def test_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tool has its turn, whichever of those before it has failed."""
+    """Each tool is measured, even if one before it fails; the failure is reported."""
     said: list[Any] = []
     monkeypatch.setattr(turns, "complain", lambda what, error: said.append((what, str(error))))
     many = [tools.Tool(name, (), None, "") for name in "abc"]
@@ -101,32 +101,32 @@ def test_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Load:
-    """SYNs that nobody makes."""
+    """A load that makes no SYNs."""
 
     total = 100
 
     def burst(self, syns: int) -> float:
-        """Make them."""
+        """Count SYNs as made."""
         self.total += syns
         return 1.0
 
     def made(self) -> int:
-        """Return how many there were."""
+        """Return how many SYNs were made."""
         return self.total
 
 
 class Output(tracing.Tracer):
-    """A tracer that says one thing more each time it is waited for."""
+    """A tracer that reports the next count each time the test waits for it."""
 
     def __init__(self, told: list[int]) -> None:
         self.left, self.now = told, 0
 
     def wait(self, _seconds: float) -> None:
-        """Say the next."""
+        """Go on to the next count."""
         self.now = self.left.pop(0) if self.left else self.now
 
     def text(self) -> str:
-        """Return all."""
+        """Return the report of the current count."""
         return f"count {self.now}\n"
 
 
@@ -139,7 +139,7 @@ class Output(tracing.Tracer):
     ],
 )
 def test_account(told: list[int], seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a tool told is waited for until it is all there, or no more comes."""
+    """The account waits until a tool's report is complete, or until no more comes."""
     monkeypatch.setattr(turns, "PATIENCE", 0.5)
     load, output = Load(), Output(told)
     tool = tools.Tool("one", ("true",), None, "", tools.counted)

@@ -1,4 +1,4 @@
-"""What the guests of the bench tell becomes tables, figures to reach, and plots."""
+"""Messages from the guests of the bench become tables, targets and plots."""
 
 from __future__ import annotations
 
@@ -104,20 +104,20 @@ def cells(title: str) -> dict[tuple[str, str], list[float] | str]:
 
 
 def reached(summary: dict[str, Any]) -> list[float | None]:
-    """Return the values of the figures to reach."""
+    """Return the values of the targets."""
     return [one["value"] for one in summary["reach"]]
 
 
 def test_figures_to_reach() -> None:
-    """Each figure to reach is worked out from medians."""
+    """The value of each target is computed from medians."""
     linux, instructions = map(reached, SUMMARIES)
     assert linux == pytest.approx([0, 0, 2, 60, 230])
-    # The worst of all that can happen to a SYN, and the dearer way to run linux.d.
+    # The worst case of a SYN, and the more expensive way to run linux.d.
     assert instructions == pytest.approx([2600 / 650, 9900 / 2200, 1000 / 400, 900 / 1005])
 
 
 def test_reason_in_instructions() -> None:
-    """Why a figure is not reached is told by pieces, each less the program without it."""
+    """The reason for a missed target lists pieces, each minus the program without it."""
     syn, connection, unwatched = (one["reason"] for one in SUMMARIES[1]["reach"][:3])
     assert "2,600 instructions, linux.d, shared, dropped, Q full; the limit is 2,275" in syn
     assert f"take {300 + 250 + 600:,} together" in syn
@@ -134,7 +134,7 @@ def test_reason_in_instructions() -> None:
 
 
 def test_instructions() -> None:
-    """Programs and all that the kernel does have tables of their own, and so have the pieces."""
+    """Programs, the whole kernel path and the pieces each have a table of their own."""
     programs = cells("In the tool's own BPF programs")
     assert programs["barest clause", "taken"] == [650, 600, 9000]
     assert programs[kernel.BEFORE_NAME, CONNECTION] == [24_294]
@@ -148,14 +148,14 @@ def test_instructions() -> None:
 
 
 def test_not_all_measured() -> None:
-    """Where one of the worst cases was not measured there is no worst case."""
+    """If a candidate for the worst case was not measured, the target has no value."""
     without = [message for message in INSTRUCTIONS if message.get("what") != "dropped, Q full"]
     assert reached(kernel.summary_of_instructions(without))[0] is None
 
 
 @pytest.mark.parametrize("event", ["loss", "interrupted"])
 def test_loss_of_any_program_counts(event: str) -> None:
-    """One SYN that one of our programs lost anywhere, or told twice, is a figure not reached."""
+    """A single SYN that any of our programs lost, or reported twice, misses the target."""
     for seen in (999, 1001):
         more = {"event": event, "tool": "linux.d, per-port", "syns": 1000, "made": 1000}
         more |= {"seen": seen, "ns": [1.0]}
@@ -164,7 +164,7 @@ def test_loss_of_any_program_counts(event: str) -> None:
 
 
 def test_nothing_measured() -> None:
-    """Where a guest told nothing every figure is one that was not measured."""
+    """If a guest reports nothing, no target has a value, and there are no figures."""
     for make in (kernel.summary_of_linux, kernel.summary_of_instructions):
         summary = make([])
         assert set(reached(summary)) == {None}
@@ -173,7 +173,7 @@ def test_nothing_measured() -> None:
 
 
 def test_tables() -> None:
-    """Every measurement is in a table, each cell once; what could not be measured is named."""
+    """Every measurement is in one table cell; what could not be measured is named."""
     for summary, messages in zip(SUMMARIES, (LINUX, INSTRUCTIONS), strict=True):
         cells = [(one["table"], one["row"], one["column"]) for one in summary["figures"]]
         assert len(cells) == len(set(cells))
@@ -186,7 +186,7 @@ def test_tables() -> None:
 
 
 def test_losses() -> None:
-    """What tools told of a burst is a share of it; one that tells no SYNs says so."""
+    """A tool's reports of a burst are shown as a share; a tool without SYN counts says so."""
     assert cells("SYNs of one burst that were reported, share, Linux") == {
         ("linux.d, shared", "1,000,000"): [1],
         ("printf per SYN", "1,000,000"): [0.02],
@@ -196,14 +196,14 @@ def test_losses() -> None:
 
 
 def test_interrupts() -> None:
-    """What was told of a flood that interrupts a tool is a share of it."""
+    """A tool's reports of a flood that interrupts it are shown as a share."""
     table = cells("SYNs reported while a flood interrupts")
     assert table["printf per SYN", "share"] == [0.1]
     assert table["linux.d, shared", "SYNs"] == [500]
 
 
 def test_one_of_a_kind() -> None:
-    """One listener and one session are not several."""
+    """A single listener or session is written in the singular."""
     rows = {row for row, _ in cells("Memory resident")}
     assert rows == {
         "1 listener, shared",
@@ -214,7 +214,7 @@ def test_one_of_a_kind() -> None:
 
 
 def test_plots() -> None:
-    """Plots have what each rate cost beyond no tool and what was lost, up to as fast as can be."""
+    """Plots show the added cost and the loss at each rate, up to the highest rate possible."""
     cost, lost = SUMMARIES[0]["plots"]
     assert cost["title"] == "CPU in the kernel, Linux"
     assert cost["lines"] == {
@@ -222,11 +222,11 @@ def test_plots() -> None:
         "linux.d, shared": [(500_000, 95)],
     }
     assert lost["lines"]["printf per SYN"] == [(1000, 50), (200_000, 98)]
-    # It cost no more than no tool did, as far as that can be told.
+    # It cost no more than running no tool, within the accuracy of the measurement.
     assert lost["lines"]["bpftrace, keyed count"] == [(1000, 0), (10_101_010, 0)]
     assert "untraced" not in lost["lines"]
 
 
 def test_what_a_guest_told() -> None:
-    """Lines that are no message, such as one cut short by the guest's end, are left out."""
+    """Lines that are not complete messages are left out."""
     assert kernel.read('{"event": "end"}\n[ 1.0] reboot\n{"event": "co') == [{"event": "end"}]

@@ -1,4 +1,4 @@
-"""Enumerators are read from BTF of either byte order, and malformed files are told."""
+"""BTF enumerators are read in either byte order, and malformed files are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENUM, ENUM64 = 6, 19
 
 
 class Blob:
-    """A BTF file in the making."""
+    """A BTF file under construction."""
 
     def __init__(self, order: str) -> None:
         self.order = order
@@ -51,7 +51,7 @@ class Blob:
         return self.type(ENUM64, len(members), tuple(words), flag)
 
     def bytes(self, magic: int = 0xEB9F, version: int = 1, header: int = 24) -> bytes:
-        """Put the file together."""
+        """Return the whole file."""
         sections = (0, len(self.types), len(self.types), len(self.strings))
         head = struct.pack(self.order + "HBBIIIII", magic, version, 0, header, *sections)
         return head.ljust(header, b"\0") + self.types + self.strings
@@ -70,7 +70,7 @@ def read(tmp_path: Path) -> Callable[..., dict[str, int]]:
 
 
 def every_kind(blob: Blob) -> Blob:
-    """Add one type of every kind but the enums, with members where it has some."""
+    """Add one type of every kind except enums, with members if the kind has any."""
     for kind, vlen, words in (
         (1, 0, 1), (2, 0, 0), (3, 0, 3), (4, 2, 6), (5, 1, 3), (7, 0, 0), (8, 0, 0), (9, 0, 0),
         (10, 0, 0), (11, 0, 0), (12, 2, 0), (13, 3, 6), (14, 0, 1), (15, 2, 6), (16, 0, 0),
@@ -82,7 +82,7 @@ def every_kind(blob: Blob) -> Blob:
 
 @both_orders
 def test_values(read: Callable[..., dict[str, int]], order: str) -> None:
-    """Enums of both widths are found after types of every kind, and names not there are missing."""
+    """Enums of both widths are found after types of every kind; unknown names are absent."""
     blob = every_kind(Blob(order)).enum({"A": 0, "LISTENDROPS": 24, "B": 0xFFFFFFFF})
     blob = every_kind(blob).enum64({"C": 1 << 40, "D": (1 << 64) - 1})
     expected = {"LISTENDROPS": 24, "B": 0xFFFFFFFF, "C": 1 << 40, "D": (1 << 64) - 1}
@@ -92,7 +92,7 @@ def test_values(read: Callable[..., dict[str, int]], order: str) -> None:
 
 @both_orders
 def test_signed(read: Callable[..., dict[str, int]], order: str) -> None:
-    """Values are negative where their enum says that it is signed."""
+    """Values are negative if their enum is marked as signed."""
     blob = Blob(order).enum({"A": -1, "B": 1}, SIGNED).enum64({"C": -2, "D": -(1 << 40)}, SIGNED)
     assert read(blob.bytes(), *"ABCD") == {"A": -1, "B": 1, "C": -2, "D": -(1 << 40)}
 
@@ -103,7 +103,7 @@ def test_header_of_another_length(read: Callable[..., dict[str, int]]) -> None:
 
 
 def test_shared_string_ends(read: Callable[..., dict[str, int]]) -> None:
-    """A name that is the end of a longer string is found, and does not stand for the longer one."""
+    """A name may be the end of a longer string, and is not taken for the longer one."""
     blob = Blob("<")
     whole = blob.string("TCP_LISTEN")
     blob.type(ENUM, 2, (whole, 10, whole + 4, 7))
@@ -112,14 +112,14 @@ def test_shared_string_ends(read: Callable[..., dict[str, int]]) -> None:
 
 
 def test_first_of_one_name(read: Callable[..., dict[str, int]]) -> None:
-    """Of two enumerators of one name the first is taken."""
+    """If two enumerators have one name, the first counts."""
     twice = Blob("<").enum({"A": 1}).enum({"A": 2})
     assert read(twice.bytes(), "A") == {"A": 1}
     assert read(twice.enum({"B": 3}).bytes(), "A", "B") == {"A": 1, "B": 3}
 
 
 def test_no_names(read: Callable[..., dict[str, int]]) -> None:
-    """Nothing wanted is nothing found."""
+    """Without wanted names the answer is empty."""
     assert read(Blob("<").enum({"A": 1}).bytes()) == {}
 
 
@@ -127,7 +127,7 @@ GOOD = Blob("<").enum({"A": 1}).bytes()
 
 
 def bad(kind: int, vlen: int = 0, words: tuple[int, ...] = ()) -> bytes:
-    """Return a file of one type; the string A is there, so that the type has to be read."""
+    """Return a file with one type, and with the string A, so that the type has to be read."""
     blob = Blob("<")
     blob.string("A")
     return blob.type(kind, vlen, words).bytes()
@@ -157,20 +157,20 @@ def bad(kind: int, vlen: int = 0, words: tuple[int, ...] = ()) -> bytes:
     ],
 )
 def test_malformed(read: Callable[..., dict[str, int]], blob: bytes) -> None:
-    """What does not fit the format is a BTFError."""
+    """A file that does not fit the format raises BTFError."""
     with pytest.raises(BTFError):
         read(blob, "A")
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A file that is not there is an OSError."""
+    """A missing file raises FileNotFoundError, an OSError."""
     with pytest.raises(FileNotFoundError):
         enumerators(tmp_path / "vmlinux", ["A"])
 
 
 @both_orders
 def test_truncated_anywhere(read: Callable[..., dict[str, int]], order: str) -> None:
-    """A file cut short anywhere is a BTFError."""
+    """A file cut short anywhere raises BTFError."""
     whole = every_kind(Blob(order).enum({"A": 1})).enum64({"B": 2}).bytes()
     for size in range(len(whole)):
         with pytest.raises(BTFError):
@@ -202,7 +202,7 @@ def test_random_files(
     tail: bytes,
     strings: bytes,
 ) -> None:
-    """Random types either give values of the names asked for or are a BTFError."""
+    """Random types either give values of the wanted names or raise BTFError."""
     blob = Blob(order)
     blob.types = b"".join(struct.pack(order + "III", *words) for words in types) + tail
     blob.strings = strings
@@ -216,13 +216,13 @@ def test_random_files(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(), st.sampled_from([b"", b"\x9f\xeb\x01\x00", b"\xeb\x9f\x01\x00"]))
 def test_random_bytes(read: Callable[..., dict[str, int]], junk: bytes, magic: bytes) -> None:
-    """Random bytes have no enumerators: they are a BTFError or an empty answer."""
+    """Random bytes raise BTFError or give an empty answer."""
     with suppress(BTFError):
         assert read(magic + junk, "LINUX_MIB_LISTENDROPS") == {}
 
 
 @pytest.mark.skipif(not VMLINUX.exists(), reason=f"this kernel has no {VMLINUX}")
 def test_this_kernel() -> None:
-    """The running kernel's file has TCP_LISTEN, whose value is part of the kernel's interface."""
+    """The running kernel's BTF has TCP_LISTEN, whose value is part of the kernel's interface."""
     found = enumerators(VMLINUX, ["TCP_LISTEN", "TCP_SYN_RECV", "NO_SUCH_ENUMERATOR"])
     assert found == {"TCP_LISTEN": 10, "TCP_SYN_RECV": 3}

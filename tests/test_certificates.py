@@ -1,4 +1,4 @@
-"""Certificates without OpenSSL: when they are valid, and what is no certificate."""
+"""Reading certificates without OpenSSL: their validity, and text that is no certificate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAIN = CERT.cert_chain_pems[0].bytes().decode() + AUTHORITY.cert_pem.bytes().de
 
 
 def issued(*ends: datetime) -> str:
-    """Return certificates that end then, as PEM."""
+    """Return certificates in PEM with these ends of validity."""
     issued = (AUTHORITY.issue_cert("localhost", not_before=BEGIN, not_after=end) for end in ends)
     return "".join(cert.cert_chain_pems[0].bytes().decode() for cert in issued)
 
@@ -30,28 +30,28 @@ def issued(*ends: datetime) -> str:
     "end",
     [
         datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC),
-        # The last one that has two digits for the year, and the first that has four.
+        # The last year that is written with two digits, and the first with four.
         datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC),
         datetime(2050, 1, 1, tzinfo=UTC),
-        # What RFC 5280 has for a certificate without an end.
+        # The end that RFC 5280 gives to a certificate without one.
         datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
     ],
 )
 def test_validity(end: datetime) -> None:
-    """Both ends are those that the certificate was issued with, however it writes them."""
+    """Both ends of the validity are those of the issue, in either notation of the year."""
     found = validity(certificates(issued(end)))
     assert found == (BEGIN.timestamp(), end.timestamp())
 
 
 def test_chain() -> None:
-    """A chain is valid as long as the first of it that ends."""
+    """A chain is valid until the first of its certificates expires."""
     early, late = (datetime(year, 1, 1, tzinfo=UTC) for year in (2030, 2040))
     for order in ((early, late), (late, early)):
         assert validity(certificates(issued(*order))).end == early.timestamp()
 
 
 def test_last_century() -> None:
-    """Two digits from 50 on are a year of the last century."""
+    """A year of two digits from 50 on is in the last century."""
     begun = datetime(1999, 1, 1, tzinfo=UTC)
     cert = AUTHORITY.issue_cert("localhost", not_before=begun, not_after=BEGIN)
     chain = certificates(cert.cert_chain_pems[0].bytes().decode())
@@ -59,7 +59,7 @@ def test_last_century() -> None:
 
 
 def hostile(text: str) -> None:
-    """Read a text as both, for which no other exception may be raised."""
+    """Read a text as certificates and as a key; neither may raise anything but UnfitError."""
     with suppress(UnfitError):
         validity(certificates(text))
     with suppress(UnfitError):
@@ -68,13 +68,13 @@ def hostile(text: str) -> None:
 
 @given(st.integers(0, len(DER) - 1), st.binary(max_size=4), st.integers(0, 4))
 def test_any_bytes(at: int, put: bytes, instead: int) -> None:
-    """Whatever stands in a certificate, it is one or damaged."""
+    """A certificate with arbitrary changed bytes is read, or raises UnfitError."""
     hostile(ssl.DER_cert_to_PEM_cert(DER[:at] + put + DER[at + instead :]))
 
 
 @given(st.integers(0, len(CHAIN)), st.text(max_size=4), st.integers(0, 100))
 def test_any_text(at: int, put: str, instead: int) -> None:
-    """Whatever stands in a file, it is taken or said to be something else."""
+    """A file with arbitrary changed text is read, or raises UnfitError."""
     hostile(CHAIN[:at] + put + CHAIN[at + instead :])
 
 
@@ -86,5 +86,5 @@ def test_any_text(at: int, put: str, instead: int) -> None:
     ).map("".join)
 )
 def test_anything_like_pem(text: str) -> None:
-    """So it is with whatever PEM's own signs are put together to."""
+    """Arbitrary combinations of PEM's own elements are read, or raise UnfitError."""
     hostile(text)

@@ -1,4 +1,4 @@
-"""The check command on hosts of every kind: what it finds, what it advises, and its status."""
+"""The check command on various hosts: its findings, its advice and its status."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LACKING: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for this host, where only port 22 is listened at."""
+    """Replace this host by one where only port 22 has a listener."""
     monkeypatch.setattr(kernel, "look", lambda: GOOD)
     monkeypatch.setattr(inet_diag, "listeners", lambda *_: [ListeningSocket("*", 22, 0, 8, 0, 1)])
     monkeypatch.setattr(inet_diag, "owned", lambda *_: [OwnedSocket("*", 22, 0, None)])
 
 
 def config(source: Any, command: list[str], *ports: int) -> Config:
-    """Return a configuration with that dtrace(1)."""
+    """Return a configuration with this source, dtrace(1) and these ports."""
     dtrace = DTraceConfig(command=tuple(command), program="linux", interval=0.1)
     listeners = tuple(ListenerConfig((range(port, port + 1),)) for port in ports)
     return Config(source, HostConfig(dtrace=dtrace, listeners=listeners))
@@ -58,13 +58,13 @@ async def object_of(source: Any, command: list[str], *ports: int) -> tuple[int, 
 
 
 def refusing(text: str) -> list[str]:
-    """Return the command of a dtrace(1) that says this and fails."""
+    """Return the command of a dtrace(1) that prints this text and fails."""
     return ["sh", "-c", f'echo "{text}" >&2; exit 1']
 
 
 @pytest.mark.parametrize(("source", "status"), [("auto", 0), ("dtrace", 1), ("sock_diag", 0)])
 async def test_red_is_a_failure(source: Any, status: int, tmp_path: Path) -> None:
-    """FAIL, which a terminal shows in red, and the status 1 go together: never one alone."""
+    """The output has FAIL, red on a terminal, exactly if the status is 1."""
     nowhere = [str(tmp_path / "dtrace")]
     for number, text in (
         await said(source, nowhere, 22),
@@ -75,7 +75,7 @@ async def test_red_is_a_failure(source: Any, status: int, tmp_path: Path) -> Non
 
 
 async def test_neither(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the kernel does not tell anything either that is a failure, whatever was configured."""
+    """If sock_diag is refused too, check fails, whatever source is configured."""
 
     def refuse(*_: object) -> list[ListeningSocket]:
         raise OSError(1, "Operation not permitted")
@@ -91,7 +91,7 @@ async def test_neither(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["not_found", "systemtap", "not_permitted", *LACKING])
 async def test_advice(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The advice fits the reason: none installed, the wrong one, no right to, a kernel's lack."""
+    """The advice fits the reason: no dtrace(1), another dtrace, no permission, or the kernel."""
     command = refusing("dtrace: could not enable tracing: Permission denied")
     if word == "not_found":
         command = [str(tmp_path / "dtrace")]
@@ -118,7 +118,7 @@ async def test_advice(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_what_a_container_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rights, mounts and the container are told, each with what to do, and none of them is red."""
+    """Missing privileges, a missing mount and a container give advice, and are not failures."""
     one = Host("5.4.0", True, "", "", 1000, ("CAP_SYSLOG",), True, "docker")
     monkeypatch.setattr(kernel, "look", lambda: one)
     status, text = await said("auto", [str(tmp_path / "dtrace")])
@@ -132,7 +132,7 @@ async def test_what_a_container_lacks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_nobody_listens(fake_dtrace: FakeDTrace) -> None:
-    """A configured port without a listener is a hint, and no failure."""
+    """A configured port without a listener is a hint, not a failure."""
     for source, command in (("auto", fake_dtrace()), ("sock_diag", ["none"])):
         status, text = await said(source, command, 22, 80)
         assert status == 0
@@ -141,7 +141,7 @@ async def test_nobody_listens(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_nobody_at_many_ports() -> None:
-    """Of an entry with many ports it is said once, and with how many."""
+    """An entry with many ports without a listener gives one hint with their number."""
     ports = (range(21, 23), range(8000, 8011))
     listeners = tuple(ListenerConfig(ports, address=address) for address in ("", "192.0.2.1"))
     out = io.StringIO()
@@ -154,7 +154,7 @@ async def test_nobody_at_many_ports() -> None:
 
 
 async def test_nobody_where_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor one where the address or the namespace is another, or where nothing is excluded."""
+    """Hints name addresses and namespaces without a listener, and an unused exclude_ports."""
     monkeypatch.setattr(Namespaces, "begin", lambda *_: None)
     listeners = (
         ListenerConfig((range(22, 23),), "any"),
@@ -180,7 +180,7 @@ async def test_nobody_where_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_json(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """JSON is one object with the findings of the text, and says whether it works."""
+    """The JSON is one object with the same findings as the text, and says if all works."""
     for source, command in (
         ("auto", fake_dtrace()),
         ("auto", [str(tmp_path / "dtrace")]),
@@ -200,7 +200,7 @@ async def test_json(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
 
 
 async def test_owners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whose the listeners are is said of those that are watched, of not too many."""
+    """Check lists the owners of the watched listeners, at most 20 lines."""
     path = f"/docker/{'0123456789abcdef' * 4}"
     sockets = [OwnedSocket("*", 22, 0, 7), OwnedSocket("127.0.0.1", 80, 0, None)]
     monkeypatch.setattr(inet_diag, "owned", lambda *_: sockets)

@@ -1,4 +1,4 @@
-"""The command line: the real process, over a fake dtrace(1)."""
+"""The command line: tests of the real process over a fake dtrace(1)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from pseudo_terminal import on_terminal
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """Where the fake dtrace(1) says which process it is."""
+    """Return the file in which the fake dtrace(1) records its process ID."""
     return tmp_path / "start.json"
 
 
 def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """It says where it listens, and shows what was counted; SIGTERM ends it and its dtrace(1)."""
+    """The service logs its address and exports counts; SIGTERM ends it and its dtrace(1)."""
     rows = {"print": syns(22, 5)}
     command = fake_dtrace({"save": str(saved)}, READY, rows, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
@@ -62,7 +62,7 @@ def test_serves_and_ends(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -
 
 
 def test_sigint_ends_it_too(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """Ctrl-C is a normal end, even while dtrace(1) still compiles and does not heed anything."""
+    """SIGINT ends the service normally, even if dtrace(1) still compiles and ignores everything."""
     command = fake_dtrace({"save": str(saved)}, {"sleep": 60})
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         pid = pid_in(saved)
@@ -73,7 +73,7 @@ def test_sigint_ends_it_too(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
 
 
 def test_sigterm_while_the_source_is_tried(tmp_path: Path) -> None:
-    """It can be ended while it has not yet decided on its source."""
+    """SIGTERM ends the service while it has not yet decided on its source."""
     started = tmp_path / "started"
     command = ["sh", "-c", f"touch {started}; sleep 60; true"]
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
@@ -84,7 +84,7 @@ def test_sigterm_while_the_source_is_tried(tmp_path: Path) -> None:
 
 
 def test_sighup_reloads(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """SIGHUP takes a new file over, and keeps the old one where the new one is bad."""
+    """SIGHUP applies a changed file; if the file is bad, the old configuration stays in use."""
     command = fake_dtrace()
     path = write(tmp_path / "c.yml", command)
     reloaded = "dtrace_exporter_config_last_reload_successful"
@@ -106,7 +106,7 @@ def test_sighup_reloads(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_only_check_on_a_terminal_shows_values(tmp_path: Path) -> None:
-    """What a wrong file says is shown by check to who sits there, and to nobody else."""
+    """Only check on a terminal shows the wrong value; everything else describes its type."""
     path = tmp_path / "c.yml"
     path.write_text("dtrace: {command: sshpass -p hunter2 ssh a}", encoding="utf-8")
     flag = f"--config.file={path}"
@@ -120,7 +120,7 @@ def test_only_check_on_a_terminal_shows_values(tmp_path: Path) -> None:
 
 
 def test_kill_9_leaves_nothing(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """Should the exporter be killed, its dtrace(1) ends at its next tick."""
+    """If the exporter is killed, its dtrace(1) ends at its next tick."""
     command = fake_dtrace({"save": str(saved)}, READY, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         until(lambda: exporter.get("/-/ready"))
@@ -131,7 +131,7 @@ def test_kill_9_leaves_nothing(tmp_path: Path, saved: Path, fake_dtrace: FakeDTr
 
 
 def test_address_in_use(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """An address that is taken is said, and nothing is started."""
+    """If the address is in use, the error names it, and no dtrace(1) is started."""
     path = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -145,7 +145,7 @@ def test_address_in_use(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) ->
 
 
 def test_malformed_address() -> None:
-    """An address that is none is said."""
+    """A malformed address is an error that names it."""
     result = run("--web.listen-address=nonsense")
     assert result.returncode == cli.BAD_CONFIGURATION
     (line,) = result.stderr.splitlines()
@@ -153,7 +153,7 @@ def test_malformed_address() -> None:
 
 
 def test_address_that_is_not_of_this_host() -> None:
-    """An address that may yet come, as an interface does at boot, is an ordinary failure."""
+    """An address that this host does not have yet, as at boot, is an ordinary failure."""
     result = run("--web.listen-address=192.0.2.1:9748")
     assert result.returncode == cli.FAILURE
     assert "192.0.2.1:9748" in result.stderr
@@ -162,7 +162,7 @@ def test_address_that_is_not_of_this_host() -> None:
 def test_privileged_port(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A port that only the privileged may have is a matter of permission."""
+    """A refused privileged port gives the status for a lack of permission."""
 
     def refuse(*_args: object, **_kwargs: object) -> list[socket.socket]:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -180,10 +180,10 @@ def test_privileged_port(
     [((), 77), (("check",), 1), (("trace", "22"), 77), (("program",), 77)],
 )
 def test_unreadable_configuration(command: tuple[str, ...], status: int, tmp_path: Path) -> None:
-    """A file that may not be read is a matter of permission, and for check just a failure."""
+    """An unreadable file gives the status for a lack of permission; for check it is a failure."""
     path = write(tmp_path / "c.yml", ["true"])
     path.chmod(0)
-    # Root may read it all the same, unless that power is taken away.
+    # Root may read the file anyway, unless that capability is taken away.
     powers = "-dac_override,-dac_read_search"
     without = ["setpriv", f"--bounding-set={powers}"] if os.geteuid() == 0 else []
     result = subprocess.run(
@@ -203,7 +203,7 @@ def test_unreadable_configuration(command: tuple[str, ...], status: int, tmp_pat
     [((), 78), (("check",), 1), (("trace", "22"), 78), (("program",), 78)],
 )
 def test_bad_configuration(command: tuple[str, ...], status: int, tmp_path: Path) -> None:
-    """No command starts anything on a bad file; it says file, line and key in one line."""
+    """No command starts on a bad file; one line names the file, the line and the key."""
     path = tmp_path / "c.yml"
     path.write_text("source: auto\ndtrace:\n  intervall: 1s\n", encoding="utf-8")
     result = run("--config.file", path, *command)
@@ -214,7 +214,7 @@ def test_bad_configuration(command: tuple[str, ...], status: int, tmp_path: Path
 
 
 def test_no_program_for_it(tmp_path: Path) -> None:
-    """A program that cannot be read ends the service with a message."""
+    """A D program that cannot be read ends the service with a message."""
     own = tmp_path / "own.d"
     own.write_bytes(b"\xff")
     path = write(tmp_path / "c.yml", ["true"], program=str(own))
@@ -225,12 +225,12 @@ def test_no_program_for_it(tmp_path: Path) -> None:
 
 
 def test_statuses_are_those_of_sysexits() -> None:
-    """The statuses are the numbers that service managers know, wherever Python runs."""
+    """The exit statuses are those of sysexits.h, which service managers know, on any system."""
     assert (cli.ADDRESS_IN_USE, cli.NO_PERMISSION, cli.BAD_CONFIGURATION) == (75, 77, 78)
 
 
 def test_says_when_it_is_ready(tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace) -> None:
-    """A supervisor's descriptor gets its line when the service answers, and no child has it."""
+    """The supervisor's descriptor gets one line when the service answers; no child inherits it."""
     command = fake_dtrace({"save": str(saved)}, READY, FOREVER)
     path = write(tmp_path / "c.yml", command)
     port = free_port()
@@ -260,7 +260,7 @@ def test_says_when_it_is_ready(tmp_path: Path, saved: Path, fake_dtrace: FakeDTr
 def test_says_it_on_a_standard_descriptor(
     number: int, tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """That stays open: no client's connection takes its number, and gets the log."""
+    """If the line goes to a standard descriptor, that stays open, and no connection takes it."""
     path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
     port = free_port()
     output = [tmp_path / "1", tmp_path / "2"]
@@ -287,7 +287,7 @@ def test_says_it_on_a_standard_descriptor(
 
 
 def test_nobody_waits_for_its_being_ready(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A supervisor that has gone away meanwhile does not end the service."""
+    """A supervisor that has closed its descriptor does not end the service."""
     path = write(tmp_path / "c.yml", fake_dtrace())
     port = free_port()
     reading, writing = os.pipe()
@@ -307,7 +307,7 @@ def test_nobody_waits_for_its_being_ready(tmp_path: Path, fake_dtrace: FakeDTrac
 
 
 def test_never_ready(tmp_path: Path) -> None:
-    """A service that does not start closes the descriptor without a word."""
+    """A service that fails to start closes the descriptor without a line."""
     reading, writing = os.pipe()
     with (
         subprocess.Popen(
@@ -325,7 +325,7 @@ def test_never_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", ["x", "-1", "99999", "9" * 30, "{reading}"])
 def test_no_descriptor_to_be_ready_on(found: str, tmp_path: Path) -> None:
-    """A variable that names no descriptor to write to is said by its name, before all else."""
+    """A variable that names no writable descriptor is an error, found before all others."""
     reading, writing = os.pipe()
     result = subprocess.run(
         [*EXPORTER, f"--config.file={write(tmp_path / 'c.yml', ['no'])}"],
@@ -345,9 +345,9 @@ def test_no_descriptor_to_be_ready_on(found: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_descriptors(closed: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Without standard descriptors the service serves and ends as always, and check says as much.
+    """Without standard descriptors the service and check work as usual.
 
-    What takes their numbers is not what is opened first: nothing is printed into a client's answer.
+    /dev/null takes their numbers, so nothing can be printed into a client's connection.
     """
     path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
     port = free_port()
@@ -372,7 +372,7 @@ def test_closed_descriptors(closed: str, tmp_path: Path, fake_dtrace: FakeDTrace
 
 
 def test_signals_without_meaning(tmp_path: Path, fake_dtrace: FakeDTrace, saved: Path) -> None:
-    """Signals that a service has no use for do not end it, and its children do not ignore them."""
+    """Signals that the service does not use do not end it, and its children do not ignore them."""
     command = fake_dtrace({"save": str(saved)}, READY, FOREVER)
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:
         until(lambda: exporter.get("/-/ready") == "ready\n")
@@ -387,11 +387,11 @@ def test_signals_without_meaning(tmp_path: Path, fake_dtrace: FakeDTrace, saved:
 
 
 def test_asked_to_end_again_and_again(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """SIGTERM upon SIGTERM, to the last instruction, does not change the exit status."""
+    """Repeated SIGTERMs, up to the last instruction, do not change the exit status."""
     path = write(tmp_path / "c.yml", fake_dtrace(READY, FOREVER))
     with serving("--config.file", path) as exporter:
         until(lambda: exporter.get("/-/ready") == "ready\n")
-        # Without a pause a busy machine would do nothing but handle signals, and never end.
+        # Without a pause a busy machine would only handle signals, and the service never end.
         while exporter.process.returncode is None:
             exporter.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -400,7 +400,7 @@ def test_asked_to_end_again_and_again(tmp_path: Path, fake_dtrace: FakeDTrace) -
 
 
 def test_version() -> None:
-    """--version says which version, of the exporter and of Python."""
+    """--version prints the versions of the exporter and of Python."""
     result = run("--version")
     assert result.returncode == 0
     assert result.stdout.startswith(f"dtrace-exporter {__version__} (Python 3.")
@@ -422,14 +422,14 @@ def test_version() -> None:
     ],
 )
 def test_bad_usage(arguments: tuple[str, ...]) -> None:
-    """Anything that is no usage is refused with status 2 and the usage."""
+    """Wrong arguments are refused with status 2 and the usage."""
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("usage: ")
 
 
 def test_flags_before_and_after_the_command(tmp_path: Path) -> None:
-    """The configuration file may be named before the command or after it."""
+    """The configuration file may be given before or after the command."""
     path = write(tmp_path / "c.yml", ["true"], interval="250ms")
     before = run("--config.file", path, "program")
     after = run("program", f"--config.file={path}")
@@ -439,7 +439,7 @@ def test_flags_before_and_after_the_command(tmp_path: Path) -> None:
 
 
 def test_program() -> None:
-    """The program is printed complete: every number filled, every marker in its pair."""
+    """The program is printed complete, with a value for every number."""
     result = run("program", "linux")
     assert (result.returncode, result.stderr) == (0, "")
     numbers = re.findall(r"^inline \w+ (\w+) = (\w+);", result.stdout, re.MULTILINE)
@@ -449,7 +449,7 @@ def test_program() -> None:
 
 
 def test_program_of_another_system(tmp_path: Path) -> None:
-    """Any program can be printed anywhere, with what the configuration says and nothing else."""
+    """Every program can be printed on any system, with the values of the configuration."""
     offsets = {"conn_tcp": 0x20, "conn_lport": 0x102}
     path = write(tmp_path / "c.yml", ["true"], interval="1s", offsets=offsets, accept_wait=False)
     for name in ("illumos", "solaris10", "freebsd"):
@@ -465,7 +465,7 @@ def test_program_of_another_system(tmp_path: Path) -> None:
 def test_program_of_the_kernel(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where this system's name does not tell which program it needs, its kernel is asked."""
+    """If the system's name does not determine the program, the command asks dtrace(1)."""
     monkeypatch.setattr(program, "local", lambda _: "")
     command = fake_dtrace({"functions": [["ip", "tcp_conn_request"]]})
     arguments = argparse.Namespace(name=None)
@@ -479,14 +479,14 @@ def test_program_of_the_kernel(
 
 
 def test_program_that_is_none() -> None:
-    """A program that does not exist is said in one line."""
+    """A program that does not exist gives one line of error."""
     result = run("program", "nonsense")
     assert (result.returncode, result.stdout) == (cli.BAD_CONFIGURATION, "")
     assert result.stderr.startswith("dtrace-exporter: cannot read the D program nonsense: ")
 
 
 def test_program_for_a_reader_that_has_enough() -> None:
-    """A reader that closes its end, as head(1) does, is no failure."""
+    """If the reader closes its end, as head(1) does, the command succeeds."""
     with subprocess.Popen(
         [*EXPORTER, "program", "linux"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -498,7 +498,7 @@ def test_program_for_a_reader_that_has_enough() -> None:
 
 
 def test_check_good(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Where everything works check says so, what is left out too, and ends with 0."""
+    """If everything works, check ends with 0, and also lists the parts that are left out."""
     steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
     result = run("check", "--config.file", path)
@@ -522,7 +522,7 @@ def test_check_good(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 def test_check_bad(
     steps: list[dict[str, Any]], says: str, tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """Where the core does not work check says why in dtrace(1)'s words, and ends with 1."""
+    """If the core does not work, check gives the reason in dtrace(1)'s words, and ends with 1."""
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
     result = run("check", "--config.file", path)
     assert result.returncode == 1
@@ -530,7 +530,7 @@ def test_check_bad(
 
 
 def test_check_of_hosts(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Other hosts are tried whatever this one uses, and what is wrong with one of them is said."""
+    """Check tries other hosts whatever the own source is, and reports the error of each."""
     host = {"listeners": [{"port": 22}], "dtrace": {"command": fake_dtrace(), "program": "linux"}}
     silent = {"command": ["sh", "-c", "echo no route >&2; exit 255"], "program": "linux"}
     hosts = [{**host, "name": "good"}, {**host, "name": "bad", "dtrace": silent}]
@@ -548,7 +548,7 @@ def test_check_of_hosts(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_check_without_dtrace(tmp_path: Path) -> None:
-    """Where there is no dtrace(1) check says that, and that is a failure where it was asked for."""
+    """A missing dtrace(1) is reported, and is a failure if the source is dtrace."""
     path = write(tmp_path / "c.yml", [str(tmp_path / "nowhere")])
     result = run("check", "--config.file", path)
     assert result.returncode == 1
@@ -556,7 +556,7 @@ def test_check_without_dtrace(tmp_path: Path) -> None:
 
 
 def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """What does not work comes with what to do, what is left out with what it costs."""
+    """Each failure comes with advice, and each part left out with the metrics it costs."""
     steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     result = run("check", "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)))
     costs = 'no dtrace_tcp_listen_drops_total{reason="q_full_ack"}'
@@ -573,7 +573,7 @@ def test_check_says_what_to_do(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_check_of_too_many_sessions(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Where Linux has no room for a session's programs check says what there is room for."""
+    """If Linux has no room for a session's programs, check says how many sessions fit."""
     refusal = "Failed to enable fbt:vmlinux:tcp_conn_request:entry: Argument list too long"
     steps = [{"stderr": f"dtrace: could not enable tracing: {refusal}"}, {"exit": 1}]
     result = run("check", "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)))
@@ -584,7 +584,7 @@ def test_check_of_too_many_sessions(tmp_path: Path, fake_dtrace: FakeDTrace) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
 def test_check_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """On a terminal the same is in colour and wrapped in its column, with heads above."""
+    """On a terminal the output has the same text, in colour, wrapped and with headings."""
     steps = [{"refuse": "fbt::tcp_v*_syn_recv_sock:return"}, READY, FOREVER]
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
     with on_terminal([*EXPORTER, "check", "--config.file", str(path)], 90) as screen:
@@ -606,7 +606,7 @@ PLAIN6 = "101,2026 Nov 22 08:00:00,drop:q_full,2001:db8::1,40001,22,0,9,8"
 
 @contextmanager
 def tracing(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run the trace of port 22, and end it however the test goes."""
+    """Run the trace of port 22, and end it in any case."""
     with subprocess.Popen(
         [*EXPORTER, "--config.file", str(path), "trace", "22"],
         stdout=subprocess.PIPE,
@@ -624,7 +624,7 @@ def tracing(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_trace(
     number: signal.Signals, tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """Each line comes as it is printed, with addresses as people write them, until Ctrl-C."""
+    """Each line is printed at once, with addresses in their usual form, until a signal comes."""
     command = fake_dtrace({"save": str(saved)}, {"print": [HEADER, SYN4, SYN6]})
     with tracing(write(tmp_path / "c.yml", command)) as process:
         assert process.stdout is not None
@@ -642,7 +642,7 @@ def test_trace(
 def test_trace_for_a_reader_that_has_enough(
     tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """A reader that closes its end, as head -1 does, ends the trace without a word."""
+    """If the reader closes its end, as head -1 does, the trace ends without a message."""
     go = tmp_path / "go"
     steps = [{"save": str(saved)}, {"print": HEADER}, {"wait": str(go)}, {"print": [SYN4] * 5000}]
     with tracing(write(tmp_path / "c.yml", fake_dtrace(*steps))) as process:
@@ -657,7 +657,7 @@ def test_trace_for_a_reader_that_has_enough(
 
 
 def test_trace_without_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """What keeps dtrace(1) from running is said with what to do, and the status tells of it."""
+    """If dtrace(1) cannot run, the error has advice, and the exit status is not 0."""
     nowhere = str(tmp_path / "no")
     result = run("--config.file", write(tmp_path / "c.yml", [nowhere]), "trace", "22")
     assert (result.returncode, result.stdout) == (1, "")
@@ -677,7 +677,7 @@ def test_trace_without_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 def test_trace_heeds_sigterm_where_dtrace_does_not(
     tmp_path: Path, saved: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """A dtrace(1) that does not end is killed after a while."""
+    """If dtrace(1) does not end, the trace kills it after a while."""
     command = fake_dtrace({"save": str(saved)}, {"ignore": "SIGTERM"}, {"print": HEADER})
     with tracing(write(tmp_path / "c.yml", command)) as process:
         assert process.stdout is not None
@@ -701,5 +701,5 @@ def test_trace_heeds_sigterm_where_dtrace_does_not(
     ],
 )
 def test_csv(line: str, expected: str) -> None:
-    """An address in halves becomes one in text; what is no such line stays as it is."""
+    """The two halves of an address become its usual form; any other line stays as it is."""
     assert csv(line) == expected

@@ -1,4 +1,4 @@
-"""The families of a scrape, against numbers worked out by hand."""
+"""The families of a scrape, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def families(state: State) -> dict[str, Metric]:
 
 
 def value(state: State, name: str, **labels: str) -> float | None:
-    """Return the value of the sample with just these labels, None when there is none."""
+    """Return the value of the sample with exactly these labels, or None if there is none."""
     result = CollectorRegistry()
     result.register(Collector(state))
     return result.get_sample_value(name, labels)
@@ -46,7 +46,7 @@ def buckets(state: State, family: str) -> list[tuple[str, float]]:
 
 
 def one_port(capabilities: Capabilities | None = None) -> State:
-    """A state that watches port 22 as ``ssh``, with nothing counted yet."""
+    """Return a state that watches port 22 as ``ssh`` and has counted nothing yet."""
     state = State()
     state.table.watch(
         LOCAL,
@@ -57,7 +57,7 @@ def one_port(capabilities: Capabilities | None = None) -> State:
 
 
 def busy_port() -> State:
-    """Port 22 with Qmax 4: six SYNs, one of them dropped, two accepts timed and one not."""
+    """Return port 22 with Qmax 4: six SYNs, two of them dropped, two accepts timed and one not."""
     state = one_port()
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.count_syns(0, 4, 2, 0)  # Q/Qmax 0, 0
@@ -93,7 +93,7 @@ def test_counters_and_gauges() -> None:
 
 
 def test_requested() -> None:
-    """What listen() asked for is there where it was seen, and only there."""
+    """The backlog that listen() requested is exported if it is known, and only then."""
     state = one_port()
     ssh = state.table.listener(LOCAL, "", "*", 22)
     for requested in (65535, -1, 0, None):
@@ -102,7 +102,7 @@ def test_requested() -> None:
 
 
 def test_info() -> None:
-    """Whose an open listener is, is there as soon as it is known, and changes when that does."""
+    """An open listener's owner is exported as soon as it is known, and changes with it."""
     state = one_port()
     collector = Collector(state)
     ssh = state.table.listener(LOCAL, "", "*", 22)
@@ -126,7 +126,7 @@ def test_info() -> None:
     assert infos() == [{}]
     state.owners = {}
     assert infos() == []
-    # By those who have accepted.
+    # The owners that accepts have shown.
     ssh.acceptors[1] = frozenset([("program", "sshd"), ("program", "in.x"), ("fmri", "svc:/x")])
     assert infos() == [{"program": "in.x,sshd", "fmri": "svc:/x"}]
     ssh.acceptors[2] = frozenset([("program", "a")])
@@ -145,7 +145,7 @@ def test_info() -> None:
     ],
 )
 def test_capacity(capacity: QCapacity, expected: dict[int, int]) -> None:
-    """How many connections Q holds is what the family's kernel makes of Qmax."""
+    """The capacity of Q is what the family's kernel makes of Qmax."""
     state = one_port(Capabilities(q_capacity=capacity))
     ssh = state.table.listener(LOCAL, "", "*", 22)
     for limit, holds in expected.items():
@@ -154,7 +154,7 @@ def test_capacity(capacity: QCapacity, expected: dict[int, int]) -> None:
 
 
 def test_fullest_socket() -> None:
-    """Of several sockets the fullest is by what fits: 8 of 11 are more than 1 of 2."""
+    """The fullest of several sockets is the one with the highest ratio: 8 of 11, not 1 of 2."""
     state = one_port()
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.sockets[1] = Queues(0, 1, None, 1)
@@ -165,7 +165,7 @@ def test_fullest_socket() -> None:
 
 
 def test_saturation_buckets_are_cumulative() -> None:
-    """The twelve cells become le 0 to 1 and +Inf, count is all SYNs, sum that of the ratios."""
+    """The twelve cells become the buckets 0 to 1 and +Inf; sum and count are of all SYNs."""
     state = busy_port()
     assert buckets(state, "dtrace_tcp_listen_q_saturation_ratio") == [
         ("0.0", 2),
@@ -187,7 +187,7 @@ def test_saturation_buckets_are_cumulative() -> None:
 
 
 def test_wait_buckets_are_exact_seconds() -> None:
-    """The bounds are 4^5 to 4^17 ns written in seconds without a rounding error."""
+    """The bounds are 4^5 to 4^17 ns in seconds, without a rounding error."""
     state = busy_port()
     assert buckets(state, "dtrace_tcp_listen_accept_wait_seconds") == [
         ("1.024e-06", 1),
@@ -210,7 +210,7 @@ def test_wait_buckets_are_exact_seconds() -> None:
 
 
 def test_handshakes() -> None:
-    """The times of handshakes have the bounds of the accept waits, and are of those measured."""
+    """Handshake times have the bounds of accept waits, and count only measured handshakes."""
     state = busy_port()
     waits = buckets(state, "dtrace_tcp_listen_accept_wait_seconds")
     found = buckets(state, "dtrace_tcp_listen_handshake_seconds")
@@ -220,7 +220,7 @@ def test_handshakes() -> None:
 
 
 def test_refused() -> None:
-    """Refused SYNs are those of a host, by port, from 0 on, once a session can count them."""
+    """Refused SYNs are exported by host and port, from 0 on, once a session can count them."""
     state = one_port()
     calls = SessionId("", "calls")
     state.table.watch(calls, Watched(()))
@@ -292,7 +292,7 @@ def test_types() -> None:
 
 
 def test_without_histograms() -> None:
-    """A port whose histograms nobody wants has all of its other series, from the next scrape on."""
+    """With its histograms off, a port keeps all other series, from the next scrape on."""
     state = busy_port()
     collector = Collector(state)
 
@@ -310,7 +310,7 @@ def test_without_histograms() -> None:
 
 
 def test_web_configuration() -> None:
-    """There are series about the file where there is one, and about a certificate with TLS."""
+    """The file's series exist with a web configuration, the certificate's only with TLS."""
     state = one_port()
     successful = "dtrace_exporter_web_config_last_reload_successful"
     expiry = "dtrace_exporter_web_certificate_expiry_timestamp_seconds"
@@ -324,7 +324,7 @@ def test_web_configuration() -> None:
 
 
 def test_configured_port_starts_at_zero() -> None:
-    """A configured port that saw no SYN has all counters at 0 and no gauge."""
+    """A configured port without a SYN has all counters at 0 and no gauge."""
     state = one_port()
     assert value(state, "dtrace_tcp_listen_syns_total", **SSH) == 0
     assert value(state, "dtrace_tcp_listen_accept_wait_seconds_sum", **SSH) == 0
@@ -334,7 +334,7 @@ def test_configured_port_starts_at_zero() -> None:
 
 
 def test_sock_diag_exports_only_what_it_knows() -> None:
-    """A source without SYNs has no SYN counter and no histogram, not ones at 0."""
+    """A source that cannot count SYNs has no SYN counter and no histogram at all."""
     state = one_port(
         Capabilities(
             reasons=("other",),
@@ -358,7 +358,7 @@ def test_sock_diag_exports_only_what_it_knows() -> None:
 
 
 def test_closed_listener_keeps_counters_only() -> None:
-    """The gauges of a listener that closed are gone; its counters stay."""
+    """A closed listener has no gauges, but keeps its counters."""
     state = busy_port()
     del state.table.listener(LOCAL, "", "*", 22).sockets[0xABC]
     assert value(state, "dtrace_tcp_listen_syns_total", **SSH) == 6
@@ -366,7 +366,7 @@ def test_closed_listener_keeps_counters_only() -> None:
 
 
 def test_place_and_host_labels() -> None:
-    """The place's label is the source's; a remote host's series, and only they, carry `host`."""
+    """The place's label is that of the source; only series of remote hosts have `host`."""
     state = busy_port()
     remote = SessionId("sol10", "all")
     state.table.watch(remote, Watched(), Capabilities(place_label="zone"))
@@ -382,9 +382,9 @@ def test_place_and_host_labels() -> None:
 
 
 def test_zones() -> None:
-    """A program of zones fills the same series, Q0's limit and what was thrown out of it as well.
+    """A program with zones fills the same series, also Q0's limit and the evictions from Q0.
 
-    A configured port not seen yet has its zeroes in the global zone.
+    A configured port that was not seen yet has its zeroes in the global zone.
     """
     state = State()
     remote = SessionId("omnios", "all")
@@ -410,7 +410,7 @@ def test_zones() -> None:
 
 
 def test_session_series() -> None:
-    """A session's numbers are exported by its name."""
+    """A session's numbers are exported under its name."""
     state = State()
     status = SessionStatus(restarts=2, probe_errors=3, bad_rows=4, features={"accept_wait": False})
     status.lost["aggregation"] = 5
@@ -428,7 +428,7 @@ def test_session_series() -> None:
 
 
 def test_exporter_series() -> None:
-    """Source, build and the last reload are exported."""
+    """The source, the build and the last reload are exported."""
     state = State(
         source=Source("dtrace", "linux", "2.0.1"),
         last_reload_successful=False,
@@ -461,7 +461,7 @@ def test_drops_of_another_source() -> None:
 
 
 def test_no_duplicates() -> None:
-    """Two sessions that ask for the same unseen port, as while reloading, give one series."""
+    """Two sessions that watch the same unseen port, as during a reload, give one series."""
     state = one_port()
     state.table.watch(SessionId("", "all"), named({22: "ssh"}), Capabilities(reasons=("q_full",)))
     assert len(list(state.table)) == 2
@@ -469,7 +469,7 @@ def test_no_duplicates() -> None:
 
 
 def test_rename() -> None:
-    """A renamed listener goes on counting under its new name, and no more under the old one."""
+    """A renamed listener goes on counting under its new name only."""
     state = busy_port()
     state.table.watch(LOCAL, named({22: "login"}))
     (sample,) = families(state)["dtrace_tcp_listen_syns"].samples
@@ -477,7 +477,7 @@ def test_rename() -> None:
 
 
 def test_no_duplicates_by_empty_labels() -> None:
-    """Prometheus takes an empty label for none: `netns` and `zone`, both empty, are one series."""
+    """Prometheus ignores empty labels, so an empty `netns` and an empty `zone` are one series."""
     state = one_port()
     other = Capabilities(place_label="zone", reasons=("q_full",))
     state.table.watch(SessionId("", "all"), named({22: "ssh"}), other)
@@ -491,7 +491,7 @@ def test_no_duplicates_by_empty_labels() -> None:
 def test_odd_listener_does_not_fail_the_scrape(
     field: str, odd: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A listener that cannot be exported is left out whole and logged; the others stay."""
+    """A listener that cannot be exported is left out and logged; the others stay."""
     state = busy_port()
     state.table.watch(
         SessionId("", "port-80"), named({80: "web"}), Capabilities(reasons=("q_full",))
@@ -504,7 +504,7 @@ def test_odd_listener_does_not_fail_the_scrape(
 
 
 def test_registry_has_the_process_too() -> None:
-    """The registry adds what prometheus_client says of the process, and filters by name."""
+    """The registry adds prometheus_client's metrics of the process, and filters by name."""
     result = registry(Collector(busy_port()))
     names = {family.name for family in result.collect()}
     assert {"dtrace_tcp_listen_syns", "python_info", "python_gc_collections"} <= names
@@ -513,7 +513,7 @@ def test_registry_has_the_process_too() -> None:
 
 
 def samples(parsed: Iterable[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return the value of every sample, none of which may come twice."""
+    """Return the value of every sample; no sample may appear twice."""
     result = {}
     for family in parsed:
         for sample in family.samples:
@@ -537,7 +537,7 @@ def both_formats(state: State) -> tuple[str, str]:
 
 
 def test_both_formats_parse_alike() -> None:
-    """prometheus_client's parsers, the strict OpenMetrics one too, read back the same samples."""
+    """Both of prometheus_client's parsers read the same samples from the two formats."""
     state = busy_port()
     state.sessions[LOCAL] = SessionStatus(last_record=1.5)
     text, openmetrics = both_formats(state)
@@ -550,7 +550,7 @@ def test_both_formats_parse_alike() -> None:
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_hostile_names_survive(name: str) -> None:
-    """Any listener name comes back from both formats as it went in, lone surrogates as `?`."""
+    """Any listener name survives both formats unchanged, except that lone surrogates become `?`."""
     state = State(table=ListenerTable())
     state.table.watch(LOCAL, named({22: name}), Capabilities())
     shown = "".join("?" if "\ud800" <= c <= "\udfff" else c for c in name)

@@ -1,4 +1,4 @@
-"""The configuration file: what is taken, and the one line that is said about anything else."""
+"""The configuration file: what is accepted, and the one-line error for anything else."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ COMMENTED = re.compile(r"^(\s*)#(?=[a-z_]+:|  +(?:- )?[a-z]+:)")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file that a test may write."""
+    """Return the path of a file that a test may write."""
     return tmp_path_factory.mktemp("config") / "c.yml"
 
 
 def read(file: Path, content: str | bytes) -> Config:
-    """Load a file of that content."""
+    """Load a file with this content."""
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return load(file)
 
 
 def complaint(file: Path, content: str | bytes) -> str:
-    """Return what is said about a file of that content, from after its name on."""
+    """Return the full error about a file with this content, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         read(file, content)
     message = caught.value.in_full
@@ -55,29 +55,29 @@ def complaint(file: Path, content: str | bytes) -> str:
     assert message.startswith(str(file))
     said = str(caught.value)
     assert said.isprintable()
-    # The same line and expectation, whatever it leaves out.
+    # The short form has the same line and expectation, whatever it leaves out.
     assert said.startswith(message.split(" ", 1)[0])
     assert "expected " in said
     return message.removeprefix(str(file))
 
 
 def local(**dtrace: Any) -> Config:
-    """Return a configuration that says this about dtrace."""
+    """Return a configuration with these keys under dtrace."""
     return Config(local=HostConfig(dtrace=DTraceConfig(**dtrace)))
 
 
 def listener(port: int, name: str = "", **where: Any) -> ListenerConfig:
-    """Return an entry of one port."""
+    """Return an entry for one port."""
     return ListenerConfig((range(port, port + 1),), name, **where)
 
 
 def listening(*listeners: ListenerConfig) -> Config:
-    """Return a configuration of these listeners."""
+    """Return a configuration with these listeners."""
     return Config(local=HostConfig(listeners=listeners))
 
 
 def test_no_file_means_the_defaults() -> None:
-    """Without a file, every listener of the local host is watched by what is found there."""
+    """Without a file, the exporter watches every listener of the local host, by any source."""
     assert load(None) == Config(
         source="auto",
         local=HostConfig(
@@ -215,7 +215,7 @@ def test_no_file_means_the_defaults() -> None:
     ],
 )
 def test_takes(file: Path, text: str, expected: Config) -> None:
-    """A right file is read as what it says, and defaults for what it does not say."""
+    """A correct file is read as written, with defaults for the keys that it does not have."""
     assert read(file, text) == expected
 
 
@@ -233,7 +233,7 @@ LONG = "x" * 129
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        # The whole of it.
+        # The whole file.
         ("- a", ":1: expected keys and values (found a list)"),
         ("hello", ':1: expected keys and values (found "hello")'),
         ("---\n", ":2: expected keys and values (found nothing)"),
@@ -619,7 +619,7 @@ LONG = "x" * 129
     ],
 )
 def test_refuses(file: Path, text: str | bytes, message: str | None) -> None:
-    """Each mistake is told in one line, with the file, the line, the key and what was expected."""
+    """Each mistake gives one line with the file, the line, the key and the expectation."""
     told = complaint(file, text)
     if message is None:
         assert re.match(r":[1-9]\d*: .*expected .+ \(found .+\)$", told)
@@ -643,7 +643,7 @@ def test_refuses(file: Path, text: str | bytes, message: str | None) -> None:
     ids=["lists", "block lists", "mappings", "keys", "indented", "closed"],
 )
 def test_deep_nesting(file: Path, text: str) -> None:
-    """However deep a file is nested, it ends in an error that names the line."""
+    """A file nested too deeply gives an error that names the line."""
     assert re.fullmatch(r":\d+: expected YAML \(nested too deeply\)", complaint(file, text))
 
 
@@ -661,7 +661,7 @@ def test_deep_nesting(file: Path, text: str) -> None:
     ids=["exponential", "quadratic", "plain"],
 )
 def test_alias_bomb(file: Path, text: str) -> None:
-    """A file that stands for more values than a configuration can have is refused at once."""
+    """A file that expands to more values than a configuration can have is refused at once."""
     assert re.fullmatch(r":\d+: expected YAML \(more than \d+ values\)", complaint(file, text))
 
 
@@ -684,19 +684,19 @@ def test_alias_of_itself(file: Path, text: str) -> None:
 
 
 def test_large_file(file: Path) -> None:
-    """A file is not read beyond a size that no configuration has."""
+    """A file larger than any configuration is refused without being read to its end."""
     expected = ": expected a readable file (it has more than 1048576 bytes)"
     assert complaint(file, "#" * (1 << 20) + "\n") == expected
 
 
 def test_many_listeners(file: Path) -> None:
-    """Thousands of listeners are not too many."""
+    """A configuration may have thousands of listeners."""
     text = "listeners:\n" + "".join(f"- {{port: {n}, name: p{n}}}\n" for n in range(1, 3001))
     assert read(file, text).local.listeners == tuple(listener(n, f"p{n}") for n in range(1, 3001))
 
 
 def test_unreadable_paths(tmp_path: Path) -> None:
-    """A file that is not there, is a directory, or cannot be a file is named with the reason."""
+    """The error for a missing file, a directory or an impossible path gives the reason."""
     for path, reason in [
         (tmp_path / "none.yml", "No such file or directory"),
         (tmp_path, "it is a directory and not a regular file"),
@@ -713,7 +713,7 @@ def test_unreadable_paths(tmp_path: Path) -> None:
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that may not be read is named with the reason."""
+    """The error for a file without read permission gives the reason."""
 
     def refuse(*_: object) -> NoReturn:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -728,7 +728,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_regular_file(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """What is no regular file is refused without being opened: nobody waits for a FIFO's writer."""
+    """Anything but a regular file is refused unopened, so that nobody waits for a FIFO's writer."""
     path = tmp_path / "odd"
     with socket.socket(socket.AF_UNIX) as listener:
         if kind == "FIFO":
@@ -752,7 +752,7 @@ def test_no_regular_file(
 
 
 def test_fifo_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that turns into a FIFO after the look at it is not waited for either."""
+    """If a file becomes a FIFO after the check of its type, opening it does not block."""
     path = tmp_path / "c.yml"
     path.touch()
     whole = Path.stat
@@ -769,7 +769,7 @@ def test_fifo_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_large_program(tmp_path: Path) -> None:
-    """A D program is not read beyond a size that none has."""
+    """A D program larger than any real one is refused."""
     path = tmp_path / "large.d"
     path.write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(program.ProgramError, match="it has more than 1048576 bytes"):
@@ -777,14 +777,14 @@ def test_large_program(tmp_path: Path) -> None:
 
 
 def test_path_with_control_characters(tmp_path: Path) -> None:
-    """A file's odd name does not break the message's one line."""
+    """Control characters in a file's name do not break the single line of the error."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "a\nb\x1b")
     assert str(caught.value).startswith(f"{tmp_path}/a\\nb\\x1b: expected")
 
 
 def test_program_path(file: Path) -> None:
-    """A program's path is relative to the file that names it, wherever the exporter runs."""
+    """A program's path is relative to the configuration file that names it."""
     program = file.parent / "my.d"
     program.write_text("BEGIN { exit(0); }")
     for text in ("my.d", "./my.d", str(program)):
@@ -828,7 +828,7 @@ SECRET = "hunter2"
     ],
 )
 def test_no_value_is_told(file: Path, text: str, where: str) -> None:
-    """What a file says in the wrong place is in no complaint but the one in full, at any place."""
+    """Only the error in full contains a wrong value, whatever the key."""
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load(file)
@@ -838,13 +838,13 @@ def test_no_value_is_told(file: Path, text: str, where: str) -> None:
 
 
 def test_configurations_do_not_change() -> None:
-    """A configuration is frozen, so that an old and a new one can be told apart at a reload."""
+    """A configuration is frozen, so that a reload can compare an old and a new one."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         load(None).source = "dtrace"  # type: ignore[misc]
 
 
 def uncomment(text: str, blocks: set[int] | None = None) -> tuple[str, int]:
-    """Return the example with some of its blocks of commented-out keys in use, and their number."""
+    """Return the example with some commented-out blocks in use, and the number of blocks."""
     lines, block, inside = [], -1, False
     for line in text.splitlines():
         commented = COMMENTED.match(line) is not None
@@ -857,12 +857,12 @@ def uncomment(text: str, blocks: set[int] | None = None) -> tuple[str, int]:
 
 
 def test_example_loads() -> None:
-    """The example file, as it is, watches every listener of any machine."""
+    """The example file, unchanged, watches every listener of any machine."""
     assert load(EXAMPLE) == Config()
 
 
 def test_example_uncommented(file: Path) -> None:
-    """Every key that the example has commented out is taken when it is not, alone or with all."""
+    """Each commented-out block of the example is valid, alone and with all others."""
     example = EXAMPLE.read_text()
     script = file.with_name("syscalls.d")
     script.write_text("BEGIN { @calls = count(); }", encoding="utf-8")
@@ -907,7 +907,7 @@ def test_example_uncommented(file: Path) -> None:
 
 
 def test_example_has_every_key() -> None:
-    """The example shows every key there is, so it has to be extended with the configuration."""
+    """The example shows every key, so it has to be extended together with the configuration."""
     shown = yaml.safe_load(uncomment(EXAMPLE.read_text())[0])
     names = {field.name for field in dataclasses.fields(Config)}
     assert set(shown) == names - {"local"} | {"dtrace", "listeners", "exclude_ports", "scripts"}
@@ -919,7 +919,7 @@ def test_example_has_every_key() -> None:
 
 
 def loads_or_complains(file: Path, content: bytes) -> None:
-    """Check that a file of that content loads, or is told off in one line, and nothing else."""
+    """Check that a file with this content loads, or gives a one-line ConfigError."""
     file.write_bytes(content)
     told = None
     try:
@@ -983,7 +983,7 @@ structures = st.recursive(
 @hostile
 @given(st.binary())
 def test_any_bytes(file: Path, content: bytes) -> None:
-    """Whatever bytes a file has, it loads or is complained about."""
+    """A file of arbitrary bytes loads or gives a one-line error."""
     loads_or_complains(file, content)
 
 
@@ -997,14 +997,14 @@ def test_any_bytes(file: Path, content: bytes) -> None:
     )
 )
 def test_anything_like_yaml(file: Path, tokens: list[str]) -> None:
-    """Whatever YAML's own signs are put together to, it loads or is complained about."""
+    """Arbitrary combinations of YAML's own characters load or give a one-line error."""
     loads_or_complains(file, "".join(tokens).encode("utf-8", "surrogatepass"))
 
 
 @hostile
 @given(structures)
 def test_any_structure(file: Path, structure: object) -> None:
-    """Whatever values stand under whatever keys, the file loads or is complained about."""
+    """Arbitrary values under arbitrary keys load or give a one-line error."""
     loads_or_complains(file, yaml.safe_dump(structure, allow_unicode=True).encode())
 
 
@@ -1058,12 +1058,12 @@ configs = st.builds(
 
 
 def shown(ports: tuple[range, ...]) -> list[int | str]:
-    """Return ports and ranges of them as a file has them."""
+    """Return ports and ranges in the notation of the file."""
     return [one[0] if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in ports]
 
 
 def written(wanted: Config) -> dict[str, Any]:
-    """Return a configuration as a file has it."""
+    """Return a configuration in the structure of the file."""
     file = dataclasses.asdict(wanted)
     for host in (file["local"], *file["hosts"]):
         host["dtrace"]["interval"] = f"{round(host['dtrace']['interval'] * 1000)}ms"
@@ -1089,6 +1089,6 @@ def written(wanted: Config) -> dict[str, Any]:
 @hostile
 @given(configs, st.booleans())
 def test_round_trip(file: Path, wanted: Config, flow: bool) -> None:
-    """Every configuration there can be is read back from a file that says it."""
+    """Every possible configuration is read back unchanged from a file."""
     text = yaml.safe_dump(written(wanted), default_flow_style=flow, allow_unicode=True)
     assert read(file, text) == wanted

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its commands and the names in it are there, and its first command works."""
+"""CONTRIBUTING.md: its commands and names exist, and its first command works."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PACKAGE = Path(dtrace_exporter.__file__).parent
 COMMANDS = [line for block in blocks(TEXT, "sh") for line in block.splitlines()]
 PYTEST = {"unit": ["--ignore=tests/kernel"], "kernel": ["tests/kernel"]}
-"""What the targets of the Makefile give pytest before ARGS."""
+"""The arguments that the Makefile's targets give pytest before ARGS."""
 
 
 def done(*command: str) -> str:
-    """Run a command in the tree to its end, which has to be a good one; return its output."""
+    """Run a command in the tree, which has to succeed, and return its output."""
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def test_there_are_commands() -> None:
-    """Each command is one that is tried here."""
+    """Every command is of a kind that is tested here."""
     assert len(COMMANDS) >= 7
     for line in COMMANDS:
         assert line.startswith(("make ", ".venv/bin/python ")), line
@@ -37,7 +37,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
 def test_make(line: str) -> None:
-    """Make has the target; what it gives pytest selects tests."""
+    """The Makefile has the target, and its arguments for pytest select tests."""
     _, target, *rest = shlex.split(line)
     said = done("make", "--dry-run", target, *rest)
     arguments = rest[0].removeprefix("ARGS=") if rest else ""
@@ -50,7 +50,7 @@ def test_make(line: str) -> None:
 
 
 def test_the_first_command() -> None:
-    """The command that a newcomer tries first runs some tests, and they pass."""
+    """The first command of the page runs some tests, and they pass."""
     _, _, arguments = shlex.split(COMMANDS[0])
     words = [*PYTEST["unit"], *shlex.split(arguments.removeprefix("ARGS="))]
     assert re.search(r"\d+ passed", done(sys.executable, "-m", "pytest", *words))
@@ -58,14 +58,14 @@ def test_the_first_command() -> None:
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(".venv/")])
 def test_script(line: str) -> None:
-    """The script is there and knows its arguments."""
+    """The script exists and knows its arguments."""
     _, script, *arguments = shlex.split(line)
     said = done(sys.executable, script, *arguments[:-1], "--help")
     assert arguments[-1] in said
 
 
 def test_every_module_is_on_the_map() -> None:
-    """The four tables have each module of the package, and no other, each once."""
+    """The four tables list every module of the package once, and nothing else."""
     tables = re.findall(
         r"^\| (at the top|in `\w+/`) \| \|\n(.*?)\n\n", TEXT, re.DOTALL | re.MULTILINE
     )
@@ -82,7 +82,7 @@ def test_every_module_is_on_the_map() -> None:
 
 
 def test_what_is_named_is_there() -> None:
-    """Files and directories that are named are in the tree."""
+    """The files, directories and names that the page mentions exist."""
     for name in re.findall(r"`((?:tests|tracing|web|programs|config|docs)/[\w./-]*)`", TEXT):
         assert (ROOT / name).exists() or (PACKAGE / name).exists() or "NAME" in name, name
     for name in re.findall(r"\]\(([^)]+)\)", TEXT):

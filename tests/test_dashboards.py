@@ -1,4 +1,4 @@
-"""The dashboards in config/grafana: Grafana's schema, and every query of theirs in Prometheus."""
+"""The dashboards in config/grafana: Grafana's schema, and each of their queries in Prometheus."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BUILT_IN = {"__rate_interval", "__range", "__url_time_range", "__data"}
 
 
 def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a dashboard's panels that ask for something."""
+    """Return a dashboard's panels that have queries."""
     return [panel for panel in board["panels"] if panel.get("targets")]
 
 
@@ -68,7 +68,7 @@ def variables(board: dict[str, Any]) -> list[str]:
 
 
 def test_generated() -> None:
-    """The files are what generate.py writes, and there is no other."""
+    """The files are exactly those that generate.py writes."""
     assert {f"{name}.json" for name in NAMES} == {*generate.DASHBOARDS}
     for name in generate.DASHBOARDS:
         assert (FOLDER / name).read_text(encoding="utf-8") == generate.render(name)
@@ -76,7 +76,7 @@ def test_generated() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_schema(name: str) -> None:
-    """A dashboard has nothing that Grafana's schema does not have, and lacks nothing."""
+    """A dashboard has everything that Grafana's schema requires, and nothing beyond the schema."""
     found = grafana_schema.faults(DASHBOARDS[name], grafana_schema.Dashboard)
     assert list(found) == []
 
@@ -108,14 +108,14 @@ def test_schema_catches(path: list[Any], value: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_least_version(name: str) -> None:
-    """A dashboard and the guide say for which Grafana it is."""
+    """A dashboard and the guide name the oldest Grafana that works."""
     words = f"Grafana {generate.LEAST_VERSION} or newer"
     assert words in DASHBOARDS[name]["description"]
     assert words in (ROOT / "docs/prometheus.md").read_text(encoding="utf-8")
 
 
 def test_full_is_by_capacity() -> None:
-    """No query has a definition of full of its own: all of them divide by q_capacity."""
+    """Every query for the fullness of Q divides by q_capacity, and has no definition of its own."""
     for board in DASHBOARDS.values():
         for panel in panels(board):
             for target in panel["targets"]:
@@ -126,7 +126,7 @@ def test_full_is_by_capacity() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layout(name: str) -> None:
-    """Panels have numbers of their own, lie within the grid and on top of no other."""
+    """Panels have different numbers, lie within the grid and do not overlap."""
     board = DASHBOARDS[name]
     numbers = [panel["id"] for panel in board["panels"]]
     assert len(numbers) == len({*numbers})
@@ -145,7 +145,7 @@ def test_layout(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_panels(name: str) -> None:
-    """Panels have titles, units that Grafana knows, and queries to the data source chosen."""
+    """Panels have titles, units that Grafana knows, and queries to the selected data source."""
     board = DASHBOARDS[name]
     for panel in panels(board):
         title = panel["title"]
@@ -166,12 +166,12 @@ def test_panels(name: str) -> None:
 WITHOUT_DTRACE = re.compile(
     r"dtrace_tcp_listen_(drops|info|q0?_(length|limit))|dtrace_exporter_|ALERTS|scrape_|vector\(0\)"
 )
-"""What a query has of which there is something with sock_diag, too."""
+"""The series in a query that also exist with sock_diag."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_that_need_dtrace(name: str) -> None:
-    """A panel whose series only DTrace has says so where there are none, and no other one does."""
+    """Only panels whose series need DTrace say so when they are empty."""
     said = 0
     for panel in panels(DASHBOARDS[name]):
         needs = not any(WITHOUT_DTRACE.search(target["expr"]) for target in panel["targets"])
@@ -188,7 +188,7 @@ def test_panels_that_need_dtrace(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variables(name: str) -> None:
-    """Every variable that is used is there, comes before its use by another, and is used."""
+    """Every variable in use is defined, before any use by another one, and none is unused."""
     board = DASHBOARDS[name]
     names = variables(board)
     asked = json.dumps([board["panels"], board["annotations"]])
@@ -202,7 +202,7 @@ def test_variables(name: str) -> None:
 
 
 def test_links() -> None:
-    """The dashboards lead to each other, with variables that the other has."""
+    """The dashboards link to each other, with variables that the other one has."""
     by_uid = {board["uid"]: board for board in DASHBOARDS.values()}
     targets = set()
     for name, board in DASHBOARDS.items():
@@ -217,18 +217,18 @@ def test_links() -> None:
     assert targets == {("fleet", listener), ("listener", fleet)}
 
 
-# Real data: the service, with two fake dtrace(1) whose counts grow.
+# Real data: the service with fake dtrace(1)s whose counts grow.
 
 PORT = 443
 CONTAINER = 4026532999
 OWN_PORT = free_port()
 STEPS = 400
 LATER = 1 << 61
-"""Later than when it was first seen that listeners close."""
+"""Later than the time at which the close of listeners was first seen."""
 HALF_OPEN, WAITING, QMAX, Q0MAX = 90, 120, 120, 1024
 
 
-# What listen() has asked for, at the same two.
+# The backlogs that listen() requested for the same two listeners.
 _LISTENS = [
     {"ready": namespaces.own()},
     {"tick": 2},
@@ -237,7 +237,7 @@ _LISTENS = [
 ]
 
 
-# Who accepts there, on Solaris.
+# The programs that accept there, on Solaris.
 _ACCEPTS: list[dict[str, Any]] = [
     {"ready": "global"},
     {
@@ -252,7 +252,7 @@ _ACCEPTS: list[dict[str, Any]] = [
 
 
 def _linux_rows(step: int) -> list[str]:
-    """Return what two listeners of a container have counted at a step, and who they are."""
+    """Return the rows of two listeners of a container at a step: their state and counts."""
     kinds = [
         *((TAKEN, bucket, 3 * step, bucket * 12 * 3 * step) for bucket in range(11)),
         (Q_FULL, 11, 2 * step, 0),
@@ -275,7 +275,7 @@ def _linux_rows(step: int) -> list[str]:
 
 
 def _solaris_rows(step: int) -> list[str]:
-    """Return what one listener counts in a step: SYNs at every fullness, waits of any time."""
+    """Return the rows of two listeners at a step: SYNs at every fullness, waits of every length."""
     telling = step % 65_535 + 1
     return [
         row
@@ -304,9 +304,9 @@ def _solaris_rows(step: int) -> list[str]:
 
 
 def _freebsd_rows(step: int) -> list[str]:
-    """Return what one listener in a jail counts in a step: what Solaris' does, but for Q0."""
+    """Return the rows of a jail's listeners at a step: Solaris' rows without those of Q0."""
     rows = [row for row in _solaris_rows(step) if not row.startswith(("opened", "drop"))]
-    # Neither is there a Q0, nor its limit.
+    # FreeBSD has no Q0, and no limit of it.
     rows = [re.sub(rf"db (.*) {HALF_OPEN} (.*) {Q0MAX}$", r"www \1 - \2", row) for row in rows]
     telling = step % 65_535 + 1
     return [
@@ -320,7 +320,7 @@ def _freebsd_rows(step: int) -> list[str]:
 def _script(
     rows: Callable[[int], list[str]], *before: dict[str, Any], losses: int = 1
 ) -> list[Any]:
-    """Return the steps of a fake dtrace(1) that loses something, too, once in so many steps."""
+    """Return the steps of a fake dtrace(1) that also reports a loss every so many steps."""
     steps: list[Any] = [*before]
     for step in range(1, STEPS + 1):
         steps.append({"rows": rows(step)})
@@ -346,9 +346,9 @@ def make_dtrace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]
 
 @pytest.fixture(scope="module")
 def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter]:
-    """Run the service on a Linux with a container, and hosts with zones and jails from there.
+    """Run the service on Linux with a container, and with remote hosts with zones and jails.
 
-    On Linux there is a real listener, too, so that there is somebody whose it is.
+    The Linux host also has a real listener, so that one listener has a known owner.
     """
     linux = _script(_linux_rows, {"ready": namespaces.own()}, {"calls": _LISTENS})
     solaris = _script(_solaris_rows, {"ready": "global"}, {"calls": _ACCEPTS}, losses=4)
@@ -384,7 +384,7 @@ def exporter(make_dtrace: Callable[[list[Any]], list[str]]) -> Iterator[Exporter
 
 @pytest.fixture(scope="module")
 def prometheus(exporter: Exporter) -> Iterator[Prometheus]:
-    """Run Prometheus with the shipped rules, quickly, until alerts fire and rates are there."""
+    """Run Prometheus with the shipped rules sped up, until alerts fire and rates exist."""
     command = host_tools.require("prometheus", "prometheus")
     config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -423,7 +423,7 @@ CHOSEN = {
     "own": {"port": str(OWN_PORT), "host": "", "zone": "", "netns": "", "jail": ""},
     "all": {},
 }
-"""What somebody may have chosen; every variable else is at All."""
+"""Possible selections of a user; all other variables are at All."""
 
 
 def filled_in(text: str, chosen: dict[str, str]) -> str:
@@ -442,9 +442,9 @@ def values(prometheus: Prometheus, query: str, *, instant: bool) -> list[float]:
 
 
 def cases() -> Iterator[Any]:
-    """Yield every query of every panel with every choice that is possible for its dashboard.
+    """Yield every query of every panel with each selection that is possible for its dashboard.
 
-    But for those of verdicts, which take ten minutes: tests/test_verdicts.py has them.
+    The queries for verdicts, which take ten minutes, are in tests/test_verdicts.py.
     """
     for name in NAMES:
         for panel in panels(DASHBOARDS[name]):
@@ -457,7 +457,7 @@ def cases() -> Iterator[Any]:
 
 
 def _choices(query: str) -> tuple[str, ...]:
-    """Return the choices for which a query of one listener gives something."""
+    """Return the selections for which a query about one listener gives something."""
     if "dtrace_tcp_listen_info{" in query:
         return ("own", "solaris")
     only_linux = re.search(r"_backlog_requested{|_handshake_", query)
@@ -466,7 +466,7 @@ def _choices(query: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("target", "chosen"), [*cases()])
 def test_query(prometheus: Prometheus, target: dict[str, Any], chosen: dict[str, str]) -> None:
-    """A query gives numbers, and not only zeroes where things do happen."""
+    """A query gives numbers, and not only zeroes if something happens."""
     query = filled_in(target["expr"], chosen)
 
     def numbers() -> list[float]:
@@ -489,7 +489,7 @@ def test_query(prometheus: Prometheus, target: dict[str, Any], chosen: dict[str,
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
 def test_variable(prometheus: Prometheus, name: str, variable: dict[str, Any]) -> None:
-    """A variable offers the values that are there."""
+    """A variable offers the values that exist."""
     assert name in NAMES
     (found,) = re.findall(r"^label_values\((.*), (\w+)\)$", variable["definition"])
     assert variable["query"]["query"] == variable["definition"]
@@ -523,6 +523,6 @@ METRICS_PAGE = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     "query", re.findall(r"^```promql\n(.*?)^```", METRICS_PAGE, re.DOTALL | re.MULTILINE)
 )
 def test_documented_queries(prometheus: Prometheus, query: str) -> None:
-    """The queries of docs/metrics.md give numbers; one of sock_diag's samples is a query here."""
+    """The queries of docs/metrics.md give numbers, except one for samples of sock_diag."""
     found = [value for value in values(prometheus, query, instant=True) if value > 0]
     assert bool(found) == ("_q_sampled_ratio" not in query)

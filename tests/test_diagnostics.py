@@ -1,4 +1,4 @@
-"""What dtrace(1) says on standard error is told apart by what it means."""
+"""The messages of dtrace(1) on standard error are classified by their meaning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOST = [
 @pytest.mark.parametrize("tag", ["", "[DTRACEDROP_PRINCIPAL] ", "[DTRACEDROP_UNKNOWN] "])
 @pytest.mark.parametrize(("line", "lost", "count"), LOST)
 def test_losses(line: str, lost: str, count: int, tag: str) -> None:
-    """Each form of loss has its kind and number, with a drop tag and without."""
+    """Each form of loss has its kind and number, with and without a drop tag."""
     line = line.replace("dtrace: ", f"dtrace: {tag}")
     assert classify(line + "\n") == Diagnostic("lost", lost, count, line)
     assert lost in LOST_KINDS
@@ -58,12 +58,12 @@ FAULTS = [
 
 @pytest.mark.parametrize("line", FAULTS)
 def test_faults(line: str) -> None:
-    """An error inside a clause is one fault, in illumos's words and in Linux's."""
+    """An error inside a clause is one fault, in illumos' and in Linux' wording."""
     assert classify(line) == Diagnostic("fault", "", 1, line)
 
 
 def test_faults_in_the_error_probe() -> None:
-    """Faults inside an ERROR clause are told as a number."""
+    """Faults inside an ERROR clause are reported as a number."""
     line = "dtrace: [DTRACEDROP_DBLERROR] 5 errors in ERROR probe enabling"
     assert classify(line) == Diagnostic("fault", "", 5, line)
 
@@ -90,7 +90,7 @@ FATAL = [
 
 @pytest.mark.parametrize("line", FATAL)
 def test_fatal(line: str) -> None:
-    """What dtrace(1) says before it gives up is fatal."""
+    """A message with which dtrace(1) gives up is fatal."""
     assert classify(line) == Diagnostic("fatal", "", 0, line)
 
 
@@ -115,12 +115,12 @@ NOTICES = [
 
 @pytest.mark.parametrize("line", NOTICES)
 def test_notices(line: str) -> None:
-    """Everything else is a notice: other programs' lines, and numbers that are not DTrace's."""
+    """Any other line is a notice, also lines of other programs and impossible numbers."""
     assert classify(line) == Diagnostic("notice", "", 0, line)
 
 
 def test_text_is_fit_to_log() -> None:
-    """Control characters and lone surrogates go, and a long message is cut."""
+    """Control characters and lone surrogates are removed, and a long message is cut."""
     assert classify("dtrace: a\x1b[31mb\x00\u202ec\udc80\r\n").text == "dtrace: a [31mb  c"
     long = classify("dtrace: failed to " + "x" * 10_000)
     assert long.kind == "fatal"
@@ -134,7 +134,7 @@ pieces = st.sampled_from(
 
 @given(st.text(st.characters()) | st.lists(pieces | st.text(max_size=3)).map("".join))
 def test_any_line(line: str) -> None:
-    """Any text at all is understood as something, within bounds."""
+    """Any text is classified, and every result is within bounds."""
     diagnostic = classify(line)
     assert (diagnostic.kind == "lost") == (diagnostic.lost in LOST_KINDS)
     assert 0 <= diagnostic.count <= U64

@@ -1,4 +1,4 @@
-"""Every page of the documentation: its links, its commands, and what the examples print."""
+"""Every page of the documentation: its links, its commands and the output of the examples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIGURATION = PAGES["docs/configuration.md"]
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links(name: str) -> None:
-    """Every link leads to a file and a heading of it; of an address only the form is looked at."""
+    """Every internal link leads to a file and a heading; an external one is a valid https URL."""
     for link in links(PAGES[name]):
         parts = urlsplit(link.target)
         if parts.scheme:
@@ -47,7 +47,7 @@ def test_links(name: str) -> None:
 
 
 def test_no_page_is_out_of_the_way() -> None:
-    """README leads to every page of docs/, and every picture is in one of them."""
+    """README links to every page of docs/, and every screenshot is on one of the pages."""
     targets = {link.target for link in links(PAGES["README.md"])}
     assert {*PAGES} - targets == {"README.md"}
     shown = {Path(link.target).name for text in PAGES.values() for link in links(text)}
@@ -56,7 +56,7 @@ def test_no_page_is_out_of_the_way() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_shell(name: str) -> None:
-    """Every block of commands can be read by a shell."""
+    """A shell can parse every block of commands."""
     for block in blocks(PAGES[name], "sh"):
         done = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, ""), block
@@ -64,14 +64,14 @@ def test_shell(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_yaml(name: str) -> None:
-    """Every block of YAML can be read."""
+    """Every block of YAML can be parsed."""
     for block in blocks(PAGES[name], "yaml"):
         assert yaml.safe_load(block)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_command_lines(name: str) -> None:
-    """Every command line in a console is one that the command line takes."""
+    """The exporter accepts the arguments of every command in a console."""
     for line in re.findall(r"^# dtrace-exporter (.*)$", PAGES[name], re.MULTILINE):
         words = line.partition(" |")[0].split()
         done = subprocess.run(
@@ -81,12 +81,12 @@ def test_command_lines(name: str) -> None:
 
 
 MPTCP = 87
-"""The line of the program for Linux that a kernel without MPTCP is at a loss about."""
+"""The line of Linux' program that a kernel without MPTCP cannot resolve."""
 
 
 class TestCommands:
     def test_all_blocks_are_known(self) -> None:
-        """Each block is of a kind that is looked at here."""
+        """Every block is of a kind that is tested here."""
         assert languages(COMMANDS) == {"console", "sh"}
         assert len(blocks(COMMANDS, "console")) == 6
 
@@ -113,7 +113,7 @@ class TestCommands:
     def test_check(
         self, number: int, steps: list[dict[str, Any]], status: int, tmp_path: Path
     ) -> None:
-        """The output of check is what it prints where a type is missing and who is not root."""
+        """The shown outputs of check are its real ones: for a missing type, and without root."""
         file, played = tmp_path / "config.yml", tmp_path / "steps.json"
         played.write_text(json.dumps(steps), encoding="utf-8")
         command = ["env", f"FAKE_DTRACE={played}", sys.executable, "-I", "-S", str(FAKE_DTRACE)]
@@ -127,7 +127,7 @@ class TestCommands:
             text=True,
         )
         shown = blocks(COMMANDS, "console")[number].partition("\n")[2]
-        # What the kernel and the privileges are is this host's own.
+        # The kernel and the privileges are those of this host.
         assert done.stdout.partition("\nok    kernel ")[0] == shown.partition("\nok    kernel ")[0]
         own = [line.split()[1] for line in done.stdout.splitlines() if line[0] != " "]
         names = [line.split()[1] for line in shown.splitlines() if line[0] != " "]
@@ -135,7 +135,7 @@ class TestCommands:
         assert done.returncode == status
 
     def test_top(self) -> None:
-        """The table of top is what it draws of such listeners, and the page names its keys."""
+        """The shown table is what top draws of such listeners; the page names its sort keys."""
         _, head, *expected = blocks(COMMANDS, "console")[2].splitlines()
         before, after = [], []
         for address, port, name, owner, q, qmax, syns, accepts, wait in (
@@ -168,7 +168,7 @@ class TestCommands:
         assert re.findall(r"`(\w+)`", keys) == [*top.KEYS]
 
     def test_trace(self) -> None:
-        """The output of trace has the columns of the command, its table is of the same lines."""
+        """The shown output of trace has its columns, and the shown table has the same lines."""
         lines = blocks(COMMANDS, "console")[3].splitlines()[1:]
         assert lines[0] == trace.HEADER
         assert {len(line.split(",")) for line in lines} == {9}
@@ -181,7 +181,7 @@ class TestCommands:
             assert "fewer than 116 columns" in " ".join(text.split())
 
     def test_trace_top(self) -> None:
-        """The table of trace --top is what it draws of such senders."""
+        """The shown table is what trace --top draws of such senders."""
         _, head, *expected = blocks(COMMANDS, "console")[5].splitlines()
         told = [
             *("syn 0 0 ffffc0000207 2060", "drop 0 0 ffffc0000207 q_full 1955"),
@@ -198,13 +198,13 @@ class TestCommands:
 
 
 def shown_keys(text: str) -> set[str]:
-    """Return the keys that a table has."""
+    """Return the keys in a table."""
     return set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
 
 
 class TestConfiguration:
     def test_example(self, tmp_path: Path) -> None:
-        """The example is a configuration, and names every key."""
+        """The example is a valid configuration and has every key."""
         file = tmp_path / "example.yml"
         (example,) = blocks(CONFIGURATION, "yaml")
         file.write_text(example, encoding="utf-8")
@@ -217,7 +217,7 @@ class TestConfiguration:
             assert re.search(rf"\b{key.rpartition('.')[2]}:", example), key
 
     def test_keys(self) -> None:
-        """The table has every key, and no other."""
+        """The table has exactly the keys of the configuration."""
         whole, entry = CONFIGURATION.split("\n## Which listeners\n")
         assert shown_keys(whole) == self.keys()
         keys = {each.name for each in fields(config.ListenerConfig)}
@@ -225,14 +225,14 @@ class TestConfiguration:
 
     @staticmethod
     def keys() -> set[str]:
-        """Return the keys of a file, those of dtrace with that before them."""
+        """Return the keys of a file, those of dtrace with that prefix."""
         dtrace = {f"dtrace.{each.name}" for each in fields(config.DTraceConfig)}
         others = {"sock_diag.sample_interval", "unix.paths", "forget_closed_after"}
         others |= {"exclude_ports", "scripts"}
         return dtrace | others | {"source", "listeners", "hosts"}
 
     def test_pages(self) -> None:
-        """The table of pages has all that are served, and what it says of the first is so."""
+        """The table lists exactly the paths that are served, and the first page is as described."""
         shown = set(re.findall(r"^\| `(/\S*)` \|", CONFIGURATION, re.MULTILINE))
         served = {
             path.rstrip("$").replace("\\", "")
@@ -246,7 +246,7 @@ class TestConfiguration:
         assert set(re.findall(r"`\?(\w+)=\w+`", CONFIGURATION)) == {*FIELDS, "sort", "refresh"}
 
     def test_json(self) -> None:
-        """The answer that is shown has keys of a real one, in their order."""
+        """The shown answer has the keys of a real one, in their order."""
         console = blocks(CONFIGURATION, "console")[1]
         command, *lines = console.splitlines()
         assert command == "# curl 'http://localhost:9748/api/v1/listeners?port=22'"

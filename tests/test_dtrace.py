@@ -1,4 +1,4 @@
-"""What a host's dtrace(1) is asked, and what is made of its answers."""
+"""The exporter's questions to a host's dtrace(1), and its understanding of the answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_HOST = "ssh: Could not resolve hostname sol10-u9: Name or service not known\n
 
 
 def says(output: str = "", errors: str = "", status: int = 0) -> list[str]:
-    """Return a command that prints and ends, whatever it is asked."""
+    """Return a command that prints this and ends, whatever its arguments."""
     script = 'printf %s "$1"; printf %s "$2" >&2; exit "$3"'
     return ["sh", "-c", script, "sh", output, errors, str(status)]
 
@@ -41,7 +41,7 @@ def found(command: Sequence[str]) -> str:
 
 
 def why_not(command: Sequence[str]) -> str:
-    """Return why the program that a host needs is not known."""
+    """Return the reason why the program for a host cannot be determined."""
     with pytest.raises(DTraceError) as error:
         found(command)
     return str(error.value)
@@ -61,19 +61,19 @@ def why_not(command: Sequence[str]) -> str:
     ],
 )
 def test_version(output: str, expected: str) -> None:
-    """The version is the last word, of bounded length and fit to print."""
+    """The version is the last word of the answer, limited in length and printable."""
     assert asyncio.run(version(says(output))) == expected
 
 
 async def test_no_version(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """Any user is told the version, and a command that fails or is not there has none."""
+    """Any user can get the version; a command that fails or does not exist gives none."""
     assert await version(fake_dtrace({"unprivileged": True})) == "2.0.7"
     assert await version(says("dtrace: D 2.0.7\n", status=1)) == ""
     assert await version([str(tmp_path / "no")]) == ""
 
 
 async def test_attempt(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """A trial that ends well is no reason; a refusal is one, in dtrace(1)'s words."""
+    """A successful trial gives no reason; a refused one gives the reason in dtrace(1)'s words."""
     assert await attempt(fake_dtrace()) == ""
     assert await attempt(["true"]) == ""
     assert await attempt(["false"]) == "false ended with exit status 1"
@@ -85,7 +85,7 @@ async def test_attempt(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
 
 
 def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """A command that joins its words for a shell, as ssh does, gives the trial on unharmed."""
+    """A command that passes its words through a shell, as ssh does, passes the trial unharmed."""
     script = tmp_path / "far"
     script.write_text('#!/bin/sh\nexec sh -c "$*"\n', encoding="utf-8")
     script.chmod(0o755)
@@ -95,14 +95,14 @@ def test_attempt_behind_a_shell(fake_dtrace: FakeDTrace, tmp_path: Path) -> None
 
 
 async def test_reason_begins_with_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many directories PATH has, the reason says what lacks."""
+    """However long PATH is, the reason starts with what is missing."""
     monkeypatch.setenv("PATH", ":".join(f"/nowhere/{number}" for number in range(100)))
     reason = await attempt(["no-such-command"])
     assert reason.startswith("cannot start no-such-command: not in any directory of PATH")
 
 
 async def test_reason_is_fit_to_print() -> None:
-    """What a host says is one line without control characters, and bounded."""
+    """The reason is one line of limited length, without control characters."""
     text = "x" * 9999 + "\n\x1b[2J\x1b[1mroot\u202e\r\n\n\x07 all  good\n"
     reason = await attempt(says(errors=text, status=1))
     assert reason.endswith("xxx [2J [1mroot all good")
@@ -111,7 +111,7 @@ async def test_reason_is_fit_to_print() -> None:
 
 
 def answer(ask: Ask, script: str) -> str:
-    """Return the answer that a shell script gives, or why it is none; it has to come soon."""
+    """Return the answer that a shell script gives, or the error, within a minute."""
 
     async def test() -> str:
         async with asyncio.timeout(60):
@@ -125,7 +125,7 @@ def answer(ask: Ask, script: str) -> str:
 
 @pytest.mark.parametrize("script", ["sleep 60; exit 0", "exec >&- 2>&-; sleep 60; exit 0"])
 def test_one_that_does_not_end(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that hangs is given up and ended with all it has started, its output closed too."""
+    """A command that hangs is ended with all its children, even if it has closed its output."""
     monkeypatch.setattr(dtrace, "_TRIAL_SECONDS", 0.3)
     assert answer(attempt, script) == "sh did not end within 0.3 s"
     assert answer(find_program, script) == "sh did not end within 0.3 s"
@@ -133,7 +133,7 @@ def test_one_that_does_not_end(script: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_that_does_not_stop_printing() -> None:
-    """A command that would print until the memory is full is ended before that."""
+    """A command that prints without end is ended before the memory is full."""
     script = "exec yes dtrace: D 2.0.7"
     assert answer(attempt, script) == "sh does not stop printing"
     assert answer(find_program, script) == "sh does not stop printing"
@@ -151,12 +151,12 @@ def test_one_that_does_not_stop_printing() -> None:
     ],
 )
 def test_find_program(functions: list[list[str]], program: str, fake_dtrace: FakeDTrace) -> None:
-    """The function that a SYN reaches its listener in tells which program a kernel needs."""
+    """The function in which a SYN reaches its listener shows which program a kernel needs."""
     assert found(fake_dtrace({"functions": functions})) == program
 
 
 def test_every_program_that_is_found_is_there() -> None:
-    """Each of the answers is the name of a program that the configuration knows too."""
+    """Every program that can be found is one that the configuration knows."""
     assert families().keys() == {*PROGRAMS} - {"auto"}
 
 
@@ -169,7 +169,7 @@ def test_every_program_that_is_found_is_there() -> None:
     ],
 )
 def test_no_program_fits(functions: list[list[str]], fake_dtrace: FakeDTrace) -> None:
-    """A kernel without any of these functions is told what to do, and likeness is not enough."""
+    """A kernel without these functions gives an error with advice; similar names do not count."""
     text = why_not(fake_dtrace({"functions": functions}))
     assert text == "no D program fits this kernel: set dtrace.program to the path of one"
 
@@ -188,7 +188,7 @@ def test_no_program_fits(functions: list[list[str]], fake_dtrace: FakeDTrace) ->
     ],
 )
 def test_outputs_as_they_are(rows: str, missing: list[str], program: str, status: int) -> None:
-    """What real ones print is understood, whatever the exit status for those they do not have."""
+    """Real output is understood, whatever the exit status for the missing probes."""
     errors = "".join(map(UNKNOWN.format, missing))
     assert found(says(HEADER + rows, errors, status)) == program
 
@@ -204,7 +204,7 @@ def test_outputs_as_they_are(rows: str, missing: list[str], program: str, status
     ],
 )
 def test_none_matches(output: str, errors: str, status: int) -> None:
-    """Where dtrace(1) answers but has none of the probes, no program fits."""
+    """If dtrace(1) answers but has none of the probes, no program fits."""
     text = why_not(says(output, errors, status))
     assert text == "no D program fits this kernel: set dtrace.program to the path of one"
 
@@ -221,12 +221,12 @@ def test_none_matches(output: str, errors: str, status: int) -> None:
     ],
 )
 def test_it_cannot_be_asked(errors: str, status: int) -> None:
-    """A refusal, of dtrace(1)'s or on the way to it, is the reason and not taken for an answer."""
+    """A refusal by dtrace(1), or by ssh on the way to it, is reported as the reason."""
     assert why_not(says(errors=errors, status=status)) == errors.strip()
 
 
 def test_it_ends_without_a_word(tmp_path: Path) -> None:
-    """Where nothing is said the exit status is, and a command that is not there is named."""
+    """The reason for a failure without a message is the exit status, or the missing command."""
     assert why_not(["false"]) == "false ended with exit status 1"
     missing = str(tmp_path / "no")
     assert why_not([missing]) == f"cannot start {missing}: No such file or directory"
@@ -246,13 +246,13 @@ def test_it_ends_without_a_word(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_output(output: str) -> None:
-    """Only a whole line of a listing is an answer."""
+    """Only a whole line of a listing counts as an answer."""
     assert "no D program fits" in why_not(says(output))
 
 
 @given(st.binary(max_size=2000), st.integers(0, 255))
 def test_any_output(output: bytes, status: int) -> None:
-    """Any bytes at all are a program's name, or a reason of bounded length that can be printed."""
+    """Any bytes give the name of a program, or a printable reason of limited length."""
     with pytest.MonkeyPatch.context() as patch:
 
         async def run(*_: object) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Why a session of this host may miss events."""
+"""The reasons why a session on this host may miss events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_why_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kernel that is PREEMPT_RT, and kprobes of the session's own process, are reasons."""
+    """PREEMPT_RT and kprobes of the session's own process are reasons; other kprobes are not."""
     for name, text in (("REALTIME", realtime), ("KPROBES", kprobes)):
         path = tmp_path / name
         if text is not None:

@@ -1,4 +1,4 @@
-"""The text of a scrape, against what prometheus_client makes of the same state without memory."""
+"""The text of a scrape, compared with prometheus_client's text of the same state."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ reasons = st.sampled_from(["q_full", "q0_full", "other"])
 
 
 def uncached(state: State, encode: exposition.Encode) -> bytes:
-    """What prometheus_client makes of a collector that has seen no scrape before."""
+    """Return prometheus_client's text from a collector that has no earlier scrape."""
     registry = CollectorRegistry()
     registry.register(Collector(state))
     return encode(registry)
 
 
 class Scrapes(RuleBasedStateMachine):
-    """Two hosts; anything may happen to their listeners and sessions between two scrapes."""
+    """Two hosts whose listeners and sessions change at random between two scrapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ TestScrapes.settings = settings(deadline=None, max_examples=15, stateful_step_co
 
 
 def busy() -> State:
-    """Port 22 with something in every family."""
+    """Return port 22 with something in every family."""
     state = State(source=Source("dtrace", "linux", "2.0.7"))
     state.table.watch(LOCAL, named({22: "ssh"}), Capabilities(reasons=("q_full",)))
     ssh = state.table.listener(LOCAL, "", "*", 22)
@@ -136,12 +136,12 @@ def busy() -> State:
 
 
 def lines(body: bytes) -> list[bytes]:
-    """The lines that tell of listeners and sessions, not of this process."""
+    """Return the lines about listeners and sessions, without those about this process."""
     return [line for line in body.splitlines() if b"dtrace_" in line]
 
 
 async def test_openmetrics() -> None:
-    """Each answer is what prometheus_client gives, with one end, asked for twice."""
+    """Each of two equal scrapes gives prometheus_client's text with a single # EOF."""
     state = busy()
     answers = Exposition(state)
     for _ in range(2):
@@ -152,7 +152,7 @@ async def test_openmetrics() -> None:
 
 
 def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 200 scrapes at once all but the first share an answer, and none is older than it asked."""
+    """Of 200 concurrent scrapes all but the first share one answer, made after their requests."""
     state = busy()
     made = []
     began, go_on = threading.Event(), threading.Event()
@@ -187,7 +187,7 @@ def test_crowd_shares_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("openmetrics", [False, True])
 async def test_the_usual_does_not_wait_for_much_else(*, openmetrics: bool) -> None:
-    """However many want names of their own, a usual scrape waits for one of them."""
+    """An ordinary scrape waits for at most one of the many scrapes with chosen names."""
     scrapes = Exposition(busy())
     odd = [asyncio.create_task(scrapes.answer(names=[f"name_{number}"])) for number in range(20)]
     await asyncio.sleep(0)
@@ -200,7 +200,7 @@ async def test_the_usual_does_not_wait_for_much_else(*, openmetrics: bool) -> No
 async def test_only_the_usual_goes_first(
     monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    """Views give way to a scrape of all names, and not to those that anybody can make up."""
+    """A scrape of all names has precedence over the page; one with chosen names has none."""
     precedence, seen = Precedence(), []
     plain = exposition._body
 
@@ -215,7 +215,7 @@ async def test_only_the_usual_goes_first(
 
 
 async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scrape that failed does not fail the next one."""
+    """A scrape that failed does not make the next one fail."""
     answers = []
 
     def fail(*_args: Any) -> bytes:
@@ -231,7 +231,7 @@ async def test_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_values_that_look_like_fields() -> None:
-    """Labels of any kind are written as they are, whatever stands for them in a pattern."""
+    """Labels that look like format fields are written unchanged."""
     state = State(source=Source("%s", "%(0)s", '%%\\ "\n'))
     state.table.watch(LOCAL, named({22: '%(1)s \\n "%d" \n'}))
     ours = b"".join(Texts().render(Collector(state).read(), NOTHING, generate_latest))
@@ -239,7 +239,7 @@ def test_values_that_look_like_fields() -> None:
 
 
 def test_forgets_what_is_gone() -> None:
-    """Neither the collector nor the text remembers a listener that the table has forgotten."""
+    """Neither the collector nor the text keeps a listener that the table has forgotten."""
     state = busy()
     collector, text = Collector(state), Texts()
     encode = generate_latest
@@ -253,7 +253,7 @@ def test_forgets_what_is_gone() -> None:
 
 @given(st.lists(st.binary(max_size=9)))
 def test_chunks(pieces: list[bytes]) -> None:
-    """Joining changes no byte, and leaves no more chunks than their size asks for."""
+    """Joining pieces changes no byte, and all chunks but the last have the minimum size."""
     whole = b"".join(pieces)
     with pytest.MonkeyPatch.context() as smaller:
         smaller.setattr(exposition, "_CHUNK", 8)

@@ -1,4 +1,4 @@
-"""The command files: what it lists is what is written, and copies know where the program is."""
+"""The command files: its list is complete, and the copies have the path of the program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_all_that_a_host_wants() -> None:
-    """Each file of units, SMF and manual is there, and each of config but tests and programs."""
+    """The list has all files of systemd, SMF and man, and those of config for users."""
     written = {
         path.relative_to(ROOT).as_posix()
         for folder in ("config", "man", "smf", "systemd")
@@ -29,7 +29,7 @@ def test_all_that_a_host_wants() -> None:
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a directory the names are printed, and nothing else is done."""
+    """Without a directory, the command only prints the names."""
     assert cli.main(["files"]) == 0
     assert capsys.readouterr().out.splitlines() == extras.names()
 
@@ -49,7 +49,7 @@ def test_copy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All files are copied and told; the unit starts what was started, and nothing else differs."""
+    """All files are copied and listed; only the program's path in the unit differs."""
     monkeypatch.setattr(sys, "argv", [started])
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     directory = tmp_path / "to" / "here"
@@ -66,12 +66,12 @@ def test_copy(
 
 
 def source(name: str) -> str:
-    """Return the text of a file as it is written."""
+    """Return the text of a file in the source tree."""
     return (ROOT / name.replace("doc/", "docs/")).read_text(encoding="utf-8")
 
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an environment that has the program SMF's manifest has the environment's path."""
+    """In an environment with the program, SMF's manifest has the environment's path."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/dtrace-exporter").touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
@@ -82,7 +82,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A directory that has something in it, or a file, is refused and stays as it is."""
+    """A directory that is not empty, or a file, is refused and left unchanged."""
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
     for place in (tmp_path, tmp_path / "mine"):
         assert cli.main(["files", str(place)]) == cli.FAILURE

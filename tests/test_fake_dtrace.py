@@ -1,4 +1,4 @@
-"""The fake dtrace(1) does what its text says, or tests that use it show nothing."""
+"""The fake dtrace(1) does what its description says, so that tests can rely on it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ END = {"exit": 0}
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """Return a D program whose heartbeat is quick."""
+    """Return a D program with a quick heartbeat."""
     path = tmp_path / "program.d"
     path.write_text("BEGIN { } fbt::tcp_conn_request:entry { } tick-5ms { }\n", encoding="utf-8")
     return path
 
 
 def run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a fake that ends by itself."""
+    """Run a fake that ends by itself, and return its result."""
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=30
     )
@@ -57,7 +57,7 @@ def running(command: list[str], script: Path) -> Iterator[subprocess.Popen[str]]
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """Wait for the next line of a fake."""
+    """Wait for the next line of a fake, and return it."""
     assert process.stdout is not None
     return process.stdout.readline().rstrip("\n")
 
@@ -70,7 +70,7 @@ def shown(output: str) -> list[str]:
 
 
 def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
-    """Without steps it is ready and then ticks for ever."""
+    """Without steps, the fake is ready and then ticks for ever."""
     reader = Reader()
     with running(fake_dtrace(), script) as process:
         assert reader.read(line(process)) == Ready(PROTOCOL, "4026531840")
@@ -83,7 +83,7 @@ def test_without_steps(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_rows_come_once(fake_dtrace: Fake, script: Path) -> None:
-    """Without sets a heartbeat prints what is new, and then the tick."""
+    """Without sets, a heartbeat prints the new rows and then the tick."""
     steps = [{"rows": [ROW]}, {"rows": [MORE]}, {"tick": 2}, {"rows": [ROW]}, {"tick": 1}, END]
     result = run(fake_dtrace(READY, *steps), "-s", script)
     assert shown(result.stdout) == ["ready 5 4026531840", ROW, MORE, "tick", "tick", ROW, "tick"]
@@ -91,7 +91,7 @@ def test_rows_come_once(fake_dtrace: Fake, script: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_end(fake_dtrace: Fake, script: Path, number: signal.Signals) -> None:
-    """A signal while it runs makes it print what is new between blank lines and exit with 0."""
+    """On a signal, a running fake prints new rows between blank lines, and exits with 0."""
     with running(fake_dtrace({"rows": [ROW]}, READY), script) as process:
         assert line(process) == "ready 5 4026531840"
         process.send_signal(number)
@@ -101,7 +101,7 @@ def test_end(fake_dtrace: Fake, script: Path, number: signal.Signals) -> None:
 
 
 def test_signal_while_it_ticks(fake_dtrace: Fake, script: Path) -> None:
-    """A signal ends it between two heartbeats as well as after the last step."""
+    """A signal also ends the fake between two heartbeats."""
     with running(fake_dtrace(), script) as process:
         line(process)
         line(process)
@@ -112,11 +112,11 @@ def test_signal_while_it_ticks(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_ignored_signal(fake_dtrace: Fake, script: Path) -> None:
-    """A signal to ignore does not end it; another one does."""
+    """An ignored signal does not end the fake, but another one does."""
     with running(fake_dtrace({"ignore": "SIGTERM"}, READY, {"tick": True}), script) as process:
         line(process)
         process.terminate()
-        # It would have ended before the first of these.
+        # Without the ignored signal it would have ended before the first of these.
         assert [line(process).split()[0] for _ in range(3)] == ["tick"] * 3
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
@@ -124,18 +124,18 @@ def test_ignored_signal(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_signal_before_it_runs(fake_dtrace: Fake, tmp_path: Path) -> None:
-    """A signal while it would still compile kills it, and it prints nothing."""
+    """A signal before the program is read kills the fake, and it prints nothing."""
     fifo = tmp_path / "program.d"
     os.mkfifo(fifo)
     with running(fake_dtrace(), fifo) as process, fifo.open("w", encoding="utf-8"):
-        # That the pipe could be opened shows that it is reading its program.
+        # Once the pipe is open, the fake is reading its program.
         process.terminate()
         output, _ = process.communicate(timeout=30)
     assert (output, process.returncode) == ("", -signal.SIGTERM)
 
 
 def test_output_steps(fake_dtrace: Fake, script: Path) -> None:
-    """What it is told to print comes out as it is, on the output that it is meant for."""
+    """Steps print unchanged lines and bytes, to standard output or to standard error."""
     steps = [{"print": ["a", "b"]}, {"print": "c"}, {"stderr": ["d"]}, {"raw": "AP8K"}, {"exit": 3}]
     result = subprocess.run(
         [*fake_dtrace(*steps), "-s", str(script)], capture_output=True, timeout=30
@@ -145,7 +145,7 @@ def test_output_steps(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_save_and_wait(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
-    """It writes down how it was started, and goes on when a file is there."""
+    """The fake records how it was started, and a wait ends when the file exists."""
     saved, go = tmp_path / "saved", tmp_path / "go"
     steps = [{"save": str(saved)}, READY, {"wait": str(go)}, {"print": "on"}]
     with running(fake_dtrace(*steps), script) as process:
@@ -161,7 +161,7 @@ def test_save_and_wait(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
 
 
 def test_program_on_standard_input(fake_dtrace: Fake, tmp_path: Path) -> None:
-    """The program may come on standard input."""
+    """The fake accepts the program on standard input."""
     saved = tmp_path / "saved"
     command = [*fake_dtrace({"save": str(saved)}, END), "-s", "/dev/stdin"]
     subprocess.run(command, input="BEGIN { }", text=True, timeout=30, check=True)
@@ -170,7 +170,7 @@ def test_program_on_standard_input(fake_dtrace: Fake, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("probe", ["tcp_conn_request", "fbt::tcp_conn_request:entry"])
 def test_refused_probe(fake_dtrace: Fake, script: Path, probe: str) -> None:
-    """A probe that cannot be enabled is fatal where the program has it, but not when compiling."""
+    """A refused probe is fatal if the program has it, but not when only compiling."""
     command = fake_dtrace({"refuse": probe}, READY, END)
     result = run(command, "-s", script)
     assert (result.stdout, result.returncode) == ("", 1)
@@ -191,14 +191,14 @@ def test_refused_probe(fake_dtrace: Fake, script: Path, probe: str) -> None:
     ],
 )
 def test_errors(fake_dtrace: Fake, arguments: list[str], status: int, message: str) -> None:
-    """What dtrace(1) refuses it refuses, with its exit status."""
+    """The fake refuses what dtrace(1) refuses, with its exit status."""
     result = run(fake_dtrace(), *arguments)
     assert (result.stdout, result.returncode) == ("", status)
     assert result.stderr.startswith(f"dtrace: {message}")
 
 
 def test_arguments_of_the_program(fake_dtrace: Fake, script: Path) -> None:
-    """An argument that the program does not use is an error, one that it does use is not."""
+    """An argument that the program does not use is an error."""
     command = fake_dtrace(READY, END)
     assert "extraneous argument '22'" in run(command, "-s", script, "22").stderr
     script.write_text("BEGIN { port = $1; }", encoding="utf-8")
@@ -206,7 +206,7 @@ def test_arguments_of_the_program(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_unprivileged(fake_dtrace: Fake, script: Path) -> None:
-    """Without privileges it says so and exits with 2, but tells its version."""
+    """Without privileges, the fake refuses and exits with 2, but prints its version."""
     command = fake_dtrace({"unprivileged": True}, READY)
     result = run(command, "-s", script)
     assert (result.stdout, result.returncode) == ("", 2)
@@ -215,7 +215,7 @@ def test_unprivileged(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_listing(fake_dtrace: Fake) -> None:
-    """It lists the probes of the functions there are, and says which description has none."""
+    """The fake lists the probes of its functions, and names a description without a match."""
     header = "   ID   PROVIDER            MODULE                          FUNCTION NAME"
     wanted = ["-n", "fbt:ip:tcp_input_listener:entry", "-n", "fbt:vmlinux:tcp_conn_request:entry"]
     result = run(fake_dtrace(), "-l", *wanted)
@@ -240,7 +240,7 @@ def test_listing(fake_dtrace: Fake) -> None:
 
 
 def test_trial(fake_dtrace: Fake, script: Path) -> None:
-    """A program that only exits does so before any step; one that does more does not."""
+    """A program that only exits does so before any step; any other program runs the steps."""
     script.write_text("BEGIN { exit(3); }\n", encoding="utf-8")
     result = run(fake_dtrace({"refuse": "BEGIN"}, READY), "-q", "-s", script)
     assert (result.stdout, result.stderr, result.returncode) == ("\n", "", 3)
@@ -250,7 +250,7 @@ def test_trial(fake_dtrace: Fake, script: Path) -> None:
 
 
 def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
-    """A tally takes every line of zones and counts each event once."""
+    """A tally accepts the fake's rows of zones, and counts each event once."""
     steps = [
         *(READY, {"rows": [zone_rows.told(22), ROW]}, {"tick": 2}),
         *({"rows": [MORE]}, {"tick": 2}, END),
@@ -259,7 +259,7 @@ def test_tally_takes_its_rows(fake_dtrace: Fake, script: Path) -> None:
 
 
 def established(result: subprocess.CompletedProcess[str]) -> list[int]:
-    """Return what each listener has established, as a tally has it."""
+    """Return the established connections of each listener, counted by a tally."""
     table = ListenerTable()
     table.watch(SESSION, Watched())
     reader = Tally(table, SESSION)
@@ -274,14 +274,14 @@ def established(result: subprocess.CompletedProcess[str]) -> list[int]:
 
 @pytest.fixture
 def linux(tmp_path: Path) -> Path:
-    """Return the program for Linux, with a quick heartbeat."""
+    """Return the program for Linux with a quick heartbeat."""
     path = tmp_path / "linux.d"
     path.write_text(load("linux").text.replace("tick-1s", "tick-5ms"), encoding="utf-8")
     return path
 
 
 def lines_of_linux(output: str) -> list[str]:
-    """Return the lines of an output, without when they were printed and when a set began."""
+    """Return the lines of an output, without the times of ticks and sets."""
     return [
         text.rpartition(" ")[0] if text.startswith(("tick", "set")) else text
         for text in output.split("\n")
@@ -289,7 +289,7 @@ def lines_of_linux(output: str) -> list[str]:
 
 
 def test_both_sets_of_linux(fake_dtrace: Fake, linux: Path) -> None:
-    """With the program for Linux each heartbeat is a tick and two sets, and so is the end."""
+    """With the program for Linux, each heartbeat, and the end too, is a tick and two sets."""
     even, odd = counted(22, 5, ESTABLISHED), counted(22, 3, ESTABLISHED)
     beat = ["tick", "set", even, "set", odd]
     steps = [{"rows": [f"1 {odd}", f"0 {even}"]}, READY, {"tick": 2}, END]
@@ -304,7 +304,7 @@ def test_both_sets_of_linux(fake_dtrace: Fake, linux: Path) -> None:
 
 
 def test_linux_calls(fake_dtrace: Fake, tmp_path: Path) -> None:
-    """The second program for Linux has steps of its own, ticks without sets, and is not saved."""
+    """The second program for Linux has its own steps, ticks without sets, and is not recorded."""
     saved, calls = tmp_path / "saved", tmp_path / "linux_calls.d"
     calls.write_text(load("linux_calls").text.replace("tick-1s", "tick-5ms"), encoding="utf-8")
     steps = [{"save": str(saved)}, {"print": "limit 1 1 1"}, END]
@@ -318,14 +318,14 @@ def test_linux_calls(fake_dtrace: Fake, tmp_path: Path) -> None:
 
 
 def test_once(fake_dtrace: Fake, script: Path, tmp_path: Path) -> None:
-    """Steps for once are gone through by the first process, the others by all after it."""
+    """Only the first process runs the steps of `once`; all later ones run the other steps."""
     steps = [{"once": {"mark": str(tmp_path / "mark"), "steps": [{"exit": 3}]}}, READY, END]
     command = fake_dtrace(*steps)
     assert [run(command, "-s", script).returncode for _ in range(3)] == [3, 0, 0]
 
 
 def test_tally_takes_rows_of_linux(fake_dtrace: Fake, linux: Path) -> None:
-    """Over a change of sets a tally takes every line of them and counts each event once."""
+    """A tally accepts the fake's rows over a change of sets, and counts each event once."""
     told_row = f"0 {told(22)}"
 
     def held(even: int, odd: int) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""A family is the files that have its name: all of them belong together, and nothing else knows."""
+"""A kernel family is complete: its programs, its facts, and its name in the documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ each_family = pytest.mark.parametrize("name", sorted(FAMILIES))
 
 
 def test_every_file_is_of_a_family() -> None:
-    """Each program is a family's that has facts, and there is no other file."""
+    """Each program belongs to a family with a file of facts, and there is no other file."""
     for file in PROGRAMS.iterdir():
         family = re.sub("_(trace|calls|senders)$", "", file.stem)
         assert file.suffix in {".d", ".toml"}, file
@@ -31,7 +31,7 @@ def test_every_file_is_of_a_family() -> None:
 
 @each_family
 def test_every_family_has_its_programs(name: str) -> None:
-    """Each family has a program that counts and one that prints, all but one a third one."""
+    """Each family has a program that counts and one that prints; all but FreeBSD have a third."""
     assert FAMILIES[name].name == name
     for file in (f"{name}.d", f"{name}_trace.d"):
         assert (PROGRAMS / file).is_file()
@@ -41,19 +41,19 @@ def test_every_family_has_its_programs(name: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(PROGRAMS.glob("*.d")), ids=lambda path: path.name)
 def test_no_program_is_long(file: Path) -> None:
-    """A program can be read in one go."""
+    """No program is too long to be read in one go."""
     count = len(file.read_text(encoding="utf-8").splitlines())
     assert count <= LONGEST
 
 
 def test_the_configuration_knows_every_family() -> None:
-    """The programs that can be configured are the families', and to let the kernel choose."""
+    """The configuration accepts the programs of all families, and auto."""
     assert {*config.PROGRAMS} == FAMILIES.keys() | {"auto"}
 
 
 @pytest.mark.parametrize("page", ["docs/configuration.md", "man/dtrace-exporter.8"])
 def test_the_manual_knows_every_family(page: str) -> None:
-    """Each family can be found in the manual, under its name."""
+    """The documentation names each family."""
     file = ROOT / page
     if not file.exists():
         pytest.skip(f"there is no {page}")
@@ -63,7 +63,7 @@ def test_the_manual_knows_every_family(page: str) -> None:
 
 @each_family
 def test_entrances(name: str) -> None:
-    """The probe that tells a host is a whole one, of a function that the program has, too."""
+    """A family's entrance probe is complete, unique, and of a function that its program probes."""
     provider, module, function, end = FAMILIES[name].entrance.split(":")
     assert (provider, end) == ("fbt", "entry")
     assert module
@@ -73,20 +73,20 @@ def test_entrances(name: str) -> None:
 
 @each_family
 def test_places(name: str) -> None:
-    """Linux has network namespaces, FreeBSD jails, and the host's own is unnamed; others zones."""
+    """Linux has netns and FreeBSD has jails, both with an empty name for the host; others zones."""
     found = FAMILIES[name].place, FAMILIES[name].own_place
     unnamed = {"linux": ("netns", ""), "freebsd": ("jail", "")}
     assert found == unnamed.get(name, ("zone", "global"))
 
 
 def counting(name: str) -> list[Program]:
-    """Return a family's programs but the one that prints each event."""
+    """Return a family's programs, without the one that prints each event."""
     return [load(each) for each in (name, FAMILIES[name].calls) if each]
 
 
 @each_family
 def test_parts(name: str) -> None:
-    """Each part has words for people, rests on parts that there are, and is in one program."""
+    """Each part has both texts, depends only on existing parts, and is in exactly one program."""
     own = FAMILIES[name].parts
     for part in own.values():
         assert part.what
@@ -97,7 +97,7 @@ def test_parts(name: str) -> None:
 
 @each_family
 def test_probes_of_parts(name: str) -> None:
-    """Each probe that is said to be a part's is in a program, and is of no other part."""
+    """Each probe listed for a part is in a program, and belongs to no other part."""
     probed = {
         probe for one in counting(name) for probes, _ in clauses(one.text) for probe in probes
     }
@@ -110,7 +110,7 @@ def test_probes_of_parts(name: str) -> None:
 
 @each_family
 def test_drop_counters(name: str) -> None:
-    """What the kernel's types are asked for are counters of drops, and only Linux has such."""
+    """The drop counters are enumerators of the kernel's types, and only Linux has them."""
     counters = FAMILIES[name].drop_counters
     assert bool(counters) == (name == "linux")
     for inline, enumerator in counters.items():
@@ -118,7 +118,7 @@ def test_drop_counters(name: str) -> None:
 
 
 def test_parts_of_all() -> None:
-    """A part that several families have is for the same in each of them."""
+    """A part that several families have has the same purpose in each of them."""
     every = [(name, part) for one in FAMILIES.values() for name, part in one.parts.items()]
     for name, part in every:
         assert parts()[name].what == part.what
@@ -127,7 +127,7 @@ def test_parts_of_all() -> None:
 
 @each_family
 def test_spare_parts(name: str) -> None:
-    """What goes first where there is no room are parts, each once, behind all that rest on it."""
+    """Spare parts are distinct parts, and each comes after all parts that depend on it."""
     family = FAMILIES[name]
     assert bool(family.spare) == (name != "linux")
     assert {*family.spare} <= family.parts.keys()
@@ -139,7 +139,7 @@ def test_spare_parts(name: str) -> None:
 
 
 def test_facts_are_read_as_they_are_written() -> None:
-    """What a file of facts says of a part is what is known of it, and no more."""
+    """A part is exactly what its file of facts says."""
     for name, family in FAMILIES.items():
         facts = tomllib.loads((PROGRAMS / f"{name}.toml").read_text(encoding="utf-8"))
         assert [*facts["parts"]] == [*family.parts]

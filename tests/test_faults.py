@@ -1,8 +1,8 @@
-"""What may go wrong with dtrace(1), the machine and its operator, and that all is well after it.
+"""Faults of dtrace(1), the machine and its operator, and the recovery from each of them.
 
-Each test injects a fault and then asks `Normal` whether the service is as it was before: the same
-sessions up, no counter less than it was at any scrape in between, and no process, task or
-descriptor more.
+Each test injects a fault and then checks with `Normal` that the service is as before: the same
+sessions are up, no counter was lower than at an earlier scrape, and there are no additional
+processes, tasks or descriptors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make everything that a session waits for come soon."""
+    """Shorten everything that a session waits for."""
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
     monkeypatch.setattr(supervision, "_DRAIN_SECONDS", 1.0)
@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a session that ticks as the one here does be ended soon for its silence."""
+    """Shorten the time without a heartbeat after which the session here is ended."""
     real = rendering.window
 
     def window(interval: float) -> rendering.Window:
@@ -70,7 +70,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def descriptors() -> dict[str, str]:
-    """Return this process's open descriptors and what they are."""
+    """Return this process's open descriptors and what they refer to."""
     found = {}
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -79,7 +79,7 @@ def descriptors() -> dict[str, str]:
 
 
 def children() -> set[int]:
-    """Return this process's children, dead ones that nobody has waited for included."""
+    """Return this process's children, including zombies."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def children() -> set[int]:
 
 
 class Normal:
-    """A service as it is when nothing is wrong, to compare with after a fault."""
+    """The state of a healthy service, to compare with after a fault."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -105,7 +105,7 @@ class Normal:
         return len(children()), len(asyncio.all_tasks()), len(descriptors())
 
     def scrape(self) -> dict[str, float]:
-        """Scrape, show that no counter fell, and return which sessions are up."""
+        """Scrape, check that no counter fell, and return which sessions are up."""
         text = generate_latest(self._registry).decode()
         samples = [
             sample for family in text_string_to_metric_families(text) for sample in family.samples
@@ -116,7 +116,7 @@ class Normal:
             if sample.name.startswith("dtrace_")
             and sample.name.endswith(("_total", "_count", "_sum", "_bucket"))
         }
-        # What a reload adds and takes away again is no counter that fell.
+        # Series that a reload adds and removes again are not counters that fell.
         self._counters = self._counters or counters
         fell = {key for key, was in self._counters.items() if counters.get(key, -1.0) < was}
         assert not fell
@@ -128,11 +128,11 @@ class Normal:
         }
 
     async def shows(self, session: SessionId, up: float) -> None:
-        """Wait until the metric says that a session is up, or that it is not."""
+        """Wait until the metric says that a session is up (1) or down (0)."""
         await eventually(lambda: self.scrape().get(session.name) == up)
 
     async def again(self) -> None:
-        """Wait until the sessions are up and there is no process, task or descriptor more."""
+        """Wait until the sessions are up and no process, task or descriptor is additional."""
         async with asyncio.timeout(60):
             while True:
                 ups = self.scrape()
@@ -148,9 +148,9 @@ Configure = Callable[..., Path]
 
 @pytest.fixture
 def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
-    """Return a function that writes a configuration: a session here, and another host's.
+    """Return a function that writes a configuration with a session here and one of another host.
 
-    The one here runs a command of the test's; the other one is well all the time.
+    The session here runs the test's command; the other one stays healthy.
     """
     well = fake_dtrace(READY, SYNS[80], FOREVER)
 
@@ -169,7 +169,7 @@ def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
             "listeners": [{"port": port} for port in ports],
             "hosts": [{"name": "far", "dtrace": far, "listeners": [{"port": 80}]}],
         }
-        # As an operator's editor should: there is no moment in which half of it is there.
+        # A rename, as editors should do: there is no moment with half of the file.
         new = path.with_suffix(".new")
         new.write_text(json.dumps(config), encoding="utf-8")
         new.rename(path)
@@ -180,7 +180,7 @@ def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
 
 @contextlib.asynccontextmanager
 async def running(path: Path) -> AsyncIterator[Service]:
-    """Run the service until its sessions are up, then for the block."""
+    """Run the service until its sessions are up, and then for the block."""
     one = Service(path, load(path))
     await one.start()
     try:
@@ -205,7 +205,7 @@ async def test_dtrace_goes_wrong(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A session whose dtrace(1) does that is down, says why, and comes back; others go on."""
+    """A session with a faulty dtrace(1) goes down with a reason and recovers; others go on."""
     steps, reason = FAULTS[fault]
     go = tmp_path / "go"
     bad = [READY, SYNS[22], {"tick": 3}, {"wait": str(go)}, *steps]
@@ -222,7 +222,7 @@ async def test_dtrace_goes_wrong(
         await eventually(lambda: status.restarts == 1)
         await normal.again()
         assert not is_alive(first)
-        # What had been counted is kept, and what the new process counts is added.
+        # The old process's counts are kept, and the new one's are added.
         await eventually(lambda: counts(one) == {22: 10, 80: 7})
         assert one.state.sessions[FAR].restarts == 0
     (event,) = (vars(r)["fields"] for r in caplog.records if r.getMessage() == "session ended")
@@ -232,7 +232,7 @@ async def test_dtrace_goes_wrong(
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV])
 async def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure) -> None:
-    """Killed, stopped or crashed: down, and up again with another process."""
+    """A dtrace(1) that is killed, stopped or crashes is replaced, and its session is up again."""
     async with running(configure()) as one:
         normal = Normal(one)
         status = one.state.sessions[SSH]
@@ -247,7 +247,7 @@ async def test_dtrace_gets_a_signal(number: signal.Signals, configure: Configure
         assert one.state.sessions[FAR].restarts == 0
 
 
-# A heartbeat, from a shell.
+# A shell command that prints a heartbeat.
 NOW = "read up _ </proc/uptime; echo tick ${up%.*}${up#*.}0000000"
 
 
@@ -263,7 +263,7 @@ NOW = "read up _ </proc/uptime; echo tick ${up%.*}${up#*.}0000000"
 async def test_harmless(
     steps: list[dict[str, Any]], configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """What leaves the heartbeat alone is no reason to end a session."""
+    """A fault that does not stop the heartbeat does not end the session."""
     go = tmp_path / "go"
     command = fake_dtrace(READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, *steps)
     async with running(configure(command)) as one:
@@ -280,7 +280,7 @@ async def test_harmless(
 async def test_valid_rows_without_end(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """Rows as fast as a process can print them hold up neither scrapes nor other sessions."""
+    """Rows without end, as fast as a process can print, delay no scrape and no other session."""
     go = tmp_path / "go"
     steps = [READY, SYNS[22], {"tick": 1}, {"wait": str(go)}, {"forever": "tick {now}"}]
     async with running(configure(fake_dtrace(*steps))) as one:
@@ -300,7 +300,7 @@ async def test_valid_rows_without_end(
 async def test_exits_at_once_for_ever(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it fails to start, nothing piles up, and it is back when the cause is gone."""
+    """Repeated failures to start do not pile up, and the session recovers after their cause."""
     monkeypatch.setattr(supervision, "_LONGEST_DELAY", 0.1)
     broken = tmp_path / "broken"
     script = f'[ -e {broken} ] && exit 1; exec "$@"'
@@ -319,7 +319,7 @@ async def test_exits_at_once_for_ever(
 
 
 async def test_no_descriptor_left(configure: Configure) -> None:
-    """Without a free descriptor a session cannot start, says so, and starts once there is one."""
+    """Without a free descriptor a session cannot start; it says so and starts once there is one."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with running(configure()) as one:
         normal = Normal(one)
@@ -331,7 +331,7 @@ async def test_no_descriptor_left(configure: Configure) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     held.append(os.open(os.devnull, os.O_RDONLY))
-            # Its own pipes become free, which is not enough for a new process or just so.
+            # Its own pipes become free, which may be just enough for a new process.
             os.kill(status.pid, signal.SIGKILL)
             await eventually(lambda: not status.up)
             with contextlib.suppress(OSError):
@@ -351,7 +351,7 @@ async def test_no_descriptor_left(configure: Configure) -> None:
 async def test_clock_steps(
     step: float, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that is set an hour forward or back restarts nothing and changes no counter."""
+    """Setting the clock an hour forward or back restarts nothing and changes no counter."""
     real, offset = time.time, 0.0
     monkeypatch.setattr("time.time", lambda: real() + offset)
     async with running(configure()) as one:
@@ -367,9 +367,9 @@ async def test_clock_steps(
 
 
 async def test_fifty_reloads(configure: Configure) -> None:
-    """Fifty reloads in a row, with a port that comes and goes, leave nothing but what they ask for.
+    """Fifty reloads in a row, with a port that comes and goes, leave only the configured sessions.
 
-    The sessions that no reload changes are not restarted, and scrapes go on all the while.
+    Sessions that no reload changes are not restarted, and scrapes go on all the time.
     """
     path = configure()
     async with running(path) as one:
@@ -387,13 +387,13 @@ async def test_fifty_reloads(configure: Configure) -> None:
 
 
 def here(path: Path) -> list[str]:
-    """Return the command of a configuration's own host."""
+    """Return the dtrace command of a configuration's own host."""
     command: list[str] = json.loads(path.read_text(encoding="utf-8"))["dtrace"]["command"]
     return command
 
 
 async def test_fifty_restarting_reloads(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """Reloads that each replace the process, faster than it can start, end with one that runs."""
+    """Reloads that replace the process faster than it can start end with a running process."""
     command = fake_dtrace(READY, SYNS[22], FOREVER)
     async with running(configure(command)) as one:
         normal = Normal(one)
@@ -407,7 +407,7 @@ async def test_fifty_restarting_reloads(configure: Configure, fake_dtrace: FakeD
 
 
 def test_sighup_before_it_has_started(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """SIGHUP while the source is still tried ends nothing; the file is read again after that."""
+    """SIGHUP while the source is still tried takes effect as a reload after that."""
     tried, go = tmp_path / "tried", tmp_path / "go"
     script = f'touch {tried}; until [ -e {go} ]; do sleep 0.05; done; exec "$@"'
     command = ["sh", "-c", script, "sh", *fake_dtrace()]
@@ -440,7 +440,7 @@ raise SystemExit(cli.main())
 def test_sighup_at_the_very_start(
     tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGHUP before anything handles it is a reload as soon as something does."""
+    """SIGHUP before its handler is installed takes effect as a reload once it is."""
     monkeypatch.setattr("exporter_process.EXPORTER", [sys.executable, "-c", EARLY])
     with serving("--config.file", write(tmp_path / "c.yml", fake_dtrace())) as exporter:
         until(lambda: 'dtrace_session_up{session="port-80"} 1.0' in exporter.get())
@@ -453,7 +453,7 @@ def test_sighup_at_the_very_start(
 def test_sigterm_while_a_session_restarts(
     when: str, tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """SIGTERM between two attempts, and in the middle of the second one, is a normal end."""
+    """SIGTERM between two attempts to start, or during the second one, is a normal end."""
     mark, saved = tmp_path / "mark", tmp_path / "second"
     once = {"once": {"mark": str(mark), "steps": [{"exit": 1}]}}
     command = fake_dtrace(once, {"save": str(saved)}, {"sleep": 60})
@@ -468,7 +468,7 @@ def test_sigterm_while_a_session_restarts(
 
 @pytest.mark.parametrize("where", ["/dev/full", "a pipe that nobody reads any more"])
 def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """With no room for the log, or no reader, the service counts, restarts and ends as ever."""
+    """If the log cannot be written, the service counts, restarts and ends as usual."""
     saved = tmp_path / "saved"
     config = write(tmp_path / "c.yml", fake_dtrace({"save": str(saved)}, READY, FOREVER))
     if where == "/dev/full":
@@ -489,7 +489,7 @@ def test_log_cannot_be_written(where: str, tmp_path: Path, fake_dtrace: FakeDTra
 
 
 def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """In an hour without an event, 3600 ticks and 240 scrapes, nothing is logged at info."""
+    """An hour without events, with 3600 ticks and 240 scrapes, logs nothing at info."""
     hour = [f"tick {second}000000000" for second in range(1, 3600)]
     last = syns(22, 9)[1:]
     steps = [READY, {"print": [*hour, "tick 3600000000000", *last]}, {"sleep": 60}]
@@ -502,7 +502,7 @@ def test_quiet_hour(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         _, log = exporter.process.communicate(timeout=20)
     messages = [line.split("msg=")[1].split(" session=")[0] for line in log.splitlines()]
     said = [re.split(" source=| address=| ports=", message)[0] for message in messages]
-    # At which of its first moments it looks who listens is not settled.
+    # The moment when it looks who listens varies.
     said.remove('"nobody listens"')
     assert said == [
         '"listening"',

@@ -1,4 +1,4 @@
-"""The first scrape of very many listeners, of which nothing has been read or rendered before."""
+"""The first scrape of very many listeners, with nothing read or rendered before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rendered(state: State) -> bytes:
 
 
 def told(number: int) -> memoryview:
-    """Return what the kernel tells of a listener: struct inet_diag_msg, and its memory's use."""
+    """Return the kernel's message about a listener: struct inet_diag_msg and its memory info."""
     address = bytes([127, 1, number >> 8, number & 255])
     head = struct.pack(
         "=4B2s2s16s20x8I", socket.AF_INET, 10, 0, 0, b"\0\x50", b"", address, number, *[0] * 7
@@ -43,7 +43,7 @@ def told(number: int) -> memoryview:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is an interface of Linux")
 def test_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes less than two seconds of a processor, from the kernel's answer to the text."""
+    """From the kernel's answer to the text, the scrape takes less than two seconds of CPU time."""
     answer = [told(number) for number in range(MANY)]
 
     def dump(_: object, request: bytes) -> Iterator[memoryview]:
@@ -66,7 +66,7 @@ def test_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dtrace() -> None:
-    """It takes less than two seconds of a processor to render what DTrace has counted."""
+    """The text of DTrace's counts is rendered in less than two seconds of CPU time."""
     state = State()
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
     state.table.watch(SESSION, Watched(), Capabilities(reasons=reasons))

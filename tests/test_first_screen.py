@@ -1,4 +1,4 @@
-"""README's first screen, followed on a plain Debian 12: it ends with the numbers that it shows."""
+"""The commands of README's first screen, on a plain Debian 12, print the numbers it shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from markdown_page import blocks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What a Debian of Python 3.11 installs, from the index that this host uses.
+# The packages that a Debian with Python 3.11 installs, from the index that this host uses.
 DOWNLOAD = [
     *(sys.executable, "-m", "pip", "download", "--quiet", "--python-version=3.11"),
     *("--only-binary=:all:", "setuptools>=77", "prometheus-client", "pyyaml", "tornado"),
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def test_first_screen(debian_12: Path, tmp_path: Path) -> None:
-    """Make run serves, and curl prints what the page shows; the Debian has a network of its own."""
+    """`make run` serves, and curl prints what the page shows, in a Debian with its own network."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     for name in filter(None, files.stdout.split("\0")):
         (debian_12 / "exporter" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Listeners that come and go: what has been closed for long is forgotten, and nothing else."""
+"""Listeners that were closed long ago are forgotten, and no others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ READY = "ready 5 1"
 
 
 class Host:
-    """A Linux host with DTrace, of all whose listeners there are rows."""
+    """A Linux host with DTrace, which prints rows of all its listeners."""
 
     def __init__(self, ports: dict[int, str] | None = None) -> None:
         self.table = ListenerTable()
@@ -46,7 +46,7 @@ class Host:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a new run of both sessions."""
+        """Start a new run of both sessions."""
         self.tally, self.calls = (
             Tally(self.table, SESSION),
             Tally(self.table, CALLS, sees_closes=True),
@@ -55,22 +55,22 @@ class Host:
         self.feed(READY, "tick 1", "set 1")
 
     def feed(self, *lines: str) -> None:
-        """Take lines of the first session."""
+        """Give lines to the first session."""
         for line in lines:
             self.tally.feed(line)
 
     def close(self, port: int, *, place: int = 1, time: int = 9) -> None:
-        """Let a socket close."""
+        """Report that a socket has closed."""
         self.calls.feed(f"closed {address(port, place):x} {time}")
 
     def forget(self, before: float = math.inf) -> set[int]:
-        """Forget what closed before a time, and return the ports that are left."""
+        """Forget the listeners that closed before a time, and return the ports that are left."""
         list(self.table.forget_closed(before))
         return {one.identity.port for one in self.table}
 
 
 def test_closed_ones_only() -> None:
-    """A listener is forgotten when it has closed, not while it is open, and not before its time."""
+    """A listener is forgotten only if it has closed, and only after the given time."""
     host = Host()
     host.feed(told(80), told(81), counted(80, 5), counted(81, 5))
     before = monotonic()
@@ -80,7 +80,7 @@ def test_closed_ones_only() -> None:
 
 
 def test_one_that_comes_again() -> None:
-    """A forgotten listener begins at 0, one that comes before its time goes on counting."""
+    """A forgotten listener starts at 0 when it comes back; an earlier one goes on counting."""
     host = Host()
     host.feed(told(80), told(81), counted(80, 5), counted(81, 5))
     host.close(80)
@@ -93,7 +93,7 @@ def test_one_that_comes_again() -> None:
 
 
 def test_configured_ones() -> None:
-    """A configured port of the host's own place is kept for ever; of another place it is not."""
+    """A configured port of the host's own place is kept for ever, but not one of another place."""
     host = Host({80: "web"})
     host.feed(told(80), told(80, place=2, cookie=7), counted(80, 5))
     host.close(80)
@@ -105,7 +105,7 @@ def test_configured_ones() -> None:
 
 
 def test_nobody_knows() -> None:
-    """What was open when its session ended may be open still, and keeps its counters."""
+    """A listener that was open when its session ended may still be open, so it is kept."""
     host = Host()
     host.feed(told(80), told(81), counted(80, 5), counted(81, 5))
     host.close(81)
@@ -120,7 +120,7 @@ def test_nobody_knows() -> None:
 
 
 def test_closed_while_nobody_looked() -> None:
-    """One that the kernel does not have any more has closed, or is told in another state."""
+    """A listener has closed if the kernel no longer has it, or reports another TCP state."""
     host = Host()
     host.feed(told(80), told(81))
     host.table.clear_queues(SESSION)
@@ -133,7 +133,7 @@ def test_closed_while_nobody_looked() -> None:
 
 
 def test_no_room_for_its_socket() -> None:
-    """A listener that is open, though without a place for its socket, is not taken for closed."""
+    """A listener whose open socket has no room in the table does not count as closed."""
     host = Host()
     host.feed(told(80))
     host.close(80)
@@ -144,7 +144,7 @@ def test_no_room_for_its_socket() -> None:
 
 
 def test_small_steps() -> None:
-    """It is done listener by listener, and so are the session's IDs and the sockets' drops."""
+    """Forgetting goes step by step over listeners, over a session's IDs and over sockets' drops."""
     host = Host()
     host.feed(*(told(port) for port in range(1, 501)))
     assert sum(1 for _ in host.table.forget_closed(0)) == 500
@@ -156,7 +156,7 @@ def test_small_steps() -> None:
 
 
 def test_nothing_is_missing() -> None:
-    """Against the kernel's totals, what forgotten listeners counted is counted still."""
+    """The audit still counts the events of forgotten listeners, so nothing is missing."""
     host = Host()
     audits = Audits()
     looks = iter(range(1, 100))
@@ -183,18 +183,18 @@ def test_nothing_is_missing() -> None:
 
 
 def listeners_in_memory() -> int:
-    """Return how many Listener there are in this process."""
+    """Return the number of Listener objects in this process."""
     gc.collect()
     return sum(isinstance(one, Listener) for one in gc.get_objects())
 
 
 def samples(collector: Collector) -> int:
-    """Return how many samples a scrape has."""
+    """Return the number of samples in a scrape."""
     return sum(len(family.samples) for family in collector.collect())
 
 
 def test_memory_of_a_session() -> None:
-    """Of 6,000 short-lived listeners nothing is left in the table, a scrape or a session."""
+    """Of 6,000 short-lived listeners nothing stays in the table, the scrape or the session."""
     host = Host()
     collector = Collector(State(table=host.table))
     host.feed(told(80))
@@ -211,17 +211,17 @@ def test_memory_of_a_session() -> None:
 
 
 def at(port: int, drops: int = 1) -> ListeningSocket:
-    """Make up a socket, whose number is its port's."""
+    """Return a made-up socket whose number is its port."""
     return ListeningSocket("*", port, 0, 8, drops, port)
 
 
 def reading(*sockets: ListeningSocket) -> list[Reading]:
-    """Return what sock_diag tells that has these sockets."""
+    """Return a reading of sock_diag with these sockets."""
     return [Reading([*sockets], Counter())]
 
 
 def test_memory_of_sock_diag() -> None:
-    """Of 6,000 short-lived listeners nothing is left in the table, a scrape or the source."""
+    """Of 6,000 short-lived listeners nothing stays in the table, the scrape or the source."""
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, Watched(), sock_diag.CAPABILITIES)
     collector = Collector(State(table=table))
@@ -245,11 +245,11 @@ def test_memory_of_sock_diag() -> None:
 
 
 def test_open_ones_of_sock_diag() -> None:
-    """A listener that the kernel has is open, however often it has been away before."""
+    """A listener that the kernel reports counts as open, however often it was absent before."""
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, Watched(), sock_diag.CAPABILITIES)
     for most in (1, 0):
-        # Its socket may be one too many, and it is open all the same.
+        # Its socket may exceed the limit; the listener is open anyway.
         table.limit("", Limits(sockets=1))
         for sockets in ([at(80)], []):
             list(source.update(table, SESSION, reading(*sockets)))
@@ -261,7 +261,7 @@ def test_open_ones_of_sock_diag() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is an interface of Linux")
 async def test_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service forgets by itself, after the time that the newest configuration has."""
+    """The service forgets listeners by itself, after the time in its newest configuration."""
     monkeypatch.setattr(service, "_FORGET_SECONDS", 0.01)
     file = tmp_path / "c.yml"
     file.write_text(json.dumps({"source": "sock_diag"}), encoding="utf-8")
@@ -279,7 +279,7 @@ async def test_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await one.state.refresh()
         await asyncio.sleep(0.05)
         assert known(ports)
-        # Shorter than a file may say, so that a test need not wait for it.
+        # Shorter than a file may configure, so that the test need not wait.
         one._config = replace(one._config, forget_closed_after=0.0)
         await eventually(lambda: not known(ports[1:]))
         assert known(ports[:1])

@@ -1,4 +1,4 @@
-"""freebsd/: the rc.d script, and a port that says what the package says."""
+"""freebsd/: the rc.d script, and the port, which agrees with the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORDER = (
     *("LICENSE_FILE", "BUILD_DEPENDS", "RUN_DEPENDS", "USES", "USE_PYTHON", "USE_RC_SUBR"),
     *("SUB_LIST", "NO_ARCH"),
 )
-"""The Porter's Handbook's order of the variables that there are."""
+"""The Porter's Handbook's order of the variables in use."""
 
 RC_SUBR = """\
 # As much of FreeBSD's rc.subr as the script needs.
@@ -64,7 +64,7 @@ exec "$@"
 
 
 class Host:
-    """A directory that has what a FreeBSD has of the script's, and its rc.conf."""
+    """A directory with the parts of FreeBSD that the script uses, and its rc.conf."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -80,7 +80,7 @@ class Host:
             ("/var/run", root),
             ("%%PREFIX%%", root),
             ("%%PYTHON_CMD%%", sys.executable),
-            # It may be run from a checkout, which is not Python's own.
+            # The exporter may be run from a checkout, which -I would exclude.
             (" -I ", " "),
         ):
             assert there in text
@@ -98,33 +98,33 @@ class Host:
         return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout[:-1]
 
     def set(self, **variables: str) -> None:
-        """Write rc.conf, as sysrc(8) does."""
+        """Add variables to rc.conf, as sysrc(8) does."""
         with (self.root / "rc.conf").open("a", encoding="utf-8") as file:
             file.writelines(
                 f'dtrace_exporter_{name}="{value}"\n' for name, value in variables.items()
             )
 
     def run(self, command: str) -> tuple[int, str]:
-        """Run the script, and return its status and what it says."""
+        """Run the script, and return its status and its output."""
         argv = ["sh", str(self.root / "dtrace_exporter"), command]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout + done.stderr
 
     @property
     def did(self) -> list[str]:
-        """What has been done to the system, if anything."""
+        """Return what the script has done to the system."""
         file = self.root / "did"
         return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    """Return a Host."""
+    """Return a host."""
     return Host(tmp_path)
 
 
 def test_start(host: Host) -> None:
-    """It starts under daemon(8), as its own process, with DTrace's modules, and without cores."""
+    """The script starts the service under daemon(8), with DTrace's modules and without cores."""
     host.set(args="--version")
     status, said = host.run("start")
     assert status == 0, said
@@ -138,7 +138,7 @@ def test_start(host: Host) -> None:
 
 
 def test_jail(host: Host) -> None:
-    """Where the modules cannot be loaded it starts all the same, and says so; nor need it try."""
+    """If the modules cannot be loaded, the script warns and starts; loading can be switched off."""
     (host.root / "jail").touch()
     host.set(args="--version")
     status, said = host.run("start")
@@ -152,14 +152,14 @@ def test_jail(host: Host) -> None:
 
 
 def test_not_enabled(host: Host) -> None:
-    """What is not enabled is not started, and nothing is done."""
+    """A service that is not enabled is not started, and nothing is done."""
     host.set(enable="NO")
     assert host.run("start")[0] == 1
     assert host.did == []
 
 
 def test_check(host: Host, fake_dtrace: FakeDTrace) -> None:
-    """The command check is the exporter's, with the file and the arguments of the service."""
+    """The script's check runs the exporter's, with the service's file and arguments."""
     path = host.root / "dtrace_exporter.yml"
     host.set(config=str(path))
     status, said = host.run("check")
@@ -173,7 +173,7 @@ def test_check(host: Host, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_guide(tmp_path: Path) -> None:
-    """The guide's lines make a script of it that has no gap, and name variables that it has."""
+    """The guide's commands install the script without gaps, and name variables that it has."""
     guide = (ROOT / "docs/install-freebsd.md").read_text(encoding="utf-8")
     (block,) = (block for block in blocks(guide, "sh") if "sysrc" in block)
     local = tmp_path / "local"
@@ -195,7 +195,7 @@ def test_guide(tmp_path: Path) -> None:
 
 
 def test_what_it_is() -> None:
-    """rcorder(8) finds what it needs, and every variable that it has is told at its head."""
+    """The script has the keywords for rcorder(8), and its head explains every variable."""
     text = SCRIPT.read_text(encoding="utf-8")
     head, _, body = text.partition("\n. /etc/rc.subr\n")
     for keyword in ("PROVIDE: dtrace_exporter", "REQUIRE: LOGIN", "KEYWORD: shutdown"):
@@ -209,14 +209,14 @@ def test_what_it_is() -> None:
 
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
 def test_syntax(shell: str) -> None:
-    """Shells can read it."""
+    """Shells can parse the script."""
     if not shutil.which(shell):
         pytest.skip(f"there is no {shell}")
     subprocess.run([shell, "-n", SCRIPT], check=True)
 
 
 def test_shellcheck() -> None:
-    """And shellcheck(1) finds nothing in it."""
+    """shellcheck(1) finds no fault in the script."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shellcheck = shutil.which("shellcheck", path=path)
     if shellcheck is None:
@@ -226,7 +226,7 @@ def test_shellcheck() -> None:
 
 
 def test_port() -> None:
-    """The port is of this version, wants what the package wants, and keeps the ports' order."""
+    """The port has this version, the package's dependencies, and the usual order of variables."""
     assert tuple(VARIABLES) == ORDER
     assert VARIABLES["PORTNAME"] == PROJECT["name"]
     assert VARIABLES["DISTVERSION"] == __version__

@@ -1,4 +1,4 @@
-"""docs/getting-dtrace.md: each system has a line, and what can be tried here is what happens."""
+"""docs/getting-dtrace.md: each system has a row, and the commands for Debian 13 work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SYSTEMS = ("Debian 12", "Debian 13", "Ubuntu", "Fedora", "RHEL", "Oracle Linux",
 
 
 def test_every_system_has_been_tried_or_not() -> None:
-    """Each line says what to do, and whether that was tried."""
+    """Each row says what to do and whether it was tried."""
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE, re.MULTILINE)[1:]
     for system in SYSTEMS:
         assert sum(system in named for named, _, _ in rows) == 1, system
@@ -32,7 +32,7 @@ def test_every_system_has_been_tried_or_not() -> None:
     reason="needs root, to have another root directory",
 )
 def test_debian_13(tmp_path: Path) -> None:
-    """The commands install a DTrace that runs; what comes from unstable is what the page says."""
+    """The commands install a DTrace that runs, with exactly the named packages from unstable."""
     (commands,) = blocks(PAGE, "sh")
     root = tmp_path / "root"
     debian_root.make(

@@ -16,7 +16,7 @@ Wait = Callable[[float], None]
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
-    """Return a function that has time pass."""
+    """Return a function that lets time pass."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
@@ -27,12 +27,12 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
 
 
 def tick() -> int:
-    """Return the time of a heartbeat of this moment."""
+    """Return the time of a heartbeat at this moment."""
     return round(time.monotonic() * 1e9)
 
 
 def looks(heartbeat: Heartbeat, wait: Wait, *, is_up: bool) -> tuple[float, str]:
-    """Look once a slice until it complains; return after how many seconds, and what it said."""
+    """Look once each slice until there is a complaint; return the seconds and the complaint."""
     began = time.monotonic()
     while not (late := heartbeat.look([], is_up=is_up)):
         wait(SLICE)
@@ -47,14 +47,14 @@ def looks(heartbeat: Heartbeat, wait: Wait, *, is_up: bool) -> tuple[float, str]
     ],
 )
 def test_silence(is_up: bool, limit: float, said: str, wait: Wait) -> None:
-    """It is told by the first look after the limit, which is another one until a session is up."""
+    """Silence is reported at the first look after the limit; a session that starts has its own."""
     after, late = looks(Heartbeat(PATIENCE), wait, is_up=is_up)
     assert late == said
     assert limit < after <= limit + SLICE
 
 
 def test_a_sign_of_life(wait: Wait) -> None:
-    """Silence is counted from the last heartbeat."""
+    """Silence is measured from the last heartbeat."""
     heartbeat = Heartbeat(PATIENCE)
     for _ in range(5):
         wait(PATIENCE - SLICE)
@@ -63,7 +63,7 @@ def test_a_sign_of_life(wait: Wait) -> None:
 
 
 def test_our_own_sleep(wait: Wait) -> None:
-    """What we have slept ourselves, as in a suspended machine, was no silence."""
+    """Time in which this process itself slept, as on a suspended machine, is not silence."""
     heartbeat = Heartbeat(PATIENCE)
     wait(3600)
     assert not heartbeat.look([], is_up=True)
@@ -73,12 +73,12 @@ def test_our_own_sleep(wait: Wait) -> None:
 
 @pytest.mark.parametrize(("late", "said"), [(PATIENCE, ""), (PATIENCE + 1, "rows come 11 s late")])
 def test_late_rows(late: float, said: str, wait: Wait) -> None:
-    """Rows may be later than the promptest by as much as there may be silence, and no more."""
+    """Rows may lag behind the promptest one by the limit of silence, and no more."""
     heartbeat = Heartbeat(PATIENCE)
     wait(5)
     prompt = tick()
     wait(2)
-    # The clocks of two hosts differ: the promptest is what the others are held against.
+    # The clocks of two hosts differ, so rows are compared with the promptest one.
     assert not heartbeat.look([prompt], is_up=True)
     then = tick()
     wait(late + 2)

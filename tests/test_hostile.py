@@ -1,7 +1,7 @@
-"""Hostile web clients against the real process, while an honest one scrapes.
+"""Hostile web clients against the real process, while an honest client scrapes.
 
-Each attack prints what it cost: the honest client's longest scrape and the service's largest
-resident memory, beside the quiet values.
+Each attack prints its cost: the honest client's longest scrape and the service's largest
+resident memory, beside the values without an attack.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LISTENERS = 10
 MANY = 5000
 LONGEST = 3.0
 ATTACK_SECONDS = 2.0
-"""For so long at least an attack is repeated, so that scrapes fall into it."""
+"""An attack is repeated for at least so long, so that scrapes happen during it."""
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 BODY = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n"
 POST = BODY + b"Content-Length: 4\r\n"
@@ -64,7 +64,7 @@ ROWS = [
 
 
 def fake_with_listeners(fake_dtrace: FakeDTrace) -> FakeDTrace:
-    """Return a fake dtrace(1) that has seen a few listeners."""
+    """Return a fake dtrace(1) that reports a few listeners."""
     return lambda: fake_dtrace({"ready": "4026531840"}, {"rows": ROWS}, {"tick": True})
 
 
@@ -76,13 +76,13 @@ def memory(service: Service, name: str) -> float:
 
 
 def forget_peak(service: Service) -> None:
-    """Let the peak of the resident memory begin anew."""
+    """Reset the peak of the resident memory."""
     Path(f"/proc/{service.process.pid}/clear_refs").write_text("5", encoding="ascii")
 
 
 @contextmanager
 def scraping(service: Service, ca: str = "", authorization: str = "") -> Iterator[dict[str, Any]]:
-    """Scrape honestly until the block ends; what it yields is then filled with what was seen."""
+    """Scrape honestly until the block ends, and then fill the yielded dict with the results."""
     words = [str(service.port), ca, authorization, str(service.process.pid)]
     command = [sys.executable, str(SCRAPER), *words]
     seen: dict[str, Any] = {}
@@ -102,10 +102,10 @@ def endure(
     authorization: str = "",
     again: bool = True,
 ) -> None:
-    """Attack while an honest client scrapes; it is served in time and the memory does not double.
+    """Attack while an honest client scrapes: it is served and the memory does not double.
 
-    A scrape should take less than a second. What it takes is told; what it has to keep is a limit
-    on the processor time that the service uses meanwhile, for the machine may be busy with others.
+    A scrape should take less than a second. This time is only printed; the limit is on the CPU time
+    that the service uses for a scrape, because the machine may be busy with other processes.
     """
     with scraping(service, ca, authorization) as quiet:
         time.sleep(1)
@@ -134,13 +134,13 @@ def endure(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for the services of this module."""
+    """Return a directory for the services of this module."""
     return tmp_path_factory.mktemp("hostile")
 
 
 @pytest.fixture
 def service(tmp_path: Path, fake_dtrace: FakeDTrace) -> Iterator[Service]:
-    """The service over plain HTTP, with a few listeners."""
+    """Run the service over plain HTTP, with a few listeners."""
     with running(tmp_path, "{}", fake_with_listeners(fake_dtrace)) as service:
         until(lambda: b'address="127.0.0.1"' in scrape(service))
         yield service
@@ -150,7 +150,7 @@ def service(tmp_path: Path, fake_dtrace: FakeDTrace) -> Iterator[Service]:
 def secure(
     tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> Iterator[tuple[Service, ssl.SSLContext, str]]:
-    """The same over TLS: the service, a client's context and its CA's file."""
+    """Run the service over TLS, and yield it, a client's context and the file of its CA."""
     pki = Pki(tmp_path)
     web = "tls_server_config: {cert_file: server.pem, key_file: server.key}"
     with running(tmp_path, web, fake_with_listeners(fake_dtrace)) as service:
@@ -158,13 +158,13 @@ def secure(
 
 
 def connect(service: Service) -> socket.socket:
-    """Return a connection to the service, from another host than the honest client's."""
+    """Return a connection to the service from another address than the honest client's."""
     address = "127.0.0.1", service.port
     return socket.create_connection(address, timeout=30, source_address=("127.0.0.2", 0))
 
 
 def exchange(service: Service, request: bytes) -> bytes:
-    """Send bytes and return what comes until the end, which may be nothing."""
+    """Send bytes, and return the answer up to its end, which may be empty."""
     with connect(service) as client:
         with suppress(ConnectionError):
             client.sendall(request)
@@ -176,12 +176,12 @@ def exchange(service: Service, request: bytes) -> bytes:
 
 
 def scrape(service: Service) -> bytes:
-    """Return the metrics."""
+    """Return the answer of a scrape."""
     return exchange(service, GET + b"Connection: close\r\n\r\n")
 
 
 def test_slow_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Many clients that send their headers a byte at a time are waited for and cost nothing."""
+    """Many clients that send their headers byte by byte do not delay scrapes or cost memory."""
 
     def attack() -> None:
         with ExitStack() as stack:
@@ -195,7 +195,7 @@ def test_slow_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_endless_headers(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """A client whose headers do not end is hung up on at the limit."""
+    """A client whose headers do not end is disconnected at a limit."""
 
     def attack() -> None:
         for start in (b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nX: ", b"GET /"):
@@ -210,7 +210,7 @@ def test_endless_headers(service: Service, capsys: pytest.CaptureFixture[str]) -
 
 
 def idle(service: Service, number: int, *, handshake: ssl.SSLContext | None, shaken: int) -> None:
-    """Open connections that say nothing, some of them after a TLS handshake, and hold them."""
+    """Open and hold connections that send nothing, some of them after a TLS handshake."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < number + 200:
         pytest.skip(f"the hard limit of open files is {hard}: too low for {number} connections")
@@ -237,21 +237,21 @@ def idle(service: Service, number: int, *, handshake: ssl.SSLContext | None, sha
 
 
 def test_idle_connections(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten thousand connections that say nothing keep nobody out."""
+    """Ten thousand idle connections do not keep other clients out."""
     endure(service, lambda: idle(service, IDLE, handshake=None, shaken=0), capsys, again=False)
 
 
 def test_idle_tls_connections(
     secure: tuple[Service, ssl.SSLContext, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same over TLS: some shake hands and fall silent, most do not even that."""
+    """Ten thousand idle connections over TLS, most without a handshake, keep nobody out."""
     service, tls, ca = secure
     attack = lambda: idle(service, IDLE, handshake=tls, shaken=HANDSHAKES)  # noqa: E731
     endure(service, attack, capsys, ca, again=False)
 
 
 def test_pipelining(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients that send request after request and read no answer get few, and delay nobody."""
+    """Clients that send many requests and read no answer get few answers, and delay nobody."""
     request = GET + b"\r\n"
 
     def attack() -> None:
@@ -270,7 +270,7 @@ def test_pipelining(service: Service, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_pipelining_is_answered_in_order(service: Service) -> None:
-    """Requests that come together are answered one after the other."""
+    """Requests that arrive together are answered in their order."""
     targets = [b"/-/healthy", b"/nonsense", b"/-/healthy"]
     requests = [b"GET %s HTTP/1.1\r\nHost: x\r\n" % target for target in targets]
     answer = exchange(service, b"\r\n".join(requests) + b"Connection: close\r\n\r\n")
@@ -278,7 +278,7 @@ def test_pipelining_is_answered_in_order(service: Service) -> None:
 
 
 def test_huge_bodies(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bodies that are larger than any of ours are refused, whether they say so or not."""
+    """Bodies that are too large are refused, with and without a Content-Length."""
     start = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n"
 
     def attack() -> None:
@@ -296,7 +296,7 @@ def test_huge_bodies(service: Service, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_wrong_protocol(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients that speak TLS to a plain port are told so, and do not fill the log."""
+    """Clients that speak TLS to a plain port get status 400, and do not fill the log."""
     said = "client sent a TLS handshake to an HTTP server"
 
     def attack() -> None:
@@ -304,12 +304,12 @@ def test_wrong_protocol(service: Service, capsys: pytest.CaptureFixture[str]) ->
             assert exchange(service, b"\x16\x03\x01" + bytes(500)).split()[1:2] == [b"400"]
 
     endure(service, attack, capsys)
-    # A minute may end meanwhile.
+    # Meanwhile one minute may end and another begin.
     assert 1 <= service.log().count(said) <= 2 * MOST
 
 
 def test_many_scrapes_at_once(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two hundred scrapes in one moment, again and again, are all answered."""
+    """Two hundred simultaneous scrapes, repeated, are all answered."""
     request = GET + b"Accept-Encoding: gzip\r\nConnection: close\r\n\r\n"
     statuses: list[bytes] = []
 
@@ -334,7 +334,7 @@ def test_many_scrapes_at_once(service: Service, capsys: pytest.CaptureFixture[st
 
 
 def test_clients_that_do_not_read(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients that ask for the metrics and read none of them cost little."""
+    """Clients that request the metrics and do not read them cost little."""
 
     def attack() -> None:
         with ExitStack() as stack:
@@ -354,7 +354,7 @@ def test_clients_that_do_not_read(service: Service, capsys: pytest.CaptureFixtur
 def test_scrapes_that_are_given_up(
     service: Service, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Clients that each want another answer and hang up leave no work behind them."""
+    """Clients that request something different each and hang up leave no work behind."""
     numbers = count()
 
     def attack() -> None:
@@ -369,7 +369,7 @@ def test_scrapes_that_are_given_up(
 def test_many_views(
     tmp_path: Path, fake_dtrace: FakeDTrace, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 5,000 listeners others may ask for as many different views as they like."""
+    """Requests for many different views of 5,000 listeners do not delay scrapes."""
     rows = (
         f"0 listener {(1 << 47 | n) << 16:x} 1 10 4026531840 1 10.0.{n >> 8}.{n & 255} 22 0 0 8"
         for n in range(MANY)
@@ -398,7 +398,7 @@ def test_many_views(
 def test_guessing(
     tmp_path: Path, fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A flood of wrong passwords does not keep the right one out."""
+    """A flood of wrong passwords does not keep out the right one."""
     hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
     web = f"basic_auth_users: {{a: {hashed}}}"
     wrong = b"".join(f"{k}: {v}\r\n".encode() for k, v in basic("a", "wrong").items())
@@ -431,7 +431,7 @@ def test_guessing_after_a_restart(
     connections: int,
     cost: int,
 ) -> None:
-    """Guesses from many addresses do not lock out who knows the password and is not yet known."""
+    """Guesses from many addresses do not lock out a client whose password is not yet known."""
     hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(cost)).decode()
     web = f"basic_auth_users: {{a: {hashed}}}"
     wrong, right = (
@@ -475,7 +475,7 @@ def test_guessing_after_a_restart(
 def test_reloads(
     tmp_path: Path, fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Clients that ask for reloads and hang up leave at most the one that runs behind them."""
+    """Clients that request reloads and hang up leave at most one reload running."""
     fake = fake_with_listeners(fake_dtrace)
     with running(tmp_path, "{}", fake, "--web.enable-lifecycle") as service:
 
@@ -484,11 +484,11 @@ def test_reloads(
                 clients = [stack.enter_context(connect(service)) for _ in range(250)]
                 for client in clients:
                     client.sendall(POST + b"\r\nxxxx")
-            # So that they have all been heard.
+            # This scrape shows that all requests were received.
             assert scrape(service)
 
         endure(service, attack, capsys)
-        # One that stays is answered after at most the one that runs.
+        # A later client is answered after at most one reload that already runs.
         before = service.log().count('msg="reloaded"')
         assert exchange(service, POST + b"Connection: close\r\n\r\nxxxx").split()[1] == b"200"
         assert 1 <= service.log().count('msg="reloaded"') <= before + 2
@@ -569,7 +569,7 @@ def test_reloads(
     ],
 )
 def test_odd_requests(odd: Service, request_: bytes, statuses: tuple[int, ...]) -> None:
-    """What no honest client sends gets the answer that it should, and does no harm."""
+    """Each malformed or odd request gets a proper status, and does no harm."""
     if b"Connection: " not in request_:
         request_ = request_.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
     with connect(odd) as client:
@@ -587,7 +587,7 @@ def test_odd_requests(odd: Service, request_: bytes, statuses: tuple[int, ...]) 
 
 @pytest.fixture(scope="module")
 def odd(place: Path) -> Iterator[Service]:
-    """One service for all odd requests; it logs no failure of its own."""
+    """Run one service for all odd requests; it logs no error."""
     fake = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_dtrace.py"))]
     with running(place, "{}", lambda: fake, "--web.enable-lifecycle") as service:
         yield service
@@ -595,23 +595,23 @@ def odd(place: Path) -> Iterator[Service]:
 
 
 def cpu_seconds(service: Service) -> float:
-    """Return the processor time that the service has used."""
+    """Return the CPU time in seconds that the service has used."""
     stat = Path(f"/proc/{service.process.pid}/stat").read_text(encoding="utf-8")
     user, system = stat.rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / 100
 
 
 def open_files(service: Service) -> int:
-    """Return how many descriptors the service has open."""
+    """Return the number of descriptors that the service has open."""
     return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
 
 
 def test_out_of_descriptors(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a descriptor for a connection it waits, without a spin, until there is one again."""
+    """Without a free descriptor the service waits, without a busy loop, until there is one."""
     pid = service.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     until(lambda: scrape(service))
-    # What it holds for itself, and not for connections.
+    # Only the service's own descriptors are left, none of connections.
     until(lambda: len({open_files(service) for _ in range(20)}) == 1)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files(service), limits[1]))
     clients = [connect(service) for _ in range(20)]
@@ -622,7 +622,7 @@ def test_out_of_descriptors(service: Service, capsys: pytest.CaptureFixture[str]
     with capsys.disabled():
         print(f"\n    {used:.2f} s of processor time in 2 s", end=" ")  # noqa: T201
     assert used < 1
-    # Room for two: the idle ones give way.
+    # Room for two connections: the idle ones give way.
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files(service) + 2, limits[1]))
     until(lambda: scrape(service).startswith(b"HTTP/1.1 200"))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)

@@ -1,7 +1,7 @@
-"""Hostile hosts against the real service, in a process of its own that measures its event loop.
+"""Hostile hosts against the real service, in a separate process that measures its event loop.
 
-Each attack prints what it cost: the longest step of the loop, less Python's search for garbage, and
-that; by how much the memory grew; and what a scrape meanwhile took.
+Each attack prints its cost: the longest step of the loop without garbage collection, the time of
+the collection, the growth of the memory, and the size and time of a scrape.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ METER = Path(__file__).with_name("step_meter.py")
 LINUX, ZONES = "ready 5 1", "ready 5 global"
 MANY = 50_000
 STEP_MS = 250
-"""A step should take less than 50 ms; here, where the machine may be busy, less than a few."""
+"""A step should take less than 50 ms; the limit is higher because the machine may be busy."""
 MEMORY_MB = 300
 
 Lines = Callable[[], Iterator[str]]
 
 
 def wide(number: int, *, place: int = 1, address: str = "", cookie: int = 1, port: int = 0) -> str:
-    """Return a row of one of very many listeners."""
+    """Return the row of one of very many listeners."""
     who = f"{(1 << 47 | number) << 16:x} 1 10 {place} {cookie}"
     where = address or f"10.{number >> 16}.0.1"
     return f"listener {who} {where} {port or number % 65536} 0 0 8"
 
 
 def zone(number: int, telling: int = 1, *, name: str = "global", port: int | None = None) -> str:
-    """Return a row of one of very many listeners in zones."""
+    """Return the row of one of very many listeners in zones."""
     who = f"{(1 << 47 | number) << 16 | telling:x} {telling} {name}"
     return f"listener {who} 10.0.0.1 {number if port is None else port} 0 0 8 1"
 
 
 def closed(number: int, time: int = 1) -> str:
-    """Return the row of one of very many sockets that has closed."""
+    """Return the row about the close of one of very many sockets."""
     return f"closed {0xFFFF << 48 | 1 << 47 | number:x} {time}"
 
 
 def each(start: str, make: Callable[[int], str], times: int = MANY, end: str = "tick 1") -> Lines:
-    """Return what yields a row for each number, between others."""
+    """Return a generator of a row for each number, between a start and an end."""
 
     def lines() -> Iterator[str]:
         yield start
@@ -80,7 +80,7 @@ def each(start: str, make: Callable[[int], str], times: int = MANY, end: str = "
 
 
 def again(make: Callable[[int, int], str], times: int, size: int) -> Lines:
-    """Return what yields as many rows before each of some heartbeats."""
+    """Return a generator of so many rows before each of some heartbeats."""
 
     def lines() -> Iterator[str]:
         yield ZONES
@@ -93,7 +93,7 @@ def again(make: Callable[[int, int], str], times: int, size: int) -> Lines:
 
 
 def flap(number: int) -> str:
-    """Return the rows of a listener in a zone of its own, which closes at once."""
+    """Return the rows of a listener in a zone of its own that closes at once."""
     return zone(number, 1, name=f"z{number}", port=80) + "\n" + closed(number, 2)
 
 
@@ -122,12 +122,12 @@ ZONES_ATTACKS: dict[str, Lines] = {
 
 
 def measure(place: Path, lines: Iterator[str], name: str, said: str = "") -> dict[str, Any]:
-    """Return what a host costs that prints some lines, and says something beside them."""
+    """Return the cost of a host that prints some lines, and a text on standard error."""
     out, err, file = place / "out", place / "err", place / "c.yml"
     with out.open("w", encoding="ascii") as written:
         written.writelines(line + "\n" for line in lines)
     err.write_text(said, encoding="ascii")
-    # The second program of a Linux host prints nothing.
+    # The second program of a Linux host only prints that it is ready.
     script = f'grep -q "limit %x" && exec echo ready 5 1; cat {err} >&2 & cat {out}; wait'
     host = {"name": "evil", "dtrace": {"command": ["/bin/sh", "-c", script], "program": name}}
     nothing = {"command": ["/bin/true"], "program": "linux"}
@@ -140,7 +140,7 @@ def measure(place: Path, lines: Iterator[str], name: str, said: str = "") -> dic
 
 
 def tell(found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Print what was found."""
+    """Print the cost."""
     with capsys.disabled():
         print(  # noqa: T201
             f"\n    longest step {found['step_ms']:.0f} ms, search for garbage "
@@ -153,7 +153,7 @@ def tell(found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
 def endure(
     place: Path, lines: Iterator[str], name: str, capsys: pytest.CaptureFixture[str], said: str = ""
 ) -> dict[str, Any]:
-    """Let a host attack; no step of the loop is long, and the memory has its bounds."""
+    """Let a host attack; no step of the loop may be long, and the memory is limited."""
     found = measure(place, lines, name, said)
     tell(found, capsys)
     assert found["step_ms"] < STEP_MS, found["step"]
@@ -165,13 +165,13 @@ def endure(
 
 @pytest.mark.parametrize("attack", LINUX_ATTACKS)
 def test_linux(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever rows a host prints as of Linux, others have their turn and the memory its bounds."""
+    """Whatever rows a Linux host prints, other tasks get their turn and the memory is limited."""
     endure(tmp_path, LINUX_ATTACKS[attack](), "linux", capsys)
 
 
 @pytest.mark.parametrize("attack", ZONES_ATTACKS)
 def test_zones(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Likewise whatever rows a host prints as of Solaris."""
+    """Whatever rows a Solaris host prints, other tasks get their turn and the memory is limited."""
     endure(tmp_path, ZONES_ATTACKS[attack](), "illumos", capsys)
 
 
@@ -185,13 +185,13 @@ def test_zones(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ids=["nothing", "losses", "endless"],
 )
 def test_messages(said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor does it matter what it says meanwhile, with many listeners to lose."""
+    """Whatever a host prints on standard error, other tasks get their turn; memory is limited."""
     lines = again(lambda n, turn: zone(n, turn, port=80), 1, 10_000)
     endure(tmp_path, lines(), "illumos", capsys, said)
 
 
 def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 30,000 listeners that somebody opens as many are there as may be, and others stay."""
+    """Of 30,000 listeners that a user opens, those beyond the limit are refused, and no rows."""
     lines = each(LINUX, wide, 30_000)
     found = endure(tmp_path, lines(), "linux", capsys)
     assert {name: sum(one[name] for one in found["refused"]) for name in ("listeners", "rows")} == {
@@ -203,7 +203,7 @@ def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_local_user_of_a_configured_port(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is a step long where the kernel is asked about 100,000 sockets of one port."""
+    """No step is long when the kernel's answer has 100,000 sockets of one port."""
     patient = replace(rendering.window(1.0), patience=math.inf)
     monkeypatch.setattr(rendering, "window", lambda _: patient)
     samples = [
@@ -237,7 +237,7 @@ def test_local_user_of_a_configured_port(
 
 
 def large(ports: int, hosts: int) -> str:
-    """Return a configuration with many ports, and hosts with some."""
+    """Return a configuration with many ports, and with other hosts."""
     command = "dtrace: {command: [/bin/sleep, '600'], program: linux, session: shared}\n"
     listeners = "".join(f"  - port: {port}\n    name: p{port}\n" for port in range(1, ports + 1))
     others = "".join(
@@ -250,7 +250,7 @@ def large(ports: int, hosts: int) -> str:
 def test_reload(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reload of 1,000 ports and 20 hosts takes its time beside the event loop, not in it."""
+    """A reload of 1,000 ports and 20 hosts reads the file in a thread, not in the event loop."""
     threads = []
 
     def load(*args: Any) -> config.Config:
@@ -308,14 +308,14 @@ PATTERNS = {
 
 
 def hostile(size: int) -> Iterator[str]:
-    """Yield lines of about a size, each the same a long time."""
+    """Yield lines of about this size, in the same order for each size."""
     for start in STARTS:
         for piece in ALPHABET:
             yield start + piece * (size // len(piece)) + "!"
 
 
 def shortest(work: Callable[[str], object], text: str) -> float:
-    """Return the processor time of the quickest of some tries."""
+    """Return the CPU time of the fastest of three tries."""
     times = []
     for _ in range(3):
         began = time.thread_time()
@@ -325,9 +325,9 @@ def shortest(work: Callable[[str], object], text: str) -> float:
 
 
 def assert_linear(work: Callable[[str], object], what: str) -> None:
-    """Show that no text of four times the size takes much more than four times as long.
+    """Check that no text of four times the size takes much more than four times as long.
 
-    What takes less than a few milliseconds may take any multiple of that.
+    A time below five milliseconds always passes, because it is too short to compare.
     """
     for small, big in zip(hostile(4000), hostile(16000), strict=True):
         took = shortest(work, big)
@@ -337,7 +337,7 @@ def assert_linear(work: Callable[[str], object], what: str) -> None:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_patterns_are_linear(name: str) -> None:
-    """No pattern takes more than linear time, whatever it looks through and wherever it begins."""
+    """No pattern takes more than linear time, whatever the text and wherever the match begins."""
     pattern = PATTERNS[name]
     for method in (pattern.match, pattern.fullmatch, pattern.search, pattern.findall):
         assert_linear(method, method.__name__)
@@ -354,7 +354,7 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def read(line: str) -> None:
-    """Read a line as a row, whatever it is."""
+    """Read any line as a row."""
     reader = rows.Reader()
     reader.read("set 1")
     with suppress(rows.RowError):
@@ -363,22 +363,22 @@ def read(line: str) -> None:
 
 @pytest.mark.parametrize("name", [*READERS, "row"])
 def test_readers_are_linear(name: str) -> None:
-    """Nor does anything that reads what a host says."""
+    """Nothing that reads the output of a host takes more than linear time."""
     assert_linear({**READERS, "row": read}[name], name)
 
 
 def read_behind(start: str, text: str) -> None:
-    """Read a row that goes on with a text."""
+    """Read a row that continues with a text."""
     read(start + text)
 
 
 def read_within(start: str, text: str) -> None:
-    """Read a row that has a text in place of its first space."""
+    """Read a row with a text in place of its first space."""
     read(start.replace(" ", text, 1))
 
 
 def test_rows_of_any_length_are_linear() -> None:
-    """Rows that begin as rows do are no slower for what they go on with."""
+    """Rows with a valid beginning are read in linear time, whatever follows it."""
     for start in (told(22), zone_rows.told(22), "count 1 10 8 1 ", "q 1 8 ", "syn 1 0 ", "left 1 "):
         assert_linear(partial(read_behind, start), start)
         assert_linear(partial(read_within, start), start)
@@ -415,7 +415,7 @@ SCRIPT_ATTACKS = {
 
 @pytest.mark.parametrize("attack", SCRIPT_ATTACKS)
 def test_script(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor does it matter what a host prints as the rows of a user's own script."""
+    """Whatever a host prints as rows of a script, other tasks get their turn; memory is limited."""
     row = SCRIPT_ATTACKS[attack]
     (tmp_path / "s.d").write_text(SCRIPT, encoding="ascii")
     (tmp_path / "evil.py").write_text(

@@ -1,4 +1,4 @@
-"""The page on how it works: what it names is there."""
+"""The page on how it works: everything that it names exists."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TABLE = [
     for line in PAGE.splitlines()
     if line.startswith("| ") and line.count("|") == 6
 ]
-"""Those of the rows that have something to say on each of the programs."""
+"""The rows of the table with something about each of the programs."""
 
 
 @pytest.mark.parametrize(
     ("column", "name"), [(1, "linux"), (2, "illumos"), (3, "solaris10"), (4, "freebsd")]
 )
 def test_what_the_table_names(column: int, name: str) -> None:
-    """Each function, member and probe that the table says a number comes from is in the program."""
+    """Each function, member and probe that the table names for a program is in that program."""
     text = program.load(name).text
     text += text.replace("tcp_v*_", "tcp_v4_") + text.replace("tcp_v*_", "tcp_v6_")
     cells = " ".join(row[column] for row in TABLE)
@@ -43,7 +43,7 @@ def test_trace_example() -> None:
 
 
 def test_links() -> None:
-    """Every file that the page names is there."""
+    """Every file that the page names exists."""
     named = re.findall(r"`(src/[\w/.]+)`", PAGE)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -20,7 +20,7 @@ from fake_steps import FOREVER, READY, FakeDTrace
 
 
 def below(pid: int) -> dict[int, str]:
-    """Return the states of all processes below one."""
+    """Return the states of all descendants of a process."""
     found: dict[int, str] = {}
     parents = {pid}
     for stat in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
@@ -37,7 +37,7 @@ def below(pid: int) -> dict[int, str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process 1 of a PID namespace is Linux'")
 def test_first_process(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """As process 1, without privileges, it waits for orphans and passes signals and status on."""
+    """As process 1, it drops privileges, reaps orphans, and passes signals and the status on."""
     unshare = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", "--pid", "--fork"]
     unshare.append("--kill-child")
     trial = subprocess.run([*unshare, "true"], capture_output=True, text=True)

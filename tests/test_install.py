@@ -1,4 +1,4 @@
-"""docs/install.md: what it builds and installs is what there is, and each system has a line."""
+"""docs/install.md: its formats, files and commands exist, and each system has a row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = re.findall(r"`([^`\n]+)`", PAGE)
 
 
 def test_formats() -> None:
-    """Each format that can be built is on the page, and no other."""
+    """The page names exactly the formats that can be built."""
     named = {word.removeprefix("make dist ARGS=") for word in WORDS if "ARGS=" in word}
     assert named == {*distribution.FORMATS}
     for name in re.findall(r"make dist ARGS=(\w+)", README):
@@ -29,7 +29,7 @@ def test_formats() -> None:
 
 @pytest.mark.xdist_group("packages")
 def test_files(packages: Path) -> None:
-    """Each file that is named is one that is built."""
+    """Each file that the pages name is one that is built."""
     built = {path.name for path in packages.iterdir()}
     patterns = re.findall(r"dist/(dtrace[\w.*-]+\w)", PAGE + README)
     assert len(patterns) >= 4
@@ -38,7 +38,7 @@ def test_files(packages: Path) -> None:
 
 
 def test_every_system_has_been_tried_or_not() -> None:
-    """Each line says what to do, and what was tried."""
+    """Each row says what to do and what was tried."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.partition("\n\n## ")[0].splitlines()
@@ -52,7 +52,7 @@ def test_every_system_has_been_tried_or_not() -> None:
 
 
 def test_one_file() -> None:
-    """What is done with the one file is something that it takes."""
+    """The exporter accepts the arguments that the page gives to the single file."""
     assert languages(PAGE) == {"sh"}
     for line in "".join(blocks(PAGE, "sh")).splitlines():
         _, isolated, file, *words = shlex.split(line)
@@ -61,7 +61,7 @@ def test_one_file() -> None:
 
 
 def test_places() -> None:
-    """What packages have is where the page says."""
+    """The files of packages are where the page says, and its versions are the required ones."""
     script = (ROOT / "packages/install.sh").read_text(encoding="utf-8")
     for word in ("/etc/default/dtrace-exporter", "/etc/dtrace-exporter", "/share/dtrace-exporter"):
         assert word in script

@@ -1,4 +1,4 @@
-"""docs/install-solaris.md: what it tells an administrator to do is what there is."""
+"""docs/install-solaris.md: its commands, configurations and properties are valid."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def commands() -> list[list[str]]:
 
 
 def test_there_are_no_other_blocks() -> None:
-    """Each block is of a kind that is looked at here, or is there to be read."""
+    """Each block is of a kind that is tested here, or only for reading."""
     kinds = set(re.findall(r"^```(.*)$", TEXT, re.MULTILINE))
     assert kinds == {"", "sh", "yaml", "console", "text"}
 
 
 @pytest.mark.parametrize("number", range(len(blocks("yaml"))))
 def test_configurations(number: int, tmp_path: Path) -> None:
-    """Every configuration is one; what is for Prometheus has the port that the service has."""
+    """Every configuration is valid; the one for Prometheus has the service's port."""
     text = blocks("yaml")[number]
     if text.startswith("scrape_configs:"):
         (job,) = yaml.safe_load(text)["scrape_configs"]
@@ -51,13 +51,13 @@ def test_configurations(number: int, tmp_path: Path) -> None:
     loaded = config.load(file)
     assert loaded.local.listeners or loaded.hosts
     for host in loaded.hosts:
-        # A forced command answers no question, so auto cannot find out.
+        # A forced command answers no query, so auto cannot find the program.
         assert host.dtrace.program == "solaris10"
         assert "-oBatchMode=yes" in host.dtrace.command
 
 
 def test_offsets() -> None:
-    """The offsets of older updates are those that the program itself names."""
+    """The offsets of older updates are in the program, too."""
     program = ROOT / "src/dtrace_exporter/programs/solaris10.d"
     text = program.read_text(encoding="utf-8")
     for name, offset in re.findall(r"(conn_tcp|conn_lport): (0x\w+)", TEXT):
@@ -66,7 +66,7 @@ def test_offsets() -> None:
 
 @pytest.mark.parametrize("shell", ["dash", "ksh93"])
 def test_shell(shell: str) -> None:
-    """Every block of commands can be read by a shell."""
+    """Shells can parse every block of commands."""
     path = require(shell, {"dash": "dash", "ksh93": "ksh"}[shell])
     assert len(blocks("sh")) > 10
     for block in blocks("sh"):
@@ -75,7 +75,7 @@ def test_shell(shell: str) -> None:
 
 
 def test_the_exporter_takes_its_arguments() -> None:
-    """Every call of the exporter is one that it understands."""
+    """The exporter accepts the arguments of every call."""
     calls = [words for words in commands() if any("bin/dtrace-exporter" in each for each in words)]
     assert calls
     for words in calls:
@@ -84,7 +84,7 @@ def test_the_exporter_takes_its_arguments() -> None:
 
 
 def test_properties() -> None:
-    """Properties that are set exist, with such a type, and are listed with their values."""
+    """Properties that are set exist with that type, and all are listed with their values."""
     group = MANIFEST.find(".//property_group[@name='config']")
     assert group is not None
     types = {each.attrib["name"]: each.attrib["type"] for each in group}
@@ -103,7 +103,7 @@ def test_properties() -> None:
 
 
 def test_user_and_privileges() -> None:
-    """The user that is made is the service's, and the privileges are its privileges."""
+    """The user that is created is the service's, and so are the privileges."""
     credential = MANIFEST.find(".//method_credential")
     assert credential is not None
     for words in commands():
@@ -116,7 +116,7 @@ def test_user_and_privileges() -> None:
 
 
 def test_manifest_for_smartos() -> None:
-    """The copy for SmartOS differs by user and group alone."""
+    """The manifest for SmartOS differs only by user and group."""
     (block,) = (block for block in blocks("sh") if "/opt/custom/smf" in block)
     (words,) = (words for words in commands() if words[0] == "sed")
     source = ROOT / "smf" / "dtrace-exporter.xml"
@@ -129,7 +129,7 @@ def test_manifest_for_smartos() -> None:
 
 
 def test_the_log_that_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The messages of the example are the exporter's and the method's own."""
+    """The messages of the example are those of the exporter and of the method."""
     (block,) = (block for block in blocks("console") if "Executing start method" in block)
     said, then = (line for line in block.splitlines() if line.startswith("dtrace-exporter: "))
     file = tmp_path / "c.yml"
@@ -144,7 +144,7 @@ def test_the_log_that_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_links() -> None:
-    """Every link to a place in the guide leads there."""
+    """Every link within the guide leads to a heading."""
     headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     links = re.findall(r"\]\(#([^)]+)\)", TEXT)

@@ -1,4 +1,4 @@
-"""What a host tells of itself without dtrace(1), and which reason a refusal is."""
+"""The facts of a host that need no dtrace(1), and the reasons for a refusal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOOD = Host("6.12.1-cloud-amd64", True, "integrity", "/sys/kernel/tracing", 0, (
 
 
 def host(place: Path, **changed: str | None) -> Host:
-    """Return what is seen of a host with these files, None for one that is not there."""
+    """Return the facts of a host with these files; None removes a file."""
     for name, text in {**PLAIN, **changed}.items():
         if text is not None:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,19 +36,19 @@ def host(place: Path, **changed: str | None) -> Host:
 
 
 def made(**changed: Any) -> Host:
-    """Return a host that is like GOOD but for this."""
+    """Return a host that differs from GOOD by this."""
     return Host(**{**{name: getattr(GOOD, name) for name in GOOD.__slots__}, **changed})
 
 
 def test_all_is_well(tmp_path: Path) -> None:
-    """A usual host has nothing that DTrace would lack."""
+    """A usual host lacks nothing that DTrace needs."""
     found = host(tmp_path)
     assert found == made(uid=os.geteuid())
     assert found.obstacles == []
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    """A host that shows nothing has nothing, and that is no error."""
+    """A host without any readable file gives empty facts, and no error."""
     found = look(tmp_path)
     assert found.obstacles == ["no_btf", "no_tracefs"]
     assert found.missing == ("CAP_SYS_ADMIN", "CAP_SYSLOG")
@@ -84,7 +84,7 @@ def test_what_lacks(
     obstacles: list[str],
     tmp_path: Path,
 ) -> None:
-    """Each thing is seen, and is an obstacle where no dtrace(1) could do without it."""
+    """Each missing feature is found, and is an obstacle if no dtrace(1) can do without it."""
     found = host(tmp_path, **files)
     assert getattr(found, attribute) == value
     assert found.obstacles == obstacles
@@ -104,7 +104,7 @@ def test_what_lacks(
     ],
 )
 def test_container(files: dict[str, str | None], kind: str, tmp_path: Path) -> None:
-    """A container is told by what its manager leaves in it."""
+    """A container is recognized by what its manager leaves in it."""
     assert host(tmp_path, **files).container == kind
 
 
@@ -135,14 +135,14 @@ NO_DEVICE = "DTrace device not available on system"
     ],
 )
 def test_classify(refusal: str, where: Host | None, word: str) -> None:
-    """The reason is the real one: what dtrace(1) says of itself, and else what the kernel lacks."""
+    """A refusal is classified by dtrace(1)'s message, and otherwise by what the kernel lacks."""
     assert reasons.classify(refusal, where) == word
     assert word in reasons.REASONS
 
 
 @pytest.mark.parametrize("word", reasons.REASONS)
 def test_told(word: str) -> None:
-    """Each reason is told in one line that says why, what that costs, and where to read on."""
+    """Each reason gives one line with the cause, what is missing, the advice and the guide."""
     for source in untraced.SOURCES:
         line = reasons.told(word, source)
         assert "\n" not in line

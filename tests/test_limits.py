@@ -1,4 +1,4 @@
-"""How much of a host is taken in: within the limits all is exact, beyond nothing is there."""
+"""The limits of a host: within them all counts are exact, and beyond them nothing is kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ZONES = Capabilities(place_label="zone", own_place="global")
 
 
 def taking(limits: Limits, ports: dict[int, str] | None = None) -> tuple[ListenerTable, Tally]:
-    """Return a table with limits, and a Tally of a Linux host whose first set has begun."""
+    """Return a table with limits, and the tally of a Linux host whose first set has begun."""
     table = ListenerTable()
     table.limit("", limits)
     table.watch(SESSION, Watched() if ports is None else named(ports))
@@ -40,7 +40,7 @@ def taking(limits: Limits, ports: dict[int, str] | None = None) -> tuple[Listene
 
 
 def feed(tally: Tally, *lines: str) -> Counter[str]:
-    """Give lines to a Tally; return how many were refused, by limit."""
+    """Give lines to a tally, and return how many were refused, by limit."""
     refused = Counter[str]()
     for line in lines:
         try:
@@ -54,7 +54,7 @@ def feed(tally: Tally, *lines: str) -> Counter[str]:
 
 
 def close(table: ListenerTable, port: int, *, place: int = 1, time: int = 9) -> None:
-    """Let the second session tell that a port's socket has closed."""
+    """Let the second session report that a port's socket has closed."""
     feed(Tally(table, CALLS, sees_closes=True), READY, f"closed {address(port, place):x} {time}")
 
 
@@ -64,7 +64,7 @@ def syns(table: ListenerTable) -> dict[int, int]:
 
 
 def test_listeners() -> None:
-    """A listener beyond the limit is not there, its counts are nobody's, and others stay exact."""
+    """A listener beyond the limit is left out with its counts, and the others stay exact."""
     table, tally = taking(Limits(listeners=2))
     refused = feed(tally, told(1), told(2), told(3), *(counted(port, 5) for port in (1, 2, 3)))
     assert refused == {"listeners": 1}
@@ -74,7 +74,7 @@ def test_listeners() -> None:
 
 
 def test_room_again() -> None:
-    """Once another one has closed a listener comes in when it is told next; it counts from then."""
+    """After another listener has closed, a refused one is added at its next row, and counts on."""
     table, tally = taking(Limits(listeners=2))
     feed(tally, told(1), told(2), told(3), counted(1, 5), counted(2, 5), counted(3, 5))
     close(table, 1)
@@ -84,20 +84,20 @@ def test_room_again() -> None:
 
 
 def test_who_closed_first_makes_room() -> None:
-    """Of those that have closed the first to do so is forgotten, and no more than has to be."""
+    """To make room, the listener that closed first is forgotten first, and no more than needed."""
     table, tally = taking(Limits(listeners=3))
     feed(tally, told(1), told(2), told(3))
     for port in (2, 3, 1):
         close(table, port)
     assert feed(tally, told(4)) == {}
     assert syns(table).keys() == {1, 3, 4}
-    # It had closed, but has come back meanwhile.
+    # This one had closed, but listens again.
     assert feed(tally, told(3, time=12, generation=1), told(5)) == {}
     assert syns(table).keys() == {3, 4, 5}
 
 
 def test_configured_ports_stay() -> None:
-    """A configured listener of the host's own place keeps its counters, whoever wants its room."""
+    """A configured listener of the host's own place keeps its counters, whoever needs its room."""
     table, tally = taking(Limits(listeners=1), {22: "", 80: ""})
     feed(tally, told(22), counted(22, 5))
     close(table, 22)
@@ -107,7 +107,7 @@ def test_configured_ports_stay() -> None:
 
 
 def test_places() -> None:
-    """A place beyond the limit comes in once another one has no open listener."""
+    """A place beyond the limit is added when another place has no open listener."""
     table, tally = taking(Limits(places=2))
     rows = [told(22, place=place) for place in (1, AWAY, AWAY + 1)]
     assert feed(tally, *rows, told(80), told(80, place=AWAY + 1)) == {"places": 2}
@@ -118,7 +118,7 @@ def test_places() -> None:
 
 
 def test_sockets() -> None:
-    """A socket beyond the limit has no gauges, and its counts are its listener's all the same."""
+    """A socket beyond the limit has no gauges, but its counts are added to its listener's."""
     table, tally = taking(Limits(sockets=2))
     rows = [told(22, socket=socket, q=socket) for socket in range(3)]
     counts = [counted(22, 5, socket=socket) for socket in range(3)]
@@ -131,18 +131,18 @@ def test_sockets() -> None:
 
 
 def test_rows() -> None:
-    """Rows beyond the limit are not read; those that were there before go on counting."""
+    """Rows beyond the limit are ignored; rows that were known before go on counting."""
     table, tally = taking(Limits(rows=2))
     rows = counted(22, 1), counted(22, 1, ESTABLISHED), counted(22, 1, qmax=9)
     assert feed(tally, told(22), *rows) == {"rows": 1}
     assert feed(tally, counted(22, 4), counted(22, 5, ESTABLISHED)) == {}
     assert [(one.syns, one.established) for one in table] == [(4, 5)]
-    # The set that is used next has room once the one before it is printed no more.
+    # The next set has room once the set before it is no longer printed.
     assert feed(tally, "set 2", counted(22, 1), "set 3", counted(22, 1)) == {"rows": 1}
 
 
 def test_hosts_are_apart() -> None:
-    """What one host has too much of costs another one nothing."""
+    """The limits of one host do not affect another host."""
     table = ListenerTable()
     sessions = [SessionId(host, "all") for host in ("good", "evil")]
     for id_ in sessions:
@@ -155,7 +155,7 @@ def test_hosts_are_apart() -> None:
 
 
 def test_fewer_after_a_reload() -> None:
-    """Where the limit has been lowered, closed listeners go until no more are left than may be."""
+    """After the limit is lowered, closed listeners are forgotten until the limit holds."""
     table, tally = taking(Limits(listeners=9))
     feed(tally, *(told(port) for port in range(9)))
     table.clear_queues(SESSION)
@@ -165,7 +165,7 @@ def test_fewer_after_a_reload() -> None:
 
 
 def test_a_session_that_ends_leaves_no_sockets() -> None:
-    """Sockets of a run that is over take no room from those of the next one."""
+    """Sockets of a run that has ended take no room from those of the next run."""
     table, tally = taking(Limits(sockets=3))
     for run in range(10):
         rows = [told(22, socket=socket + run % 2, time=run + 1) for socket in range(3)]
@@ -176,7 +176,7 @@ def test_a_session_that_ends_leaves_no_sockets() -> None:
 
 
 def test_ready_once_more() -> None:
-    """A run has one ready row: a second one is no row."""
+    """A run has one ready row; a second one is an error."""
     _, tally = taking(Limits())
     for row in (READY, "ready 5 2"):
         with pytest.raises(RowError):
@@ -197,7 +197,7 @@ def test_ready_once_more() -> None:
     ],
 )
 def test_names(row: str) -> None:
-    """A zone's or an address' name that no kernel can have is no row."""
+    """A zone's name or an address that no kernel can print is an error."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), ZONES)
     tally = Tally(table, SESSION)
@@ -206,7 +206,7 @@ def test_names(row: str) -> None:
 
 
 def test_limits_of_a_queue() -> None:
-    """However many limits a listener's Q has had, few are remembered, and the sum stays right."""
+    """Of the many limits that a Q has had only few are kept, and the sum stays right."""
     listener = Listener(Identity("", "", "*", 22), SESSION)
     for qmax in range(1, 1001):
         listener.count_syns(5, qmax, 2, qmax)
@@ -261,7 +261,7 @@ def rows_of_zones() -> st.SearchStrategy[str]:
 
 
 def sizes(table: ListenerTable, tally: Tally) -> dict[str, int]:
-    """Return how large everything is that rows can make larger."""
+    """Return the sizes of everything that rows can enlarge."""
     host, accounts = table._hosts[""], tally._accounts
     return {
         "listeners": len(host.listeners),
@@ -308,7 +308,7 @@ MOST = {
 def test_never_more(
     rows: st.SearchStrategy[str], ready: str, capabilities: Capabilities | None, data: st.DataObject
 ) -> None:
-    """Whatever rows come, nothing is more than it may be, and nothing else goes wrong."""
+    """Whatever rows come, no size exceeds its limit, and nothing else fails."""
     table = ListenerTable()
     table.limit("", FEW)
     table.watch(SESSION, Watched(), capabilities)
@@ -326,12 +326,12 @@ def test_never_more(
 
 
 def steps(work: Iterable[object]) -> int:
-    """Return in how many steps some work is done."""
+    """Return the number of steps of some work."""
     return sum(1 for _ in work)
 
 
 def test_a_heartbeat_is_settled_in_small_steps() -> None:
-    """However many sockets there are, settling a heartbeat lets others have their turn between."""
+    """Settling a heartbeat gives other tasks their turn after each of many sockets."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), ZONES)
     tally = Tally(table, SESSION)
@@ -342,7 +342,7 @@ def test_a_heartbeat_is_settled_in_small_steps() -> None:
 
 
 def test_listener_that_is_told_again_and_again() -> None:
-    """A listener told without a heartbeat between has few tellings; its counts stay exact."""
+    """A listener with many rows and no heartbeat keeps few of them; its counts stay exact."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), ZONES)
     tally = Tally(table, SESSION)
@@ -363,7 +363,7 @@ def test_two_kernels_at_once() -> None:
     few = Limits(sockets=20)
     table, tally = taking(few)
     for number in range(1, 100):
-        # Each is of another use of the place, which ends what is known of the one before.
+        # Each row is of another use of the place, which removes what is known of the one before.
         sun = zone_rows.told(22, socket=number, time=number, zone="7")
         feed(tally, sun, told(23, place=7, socket=number, cookie=number, time=number))
     assert len(table) == 1
@@ -371,7 +371,7 @@ def test_two_kernels_at_once() -> None:
 
 
 def test_closes_of_another_session() -> None:
-    """Nor where another of its sessions says that the sockets have closed."""
+    """If another session reports the closes, there are no more accounts than sockets, either."""
     few = Limits(sockets=20)
     table, tally = taking(few)
     other = Tally(table, CALLS, sees_closes=True)
@@ -383,7 +383,7 @@ def test_closes_of_another_session() -> None:
 
 
 def test_tellings_of_all_sockets() -> None:
-    """All sockets together are told as often as there may be rows; then each begins anew."""
+    """The rows kept of all sockets are limited together; after that each account starts anew."""
     few = Limits(sockets=20, rows=100)
     table, tally = taking(few)
     for number in range(1, 60):
@@ -395,7 +395,7 @@ def test_tellings_of_all_sockets() -> None:
 
 
 def test_what_closes_is_not_settled() -> None:
-    """Sockets that close before a heartbeat leave nothing to do in it, however many they are."""
+    """Sockets that close before a heartbeat leave no work for it, however many they are."""
     _, tally = taking(Limits(sockets=20))
     for number in range(1, 100):
         feed(tally, zone_rows.told(22, socket=number), zone_rows.closed(22, 9, number))
@@ -403,7 +403,7 @@ def test_what_closes_is_not_settled() -> None:
 
 
 def test_drain() -> None:
-    """When a run is over all that it has told is let go of, in small steps."""
+    """After a run has ended, everything it reported is released, in small steps."""
     _, tally = taking(Limits())
     for number in range(1, 100):
         feed(tally, zone_rows.told(22, socket=number), told(number), counted(number, 1))
@@ -415,14 +415,14 @@ def test_drain() -> None:
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """Return how many functions a function calls, its own among them."""
+    """Return the number of calls that a function makes, including its own."""
     count = 0
 
     def note(_frame: object, event: str, _argument: object) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
-    # Hypothesis has it call a function of its own.
+    # A garbage collection would call a function of Hypothesis.
     gc.disable()
     sys.setprofile(note)
     try:
@@ -435,7 +435,7 @@ def calls_of(function: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("kind", ["listener", "place", "socket", "cookie", "closed"])
 def test_work_for_a_row_does_not_grow(kind: str) -> None:
-    """What a row beyond the limits costs does not depend on how many listeners there are."""
+    """The work for a row beyond the limits does not grow with the number of listeners."""
     costs = []
     for size in (100, 1000):
         _, tally = taking(Limits(listeners=size, sockets=size, places=size))
@@ -448,19 +448,19 @@ def test_work_for_a_row_does_not_grow(kind: str) -> None:
             "cookie": told(5, cookie=1),
             "closed": f"closed {address(9999):x} 5",
         }[kind]
-        # What the first one finds out the next ones know.
+        # The first row finds out something that the next ones use.
         feed(tally, row)
         costs.append(calls_of(partial(feed, tally, row)))
     assert costs[0] == costs[1]
 
 
 def test_work_for_a_place_does_not_grow() -> None:
-    """Nor on how many listeners of another place have closed, of which some is open."""
+    """The work for a new place does not grow with the closed listeners of a place in use."""
     costs = []
     for size in (100, 1000):
         table, tally = taking(Limits(places=1))
         feed(tally, *(told(number) for number in range(size)))
-        # The order in which a set has them is not known: here the one that is found last.
+        # The order of a set is not known, so the listener that is found last stays open.
         [place] = table._hosts[""].places.values()
         ports = [each.port for each in place.identities]
         ports.pop()
@@ -473,7 +473,7 @@ def test_work_for_a_place_does_not_grow() -> None:
 
 
 def test_a_second_loss_costs_nothing() -> None:
-    """Once no queue is known any more, one more loss need not say so of each of them."""
+    """If no queue is known, a second loss does not visit the sockets again."""
     costs = []
     for size in (10, 100):
         table = ListenerTable()

@@ -1,4 +1,4 @@
-"""Lines out of chunks, whatever the chunks are."""
+"""The splitter makes lines of chunks, however these are cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split(data: bytes, cuts: list[int]) -> list[str]:
 
 @given(TEXT.map(b"".join) | st.binary(), CUTS)
 def test_chunks_do_not_matter(data: bytes, cuts: list[int]) -> None:
-    """However any bytes arrive, the lines are those of the bytes as a whole."""
+    """However the bytes are cut into chunks, the lines are the same."""
     lines = [line.decode("utf-8", "replace") for line in data.split(b"\n") if line.strip()]
     assert split(data, cuts) == lines
 
@@ -37,7 +37,7 @@ def test_chunks_do_not_matter(data: bytes, cuts: list[int]) -> None:
     st.lists(st.integers(0, 12 * MAX_LINE), max_size=8),
 )
 def test_long_lines_are_cut_once(lengths: list[int], cuts: list[int]) -> None:
-    """Each line that is too long appears exactly once, as its beginning, and takes nobody along."""
+    """Each line that is too long appears once, cut to its beginning; other lines stay whole."""
     data = b"\n".join(bytes([ord("a") + i]) * length for i, length in enumerate(lengths))
     expected = [
         chr(ord("a") + i) * min(length, MAX_LINE) for i, length in enumerate(lengths) if length
@@ -46,7 +46,7 @@ def test_long_lines_are_cut_once(lengths: list[int], cuts: list[int]) -> None:
 
 
 def test_an_endless_line_takes_no_memory() -> None:
-    """A line that never ends is reported once, while it is fed and not after."""
+    """A line that never ends is reported once, as soon as it exceeds the limit."""
     splitter = LineSplitter()
     found = [line for _ in range(100) for line in splitter.feed(b"x" * MAX_LINE)]
     assert found == ["x" * MAX_LINE]
@@ -55,6 +55,6 @@ def test_an_endless_line_takes_no_memory() -> None:
 
 
 def test_a_long_line_is_never_longer_than_said() -> None:
-    """A line over the limit that comes in one chunk, with its end, is cut too."""
+    """A line over the limit is also cut if it comes in one chunk with its end."""
     splitter = LineSplitter()
     assert splitter.feed(b"y" * (MAX_LINE + 1) + b"\nz\n") == ["y" * MAX_LINE, "z"]

@@ -1,4 +1,4 @@
-"""The packages for Linux: installed, run, upgraded and removed in a Debian with nothing of ours."""
+"""The packages for Linux are installed, run, upgraded and removed in a plain Debian."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtrace_exporter import __version__
 from host_tools import require
 
 SUITES = os.environ.get("DTRACE_EXPORTER_DEBIAN", "").split()
-"""Other suites to try it in, as trixie: each takes a root of its own, and minutes."""
+"""Other suites to test in, such as trixie: each needs its own root, and some minutes."""
 CONFIGURATION = "/etc/dtrace-exporter/dtrace_exporter.yml"
 
 pytestmark = [
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(params=["bookworm", *SUITES])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return the root of a Debian that has what the package depends on."""
+    """Return the root of a Debian with the package's dependencies."""
     if request.param == "bookworm":
         return Path(request.getfixturevalue("debian_12"))
     debian_root.make(request.param, [*debian_root.dependencies(), "curl"], tmp_path / "root")
@@ -39,14 +39,14 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def package(packages: Path) -> Path:
-    """Return the package."""
+    """Return the Debian package."""
     require("dpkg-deb", "dpkg")
     (found,) = packages.glob("*.deb")
     return found
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return what a root has, but for what dpkg keeps for itself, by path."""
+    """Return the files of a root by path, without those that dpkg itself writes."""
 
     def found() -> Iterator[tuple[str, bytes]]:
         for directory, directories, names in os.walk(root):
@@ -63,7 +63,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def next_release(package: Path, directory: Path) -> Path:
-    """Return a later version of a package, whose arguments of the service are others."""
+    """Return a later version of a package, with another file of arguments."""
     tree, later = directory / "later", directory / "later.deb"
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
     control = tree / "DEBIAN/control"
@@ -76,7 +76,7 @@ def next_release(package: Path, directory: Path) -> Path:
 
 
 def test_debian_package(root: Path, package: Path, tmp_path: Path) -> None:
-    """It serves once it is installed, an upgrade keeps what was set, and a purge leaves nothing."""
+    """The installed package serves, an upgrade keeps the settings, and a purge leaves nothing."""
 
     def inside(script: str) -> str:
         status, said = debian_root.run(root, script, tmp_path / "said")
@@ -127,9 +127,9 @@ def test_debian_package(root: Path, package: Path, tmp_path: Path) -> None:
 
 
 def test_rpm(debian_12: Path, packages: Path, tmp_path: Path) -> None:
-    """It is installed where there is a Python, runs on its own libraries, and leaves with them.
+    """The package installs where Python is, runs with its own libraries, and is removed again.
 
-    There is no Fedora here, so nothing is said about the names of what it requires.
+    There is no Fedora here, so the names of its requirements are not tested.
     """
     rpm = require("rpm", "rpm")
     (package,) = packages.glob("*.rpm")
@@ -177,11 +177,11 @@ END
     assert changed.read_text(encoding="utf-8") == "listeners:\n  - port: 22\n"
 
     run("--erase", "dtrace-exporter")
-    # What somebody has written is kept, under a name that says so.
+    # A file that somebody has changed is kept under another name.
     kept = changed.with_name(f"{changed.name}.rpmsave")
     assert kept.read_text(encoding="utf-8") == "listeners:\n  - port: 22\n"
     kept.unlink()
     kept.parent.rmdir()
-    # Of a package that each Fedora has.
+    # A directory of a package that each Fedora has.
     (debian_12 / "usr/share/licenses").rmdir()
     assert files(debian_12) == before

@@ -1,4 +1,4 @@
-"""The log: one event, one line, whatever is in it."""
+"""The log writes one event on one line, whatever it contains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Give the root logger back as it was, as setup() takes it over."""
+    """Restore the root logger, which setup() changes."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     yield
@@ -35,7 +35,7 @@ def _restored() -> Iterator[None]:
 
 
 def logfmt(line: str) -> dict[str, object]:
-    """Take a line apart as a logfmt reader does; a bare word stays what it is."""
+    """Parse a line as a logfmt reader does; a bare word stays text."""
     pairs, end = {}, 0
     for match in PAIR.finditer(line):
         assert match.start() == end
@@ -46,14 +46,14 @@ def logfmt(line: str) -> dict[str, object]:
 
 
 def started(form: str, level: str = "debug") -> io.StringIO:
-    """Set the log up and return where it goes."""
+    """Set up the log and return the stream that it writes to."""
     stream = io.StringIO()
     setup(level, form, stream)
     return stream
 
 
 def test_logfmt() -> None:
-    """A line has time, level and message, then the details in their order."""
+    """A line has time, level and message, and then the fields in their order."""
     stream = started("logfmt")
     log.info("session %s", "up", extra=fields(session="port-22", pid=7, ratio=0.5, ok=True))
     ts, _, rest = stream.getvalue().partition(" ")
@@ -62,7 +62,7 @@ def test_logfmt() -> None:
 
 
 def test_json() -> None:
-    """The same as an object; numbers and truth stay what they are."""
+    """A line of JSON is an object with the same fields; numbers and booleans keep their type."""
     stream = started("json")
     log.info("session up", extra=fields(session="port-22", pid=7, ratio=0.5, ok=True, why=None))
     event = json.loads(stream.getvalue())
@@ -80,7 +80,7 @@ def test_json() -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_time_is_of_the_event(form: str) -> None:
-    """The time is the event's own, in UTC and to the millisecond."""
+    """The time is that of the event, in UTC with milliseconds."""
     stream = started(form)
     record = log.makeRecord(log.name, logging.INFO, "", 0, "x", (), None)
     record.created = 86400.0625
@@ -116,7 +116,7 @@ def test_time_is_of_the_event(form: str) -> None:
     ],
 )
 def test_logfmt_values(value: object, text: str) -> None:
-    """Words and numbers are bare; everything else is quoted, and what is not printable escaped."""
+    """Words and numbers are bare; other values are quoted, with unprintable characters escaped."""
     stream = started("logfmt")
     log.info("x", extra=fields(value=value))
     assert stream.getvalue().partition(" value=")[2] == text + "\n"
@@ -125,7 +125,7 @@ def test_logfmt_values(value: object, text: str) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 @given(message=st.text(), details=st.dictionaries(st.sampled_from(["a", "b", "cd"]), values))
 def test_one_line_whatever_is_logged(form: str, message: str, details: dict[str, object]) -> None:
-    """An event is one printable line that can be written anywhere, and read back as it was."""
+    """Any event is one printable line, and its values can be read back."""
     stream = started(form)
     log.warning("%s", message, extra=fields(**details))
     line = stream.getvalue()
@@ -141,13 +141,13 @@ def test_one_line_whatever_is_logged(form: str, message: str, details: dict[str,
 
 
 def joined(text: object) -> str:
-    """Return a text with its surrogate pairs, which JSON cannot tell from what they stand for."""
+    """Return a text with its surrogate pairs combined, as JSON does not distinguish them."""
     return str(text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_exception_is_one_field(form: str) -> None:
-    """An exception is on the event's line, in one field, with its traceback."""
+    """An exception is one field of the event's line, with its traceback."""
     stream = started(form)
     try:
         raise ValueError("first line\nsecond line")
@@ -164,7 +164,7 @@ def test_exception_is_one_field(form: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels(level: str) -> None:
-    """Events below the level are left out, the others have its name."""
+    """Events below the level are left out, and the others have the name of their level."""
     stream = started("json", level)
     for name in LEVELS.values():
         log.log(name, "x")
@@ -175,7 +175,7 @@ def test_levels(level: str) -> None:
 
 
 def test_libraries_are_logged_alike() -> None:
-    """What a library logs without details is a line of the same form."""
+    """An event that a library logs is a line of the same form."""
     stream = started("logfmt")
     logging.getLogger("some.library").warning("it\nis %d", 5)
     assert stream.getvalue().endswith(' level=warn msg="it\\nis 5"\n')
@@ -192,7 +192,7 @@ def test_setup_again() -> None:
 
 
 def test_standard_error_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a stream, the standard error output has the lines."""
+    """Without a stream, the lines go to standard error."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     setup("info", "logfmt")
@@ -208,18 +208,18 @@ def test_standard_error_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_unknown_level_or_format(level: str, form: str, message: str) -> None:
-    """What is not a level or a format is refused, and what there is is named."""
+    """An unknown level or format is refused, with a list of the known ones."""
     with pytest.raises(ValueError, match=re.escape(message)):
         setup(level, form)
 
 
 def repeated(stream: io.StringIO) -> list[dict[str, object]]:
-    """Return the events that have been written."""
+    """Return the events that were written."""
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_events_of_one_kind_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that keeps coming is left out for the rest of the minute, and counted."""
+    """An event that recurs often is suppressed for the rest of the minute, and counted."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     stream = started("json")
@@ -243,7 +243,7 @@ def test_events_of_one_kind_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_as_many_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a minute in which no event was left out the next one says of none."""
+    """After a minute without suppressed events, the next event mentions none."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     stream = started("json")
@@ -255,7 +255,7 @@ def test_as_many_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_kinds_are_not_limited_with_it() -> None:
-    """Another message, level, session or host is another kind; debug events are never left out."""
+    """Each message, level, session and host has its own limit; debug events have none."""
     stream = started("json")
     for number in range(500):
         log.info("up", extra=fields(session=f"port-{number}"))
@@ -267,7 +267,7 @@ def test_other_kinds_are_not_limited_with_it() -> None:
 
 
 def test_what_is_kept_of_kinds_is_bounded() -> None:
-    """Messages without end that are all different cost no memory without end."""
+    """The memory for kinds of events is bounded, even if all messages differ."""
     stream = started("json")
     for number in range(5000):
         log.info(f"kind {number}")

@@ -1,4 +1,4 @@
-"""What `make run` does where Python is too old or lacks venv: the next try is never spoilt."""
+"""`make run` with a Python that is too old or lacks venv: the next try works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from host_tools import require
 
 ROOT = Path(__file__).parents[1]
 
-# It answers whether it is new enough, and makes an environment of itself, whole or not.
+# It says whether it is new enough, and makes a complete or incomplete copy of itself.
 _PYTHON = """#!/bin/sh
 case "$*" in
 -c*) exit {old} ;;
@@ -31,7 +31,7 @@ esac
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a directory with what make needs, whose apt-get can install nothing."""
+    """Return a directory with the files that make needs, and an apt-get that fails."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     executable(tmp_path / "bin/apt-get", "#!/bin/sh\nexit 100\n")
@@ -53,11 +53,11 @@ def python(tree: Path, name: str, *, old: bool = False, lacks_pip: bool = False)
 
 
 def make_run(tree: Path, command: str) -> tuple[bool, str]:
-    """Run it with a Python, and return whether it serves, and what was said."""
+    """Run `make run` with a Python, and return whether it serves, and its errors."""
     made = subprocess.run(
         [require("make", "make"), "run", f"PYTHON={command}"],
         cwd=tree,
-        # A make that runs the tests would have this one say where it is.
+        # If make runs the tests, this make would otherwise print its directory.
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
             "PATH": f"{tree}/bin:{os.environ['PATH']}",
@@ -70,7 +70,7 @@ def make_run(tree: Path, command: str) -> tuple[bool, str]:
 
 @pytest.mark.parametrize("kind", ["old", "missing"])
 def test_no_python(kind: str, tree: Path) -> None:
-    """A Python that is too old or not there is said, and leaves nothing behind."""
+    """A Python that is missing or too old gives an error, and nothing is left behind."""
     command = python(tree, "old", old=True) if kind == "old" else f"{tree}/bin/missing"
     serves, said = make_run(tree, command)
     assert not serves
@@ -81,7 +81,7 @@ def test_no_python(kind: str, tree: Path) -> None:
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_no_venv(installed: bool, tree: Path) -> None:
-    """Where venv lacks pip its package is installed; if that fails, or was not all, try again."""
+    """If venv lacks pip, its package is installed; after a failure the next try works."""
     command = python(tree, "new", lacks_pip=True)
     if installed:
         executable(tree / "bin/apt-get", '#!/bin/sh\necho "$*" >>apt\n')

@@ -1,4 +1,4 @@
-"""The manual page: what it says is what there is, and man(1) can show it."""
+"""The manual page describes what exists, and man(1) can show it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def section(name: str) -> str:
 
 
 def plain(source: str) -> str:
-    """Return a source without its macros, in one line."""
+    """Return a source without its macros, as one line."""
     lines = (re.sub(r"^\.|\b[A-Z][a-z]\b|\\&", "", line) for line in source.splitlines())
     return re.sub(r" ([,.:])(?= |$)", r"\1", " ".join(" ".join(lines).split()))
 
 
 def flags(source: str) -> set[str]:
-    """Return the flags that macros of a source name."""
+    """Return the flags that the macros of a source name."""
     found = re.findall(r"\bFl (\S+(?: [,|] (?:Fl )?\S+)*)", source)
     return {f"-{word}" for words in found for word in re.split(r" [,|] (?:Fl )?", words)}
 
 
 def tagged(name: str, macro: str) -> set[str]:
-    """Return the words that the lists of a section explain and a macro marks."""
+    """Return the words with this macro among the items of a section."""
     items = re.findall(r"^\.It (.*)", section(name), re.MULTILINE)
     found = (re.search(rf"\b{macro} (\S+(?: [,|] \S+)*)", item) for item in items)
     return {word for match in found if match for word in re.split(r" [,|] ", match[1])}
@@ -52,13 +52,13 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_mandoc_finds_nothing() -> None:
-    """The page is clean mdoc, whatever other pages this machine has or not."""
+    """mandoc(1) finds no fault in the page, except for other pages that are missing here."""
     mandoc = require("mandoc", "mandoc")
     done = subprocess.run([mandoc, "-T", "lint", "-W", "all", PAGE], capture_output=True, text=True)
     said = (done.stdout + done.stderr).splitlines()
     others = re.compile(r"STYLE: referenced manual not found|outdated mandoc\.db")
     assert [line for line in said if not others.search(line)] == []
-    # It says so of a page that is not clean.
+    # It does find a fault in a page that has one.
     unclean = subprocess.run(
         [mandoc, "-T", "lint"], input=f"{SOURCE}.Nonsense\n", capture_output=True, text=True
     )
@@ -66,7 +66,7 @@ def test_mandoc_finds_nothing() -> None:
 
 
 def test_man_shows_it() -> None:
-    """man(1) shows the page without a complaint."""
+    """man(1) shows the page without a warning."""
     man = require("man", "man-db")
     done = subprocess.run(
         [man, "--warnings", "-l", PAGE],
@@ -86,7 +86,7 @@ def test_name() -> None:
 
 
 def test_flags_and_commands() -> None:
-    """Every flag and command of the command line is explained, and no other."""
+    """The page explains every flag and command, and nothing else."""
     known = {
         flag
         for parser in parsers().values()
@@ -102,7 +102,7 @@ def test_flags_and_commands() -> None:
 
 
 def test_choices_and_defaults() -> None:
-    """The values that flags and commands take are named, and their defaults."""
+    """The page names the values that flags and commands accept, and their defaults."""
     description = plain(section("DESCRIPTION"))
     for action in parsers()[""]._actions:
         if not isinstance(action, argparse._SubParsersAction):
@@ -118,7 +118,7 @@ def test_choices_and_defaults() -> None:
 
 
 def test_keys() -> None:
-    """Every key of the configuration is explained, and no other."""
+    """The page explains every key of the configuration, and nothing else."""
     keys = {
         each.name
         for kind in (
@@ -141,25 +141,25 @@ def test_keys() -> None:
 
 
 def test_statuses() -> None:
-    """Every exit status is explained, and no other."""
+    """The page explains every exit status, and nothing else."""
     statuses = {0, 2, cli.FAILURE, cli.ADDRESS_IN_USE, cli.NO_PERMISSION, cli.BAD_CONFIGURATION}
     explained = re.findall(r"^\.It (\d+)$", section("EXIT STATUS"), re.MULTILINE)
     assert {int(word) for word in explained} == statuses
 
 
 def test_environment() -> None:
-    """The variables that the service reads and that a terminal's user sets are explained."""
+    """The page explains the variables that the service and a terminal's user need."""
     assert {cli.READY_FD, "NO_COLOR", "PATH", "TERM"} <= tagged("ENVIRONMENT", "Ev")
 
 
 def test_web() -> None:
-    """Every page that is served is named."""
+    """The page names every path that is served."""
     pages = {"/", "/metrics", "/api/v1/listeners", "/-/healthy", "/-/ready", "/-/reload"}
     assert tagged("WEB", "Pa") == pages
 
 
 def test_example(tmp_path: Path) -> None:
-    """The configuration in the examples is one."""
+    """The example configuration is valid."""
     (text,) = re.findall(r"^\.Bd .*\n(listeners:\n.*?)^\.Ed", SOURCE, re.DOTALL | re.MULTILINE)
     file = tmp_path / "example.yml"
     file.write_text(text, encoding="utf-8")

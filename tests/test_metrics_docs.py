@@ -1,4 +1,4 @@
-"""docs/metrics.md, docs/prometheus.md and docs/runbooks.md say what there is."""
+"""docs/metrics.md, docs/prometheus.md and docs/runbooks.md describe what exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MINE = ("metrics.md", "prometheus.md", "runbooks.md")
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Return the rows of every table of a page, without its rule, cells without back quotes."""
+    """Return the rows of every table of a page, without rules and without back quotes."""
     found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     return [
         [
@@ -46,7 +46,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def column(head: str, column_: str = "") -> dict[str, str]:
-    """Return the first column of all tables with that head, and another column beside it."""
+    """Return the first column of tables with this head, and another column, as a dict."""
     result: dict[str, str] = {}
     for first, *rest in tables(PAGE):
         if first[0] == head and (not column_ or column_ in first):
@@ -82,13 +82,13 @@ def exported(place_label: str, host: str) -> list[Any]:
 
 
 def name_of(family: Any) -> str:
-    """Return a family's name as queries have it, a histogram's without its parts."""
+    """Return a family's name in queries; that of a histogram has no suffix."""
     suffix = "_total" if family.type == "counter" else ""
     return f"{family.name}{suffix}"
 
 
 def test_metrics() -> None:
-    """Every metric is there with its type, and no other."""
+    """The page lists exactly the exported metrics, with their types."""
     known = {name_of(family): family.type for family in Collector(State()).describe()}
     assert column("metric", "type") == known
     assert {*column("metric", "needs")} == {name for name in known if "_tcp_listen_" in name}
@@ -96,7 +96,7 @@ def test_metrics() -> None:
 
 
 def test_labels() -> None:
-    """Every label is explained, with the metrics that have it."""
+    """Every label is explained for each metric that has it."""
     labels: dict[str, set[str]] = {}
     for place_label in ("netns", "zone", "jail"):
         for family in exported(place_label, "far"):
@@ -124,7 +124,7 @@ def test_labels() -> None:
 
 
 def test_reasons() -> None:
-    """The reasons of drops are those that the programs and sock_diag can tell."""
+    """The reasons of drops are those of the programs and of sock_diag."""
     for head, names in (
         ("Linux", ["linux"]),
         ("Solaris, illumos", ["illumos", "solaris10"]),
@@ -141,7 +141,7 @@ def test_reasons() -> None:
 
 @pytest.mark.parametrize("name", families.families())
 def test_features(name: str) -> None:
-    """The optional parts of each program are in its column, in the words of the check command."""
+    """Each program's column has its optional parts, in the words of the check command."""
     said = {part for part, cell in column("feature", name).items() if cell == "yes"}
     assert said == {*families.families()[name].parts}
     words = {name: part.what for name, part in families.parts().items()}
@@ -149,7 +149,7 @@ def test_features(name: str) -> None:
 
 
 def test_needs() -> None:
-    """Without a part that a metric needs the metric is not there, and all others are."""
+    """Without a part that a metric needs exactly the listed metrics are missing."""
     one = program.load("linux")
     every = dict.fromkeys(one.parts, True)
     needs = column("metric", "needs")
@@ -169,7 +169,7 @@ def test_needs() -> None:
 
 @pytest.mark.parametrize(("name", "q0"), [("sock_diag", 0), ("netstat", None)])
 def test_without_dtrace(name: str, q0: int | None) -> None:
-    """What another source than DTrace fills is what the table says."""
+    """The table lists exactly what a source other than DTrace fills."""
     state = State()
     session = SessionId("", "all")
     source = untraced.SOURCES[name]
@@ -184,7 +184,7 @@ def test_without_dtrace(name: str, q0: int | None) -> None:
 
 
 def test_kinds_and_bounds() -> None:
-    """The kinds of loss and the bounds of the histograms are those of the code."""
+    """The kinds of loss and the bounds of histograms are those of the code."""
     assert {*column("kind")} == {*LOST_KINDS}
     assert SYN_BUCKETS == 12
     assert "bounds 0, 0.1, 0.2, ... 1." in PAGE
@@ -195,7 +195,7 @@ def test_kinds_and_bounds() -> None:
 
 
 def test_alerts() -> None:
-    """The table of alerts has each of them, in their order."""
+    """The table of alerts has all alerts in their order."""
     text = (ROOT / "config/prometheus/dtrace_exporter.alerts.yml").read_text(encoding="utf-8")
     names = [rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     (rows,) = (
@@ -207,7 +207,7 @@ def test_alerts() -> None:
 
 
 def test_recorded() -> None:
-    """The table of recorded series has each of them."""
+    """The table of recorded series has all of them in their order."""
     text = (ROOT / "config/prometheus/dtrace_exporter.rules.yml").read_text(encoding="utf-8")
     groups = yaml.safe_load(text)["groups"]
     recorded = dict.fromkeys(rule["record"] for group in groups for rule in group["rules"])
@@ -215,7 +215,7 @@ def test_recorded() -> None:
 
 
 def test_provisioning() -> None:
-    """The example for Grafana is one of a file that tells where dashboards lie."""
+    """The example for Grafana is a valid file for the provisioning of dashboards."""
     page = (DOCS / "prometheus.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     given = yaml.safe_load(example)
@@ -233,7 +233,7 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", MINE)
 def test_links(name: str) -> None:
-    """Every relative link leads to a file, and to a heading that it has."""
+    """Every relative link leads to an existing file and heading."""
     text = (DOCS / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
     assert links
@@ -247,7 +247,7 @@ def test_links(name: str) -> None:
 
 @pytest.mark.parametrize("name", MINE)
 def test_files(name: str) -> None:
-    """Every file of the project that is named is there."""
+    """Every file of the project that the pages name exists."""
     text = (DOCS / name).read_text(encoding="utf-8")
     named = re.findall(r"\b((?:config|docs|src)/[\w./*-]*\w)", text)
     assert [path for path in named if not [*ROOT.glob(path)]] == []

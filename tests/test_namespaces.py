@@ -1,4 +1,4 @@
-"""Other network namespaces: their listeners are read as ss shows them there, and none is kept."""
+"""Other network namespaces: their listeners are read as ss shows them, and none is kept alive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SESSION = SessionId("", "sock_diag")
 _NOBODY = 65534
 _names = count(1)
 
-# It listens where it is asked to, holds clients that nobody accepts, and says when it is ready.
+# It listens on a port, holds clients that nobody accepts, and says when it is ready.
 _LISTEN = """
 import socket, subprocess, sys
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -58,24 +58,24 @@ sys.stdin.read()
 
 
 class Container:
-    """A process in a network namespace of its own, which listens there on 127.0.0.1."""
+    """A process in its own network namespace, with listeners on 127.0.0.1."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.place = str(Path(f"/proc/{process.pid}/ns/net").stat().st_ino)
 
     def ss(self, port: int) -> list[tuple[int, int, int]]:
-        """Ask ss, in there, for Q, Qmax and drops of a port."""
+        """Return Q, Qmax and drops of a port, as ss shows them in the namespace."""
         output = self._ss("-lntmH", port)
         found = re.findall(r"LISTEN\s+(\d+)\s+(\d+)[^\n]*\n?[^\n]*\bd(\d+)\)", output)
         return [(int(q), int(qmax), int(drops)) for q, qmax, drops in found]
 
     def half_open(self, port: int) -> int:
-        """Ask ss, in there, for the half-open connections of a port."""
+        """Return the half-open connections of a port, as ss shows them in the namespace."""
         return self._ss("-tnH", "state", "syn-recv", port).count("\n")
 
     def listen_drops(self) -> int:
-        """Ask nstat, in there, for ListenDrops."""
+        """Return ListenDrops, as nstat shows it in the namespace."""
         output = self._run(require("nstat", "iproute2"), "-asz", "TcpExtListenDrops")
         return int(re.findall(r"^TcpExtListenDrops +(\d+)", output, re.MULTILINE)[0])
 
@@ -89,14 +89,14 @@ class Container:
         return done.stdout
 
     def end(self) -> None:
-        """End the process, and all that is in there."""
+        """End the process, and with it the namespace."""
         self.process.kill()
         self.process.wait()
 
 
 @pytest.fixture
 def container() -> Iterator[Callable[..., Container]]:
-    """Return a function that starts one: its port, and clients: in Q, dropped, and half open."""
+    """Return a function that starts a container with clients in Q, dropped, or half open."""
     unshare = [require("unshare", "util-linux"), "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("no network namespace can be made here")
@@ -137,7 +137,7 @@ def mount() -> Iterator[Callable[[int], Path]]:
 
 @contextmanager
 def looking(most: int = 1000) -> Iterator[Namespaces]:
-    """Return Namespaces that have looked once."""
+    """Yield namespaces after their first look."""
     found = Namespaces()
     try:
         found.begin(most)
@@ -148,13 +148,13 @@ def looking(most: int = 1000) -> Iterator[Namespaces]:
 
 
 def places(found: Namespaces) -> set[str]:
-    """Look again, and return which there are."""
+    """Look again, and return the namespaces that were found."""
     found.look()
     return {one.place for one in found}
 
 
 def descriptors() -> int:
-    """Return how many this process has open."""
+    """Return the number of descriptors that this process has open."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
@@ -173,7 +173,7 @@ def test_same_as_ss(container: Callable[..., Container]) -> None:
             if one.identity.port == 7200 and (queues := one.queues)
         }
         mine = [ours[one.place] for one in both]
-        # SYNs that are sent again may be dropped between one reading and the other.
+        # The kernel may drop repeated SYNs between the two readings.
         return before == mine == [one.ss(7200) for one in both]
 
     with looking() as found:
@@ -184,7 +184,7 @@ def test_same_as_ss(container: Callable[..., Container]) -> None:
 
 
 def test_drops_are_what_the_namespace_has_dropped(container: Callable[..., Container]) -> None:
-    """Of what sockets discard only that counts which ListenDrops of their namespace has as well."""
+    """Only discards that ListenDrops of the namespace has as well are counted as drops."""
     both = [container(q=2, more=5), container(q=2, half_open=4)]
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, Watched(), CAPABILITIES)
@@ -196,7 +196,7 @@ def test_drops_are_what_the_namespace_has_dropped(container: Callable[..., Conta
 
     def same() -> bool:
         before = both[0].listen_drops()
-        # SYNs that are sent again may be dropped between one reading and the other.
+        # The kernel may drop repeated SYNs between the two readings.
         return counted() == [[before, 0], [0, 0]] and before == both[0].listen_drops()
 
     with looking() as found:
@@ -208,7 +208,7 @@ def test_drops_are_what_the_namespace_has_dropped(container: Callable[..., Conta
 
 
 def test_half_open(container: Callable[..., Container]) -> None:
-    """Q0 of a listener has the connections of its own namespace alone, as ss shows them there."""
+    """Q0 of a listener has only the connections of its own namespace, as ss shows them there."""
     both = [container(half_open=2), container(half_open=3)]
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, Watched(), CAPABILITIES)
@@ -223,7 +223,7 @@ def test_half_open(container: Callable[..., Container]) -> None:
 
 
 def test_ends_with_its_last_process(container: Callable[..., Container]) -> None:
-    """A namespace that lives by nothing but our socket is let go of, and ends."""
+    """A namespace that only our socket keeps alive is released, and ends."""
     one, other = container(), container()
     link = f"w{os.getpid()}"
     pair = ["ip", "link", "add", link, "type", "veth", "peer", "name", "inner"]
@@ -235,13 +235,13 @@ def test_ends_with_its_last_process(container: Callable[..., Container]) -> None
         assert one.place not in places(found)
         assert other.place in places(found)
         assert descriptors() == before - MOST_FILES
-        # With a namespace its interfaces end, and the other ends of those.
+        # The interfaces of a namespace end with it, and so do their peers.
         if not paired:
             until(lambda: not Path("/sys/class/net", link).exists())
 
 
 def test_mounted(container: Callable[..., Container], mount: Callable[[int], Path]) -> None:
-    """A namespace without a process is there as long as it is mounted, as by ip-netns(8)."""
+    """A namespace without a process exists as long as it is mounted, as by ip-netns(8)."""
     one = container()
     path = mount(one.process.pid)
     with looking() as found:
@@ -255,9 +255,9 @@ def test_mounted(container: Callable[..., Container], mount: Callable[[int], Pat
 def test_more_than_there_is_room_for(
     container: Callable[..., Container], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No more are known than asked for, which is said once; one that ends makes room."""
+    """Namespaces beyond the limit are left out, which is logged once; an ended one makes room."""
     both = {one.place: one for one in (container(), container())}
-    # Other namespaces may be there, too.
+    # This host may have other namespaces, too.
     with looking() as found:
         there = len(places(found))
     with looking(most=there - 1) as found:
@@ -272,7 +272,7 @@ def test_more_than_there_is_room_for(
 
 
 def test_cookies(container: Callable[..., Container]) -> None:
-    """Two uses of an inode have two cookies, by which the table begins anew."""
+    """Each use of an inode has its own cookie, so the table starts the counters again."""
     with looking() as found:
         seen = []
         for _ in range(3):
@@ -285,7 +285,7 @@ def test_cookies(container: Callable[..., Container]) -> None:
 
 
 def test_an_answer_given_up(container: Callable[..., Container]) -> None:
-    """What nobody has read of an answer spoils no other one on the same socket."""
+    """An answer that was only partly read does not spoil the next one on the same socket."""
     one = container(q=3)
     with looking() as found:
         [netlink] = [other.netlink for other in found if other.place == one.place]
@@ -298,7 +298,7 @@ def test_an_answer_given_up(container: Callable[..., Container]) -> None:
 def test_one_that_cannot_be_read(
     container: Callable[..., Container], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A namespace that cannot be read costs no other one its numbers."""
+    """A namespace that cannot be read does not affect the numbers of the others."""
     one, other = container(), container()
     with looking() as found:
         [netlink] = [each.netlink for each in found if each.place == one.place]
@@ -313,7 +313,7 @@ def test_one_that_cannot_be_read(
 def test_what_looks_ends(
     container: Callable[..., Container], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without the process that looks nobody knows what has ended: all are let go of, said once."""
+    """If the finder process ends, all namespaces are released, which is logged once."""
     container()
     before = descriptors()
     with looking() as found:
@@ -329,7 +329,7 @@ def test_what_looks_ends(
 
 
 def test_no_descriptor_is_left(container: Callable[..., Container]) -> None:
-    """Where not all of a namespace's files can be taken that is said, and none is kept."""
+    """If not all files of a namespace can be received, that is reported, and none stays open."""
     one = container()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = Namespaces()
@@ -347,16 +347,16 @@ def test_no_descriptor_is_left(container: Callable[..., Container]) -> None:
             found.look()
             assert len(found) == 0
             assert found.why_not == os.strerror(errno.EMFILE)
-            # Nothing of it is kept.
+            # None of the received files stays open.
             Path(os.devnull).open().close()
         assert one.place not in {other.place for other in found}
 
 
 def test_netstat_of_another_namespace(container: Callable[..., Container]) -> None:
-    """Where the kernel opens a netstat that is another namespace's, that one is not handed over."""
+    """If the kernel opens another namespace's netstat, the finder does not pass it on."""
     one = container()
     with pytest.MonkeyPatch.context() as patched:
-        # As before Linux 5.0, where a path was looked up as it was in the namespace before.
+        # As before Linux 5.0, where the path led to the namespace that was entered before.
         patched.setattr(namespace_finder, "_NETSTAT", f"/proc/{one.process.pid}/net/netstat")
         finder = Finder(1000)
         counts = [len(opened) for _, opened in finder.look() if opened]
@@ -367,7 +367,7 @@ def test_netstat_of_another_namespace(container: Callable[..., Container]) -> No
 def test_it_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no process can be started that is said, and this namespace is read."""
+    """If the finder cannot be started, that is reported, and only this namespace is read."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     before = descriptors()
     with looking() as found:
@@ -393,7 +393,7 @@ found.close()
 
 
 def test_no_permission(container: Callable[..., Container], mount: Callable[[int], Path]) -> None:
-    """Who may not enter namespaces that are known to be there says so once, and sees its own."""
+    """A lack of permission to enter namespaces is logged once, and only our own one is read."""
     mount(container().process.pid)
     without = [require("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"]
     done = subprocess.run(
@@ -406,7 +406,7 @@ def test_no_permission(container: Callable[..., Container], mount: Callable[[int
 def test_check(
     container: Callable[..., Container], mount: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """The command says how many namespaces can be read, or that others cannot, and why."""
+    """The command check reports the number of readable namespaces, or why others cannot be read."""
     mount(container().process.pid)
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
@@ -426,7 +426,7 @@ def test_check(
 def test_check_where_nobody_listens(
     container: Callable[..., Container], mount: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """A port is looked for in the namespace of its entry; who may not look there says nothing."""
+    """Check looks for a port in its entry's namespace, and gives no hint if it may not look."""
     away = container()
     name = mount(away.process.pid).name
     listeners = [
@@ -460,7 +460,7 @@ def test_check_where_nobody_listens(
 
 
 def test_the_service(container: Callable[..., Container], tmp_path: Path) -> None:
-    """The service itself has no capability; the one process that has two ends with it."""
+    """The service has no capabilities; only its finder has two, and ends with the service."""
     one = container(q=2)
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
@@ -484,7 +484,7 @@ def test_the_service(container: Callable[..., Container], tmp_path: Path) -> Non
 
 
 def test_nobody_scrapes(container: Callable[..., Container], tmp_path: Path) -> None:
-    """A namespace ends within seconds of its last process, though nobody scrapes."""
+    """Without scrapes, too, a namespace ends within seconds of its last process."""
     one = container()
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
@@ -499,14 +499,14 @@ def test_nobody_scrapes(container: Callable[..., Container], tmp_path: Path) -> 
 
 
 def test_sampled(container: Callable[..., Container], tmp_path: Path) -> None:
-    """Q is sampled there, too, and is what the listener there has."""
+    """Q is also sampled in other namespaces, and is the Q of the listener there."""
     one = container(q=2)
     path = tmp_path / "c.yml"
     path.write_text("{source: sock_diag, sock_diag: {sample_interval: 20ms}}", encoding="utf-8")
     labels = f'address="127.0.0.1",listener="",netns="{one.place}",port="7200"'
 
     def sampled() -> tuple[float, float]:
-        """Return how many samples there are, and the sum of them."""
+        """Return the number of samples and their sum."""
         name = "dtrace_tcp_listen_q_sampled_ratio"
         text = exporter.get()
         found = [
@@ -518,13 +518,13 @@ def test_sampled(container: Callable[..., Container], tmp_path: Path) -> None:
 
     with serving(f"--config.file={path}") as exporter:
         until(lambda: sampled()[0] >= 3)
-        # A Q of 2 and a Qmax of 1.
+        # Q is 2 and Qmax is 1.
         count, total = sampled()
         assert total == 2 * count
 
 
 def test_page(container: Callable[..., Container], tmp_path: Path) -> None:
-    """The page says that namespaces are left out, and why, once what looks for them has ended."""
+    """After the finder has ended, the page says that namespaces are left out, and why."""
     one = container()
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
@@ -542,7 +542,7 @@ def test_page(container: Callable[..., Container], tmp_path: Path) -> None:
 
 
 def names(exporter: Exporter) -> dict[str, str]:
-    """Scrape, and return what each listener on port 7200 is called, by its namespace."""
+    """Scrape, and return the name of each listener on port 7200, by its namespace."""
     labels = re.findall(
         r'^dtrace_tcp_listen_drops_total{(.*port="7200".*)}', exporter.get(), re.MULTILINE
     )
@@ -553,9 +553,9 @@ def names(exporter: Exporter) -> dict[str, str]:
 def test_names(
     container: Callable[..., Container], mount: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """Namespaces with the same port have names of their own, by number and by name; others none.
+    """Listeners on one port in different namespaces have the names of their entries; others none.
 
-    A reload changes them, and so does a name that becomes another namespace's.
+    A reload changes the names, and so does a mount that moves to another namespace.
     """
     first, second, third = container(), container(), container()
     path = mount(second.process.pid)
@@ -587,7 +587,7 @@ def test_names(
 
 
 def capabilities(status: Path) -> tuple[int, int]:
-    """Return which capabilities a thread has, and whether it gets no others."""
+    """Return a thread's capabilities, and whether it can get no others."""
     text = status.read_text()
     masks = {int(mask, 16) for mask in re.findall(r"^Cap(?:Prm|Eff):\s(\w+)$", text, re.MULTILINE)}
     (mask,) = masks
@@ -596,7 +596,7 @@ def capabilities(status: Path) -> tuple[int, int]:
 
 
 class Proc:
-    """A /proc made up, of processes in namespaces that are files, and of mounts."""
+    """A made-up /proc with mounts, and with processes whose namespaces are files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -609,18 +609,18 @@ class Proc:
         (self._path / f"{pid}/ns/net").symlink_to(namespace)
 
     def end(self, pid: int) -> None:
-        """Take a process away."""
+        """Remove a process."""
         (self._path / f"{pid}/ns/net").unlink()
 
     def mounts(self, *lines: str) -> None:
-        """Have these mounts."""
+        """Set the mounts."""
         text = "".join(f"{line}\n" for line in lines)
         (self._path / "self/mountinfo").write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proc:
-    """Return a Proc that a Finder looks into, whose namespaces can all be entered."""
+    """Return the /proc that a Finder reads; it may enter all namespaces there."""
     (tmp_path / "proc").mkdir()
     monkeypatch.setattr(namespace_finder, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(namespace_finder, "_enter", lambda _: None)
@@ -628,7 +628,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proc:
 
 
 def look(finder: Finder) -> list[tuple[int, int, int, bool]]:
-    """Return the messages of an answer, and whether each comes with a socket."""
+    """Return the messages of an answer, and whether each comes with descriptors."""
     return [
         (*namespace_finder.ANSWER.unpack(message), bool(opened))
         for message, opened in finder.look()
@@ -636,7 +636,7 @@ def look(finder: Finder) -> list[tuple[int, int, int, bool]]:
 
 
 def test_a_namespace_handed_on(proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose only process hands it on to a child and ends, just then, is there all the while."""
+    """A namespace whose only process passes it on to a child and ends is found all the time."""
     namespace = tmp_path / "one"
     namespace.touch()
     inode = namespace.stat().st_ino
@@ -660,7 +660,7 @@ def test_a_namespace_handed_on(proc: Proc, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_mounts_as_the_kernel_writes_them(proc: Proc, tmp_path: Path) -> None:
-    """A mount point may have any name; what is none, or has gone, is passed over."""
+    """A mount point may have any name; mounts of other kinds, or that have gone, are ignored."""
     namespace = tmp_path / "a b\\c\nd"
     namespace.touch()
     inode = namespace.stat().st_ino
@@ -675,7 +675,7 @@ def test_mounts_as_the_kernel_writes_them(proc: Proc, tmp_path: Path) -> None:
 
 
 def test_not_the_one_that_was_there(proc: Proc, tmp_path: Path) -> None:
-    """What is at a mount point now and is not the namespace that was mounted is not entered."""
+    """A mount point that now has another namespace than the one that was mounted is not entered."""
     other = tmp_path / "other"
     other.touch()
     proc.mounts(f"36 25 0:4 net:[{other.stat().st_ino + 1}] {other} rw - nsfs nsfs rw")
@@ -683,7 +683,7 @@ def test_not_the_one_that_was_there(proc: Proc, tmp_path: Path) -> None:
 
 
 def test_refused(proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that may not be entered is told each time, with why."""
+    """A namespace that may not be entered is reported each time, with the reason."""
     namespace = tmp_path / "one"
     namespace.touch()
     proc.process(7, namespace)
@@ -701,7 +701,7 @@ def test_refused(proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("may_see", [True, False])
 def test_hidden(proc: Proc, monkeypatch: pytest.MonkeyPatch, may_see: bool) -> None:
-    """Who lacks the capability to see where processes are is told, and not who has all it takes."""
+    """Processes whose namespaces are hidden are reported only if CAP_SYS_PTRACE is missing."""
     proc.process(7, Path("/proc/self/mem/none"))
     there = os.stat
 
@@ -718,7 +718,7 @@ def test_hidden(proc: Proc, monkeypatch: pytest.MonkeyPatch, may_see: bool) -> N
 
 
 def test_not_seen(container: Callable[..., Container]) -> None:
-    """A user who may not see where processes are says so once, though no namespace is mounted."""
+    """A user who may not see processes' namespaces gets one report, even if none is mounted."""
     container()
     code = (
         f"import os, sys; sys.path[:] = {sys.path!r}\n"
@@ -731,7 +731,7 @@ def test_not_seen(container: Callable[..., Container]) -> None:
 
 
 def test_no_way_back(proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finder that cannot leave a namespace ends, before it takes that one for its own."""
+    """A finder that cannot go back to its namespace ends, rather than take another for its own."""
     namespace = tmp_path / "one"
     namespace.touch()
     proc.process(7, namespace)
@@ -750,7 +750,7 @@ def test_no_way_back(proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_answer_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that does not answer is given up, and ended."""
+    """A finder that does not answer is ended."""
     monkeypatch.setattr(namespaces, "_PATIENCE", 0.1)
     monkeypatch.setattr(namespaces, "_PROGRAM", "import time; time.sleep(600)")
     with looking() as found:

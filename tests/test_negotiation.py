@@ -1,4 +1,4 @@
-"""What a scraper takes, and what it gets."""
+"""The headers of a scraper, and the format that it gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 TEXT_1 = "text/plain; version=1.0.0; charset=utf-8; escaping="
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-# As prometheus 2.53 and 3.0 send it.
+# As Prometheus 2.53 and 3.0 send it.
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;"
     "version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
@@ -43,11 +43,11 @@ CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*
         ("text/plain,application/openmetrics-text", TEXT),
         ("application/openmetrics-text,text/plain", OPENMETRICS),
         ("*/*,application/openmetrics-text", OPENMETRICS),
-        # The most specific range says how much.
+        # The quality is that of the most specific range.
         ("application/openmetrics-text;q=0.9,text/plain;q=0.1,*/*", OPENMETRICS),
         ("application/openmetrics-text;q=0.5,*/*", TEXT),
         ("text/*;q=0.1,application/*;q=0.2", OPENMETRICS),
-        # Nothing that is refused is given.
+        # A refused format is not chosen.
         ("application/openmetrics-text;q=0", TEXT),
         ("application/openmetrics-text;q=0,*/*", TEXT),
         ("application/openmetrics-text;version=1.0.0;q=0.000, text/plain;q=0.1", TEXT),
@@ -56,7 +56,7 @@ CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*
         ("text/plain;q=0", None),
         ("*/*;q=0", None),
         ("text/*;q=0.0, application/openmetrics-text; q=0", None),
-        # Only versions that there are.
+        # Only known versions are chosen.
         ("application/openmetrics-text;version=0.0.1", TEXT),
         ("application/openmetrics-text;version=2.0.0,text/plain;q=0.1", TEXT),
         ("text/plain;version=1.0.0-evil", TEXT),
@@ -73,14 +73,14 @@ CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*
             'Application/OpenMetrics-Text; Version="1.0.0" ; Escaping=values',
             f"{OPENMETRICS}; escaping=values",
         ),
-        # A quality that is none is none.
+        # An invalid quality is ignored.
         ("application/openmetrics-text;q=x", OPENMETRICS),
         ("application/openmetrics-text;q=-1", OPENMETRICS),
         ("text/plain;q=1.5,application/openmetrics-text;q=1", TEXT),
     ],
 )
 def test_choice(accept: str, content_type: str | None) -> None:
-    """Each header has the format and the Content-Type that it should."""
+    """Each Accept header gives the right format and Content-Type."""
     chosen = choose(accept)
     if content_type is None:
         assert chosen is None
@@ -98,7 +98,7 @@ WORDS = st.sampled_from(
 
 @given(st.lists(WORDS | st.text(max_size=5)).map("".join))
 def test_nothing_is_given_back(accept: str) -> None:
-    """Whatever is sent, the Content-Type is one of a few."""
+    """Whatever the Accept header, the Content-Type is one of a few."""
     escaped = {f"{TEXT_1}{one}" for one in ("underscores", "allow-utf-8", "values")}
     escaped |= {f"{OPENMETRICS}; escaping={one.rpartition('=')[2]}" for one in escaped}
     chosen = choose(accept)
@@ -113,12 +113,12 @@ def test_nothing_is_given_back(accept: str) -> None:
     ],
 )
 def test_gzip(accepted: str, *, taken: bool) -> None:
-    """Gzip is for who names it and does not refuse it."""
+    """A client gets gzip only if it names gzip and does not refuse it."""
     assert takes_gzip(accepted) == taken
 
 
 def test_few_are_looked_at() -> None:
-    """Of a header that is as long as it may be no more than a hundred ranges cost time."""
+    """Of a very long header only the first hundred ranges are examined."""
     for before, taken in ((99, True), (100, False)):
         chosen = choose("a/b," * before + "application/openmetrics-text;version=1.0.0")
         assert chosen is not None

@@ -1,4 +1,4 @@
-"""The source netstat: what FreeBSD's netstat(1) prints, and the service that lives by it."""
+"""The source netstat: the output of FreeBSD's netstat(1), and the service with this source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SESSION = SessionId("", "untraced")
 
 
 def entry(protocol: str, sizes: str, address: str, port: int | str) -> dict[str, Any]:
-    """Return a socket as usr.bin/netstat/inet.c prints it, of which libxo makes JSON."""
+    """Return a socket as usr.bin/netstat/inet.c prints it with libxo's JSON."""
     local = {"address": address, "port": str(port)}
     return {"protocol": protocol, "listen-queue-sizes": sizes, "local": local}
 
@@ -60,14 +60,14 @@ BOTH = [
 
 
 def printed(sockets: list[dict[str, Any]]) -> bytes:
-    """Return what netstat(1) prints of sockets; without any it has no list of them."""
+    """Return netstat(1)'s output about some sockets; without any, it has no list."""
     statistics = {"socket": sockets} if sockets else {}
     return json.dumps({"__version": "1", "statistics": statistics}).encode()
 
 
 @pytest.fixture
 def prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a netstat(1) into PATH that prints a file, and checks what it is asked."""
+    """Put a netstat(1) into PATH that prints a file, and checks its arguments."""
     file, program = tmp_path / "printed.json", tmp_path / "bin" / "netstat"
     program.parent.mkdir()
     program.write_text(
@@ -88,7 +88,7 @@ def read() -> list[ListeningSocket]:
 
 
 def test_both_families(prints: Path) -> None:
-    """Sockets of both families of TCP are there, and no others; wildcards are one address."""
+    """TCP sockets of both families are read, and no others; all wildcards become one address."""
     assert read() == [
         ListeningSocket("127.0.0.1", 25, 0, 128, None, 0),
         ListeningSocket("*", 80, 3, 10, None, 0),
@@ -106,7 +106,7 @@ def test_both_families(prints: Path) -> None:
 
 @given(st.integers(0, (1 << 128) - 1))
 def test_addresses_as_in_rows(number: int) -> None:
-    """An address reads the same here as in the rows of a D program."""
+    """An address is read in the same form as in the rows of a D program."""
     address = str(IPv6Address(number))
     record = rows.Reader().read(told(22, bound=address))
     assert isinstance(record, rows.Listening)
@@ -142,7 +142,7 @@ def test_addresses_as_in_rows(number: int) -> None:
     ],
 )
 def test_something_else(output: bytes) -> None:
-    """What no netstat(1) of FreeBSD prints is said to be that, and never half taken."""
+    """Output that no netstat(1) of FreeBSD prints is refused as a whole."""
     with pytest.raises(OSError, match=r"cannot read netstat.*something else"):
         list(netstat.sockets(output))
 
@@ -155,7 +155,7 @@ def test_something_else(output: bytes) -> None:
     ],
 )
 def test_an_odd_socket(odd: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A socket that cannot be read is left out, which is logged, and the others are there."""
+    """A socket that cannot be read is left out and logged; the others are read."""
     good = entry("tcp4", "3/0/10", "*", 80)
     found = [*netstat.sockets(printed([odd, good, odd]))]
     assert found == [ListeningSocket("*", 80, 3, 10, None, 0)]
@@ -170,17 +170,17 @@ def test_an_odd_socket(odd: Any, caplog: pytest.LogCaptureFixture) -> None:
 )
 @pytest.mark.parametrize("first", [False, True])
 def test_a_path_of_a_user(path: bytes, first: bool) -> None:
-    """Whatever path a user binds a UNIX socket to, the TCP sockets are there."""
+    """Whatever path a user binds a UNIX socket to, the TCP sockets are read."""
     good = entry("tcp4", "3/0/10", "*", 80)
     both = [unix("0/0/1", "PATH"), good][:: 1 if first else -1]
-    # All that libxo escapes, and only since 2020 control characters.
+    # libxo escapes these, and control characters only since 2020.
     told = path.replace(b"\\", rb"\\").replace(b'"', rb"\"")
     found = [*netstat.sockets(printed(both).replace(b"PATH", told))]
     assert found == [ListeningSocket("*", 80, 3, 10, None, 0)]
 
 
 def test_very_many() -> None:
-    """While 100,000 sockets are read, other threads have their turn: no piece takes long."""
+    """While 100,000 sockets are read, no step is long, so other threads get their turn."""
     sockets = [entry("tcp4", "0/0/128", f"127.0.{at >> 8}.{at & 255}", 80) for at in range(50_000)]
     output = printed(sockets + sockets)
     del sockets
@@ -209,14 +209,14 @@ def test_very_many() -> None:
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_anything(output: bytes) -> None:
-    """Whatever it prints, nothing but an OSError comes of it."""
+    """Any output gives sockets or an OSError."""
     with suppress(OSError):
         list(netstat.sockets(output))
 
 
 @pytest.mark.usefixtures("prints")
 def test_a_netstat_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A netstat(1) of another system, one that hangs, or none: why is in the error."""
+    """The error says why netstat(1) failed: it is another system's, it hangs, or it is missing."""
     program = tmp_path / "bin" / "netstat"
     program.write_text("#!/bin/sh\necho invalid option: L >&2; exit 4\n", encoding="utf-8")
     with pytest.raises(OSError, match=r"^\[Errno 5\] cannot read netstat\(1\): invalid option: L$"):
@@ -234,7 +234,7 @@ def test_a_netstat_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_table(prints: Path) -> None:
-    """Listeners have Q and its limit and no Q0; sockets of one identity are its own, and go."""
+    """Listeners have Q and its limit but no Q0; each keeps its own sockets until they go."""
     source, table = SockDiagSource(), ListenerTable()
     table.watch(SESSION, Watched(), netstat.CAPABILITIES)
 
@@ -247,7 +247,7 @@ def test_table(prints: Path) -> None:
     four, six = entry("tcp4", "3/0/10", *web), entry("tcp6", "1/0/12", *web)
     assert take(four, six) == {web: [Queues(None, 3, None, 10), Queues(None, 1, None, 12)]}
     [listener] = table
-    # 16 is what a limit of 10 lets in.
+    # A limit of 10 lets in 16.
     assert listener.q_capacity.of(10) == 16
     assert take(four) == {web: [Queues(None, 3, None, 10)]}
     assert take() == {web: []}
@@ -257,14 +257,14 @@ def test_table(prints: Path) -> None:
 
 
 def test_service(prints: Path, tmp_path: Path) -> None:
-    """The service exports Q, its limit and capacity by jail, reads anew, and nothing it lacks."""
+    """The service exports only Q, its limit and capacity, by jail, and reads them each time."""
     path = tmp_path / "dtrace_exporter.yml"
     path.write_text("{source: netstat, listeners: [{port: 80, name: web}]}", encoding="utf-8")
     with serving("--config.file", path) as exporter:
         until(lambda: "dtrace_tcp_listen_q_length{" in exporter.get())
         page = exporter.get()
         labels = 'address="*",jail="",listener="web",port="80"'
-        # Of the fuller one of its two sockets.
+        # These are of the fuller one of its two sockets.
         for name, value in (("q_length", 3), ("q_limit", 10), ("q_capacity", 16)):
             assert f"dtrace_tcp_listen_{name}{{{labels}}} {value}.0\n" in page
         names = {line.partition("{")[0] for line in page.splitlines()}
@@ -274,7 +274,7 @@ def test_service(prints: Path, tmp_path: Path) -> None:
         prints.write_bytes(printed([entry("tcp4", "9/0/10", "*", 80)]))
         until(lambda: f"dtrace_tcp_listen_q_length{{{labels}}} 9.0\n" in exporter.get())
         assert "Missing: half-open connections, drops, SYNs" in exporter.get("/-/ready")
-        # Where it fails, what was read is not said to be so now.
+        # After a failure, the old values are not exported.
         prints.write_bytes(b"")
         until(lambda: "dtrace_tcp_listen_q_length{" not in exporter.get())
 
@@ -283,7 +283,7 @@ REFUSAL = "dtrace: failed to initialize dtrace: DTrace device not available on s
 
 
 def configured(source: Any, command: list[str]) -> Config:
-    """Return a configuration that has port 80 alone."""
+    """Return a configuration with port 80 only."""
     dtrace = DTraceConfig(command=tuple(command), program="freebsd", interval=0.1)
     listeners = (ListenerConfig((range(80, 81),)),)
     return Config(source, HostConfig(dtrace=dtrace, listeners=listeners))
@@ -291,14 +291,14 @@ def configured(source: Any, command: list[str]) -> Config:
 
 @pytest.fixture
 def _freebsd(prints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for a FreeBSD, which has no sock_diag."""
+    """Replace this host by a FreeBSD host, which has no sock_diag."""
     assert prints.exists()
     monkeypatch.setattr(untraced, "here", lambda: untraced.SOURCES["netstat"])
 
 
 @pytest.mark.usefixtures("_freebsd")
 async def test_auto(fake_dtrace: FakeDTrace) -> None:
-    """Without DTrace FreeBSD's netstat(1) fills in, and why is told; with it, it does not."""
+    """Source auto uses FreeBSD's netstat(1), with the reason, only if DTrace cannot be used."""
     refusing = ["sh", "-c", f'echo "{REFUSAL}" >&2; exit 1']
     for command, name, reason in (
         (refusing, "netstat", "no_device"),
@@ -312,7 +312,7 @@ async def test_auto(fake_dtrace: FakeDTrace) -> None:
 async def test_goes_over(
     fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service tries DTrace again, and changes over to it."""
+    """The service tries DTrace again, and switches to it when it works."""
     usable = tmp_path / "usable"
     script = f'[ -e {usable} ] || {{ echo "{REFUSAL}" >&2; exit 1; }}; exec "$@"'
     steps = fake_dtrace(READY, {"print": [zone_rows.told(80, zone="0"), syns(80, 5)]}, FOREVER)
@@ -334,7 +334,7 @@ async def test_goes_over(
 
 @pytest.mark.usefixtures("_freebsd")
 async def test_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The command check says what is used, or why that is not there either."""
+    """The command check reports the source in use, or why no source works."""
     monkeypatch.setattr(inet_diag, "listeners", lambda *_: [])
     refusing = ["sh", "-c", f'echo "{REFUSAL}" >&2; exit 1']
     for source in ("auto", "netstat"):
@@ -351,7 +351,7 @@ async def test_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    """The sources that a configuration may name are those that there are."""
+    """The sources that a configuration may name are those that exist."""
     assert tuple(untraced.SOURCES) == config.WITHOUT_DTRACE
     for name, source in untraced.SOURCES.items():
         assert source.name == name
@@ -362,7 +362,7 @@ def test_names() -> None:
     [("linux", "sock_diag"), ("freebsd14", "netstat"), ("sunos5", None), ("darwin", None)],
 )
 def test_here(system: str, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which source takes DTrace's place is a matter of the system."""
+    """The system determines which source replaces DTrace."""
     monkeypatch.setattr("sys.platform", system)
     found = untraced.here()
     assert (found.name if found else None) == name

@@ -1,4 +1,4 @@
-"""What systemd is told: a socket takes its place."""
+"""The messages to systemd, received by a test's socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fake_steps import FakeDTrace
 
 
 class Manager:
-    """Listens as systemd does."""
+    """Receives messages as systemd does."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -37,23 +37,23 @@ class Manager:
         return self._socket.recv(4096).decode().split("\n")
 
     def hear_until(self, wanted: str) -> list[str]:
-        """Return all assignments up to one that is wanted."""
+        """Return all assignments up to and including the wanted one."""
         heard = []
         while wanted not in heard:
             heard += self.hear()
         return heard
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self._socket.close()
 
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """Listen at a path, or where Linux has names without one."""
+    """Receive at a path, and on Linux also at an abstract name."""
     if request.param == "abstract" and sys.platform != "linux":
         pytest.skip("names without a path are Linux's")
-    # A socket's path may be short only.
+    # The path of a socket must be short.
     with TemporaryDirectory(dir="/tmp") as directory:
         abstract = f"@dtrace-exporter-{os.getpid()}"
         made = Manager(f"{directory}/s" if request.param == "path" else abstract)
@@ -65,13 +65,13 @@ def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tell(manager: Manager) -> None:
-    """Assignments arrive as lines of one datagram."""
+    """Assignments arrive as the lines of one datagram."""
     notify.tell("READY=1", "STATUS=it is \N{SNOWMAN} \udcff")
     assert manager.hear() == ["READY=1", "STATUS=it is \N{SNOWMAN} ?"]
 
 
 def test_reloading_has_the_time(manager: Manager) -> None:
-    """A reload is told with the time at which it began, as systemd 253 and newer want it."""
+    """RELOADING=1 comes with the time at which the reload began, as systemd 253 requires."""
     before = time.monotonic_ns() // 1000
     notify.tell_reloading()
     reloading, when = manager.hear()
@@ -81,13 +81,13 @@ def test_reloading_has_the_time(manager: Manager) -> None:
 
 @pytest.mark.parametrize("address", ["", "nonsense", "vsock:2:1234", "/nowhere/at/all", "@nobody"])
 def test_nobody_listens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody listens nothing happens."""
+    """If nobody listens at the address, nothing happens."""
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     notify.tell("READY=1")
 
 
 def test_a_manager_that_is_busy(manager: Manager) -> None:
-    """A manager that does not read holds nothing up."""
+    """A manager that does not read its messages does not block the service."""
     began = time.monotonic()
     for _ in range(5000):
         notify.tell("STATUS=" + "x" * 1000)
@@ -96,7 +96,7 @@ def test_a_manager_that_is_busy(manager: Manager) -> None:
 
 
 def test_without_a_free_descriptor(manager: Manager) -> None:
-    """A service that has run out of descriptors can still say that it lives."""
+    """A service without free descriptors can still send messages."""
     notify.tell("READY=1")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -125,7 +125,7 @@ def test_without_a_free_descriptor(manager: Manager) -> None:
 def test_watchdog_seconds(
     usec: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a time that is meant for this process is one."""
+    """The watchdog's time is used only if it is valid and meant for this process."""
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -135,7 +135,7 @@ def test_watchdog_seconds(
 
 
 async def test_status_when_it_changes(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a watchdog the status is told when it is another one than before."""
+    """Without a watchdog, the status is sent only when it changes."""
     monkeypatch.setattr(notify, "_STATUS_SECONDS", 0.01)
     statuses = iter(["a", "a", "a", "b", "b", "c"])
     telling = asyncio.create_task(notify.keep_telling(lambda: next(statuses, "c")))
@@ -149,7 +149,7 @@ async def test_status_when_it_changes(manager: Manager, monkeypatch: pytest.Monk
 async def test_thrice_in_the_time(
     usec: str | None, pause: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signs of life come thrice in the watchdog's time: two may be lost; none is rarer than 5 s."""
+    """The watchdog gets a message three times in its time, and at least every 5 s."""
     if usec is not None:
         monkeypatch.setenv("WATCHDOG_USEC", usec)
     slept = []
@@ -167,7 +167,7 @@ async def test_thrice_in_the_time(
 async def test_no_sign_of_life_from_a_loop_that_does_not_turn(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signs of life come only while the event loop turns."""
+    """The watchdog gets messages only while the event loop runs."""
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     telling = asyncio.create_task(notify.keep_telling(lambda: "well"))
     for _ in range(3):
@@ -185,7 +185,7 @@ async def test_no_sign_of_life_from_a_loop_that_does_not_turn(
 def test_a_service_tells(
     manager: Manager, tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service says when it has started, how it is, that it reloads and that it ends."""
+    """The service reports its start, its status, its reloads and its end."""
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
     with serving("--config.file", write(tmp_path / "c.yml", fake_dtrace())) as exporter:
         manager.hear_until("READY=1")
@@ -198,7 +198,7 @@ def test_a_service_tells(
         (tmp_path / "c.yml").write_text("nonsense: 1\n", encoding="utf-8")
         exporter.process.send_signal(signal.SIGHUP)
         manager.hear_until("RELOADING=1")
-        # One that failed is over all the same.
+        # The end of a failed reload is reported, too.
         manager.hear_until("READY=1")
         exporter.process.terminate()
         manager.hear_until("STOPPING=1")
@@ -207,7 +207,7 @@ def test_a_service_tells(
 
 
 def test_not_ready_before_it_has_started(manager: Manager, tmp_path: Path) -> None:
-    """While the source is still tried the service lives, but is not ready."""
+    """While it still tries the source, the service is not ready."""
     trying = tmp_path / "trying"
     command = ["sh", "-c", f"touch {trying}; sleep 60; true"]
     with serving("--config.file", write(tmp_path / "c.yml", command)) as exporter:

@@ -1,4 +1,4 @@
-"""docs/operations.md: what it tells an operator is what there is."""
+"""docs/operations.md: its messages, statuses, times and units are those of the project."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 def logged() -> dict[str, set[str]]:
-    """Return the messages that the package logs and their levels, from its source."""
+    """Return the messages that the package logs, with their levels, from its source."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "src/dtrace_exporter").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,13 +52,13 @@ def logged() -> dict[str, set[str]]:
 
 
 def test_log_messages() -> None:
-    """Every message that is logged at info and above is explained with its level, and no other."""
+    """The page explains every message that is logged at info and above, with its level."""
     rows = {cells[0].strip("`"): {cells[1]} for cells in table("What the log says")}
     assert rows == logged()
 
 
 def test_exit_statuses() -> None:
-    """The exit statuses are the command line's, and systemd does with them what is said."""
+    """The exit statuses are the command line's, and systemd treats them as the page says."""
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(UNIT)
@@ -73,7 +73,7 @@ def test_exit_statuses() -> None:
 
 
 def test_times() -> None:
-    """The times that are named are those in force."""
+    """The times on the page are those of the code."""
     assert f"`no heartbeat for {window(1.0).patience:g} s`" in GUIDE
     assert f"`not ready after {heartbeat.START_SECONDS:g} s`" in GUIDE
     assert supervision._FIRST_DELAY == 1.0
@@ -81,7 +81,7 @@ def test_times() -> None:
 
 
 def test_unit_and_guide_agree() -> None:
-    """The unit has the capabilities that dtrace(1) needs at least, and what sock_diag needs."""
+    """The unit has the capabilities that dtrace(1) and sock_diag need at least."""
     unit = UNIT.read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| \*\*root\*\* \| \*\*(.*?)\*\* \|", GUIDE, re.MULTILINE)
     assert f"CapabilityBoundingSet={row.replace(',', '')} CAP_SYS_PTRACE\n" in unit
@@ -92,7 +92,7 @@ def test_unit_and_guide_agree() -> None:
 
 
 def test_faults_are_tests() -> None:
-    """As many faults are told of as there are tests of them; none has been left out."""
+    """The page lists all faults that are tested."""
     told = "\n".join(cells[0] for cells in table("Faults that were tested"))
     words = (
         *("killed", "stopped", "exits at once", "without end", "nothing at all", "stdout only"),
@@ -104,12 +104,12 @@ def test_faults_are_tests() -> None:
 
 
 def test_units_are_valid(tmp_path: Path) -> None:
-    """systemd-analyze(1) finds nothing wrong with the units."""
+    """systemd-analyze(1) finds no fault in the units."""
     analyze = require("systemd-analyze", "systemd")
     units = []
     for source in (UNIT, UNIT.with_suffix(".socket")):
         text = source.read_text(encoding="utf-8")
-        # It is not installed here.
+        # The program is not installed here.
         text = text.replace("/usr/local/bin/dtrace-exporter", "/bin/true")
         units.append(tmp_path / source.name)
         units[-1].write_text(text, encoding="utf-8")
@@ -122,7 +122,7 @@ def test_units_are_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "systemd").glob("*.service")))
 def test_hardening_is_there(path: Path) -> None:
-    """Nobody takes the hardening away without a test that says so."""
+    """The units keep their hardening."""
     text = path.read_text(encoding="utf-8")
     for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes",
                  "MemoryDenyWriteExecute=yes", "RestrictNamespaces=net", "UMask=0077",

@@ -1,6 +1,6 @@
-"""What no system here can install, IPS, pkgsrc and Kubernetes: that it can be read, and agrees.
+"""Packages that no system here can install, for IPS, pkgsrc and Kubernetes, are consistent.
 
-None of these was ever installed where it belongs: docs/install.md says so.
+None of them was ever installed on its own system; docs/install.md says so.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from host_tools import require
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.xdist_group("packages")
 ACTIONS = {"set", "depend", "dir", "file", "group", "license", "link", "user"}
-"""Those of pkg(5) that are used."""
+"""The actions of pkg(5) that are used."""
 
 
 def unpacked(packages: Path, kind: str, target: Path) -> Path:
-    """Unpack an archive, and return the directory that it holds."""
+    """Unpack an archive, and return its directory."""
     (archive,) = packages.glob(f"*-{kind}.tar.gz")
     with tarfile.open(archive) as opened:
         opened.extractall(target, filter="data")
@@ -38,7 +38,7 @@ def unpacked(packages: Path, kind: str, target: Path) -> Path:
 
 
 def test_ips(packages: Path, tmp_path: Path) -> None:
-    """Each line is an action of pkg(5), each file is there once, and SMF finds what it wants."""
+    """Each line is an action of pkg(5), each file is there once, and SMF finds what it needs."""
     tree = unpacked(packages, "ips", tmp_path)
     actions: list[tuple[str, list[str], dict[str, str]]] = []
     for line in (tree / "dtrace-exporter.p5m").read_text(encoding="utf-8").splitlines():
@@ -75,7 +75,7 @@ def test_ips(packages: Path, tmp_path: Path) -> None:
         if element.attrib["exec"] != ":kill":
             method = element.attrib["exec"].removesuffix(" %m")
             assert files[method[1:]]["mode"] == "0555"
-            # What it starts, as it finds it.
+            # The command that the method starts, at the path where the method looks.
             opt = method.partition("/lib/svc/method/")[0]
             assert f"{opt}/bin/dtrace-exporter" in paths
     (link,) = (at for name, _, at in actions if name == "link")
@@ -104,7 +104,7 @@ def test_ips(packages: Path, tmp_path: Path) -> None:
 
 
 def test_pkgsrc(packages: Path, tmp_path: Path) -> None:
-    """The Makefile can be read by pkgsrc's make, without pkgsrc; its names are the release's."""
+    """The make of pkgsrc can read the Makefile without pkgsrc, and its names are the release's."""
     make = require("bmake", "bmake")
     skeleton = unpacked(packages, "pkgsrc", tmp_path / "net")
     for name in ("lang/python/application.mk", "lang/python/wheel.mk", "mk/bsd.pkg.mk"):
@@ -135,7 +135,7 @@ def daemonset(packages: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
 
 def test_daemonset(packages: Path, tmp_path: Path) -> None:
-    """The pod has what sock_diag needs and nothing else, and a configuration that is one."""
+    """The pod has exactly what sock_diag needs, and a valid configuration."""
     _, configuration, made = daemonset(packages)
     (name,) = configuration["data"]
     (tmp_path / name).write_text(configuration["data"][name], encoding="utf-8")
@@ -159,7 +159,7 @@ def test_daemonset(packages: Path, tmp_path: Path) -> None:
     reason="kubernetes-validate, 100 MB of schemas, is not installed for this alone",
 )
 def test_kubernetes_takes_it(packages: Path) -> None:
-    """It follows the schemas of Kubernetes, to the letter."""
+    """The file strictly follows Kubernetes' schemas."""
     file, _, _ = daemonset(packages)
     command = [sys.executable, "-m", "kubernetes_validate", "--strict", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""docs/own-programs.md and config/scripts: what they show is what there is."""
+"""docs/own-programs.md and config/scripts: their scripts, metrics and commands work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from markdown_page import blocks
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "config" / "scripts"
-# The blocks in its list are indented.
+# The blocks in the guide's list are indented.
 GUIDE = re.sub(
     r"^   ```.*?^   ```$",
     lambda block: textwrap.dedent(block[0]),
@@ -33,7 +33,7 @@ GUIDE = re.sub(
 
 
 def examples() -> dict[str, ScriptConfig]:
-    """Return the scripts of config/scripts as its configuration has them, and the other one."""
+    """Return all scripts of config/scripts, also the one that its configuration lacks."""
     found = config.load(
         SCRIPTS / "dtrace_exporter.yml", scripts=[SCRIPTS / "fsbytes.d"]
     ).local.scripts
@@ -41,7 +41,7 @@ def examples() -> dict[str, ScriptConfig]:
 
 
 def test_examples() -> None:
-    """The examples can be read, one is a histogram to scale, and all have labels with names."""
+    """The examples are valid; one is a scaled histogram, and all labels have real names."""
     found = examples()
     assert {path.stem for path in SCRIPTS.glob("*.d")} == {*found}
     seconds, size = found["blocklatency"].families
@@ -54,7 +54,7 @@ def test_examples() -> None:
 
 
 def test_alert() -> None:
-    """The alert on one of them fires, stays silent and resolves, on a metric that there is."""
+    """The alert fires, stays silent and resolves as tested, and its metric exists."""
     promtool = require("promtool", "prometheus")
     done = subprocess.run(
         [promtool, "test", "rules", "alerts_test.yml"], cwd=SCRIPTS, capture_output=True, text=True
@@ -70,7 +70,7 @@ def test_alert() -> None:
 
 
 def test_the_guide_names_metrics_that_there_are() -> None:
-    """Each metric of a script that the guide names is given by one that it names."""
+    """Each script's metric that the guide names is one of an example's."""
     given = {name for each in examples().values() for f in each.families for name in f.samples}
     named = {*re.findall(r"\bdtrace_(?:syscalls|blocklatency|fsbytes)_\w+", GUIDE)}
     assert named
@@ -80,7 +80,7 @@ def test_the_guide_names_metrics_that_there_are() -> None:
 
 
 def test_the_guide_has_every_key(tmp_path: Path) -> None:
-    """The example of all keys is a configuration, and has each."""
+    """The guide's example of all keys is valid, and has each key."""
     shutil.copytree(SCRIPTS, tmp_path, dirs_exist_ok=True)
     short, whole = (yaml.safe_load(block) for block in blocks(GUIDE, "yaml"))
     assert short == {"scripts": [{"script": "syscalls.d"}]}
@@ -97,7 +97,7 @@ def test_the_guide_has_every_key(tmp_path: Path) -> None:
 
 
 def run(*words: str) -> tuple[int, str]:
-    """Run the command line; return its exit status and what it prints."""
+    """Run the command line, and return its exit status and its output."""
     done = subprocess.run(
         [sys.executable, "-m", "dtrace_exporter", *words], capture_output=True, text=True
     )
@@ -117,7 +117,7 @@ def configured(tmp_path: Path, fake_dtrace: FakeDTrace) -> Path:
 
 
 def test_check(configured: Path) -> None:
-    """The command check compiles each script and shows its metrics, as in the guide."""
+    """The command check compiles each script and lists its metrics, as the guide shows."""
     status, said = run("check", f"--config.file={configured}")
     assert status == 0
     (shown,) = [block for block in blocks(GUIDE, "console") if "script syscalls" in block]
@@ -129,7 +129,7 @@ def test_check(configured: Path) -> None:
 
 
 def test_check_of_one_that_does_not_compile(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A script that does not compile is a failure that says why."""
+    """A script that does not compile is a failure with dtrace(1)'s message."""
     script = tmp_path / "bad.d"
     script.write_text("nothing:::here { @a = count(); }", encoding="utf-8")
     lacks = {"lacks": ["nothing:::", "line 1: probe description does not match any probes"]}
@@ -152,13 +152,13 @@ def test_program(configured: Path) -> None:
     for path in (configured.parent / "scripts/syscalls.d", SCRIPTS / "fsbytes.d"):
         status, again = run("program", options, str(path))
         assert (status, "printa" in again) == (0, True)
-    # Programs for listen queues are printed as before.
+    # Programs for listen queues are still printed.
     status, said = run("program", options, str(ROOT / "src/dtrace_exporter/programs/linux.d"))
     assert (status, "ready 5" in said) == (0, True)
 
 
 def test_files_that_others_may_write(configured: Path) -> None:
-    """As root the exporter takes no script that others may write."""
+    """As root, the exporter refuses a script that others can change; otherwise it warns."""
     (configured.parent / "scripts/syscalls.d").chmod(0o666)
     status, said = run("program", f"--config.file={configured}", "syscalls")
     if os.geteuid() == 0:

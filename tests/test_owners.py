@@ -1,4 +1,4 @@
-"""Whose a listener is: by its socket's cgroup, and by the processes that have the socket open."""
+"""The owner of a listener, found by its socket's cgroup and by processes with the socket open."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SLICE = POD.replace("-", "_")
 _NOBODY = 65534
 
 
-# What a cgroup is named after.
+# The names in a cgroup's path.
 
 
 @pytest.mark.parametrize(
@@ -79,19 +79,19 @@ _NOBODY = 65534
     ],
 )
 def test_names(path: str, expected: tuple[str, str]) -> None:
-    """The unit is what systemd calls so, the container is what each runtime calls so."""
+    """Unit and container have the names that systemd and each container runtime give them."""
     assert names(path) == expected
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=())))
 def test_any_name(path: str) -> None:
-    """A cgroup can be called anything: whoever may make one does not stop us by its name."""
+    """Any name of a cgroup is accepted, whoever made it."""
     assert all(isinstance(each, str) for each in names(path))
 
 
 @pytest.fixture
 def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory that is the hierarchy of cgroups, as far as its reader knows."""
+    """Return the directory of a made-up hierarchy of cgroups."""
     mounts = tmp_path / "mountinfo"
     top = tmp_path / "c g"
     top.mkdir()
@@ -105,7 +105,7 @@ def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_paths(hierarchy: Path) -> None:
-    """A cgroup is found by its number, at the top and below; one that is not there is nowhere."""
+    """A cgroup is found by its number, at the top and below; a missing one has no path."""
     unit = hierarchy / "system.slice/a.service"
     unit.mkdir(parents=True)
     (hierarchy / "cgroup.procs").touch()
@@ -120,7 +120,7 @@ def test_paths(hierarchy: Path) -> None:
 
 
 def test_very_many_cgroups(hierarchy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever makes cgroups without end has no more than so many of them looked at."""
+    """If somebody makes cgroups without end, only a limited number of them is read."""
     monkeypatch.setattr(cgroups, "_MOST_DIRECTORIES", 10)
     looked: list[str] = []
     scan = os.scandir
@@ -137,7 +137,7 @@ def test_very_many_cgroups(hierarchy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_crowd_of_cgroups(hierarchy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor are those of others missed for it: a crowd comes last, and may have a crowd below."""
+    """A crowded directory is read last, so the cgroups of others are still found."""
     monkeypatch.setattr(cgroups, "_MOST_DIRECTORIES", 20)
     monkeypatch.setattr(cgroups, "_CROWD", 10)
     pod = hierarchy / "kubepods.slice/kubepods-burstable.slice/kubepods-pod1.slice/a.scope"
@@ -150,15 +150,15 @@ def test_a_crowd_of_cgroups(hierarchy: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @linux
 def test_no_hierarchy(hierarchy: Path, tmp_path: Path) -> None:
-    """Without a hierarchy, or where it is not to be seen, no cgroup is anywhere."""
+    """Without a visible hierarchy, no cgroup has a path."""
     (tmp_path / "mountinfo").write_text("24 30 0:22 / /sys rw shared:7 - sysfs sysfs rw\n")
     number = hierarchy.stat().st_ino
     assert cgroups.paths({number}) == {number: ""}
 
 
-# Who has a socket open.
+# Processes with an open socket.
 
-# It holds what it has inherited until its input ends, under a name of its own and as somebody.
+# It holds an inherited socket until its input ends, under another name and perhaps user.
 _HOLD = """
 import os, sys
 with open("/proc/self/comm", "wb") as file:
@@ -176,7 +176,7 @@ Hold = Callable[..., None]
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
-    """Return a function that starts a process with a socket, by a name and perhaps a user's id."""
+    """Return a function that starts a process with a socket, a name and perhaps a user's ID."""
     started = []
 
     def start(held: socket.socket, name: str, *user: int) -> None:
@@ -194,7 +194,7 @@ def hold() -> Iterator[Hold]:
 
 @pytest.fixture
 def looking() -> Iterator[Namespaces]:
-    """Return the process that looks, from here."""
+    """Return the namespaces, whose finder process searches for holders."""
     made = Namespaces()
     made.begin(1000)
     yield made
@@ -209,9 +209,9 @@ def inode(of: socket.socket) -> int:
 @linux
 @root
 def test_holders(looking: Namespaces, hold: Hold) -> None:
-    """Each program is told that has a socket open, whoever's it is; a socket of nobody's has none.
+    """Every program that has a socket open is found, of any user; an unknown socket has none.
 
-    The one who looks is root with no capability that would open another user's directory.
+    The finder is root, but has no capability that opens the directories of other users.
     """
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
         hold(one, "first")
@@ -231,7 +231,7 @@ def test_holders(looking: Namespaces, hold: Hold) -> None:
 @linux
 @root
 def test_very_many_programs(looking: Namespaces, hold: Hold) -> None:
-    """Of a socket that very many programs have open the first are told, and no more are kept."""
+    """If very many programs have a socket open, only a limited number of them is reported."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         for number in range(12):
             hold(one, f"0{number:02}")
@@ -241,7 +241,7 @@ def test_very_many_programs(looking: Namespaces, hold: Hold) -> None:
 
 @linux
 def test_very_many_sockets(looking: Namespaces) -> None:
-    """Any number of sockets can be asked for."""
+    """Any number of sockets can be searched for."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         found, _ = looking.holders([*range(1 << 40, (1 << 40) + 50_000), inode(one)])
         assert {*found} == {inode(one)}
@@ -249,7 +249,7 @@ def test_very_many_sockets(looking: Namespaces) -> None:
 
 @linux
 def test_another_file_system(tmp_path: Path) -> None:
-    """A file that has a socket's number is none."""
+    """A file with a socket's number is not taken for the socket."""
     with (tmp_path / "file").open("w") as file, socket.socket() as one:
         numbers = {os.fstat(file.fileno()).st_ino, inode(one)}
         here = "/proc/self/fdinfo"
@@ -262,7 +262,7 @@ def test_another_file_system(tmp_path: Path) -> None:
 
 @linux
 def test_nobody_looks(looking: Namespaces) -> None:
-    """Where nobody looks, or who does ends, that is an error, and waits for nothing."""
+    """Without a running finder, a search raises OSError and does not wait."""
     assert looking.pid is not None
     os.kill(looking.pid, 9)
     with pytest.raises(OSError, match=r"ended|pipe|reset|process"):
@@ -272,11 +272,11 @@ def test_nobody_looks(looking: Namespaces) -> None:
         looking.holders({1})
 
 
-# Both together.
+# Cgroups and processes together.
 
 
 class World:
-    """What there is, and a clock."""
+    """Made-up cgroups and processes, and a clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -297,13 +297,13 @@ class World:
         return {each: self.holding[each] for each in inodes if each in self.holding}, self.cost
 
     def find(self, *sockets: OwnedSocket, place: str = "", name: str = "") -> dict[int, Owner]:
-        """Find owners, by port."""
+        """Find owners, and return them by port."""
         found = self.owners.find([Placed(place, [*sockets], name)])
         assert {(who.host, who.place) for who in found} <= {("", place)}
         return {who.port: owner for who, owner in found.items()}
 
     def walks(self, seconds: float) -> bool:
-        """Tell whether there is a walk so many seconds later."""
+        """Return whether there is a walk so many seconds later."""
         self.now += seconds
         return self.owners.walk()
 
@@ -328,7 +328,7 @@ def at(port: int, inode: int = 0, cgroup: int | None = 1, address: str = "*") ->
 
 
 def test_cgroups_first(world: World) -> None:
-    """Unit and container are there at once, programs after a walk; of several sockets of all."""
+    """Unit and container are known at once, and programs after a walk; several sockets add up."""
     world.paths = {7: "/system.slice/a.service", 8: f"/system.slice/docker-{ID}.scope", 1: "/"}
     sockets = at(80, 11, 7), at(80, 12, 8), at(22, 13, 9), at(25, 0, None)
     assert world.find(*sockets) == {
@@ -342,10 +342,10 @@ def test_cgroups_first(world: World) -> None:
     assert found[80].program == "haproxy,nginx"
     assert (found[22], found[25]) == (Owner(), Owner())
     assert world.asked == [{11, 12, 13}]
-    # A number that was nowhere is not looked for again.
+    # A number that was not found is not searched for again.
     assert world.find(*sockets, at(23, 14, 10)).keys() == {80, 22, 25, 23}
     assert world.looked_up == [{7, 8, 9}, {10}]
-    # One that the search did not come to is.
+    # A number that the search did not reach is searched for again.
     world.missed.add(11)
     world.paths[11] = "/system.slice/late.service"
     assert world.find(at(24, 15, 11))[24] == Owner()
@@ -354,7 +354,7 @@ def test_cgroups_first(world: World) -> None:
 
 
 def test_pace(world: World) -> None:
-    """A new socket is looked for once a minute at most; known ones are again after five."""
+    """New sockets are searched for once a minute at most, and known ones every five minutes."""
     assert not world.walks(0)
     world.find(at(80, 11))
     assert world.walks(0)
@@ -370,7 +370,7 @@ def test_pace(world: World) -> None:
 
 
 def test_share(world: World) -> None:
-    """What walks cost is no more than their share of the time."""
+    """Walks take no more than their share of the time."""
     world.cost = 2.0
     world.find(at(80, 11))
     assert world.walks(0)
@@ -380,7 +380,7 @@ def test_share(world: World) -> None:
 
 
 def test_it_cannot_be_looked(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Where nobody can look the rest is told, and that once in the log."""
+    """If no walk is possible, that is logged once, and units and containers are still found."""
     world.paths = {7: "/system.slice/a.service"}
     world.error = OSError(errno.ESRCH, os.strerror(errno.ESRCH))
     world.find(at(80, 11, 7))
@@ -392,7 +392,7 @@ def test_it_cannot_be_looked(world: World, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_names_of_programs(world: World) -> None:
-    """A process calls itself as it likes; what is shown can be, and is not without end."""
+    """Programs' names are made printable, and a long list of them is cut."""
     world.find(at(80, 11), at(81, 12))
     world.holding = {11: {b"\x1b[31m", b"a\xff"}, 12: {b"p%02d" % number for number in range(20)}}
     assert world.owners.walk()
@@ -402,7 +402,7 @@ def test_names_of_programs(world: World) -> None:
 
 
 def test_names_of_places(world: World) -> None:
-    """A network namespace is called by its own name, or else after who listens there."""
+    """A network namespace has its own name, or else that of the unit or container that listens."""
     world.paths = {7: "/system.slice/a.service", 8: f"/docker/{ID}"}
     here = at(80, 11, 7)
     assert world.find(here)[80].place_name == ""
@@ -417,7 +417,7 @@ def test_names_of_places(world: World) -> None:
 
 
 def test_nothing_new(world: World) -> None:
-    """Where nothing has changed nothing is made anew."""
+    """If nothing has changed, the same result is returned."""
     world.find(at(80, 11))
     world.owners.walk()
     first = world.owners.find([Placed("", [at(80, 11)])])
@@ -438,13 +438,13 @@ def test_nothing_new(world: World) -> None:
     ],
 )
 def test_for_people(owner: Owner, text: str) -> None:
-    """People are told the program and the best name of what it is of, an id as Docker shows it."""
+    """The text for people has the program and its best owner, with an ID as Docker shows it."""
     assert str(owner) == text
 
 
 @linux
 def test_read() -> None:
-    """A listener of this process has its inode; its cgroup is the one that ss shows."""
+    """A listener of this process has its own inode, and the cgroup that ss shows."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         (placed,) = owners.read(namespaces.own(), ())
         assert placed.place == ""
@@ -459,7 +459,7 @@ def test_read() -> None:
 
 @linux
 def test_one_that_cannot_be_read() -> None:
-    """A namespace that cannot be read costs no other its owners."""
+    """A namespace that cannot be read does not affect the owners in the others."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
         netlink.close()
         others = [namespaces.Namespace("7", 1, netlink)]
@@ -468,7 +468,7 @@ def test_one_that_cannot_be_read() -> None:
 
 @linux
 def test_the_service(tmp_path: Path) -> None:
-    """The service tells who has a listener open, in its metrics, on its page and by its filter."""
+    """The service shows the program of a listener in its metrics, on its page and by its filter."""
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
     with (

@@ -1,4 +1,4 @@
-"""A state that is served within this process, over real connections to 127.0.0.1."""
+"""A state that this process serves over real connections to 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Response(NamedTuple):
 
 
 def one_port(name: str = "ssh") -> State:
-    """Port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
+    """Return port 22 with Q 3 of 4, two SYNs taken and one dropped; its session is up."""
     state = State(source=Source("dtrace", "linux", "2.0.1"), last_reload_success=1.5e9)
     session = SessionId("", "port-22")
     state.table.watch(session, named({22: name}), Capabilities(reasons=("q_full", "q0_full")))
@@ -45,7 +45,7 @@ def one_port(name: str = "ssh") -> State:
 
 
 async def no_reload() -> None:
-    """Read nothing again."""
+    """Do nothing at a reload."""
 
 
 @asynccontextmanager
@@ -68,7 +68,7 @@ async def serving(
 
 
 def port_of(server: Server) -> int:
-    """Return the port that a server for port 0 was given."""
+    """Return the port of a server that was bound to port 0."""
     return int(server.sockets[0].getsockname()[1])
 
 
@@ -80,7 +80,7 @@ async def fetch(
     host: str = "127.0.0.1",
     seconds: float = 10.0,
 ) -> Response:
-    """Send one request and return the answer, which comes within so many seconds."""
+    """Send one request and return the answer, which has to come within so many seconds."""
     reader, writer = await asyncio.open_connection(host, port_of(server))
     lines = {"Host": "localhost", "Connection": "close"} | (headers or {})
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -100,7 +100,7 @@ def get(
     headers: dict[str, str] | None = None,
     reload: Callable[[], Awaitable[None]] = no_reload,
 ) -> Response:
-    """Serve a state for just one request."""
+    """Return the answer to one request, for which the state is served."""
 
     async def once() -> Response:
         async with serving(state, reload) as server:

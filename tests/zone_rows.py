@@ -1,4 +1,4 @@
-"""Rows as the programs for Solaris and illumos print them, for tests that need some."""
+"""Rows in the format of the programs for Solaris and illumos, for tests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ UNTIMED, LEFT_Q, LEFT_Q0 = 14, 15, 16
 
 
 def address(port: int, socket: int = 0) -> int:
-    """Return the address in the kernel of one of a port's sockets."""
+    """Return the kernel address of one of a port's sockets."""
     return 0xFFFFFF01 << 32 | port << 8 | socket
 
 
 def number(port: int, telling: int = 1, *, socket: int = 0) -> int:
-    """Return the number of one of a port's sockets, from its address and a telling's number."""
+    """Return the number of one of a port's sockets, made of its address and the row's number."""
     return address(port, socket) << 16 & (1 << 64) - 1 | telling
 
 
@@ -31,7 +31,7 @@ def told(
     syn: int = 0,
     q0max: int | None = None,
 ) -> str:
-    """Return the row that says who a listener is, and its queues."""
+    """Return the row of a listener and its queues."""
     who = f"{number(port, telling, socket=socket):x} {time} {zone} {bound} {port}"
     limit = "" if q0max is None else f" {q0max}"
     return f"listener {who} {q0} {q} {qmax} {syn}{limit}"
@@ -48,17 +48,17 @@ def drops(port: int, events: int, reason: int = Q_FULL, telling: int = 1) -> str
 
 
 def evicted(port: int, events: int, *, zone: str = "global", bound: str = "0.0.0.0") -> str:
-    """Return a row of half-open connections thrown out of a cache of many listeners."""
+    """Return a row of half-open connections that were evicted from a cache of many listeners."""
     return f"evicted {zone} {bound} {port} {events}"
 
 
 def opened(port: int, events: int, telling: int = 1) -> str:
-    """Return a row of connections put into Q0."""
+    """Return a row of connections that entered Q0."""
     return f"opened {number(port, telling):x} {events}"
 
 
 def established(port: int, events: int, telling: int = 1) -> str:
-    """Return a row of connections put into Q."""
+    """Return a row of connections that entered Q."""
     return f"established {number(port, telling):x} {events}"
 
 
@@ -68,5 +68,5 @@ def left(port: int, events: int, how: int = UNTIMED, telling: int = 1, us: int =
 
 
 def closed(port: int, time: int, socket: int = 0) -> str:
-    """Return the row of a socket that listens no more."""
+    """Return the row of a socket that was closed."""
     return f"closed {address(port, socket):x} {time}"
