@@ -1,4 +1,4 @@
-"""The packages: built, complete, and installed as the guide says, where nothing else is."""
+"""The packages can be built, are complete, and install as the guide says on a bare system."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GUIDE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 SOLARIS = (ROOT / "docs/install-solaris.md").read_text(encoding="utf-8")
 DATA = f"dtrace_exporter-{__version__}.data/data/share/"
 INDEX = {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
-"""Where packages come from, which is the machine's own affair."""
+"""The settings of the machine that say where pip gets packages from."""
 
 pytestmark = [
     pytest.mark.xdist_group("packages"),
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def run(*command: str | Path, **options: object) -> str:
-    """Run a command; a failure of it is one of the test's, with what it said."""
+    """Run a command and return its output; if it fails, the test fails with that output."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return str(done.stdout)
@@ -48,7 +48,7 @@ def sources(pattern: str) -> set[str]:
 
 
 def test_source_distribution(packages: Path) -> None:
-    """The source distribution has all that it takes to run, to test and to read."""
+    """The source distribution has all files that it takes to run, to test and to read the docs."""
     (file,) = packages.glob("dtrace_exporter-*.tar.gz")
     with tarfile.open(file) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -65,7 +65,7 @@ def test_source_distribution(packages: Path) -> None:
 
 
 def test_wheel(packages: Path) -> None:
-    """The wheel has the package with D programs and templates, and what a host needs besides."""
+    """The wheel has the package with its D programs and templates, and the files for a host."""
     (file,) = packages.glob("*.whl")
     assert file.name == f"dtrace_exporter-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(file) as archive:
@@ -85,7 +85,7 @@ def test_wheel(packages: Path) -> None:
 
 
 def test_install(packages: Path, tmp_path: Path) -> None:
-    """The guide's lines install it where nothing else is, and it runs from there."""
+    """The commands of the guide install the exporter on a bare system, and it runs from there."""
     (block,) = re.findall(r"^```sh\n(export PIPX_HOME.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
     (wheel,) = packages.glob("*.whl")
     root = tmp_path / "root"
@@ -136,7 +136,7 @@ def pythons() -> list[str]:
 
 
 def test_one_file(packages: Path, tmp_path: Path) -> None:
-    """On every Python here the one file serves, or says which it needs; units know the Python."""
+    """The .pyz runs on each Python from 3.11 on; older ones get an error. Units name the Python."""
     (built,) = packages.glob("*.pyz")
     file = tmp_path / built.name
     shutil.copy(built, file)
@@ -181,7 +181,7 @@ def scraped(port: int) -> str:
 
 
 def test_install_on_solaris(packages: Path, tmp_path: Path) -> None:
-    """The guide's lines for a wheel bring all that manifest and man(1) want, where they want it."""
+    """The guide's commands for a wheel put all files where the manifest and man(1) look."""
     (block,) = re.findall(r"^```sh\n(python3.11 -m venv.*?)^```", SOLARIS, re.DOTALL | re.MULTILINE)
     prefix = tmp_path / "dtrace-exporter"
     (wheel,) = packages.glob("*.whl")
@@ -207,7 +207,7 @@ def test_install_on_solaris(packages: Path, tmp_path: Path) -> None:
         assert file.is_relative_to(prefix)
     assert method.stat().st_mode & 0o777 == 0o555
     config.load(configuration)
-    # What the method starts, as it finds it.
+    # What the method starts, the way the method finds it.
     started = Path(str(method).partition("/lib/svc/method/")[0], "bin/dtrace-exporter")
     said = run(started.with_name("python"), "-I", started, "--version", env=clean)
     assert said.startswith(f"dtrace-exporter {__version__} ")

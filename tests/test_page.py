@@ -1,4 +1,4 @@
-"""The landing page: what it says, and how it looks and behaves in a real Chromium."""
+"""The landing page: what it shows, and how it looks and behaves in a real Chromium."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from web_serving import HOSTILE, get, one_port
 
 DASH = "\N{EN DASH}"
 SCREENSHOTS = os.environ.get("DTRACE_EXPORTER_SCREENSHOTS", "")
-"""A directory that the pictures of the documentation are copied to; none without it."""
+"""The directory that the screenshots for the documentation are copied to; empty for none."""
 
 
 class Page(HTMLParser):
@@ -74,7 +74,7 @@ class Page(HTMLParser):
 
     @property
     def ports(self) -> list[str]:
-        """The ports of the listeners, in their order."""
+        """The ports of the listeners, in the order of the page."""
         return [cell for cell in self.cells if cell.isdigit() and 1000 <= int(cell) < 65536]
 
 
@@ -86,7 +86,7 @@ def rendered(
 
 
 def fleet(rows: int = 0) -> State:
-    """A busy web server with a neighbour and a host that cannot be reached, or many listeners."""
+    """A web server, a database and a host that is down; or ``rows`` listeners and the database."""
     state = State(source=Source("dtrace", "linux", "2.0.7"), last_reload_success=1.5e9)
     here, away = SessionId("", "all"), SessionId("", "port-5432")
     state.sessions[here] = SessionStatus(up=True, reason="", pid=4242, last_record=1e9)
@@ -116,7 +116,7 @@ def fleet(rows: int = 0) -> State:
 
 
 def work(state: State) -> None:
-    """Let 15 seconds go by."""
+    """Add 15 seconds of work to all listeners and sessions."""
     for status in state.sessions.values():
         if status.last_record is not None:
             status.last_record += 15
@@ -137,7 +137,7 @@ def work(state: State) -> None:
 
 
 def pass_by(state: State, left: int) -> None:
-    """Let 15 seconds of a fleet go by in which queues grow to what they are in the end."""
+    """Add 15 seconds in which the queues of a fleet grow towards their final lengths."""
     ends = {443: (96, 128), 8080: (129, 128), 80: (3, 511)}
     for port, (q, q_limit) in ends.items():
         listener = next(one for one in state.table if one.identity.port == port)
@@ -149,7 +149,7 @@ def pass_by(state: State, left: int) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the page be new every second, and a point of the history go by between two looks."""
+    """Let the page refresh every second, and let each look be a point of the history later."""
     seconds = count(1_000_000_000.0, rates.POINT_SECONDS)
     monkeypatch.setattr(page, "REFRESH_SECONDS", 1)
     monkeypatch.setattr(views, "History", lambda: History(lambda: next(seconds)))
@@ -172,7 +172,7 @@ class TestHistory:
 
     @staticmethod
     def work(state: State, record: float = 504.0) -> None:
-        """Eight SYNs, one of them dropped, and two accepts, up to some row's time."""
+        """Count eight SYNs, one of them dropped, and two accepts, until the row at a given time."""
         ssh = next(iter(state.table))
         ssh.count_syns(0, 4, 7, 0)
         ssh.count_syns(10, 4, 1, 4)
@@ -182,17 +182,17 @@ class TestHistory:
         state.sessions[SessionId("", "port-22")].last_record = record
 
     def test_rates(self) -> None:
-        """Rates are those between the rows that were the newest at the two looks."""
+        """Rates are computed between the newest rows at the two looks."""
         ago, change = self.two_looks(self.work)
         assert ago == 10
         assert change == Change(2.0, 0.25, 0.5, (4**10 - 288) / 1e9, 4**11 / 1e9)
 
     def test_no_newer_row(self) -> None:
-        """Between two looks without a row between them nothing is known."""
+        """If no row comes between two looks, the change is unknown."""
         assert self.two_looks(lambda state: self.work(state, 500.0))[1] == Change()
 
     def test_down(self) -> None:
-        """Of a session that is down nothing is known."""
+        """If the session is down, the change is unknown."""
 
         def down(state: State) -> None:
             self.work(state)
@@ -201,7 +201,7 @@ class TestHistory:
         assert self.two_looks(down)[1] == Change()
 
     def test_unwatched_and_watched_again(self) -> None:
-        """Counters that begin anew are no negative rate."""
+        """Counters that start again at 0 do not give a negative rate."""
 
         def again(state: State) -> None:
             session = SessionId("", "port-22")
@@ -214,11 +214,11 @@ class TestHistory:
 
     @pytest.mark.parametrize("seconds", [-1.0, 0.0, 121.0])
     def test_no_use(self, seconds: float) -> None:
-        """A look in the future, at the same moment or long ago is not compared with."""
+        """A look is not compared with one in the future, at the same moment or long ago."""
         assert self.two_looks(self.work, seconds) == (None, Change())
 
     def test_longest_wait(self) -> None:
-        """A wait beyond the last bound has none."""
+        """A wait beyond the last bucket has no upper bound."""
 
         def wait(state: State) -> None:
             next(iter(state.table)).count_accepts(13, 1, 20 * 10**9)
@@ -229,7 +229,7 @@ class TestHistory:
         assert page._longest(change.longest) == "> 17.2 s"
 
     def test_without_a_session(self) -> None:
-        """What the kernel is asked for in the moment of the look is of that moment."""
+        """Without a session, rates are over the time between the two looks themselves."""
         times = iter((1000.0, 1004.0))
         history = History(lambda: next(times))
         state = State()
@@ -243,7 +243,7 @@ class TestHistory:
 
     @given(st.lists(st.floats(0, 60, allow_nan=False), max_size=60))
     def test_window(self, steps: list[float]) -> None:
-        """However often somebody looks little is kept, and never more than needed is compared."""
+        """However often somebody looks, the history stays small and compares with no older look."""
         now = 1000.0
         history = History(lambda: now)
         first = now
@@ -255,7 +255,7 @@ class TestHistory:
             assert len(history._points) <= rates.POINTS
 
     def test_rates_after_a_second(self) -> None:
-        """A session that came up between two samples has rates since its first rows, at once."""
+        """A session that came up between two samples has rates from its first rows on."""
         now = 1000.0
         history = History(lambda: now)
         state = one_port()
@@ -270,7 +270,7 @@ class TestHistory:
         assert [change.syns for change in changes.values()] == [3.0]
 
     def test_line(self) -> None:
-        """The history has of each five seconds how full Q was at most, and the drops."""
+        """The history has the highest fullness of Q and the drops of each five seconds."""
         now = 1000.0
         history = History(lambda: now)
         state = one_port()
@@ -283,7 +283,7 @@ class TestHistory:
             ssh.drop("q_full", 2)
             for _ in history.sampling(state):
                 pass
-        # The first sample has nothing to be compared with; 1010 to 1015 nobody looked.
+        # The first sample has nothing to compare with; nobody looked between 1010 and 1015.
         expected = [(1.0, 2.0), (0.4, 2.0), (None, 0.0), (0.2, 4.0)]
         assert history.line(ssh.identity) == [Point(*each) for each in expected]
         now = 2000.0
@@ -291,7 +291,7 @@ class TestHistory:
         assert not any(point.drops for point in history.line(ssh.identity))
 
     def test_line_is_bounded(self) -> None:
-        """However long it goes on, there are no more points than are drawn."""
+        """However long the history runs, it has no more points than the page draws."""
         now = 1000.0
         history = History(lambda: now)
         state = one_port()
@@ -306,7 +306,7 @@ class TestHistory:
         assert len(history.line(next(iter(state.table)).identity)) == 1
 
     def test_slot_of_another(self) -> None:
-        """A listener that gets the place of one that is gone has nothing of that one's."""
+        """A listener that gets the slot of a forgotten listener inherits none of its history."""
         now = 1000.0
         history = History(lambda: now)
         state = State()
@@ -337,7 +337,7 @@ class TestHistory:
         assert history.line(listener.identity) == []
 
     def test_numbers_without_bounds(self) -> None:
-        """A counter that no kernel can have, as a hostile host may send it, is no error."""
+        """A hostile host that sends counters no kernel can have causes no error."""
         now = 1000.0
         history = History(lambda: now)
         state = one_port()
@@ -351,7 +351,7 @@ class TestHistory:
             rendered(state, history)
 
     def test_memory(self) -> None:
-        """A full history of a busy listener takes less than a kilobyte, and some all the same."""
+        """The full history of a busy listener takes between 300 and 1,000 bytes."""
         state = State()
         session = SessionId("", "all")
         state.sessions[session] = SessionStatus(up=True, reason="", last_record=1.0)
@@ -371,7 +371,7 @@ class TestHistory:
                 state.sessions[session].last_record = now
                 for _ in history.sampling(state):
                     pass
-            # The last sample has all of the points before it made.
+            # The last sample completes all of the points before it.
             now += rates.POINTS * rates.POINT_SECONDS - 30
             for _ in history.sampling(state):
                 pass
@@ -416,7 +416,7 @@ class TestLanding:
         assert "<dd>2 <small>open, 1 closed, 1 not seen</small></dd>" in rendered(state)
 
     def test_rates(self) -> None:
-        """The second look shows what happened since the first, and over how long."""
+        """The second look shows the rates since the first, and over how many seconds they are."""
         times = iter((0.0, 15.0))
         history = History(lambda: next(times))
         state = fleet()
@@ -451,7 +451,7 @@ class TestLanding:
         assert b"port-22" in gzip.decompress(answer.body)
 
     def test_policy(self) -> None:
-        """The policy allows the page's own style and script only, anew for each answer."""
+        """The policy allows only the page's own style and script, by a nonce of this answer."""
         first, second = get(one_port(), "/"), get(one_port(), "/")
         shown = Page(first.body.decode())
         (style,), (script,) = shown.attributes("style"), shown.attributes("script")
@@ -472,7 +472,7 @@ class TestLanding:
         assert not any(name.startswith("on") for _, each in shown.tags for name in each)
 
     def test_down_session(self) -> None:
-        """A session that is down says why, on top of the page and in its title too."""
+        """The page says why a session is down, above the tables, and its title counts it."""
         state = one_port()
         state.sessions[SessionId("", "port-80")] = SessionStatus(reason="no <probes>")
         body = get(state, "/").body.decode()
@@ -482,7 +482,7 @@ class TestLanding:
         assert "<probes>" not in body
 
     def test_many_sessions_down(self) -> None:
-        """Of many sessions that are down the first ten are named above the listeners."""
+        """If many sessions are down, the page names the first ten above the listeners."""
         state = State()
         for number in range(12):
             state.sessions[SessionId(f"host{number:02}", "all")] = SessionStatus()
@@ -492,19 +492,19 @@ class TestLanding:
         assert "12 sessions are down" in text
 
     def test_no_sessions(self) -> None:
-        """Without sessions, as with sock_diag, nothing is said of any."""
+        """Without sessions, as with sock_diag, the page has no table of sessions."""
         assert "Sessions" in rendered(one_port())
         assert "Sessions" not in rendered(State(source=Source("sock_diag")))
 
     def test_failed_reload(self) -> None:
-        """A configuration that could not be read again is said on top."""
+        """The page says if the configuration could not be read again."""
         state = one_port()
         assert "could not be read again" not in rendered(state)
         state.last_reload_successful = False
         assert "could not be read again" in rendered(state)
 
     def test_columns(self) -> None:
-        """Hosts, names and places have a column where there is one, and only then."""
+        """Hosts, names and places have a column only if some listener has one."""
         state = one_port("")
         cells = Page(rendered(state)).cells
         assert {"Host", "Name", "Zone, netns or jail"} & {*cells} == set()
@@ -517,7 +517,7 @@ class TestLanding:
         assert {"Name", "web", "Zone, netns or jail", "zone1"} <= {*cells}
 
     def test_owners(self) -> None:
-        """Whose a listener is and how its namespace is called are on the page, and can be found."""
+        """The page shows each listener's owner and its namespace's name, and searches both."""
         state = one_port("")
         assert "Name" not in Page(rendered(state)).cells
         (session,) = state.sessions
@@ -539,7 +539,7 @@ class TestLanding:
         assert "sshd" not in rendered(state)
 
     def test_unknown_numbers(self) -> None:
-        """What the source cannot know is a dash, and a backlog of 0 divides nothing by 0."""
+        """What the source cannot know is a dash, and a backlog of 0 causes no division by 0."""
         state = State()
         session = SessionId("", "all")
         state.sessions[session] = SessionStatus()
@@ -555,7 +555,7 @@ class TestLanding:
         ]
 
     def test_order(self) -> None:
-        """The fullest come first unless another order is asked for, which the links keep."""
+        """The fullest queues come first unless another order is chosen, and the links keep it."""
         state = fleet(100)
         fullest = [port for port in Page(rendered(state)).ports if port != "5432"][:100]
         queues = {str(one.identity.port): one.queues for one in state.table}
@@ -570,7 +570,7 @@ class TestLanding:
             assert {*Page(rendered(state, sort=sort)).ports} >= {*fullest}
 
     def test_numbers_in_texts(self) -> None:
-        """Sessions, hosts, names and places are in the order of the numbers in them."""
+        """Sessions, hosts, names and places are sorted by the numbers in their names."""
         state = State()
         order = ["9", "22", "080", "1000"]
         for text in ("22", "1000", "9", "080"):
@@ -591,7 +591,7 @@ class TestLanding:
 
     @pytest.mark.parametrize("sort", page.SORTS)
     def test_reverse(self, sort: str) -> None:
-        """The head of the column that sorts reverses it; what is not known stays behind."""
+        """The head of the sorted column reverses the order; unknown values stay at the end."""
         state = fleet()
         times = iter((0.0, 15.0, 15.5, 16.0))
         history = History(lambda: next(times))
@@ -608,7 +608,7 @@ class TestLanding:
         rows, other = (self.rows_of(text) for text in (plain, turned))
         assert sorted(rows) == sorted(other)
         if sort == "full":
-            # The host that does not answer is behind both.
+            # The host that does not answer comes last in both.
             assert rows[1][1] == other[-2][1] == "8080"
             assert rows[-1][0] == other[-1][0] == "sol10-u9"
             return
@@ -617,7 +617,7 @@ class TestLanding:
         known = [row[at] for row in rows[1:] if row[at] not in nothing]
         behind = [row[at] for row in rows[1 + len(known) :]]
         assert {*behind} <= {*nothing}
-        # Of equal ones the order is the same.
+        # Equal values keep their order.
         known, turned_known = (
             [value for value, _ in groupby(values)]
             for values in (known, [row[at] for row in other[1 : 1 + len(known)]])
@@ -626,13 +626,13 @@ class TestLanding:
 
     @staticmethod
     def rows_of(text: str) -> list[list[str]]:
-        """Return the cells of the table of listeners, without the signs of an order."""
+        """Return the cells of the table of listeners, without the arrows that show the order."""
         (table,) = re.findall(r'<table id="listeners".*?</table>', text, re.DOTALL)
         rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
         return [[cell.rstrip(" \xa0▲▼") for cell in Page(row).cells] for row in rows]
 
     def test_full(self) -> None:
-        """Full is what fits: 6 of Qmax 5 on Linux is 100 %, and so is 5 on Solaris; not 120 %."""
+        """Full is the capacity: 6 at Qmax 5 on Linux is 100 %, and so is 5 on Solaris."""
         state = State()
         for host, plus, q in (("linux", 1, 6), ("sun", 0, 5), ("idle", 1, 0)):
             session = SessionId(host, "all")
@@ -647,7 +647,7 @@ class TestLanding:
 
     @pytest.mark.parametrize(("q", "level"), [(0, "low"), (3, "mid"), (4, "high"), (5, "high")])
     def test_fullest(self, q: int, level: str) -> None:
-        """The fullest queue has the colour of its bar, and so has the queue itself."""
+        """The fullness of the fullest queue has the same colour as its bar and its cell."""
         state = one_port()
         next(iter(state.table)).sockets[1] = Queues(0, q, None, 4)
         text = rendered(state)
@@ -656,7 +656,7 @@ class TestLanding:
         assert f'<rect class="{level}"' in text
 
     def test_drawn(self) -> None:
-        """The history is drawn by steps: an area for Q, and a mark above what had drops."""
+        """The history is drawn in steps: an area for Q, and a mark above each point with drops."""
         points = [
             *(Point(None, 0.0), Point(0.0, 0.0), Point(0.0, 3.0), Point(1.0, 2.0)),
             *(Point(0.5, 0.0), Point(None, 0.0), Point(0.5, 0.0)),
@@ -668,7 +668,7 @@ class TestLanding:
         assert page._line([Point(None, 0.0)]).text == page._line([]).text == ""
 
     def test_form(self) -> None:
-        """A form chooses listeners without a script, and keeps the order and the pause."""
+        """A form without scripts selects listeners, and keeps the order and the pause."""
         text = get(fleet(), "/?name=po&sort=port&order=reverse&refresh=off").body.decode()
         shown = Page(text)
         assert "Listeners: 1 of 7" in text
@@ -684,7 +684,7 @@ class TestLanding:
         assert "No listener matches." in get(fleet(), "/?port=1").body.decode()
 
     def test_query(self) -> None:
-        """The query says how to sort and whether to stand still; nonsense in it does no harm."""
+        """The query chooses the order and the pause; nonsense in it does no harm."""
         text = get(one_port(), "/?sort=port&refresh=off").body.decode()
         assert "Resume" in text
         assert "<script" not in text
@@ -692,7 +692,7 @@ class TestLanding:
         assert get(one_port(), "/?sort=%00%22%3E&sort=port&x[]=1").status == 200
 
     def test_many_listeners(self) -> None:
-        """A page has at most so many rows, and says how many more there are."""
+        """A page has at most MAX_LISTENERS rows, and says how many listeners it leaves out."""
         state = fleet(page.MAX_LISTENERS + 2)
         text = rendered(state)
         assert len(Page(text).attributes("rect")) == page.MAX_LISTENERS
@@ -707,14 +707,14 @@ class TestLanding:
         | st.text(st.characters(exclude_categories=()))
     )
     def test_everything_is_escaped(self, hostile: str) -> None:
-        """No text from outside, whatever is in it, adds an element or an attribute to the page."""
+        """No text from outside adds an element or an attribute to the page."""
         plain = Page(rendered(self.state_of("x")))
         shown = Page(rendered(self.state_of(f"x{hostile}"), path=f"/{hostile}", sort=f"x{hostile}"))
         chosen = {field: hostile for field in FIELDS if field != "port"}
         page_of_chosen = rendered(
             self.state_of(f"x{hostile}"), selection=Selection("22", **chosen), path=f"/{hostile}"
         )
-        # With a word to look for there is a link to all, and a field for what has no column.
+        # A search adds a link to all listeners, and fields for what has no column.
         assert {tag for tag, _ in Page(page_of_chosen).tags} <= {tag for tag, _ in plain.tags}
         assert not any(
             name.startswith("on") for _, each in Page(page_of_chosen).tags for name in each
@@ -725,7 +725,7 @@ class TestLanding:
 
     @staticmethod
     def state_of(text: str) -> State:
-        """A state with one text wherever there can be any."""
+        """A state with the same text in every place that can have one."""
         state = State(source=Source(text, text, text))
         session = SessionId("host" + text, text)
         state.sessions[session] = SessionStatus(reason=text, lost={text: 1})
@@ -743,7 +743,7 @@ class TestLanding:
         ],
     )
     def test_rate(self, value: float | None, text: str) -> None:
-        """A rate has as many digits as say something."""
+        """A rate has as many digits as are useful."""
         assert page._rate(value) == text
 
 
@@ -773,7 +773,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(scheme: str) -> None:
-    """Text has a contrast of 4.5 on what it stands on, a bar one of 3, as WCAG 2 AA wants."""
+    """Text has a contrast of 4.5 to its background and a bar one of 3, as WCAG 2 AA wants."""
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     colours = palette(scheme)
     for text in ("ink", "muted", "link", "good", "bad", "low", "mid"):
@@ -793,19 +793,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @contextmanager
 def looked_at(browser: Chrome, state: State) -> Iterator[Served]:
-    """Serve a state, and show that the browser has nothing to complain of while the block runs."""
+    """Serve a state during the block, and check that the browser's console stays empty."""
     with served(state) as site:
         try:
             yield site
         finally:
-            # A page that is still there when the server is not would complain later.
+            # A page that is still open when the server stops would complain later.
             browser.get("about:blank")
             complaints = console(browser)
     assert complaints == []
 
 
 def wait(browser: Chrome, what: Callable[[Chrome], object]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition is true."""
     WebDriverWait(browser, 60, 0.1, ignored_exceptions=[Exception]).until(what)
 
 
@@ -818,7 +818,7 @@ def cell(browser: Chrome, port: int, column: str) -> str:
 
 
 def picture(browser: Chrome, name: str, tmp_path: Path) -> None:
-    """Take a picture, see that there is something in it, and copy it to where it is wanted."""
+    """Take a screenshot, check that it is not blank, and copy it to SCREENSHOTS if that is set."""
     file = tmp_path / f"{name}.png"
     assert browser.save_screenshot(str(file))
     data = file.read_bytes()
@@ -827,14 +827,14 @@ def picture(browser: Chrome, name: str, tmp_path: Path) -> None:
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         parts += data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
         at += length + 12
-    # A page of one colour, or two, is a few values over and over.
+    # A page of one or two colours repeats a few values.
     assert len({*zlib.decompress(parts)}) > 100
     if SCREENSHOTS:
         shutil.copy(file, SCREENSHOTS)
 
 
 def accessible(browser: Chrome) -> list[str]:
-    """Return what axe-core finds wrong with the page."""
+    """Return the problems that axe-core finds in the page."""
     run = """
         const options = { resultTypes: ["violations"] };
         return axe.run(document, options).then((found) => found.violations.map(
@@ -847,7 +847,7 @@ def accessible(browser: Chrome) -> list[str]:
 class TestBrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_looks(self, scheme: str, browser: Chrome, tmp_path: Path) -> None:
-        """The page looks as its reader prefers, and axe-core finds nothing wrong with it."""
+        """The page follows the reader's colour scheme, and axe-core finds no problem."""
         state = fleet()
         with looked_at(browser, state) as site:
             use(browser, scheme=scheme, size=(1280, 900))
@@ -873,7 +873,7 @@ class TestBrowser:
 
     @pytest.mark.parametrize("width", [390, 500])
     def test_queue_in_view(self, browser: Chrome, width: int) -> None:
-        """On a narrow screen Q and Qmax of each listener are seen without moving the table."""
+        """On a narrow screen Q and Qmax of each listener are visible without moving the table."""
         with looked_at(browser, fleet()) as site:
             use(browser, size=(width, 844))
             browser.get(f"{site.url}?refresh=off")
@@ -884,7 +884,7 @@ class TestBrowser:
             assert right <= width
 
     def test_filter(self, browser: Chrome) -> None:
-        """Without scripts too one can choose listeners, see all of them again, and reverse them."""
+        """Without scripts a reader can select listeners, show all again, and reverse the order."""
         with looked_at(browser, fleet(20)) as site:
             use(browser, scripts=False, size=(1280, 800))
             browser.get(f"{site.url}?refresh=off&sort=port")
@@ -904,7 +904,7 @@ class TestBrowser:
             assert browser.find_element(By.ID, "refresh").text == "Resume"
 
     def test_narrow(self, browser: Chrome, tmp_path: Path) -> None:
-        """On a telephone only the tables move sideways, and every word can be read."""
+        """On a telephone only the tables scroll sideways, and axe-core finds no problem."""
         with looked_at(browser, fleet()) as site:
             use(browser, size=(390, 844))
             browser.get(f"{site.url}?refresh=off")
@@ -915,7 +915,7 @@ class TestBrowser:
 
     @staticmethod
     def updates(browser: Chrome, site: Served, state: State) -> None:
-        """See that a page shows what has changed, and that one stays where one was."""
+        """Check that the page shows a change and keeps its scroll position."""
         browser.execute_script("scrollTo(0, 300)")
         listener = next(one for one in state.table if one.identity.port == 1007)
         site.change(lambda: listener.sockets.update({7: Queues(1, 77, None, 78)}))
@@ -923,7 +923,7 @@ class TestBrowser:
         wait(browser, lambda _: browser.execute_script("return scrollY") == 300)
 
     def test_updates(self, browser: Chrome) -> None:
-        """With scripts the page changes in place: nothing is loaded again and the focus stays."""
+        """With scripts the page changes in place: it is not loaded again, and the focus stays."""
         state = fleet(100)
         with looked_at(browser, state) as site:
             use(browser, size=(1280, 800))
@@ -934,7 +934,7 @@ class TestBrowser:
             assert browser.execute_script("return document.activeElement.id") == "by-port"
 
     def test_updates_without_scripts(self, browser: Chrome) -> None:
-        """Without scripts the page is loaded again by itself, where one was, as it was sorted."""
+        """Without scripts the page reloads itself, and keeps the scroll position and the order."""
         state = fleet(100)
         with looked_at(browser, state) as site:
             use(browser, scripts=False, size=(1280, 800))
@@ -943,7 +943,7 @@ class TestBrowser:
             assert browser.current_url.endswith("?sort=port")
 
     def test_pause_and_sort(self, browser: Chrome) -> None:
-        """Without scripts too one can sort by a column and let the page stand still."""
+        """Without scripts a reader can sort by a column and pause the page."""
         with looked_at(browser, fleet(20)) as site:
             use(browser, scripts=False, size=(1280, 800))
             browser.get(site.url)
@@ -955,7 +955,7 @@ class TestBrowser:
             assert first.text == "1000"
 
     def test_keyboard(self, browser: Chrome) -> None:
-        """The tab key goes through all that can be used, and shows where it is."""
+        """The tab key visits every link and field, and each shows the focus."""
         with looked_at(browser, fleet()) as site:
             use(browser, size=(1280, 800))
             browser.get(f"{site.url}?refresh=off")
@@ -971,7 +971,7 @@ class TestBrowser:
             assert [text for text in seen if text] == links
 
     def test_many_listeners(self, browser: Chrome, tmp_path: Path) -> None:
-        """With 1,000 listeners the heads of the columns stay, the fullest are on top."""
+        """With 1,000 listeners the column heads stay visible, and the fullest queues come first."""
         state = fleet(page.MAX_LISTENERS - 1)
         with looked_at(browser, state) as site:
             use(browser, size=(1280, 800))
@@ -1000,7 +1000,7 @@ class TestBrowser:
             picture(browser, "page-1000", tmp_path)
 
     def test_hostile(self, browser: Chrome) -> None:
-        """Text from outside is shown as it is and does nothing."""
+        """The page shows text from outside as it is, and the text does nothing."""
         hostile = (
             "<img src=x onerror=\"document.title='bad'\"><script>document.title='bad'</script>"
         )
@@ -1016,7 +1016,7 @@ class TestBrowser:
             assert hostile in browser.find_element(By.CSS_SELECTOR, "#sessions tbody").text
 
     def test_exporter_gone(self, browser: Chrome) -> None:
-        """When the exporter does not answer the page says that what it shows is old."""
+        """If the exporter stops answering, the page says that its numbers are old."""
         with served(fleet()) as site:
             use(browser, size=(1280, 800))
             browser.get(site.url)
@@ -1033,7 +1033,7 @@ class TestBrowser:
 
 
 def test_without_dtrace() -> None:
-    """With sock_diag the page says why it is that, what is missing, and what to do."""
+    """With sock_diag the page says why DTrace is not used, what is missing, and what to do."""
     told = reasons.told("lockdown", "sock_diag")
     assert told not in rendered(fleet())
     state = fleet()
@@ -1042,7 +1042,7 @@ def test_without_dtrace() -> None:
 
 
 def test_namespaces_left_out() -> None:
-    """The page says why listeners of other network namespaces are missing, where they are."""
+    """The page says why the listeners of other network namespaces are missing."""
     state = fleet()
     assert 'id="left-out"' not in rendered(state)
     state.left_out = "Operation <not> permitted"

@@ -18,7 +18,7 @@ IO = SessionId("", "script-io")
 
 
 def with_script(status: SessionStatus, file: str = "/x/io.d") -> State:
-    """Return a state with a listener, and a script that has two series."""
+    """Return a state with a listener and a script that has two series."""
     state = one_port()
     script = reader.read(file, "BEGIN { @n[pid] = count(); @t = quantize(1); }")
     state.scripts[IO] = metrics = ScriptMetrics(file, families(script, {}), 1000)
@@ -29,7 +29,7 @@ def with_script(status: SessionStatus, file: str = "/x/io.d") -> State:
 
 
 def table(state: State) -> list[str]:
-    """Return the cells of the table of scripts, as they are written; none without a table."""
+    """Return the cells of the table of scripts as HTML; an empty list if there is no table."""
     page = get(state, "/").body.decode()
     (part,) = re.findall(r'<div id="scripts" data-live>(.*?)<div id="sessions"', page, re.DOTALL)
     cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", part.partition("<tbody>")[2], re.DOTALL)
@@ -37,7 +37,7 @@ def table(state: State) -> list[str]:
 
 
 def test_a_script_that_is_up() -> None:
-    """It is shown with its series, its limit, when the last row came, and its file."""
+    """The table shows a script's series, their limit, the time of its last row, and its file."""
     name, state, series, last, file = table(
         with_script(SessionStatus(up=True, reason="", last_record=time.time() - 3))
     )
@@ -49,7 +49,7 @@ def test_a_script_that_is_up() -> None:
 
 
 def test_a_script_that_is_down() -> None:
-    """One that is down says why, and of one that has told nothing there is no last row."""
+    """A script that is down shows why; one that has printed nothing shows no last row."""
     state = with_script(SessionStatus(reason="more than 2 series"))
     cells = table(state)
     assert cells[1].endswith("down</span>: more than 2 series")
@@ -58,7 +58,7 @@ def test_a_script_that_is_down() -> None:
 
 
 def test_link() -> None:
-    """The link leads to the metrics of that script, and to no others."""
+    """The link leads to the metrics of that script only."""
     state = with_script(SessionStatus(up=True))
     (target,) = re.findall(r'href="([^"]+)"', table(state)[0])
     answer = get(state, html.unescape(target)).body.decode()
@@ -67,12 +67,12 @@ def test_link() -> None:
 
 
 def test_no_scripts() -> None:
-    """Without scripts there is no table of them."""
+    """Without scripts the page has no table of scripts."""
     assert table(one_port()) == []
 
 
 def test_hostile_names() -> None:
-    """What a file's name is does nothing to the page."""
+    """Markup in a file's name is escaped."""
     state = with_script(SessionStatus(up=True), f"/x/{HOSTILE}.d")
     assert html.escape(HOSTILE, quote=False).split("\n")[0][:20] in table(state)[-1]
     assert "<script>alert" not in get(state, "/").body.decode()

@@ -1,4 +1,4 @@
-"""Where the endpoints are, and what cannot be a path of theirs."""
+"""The paths of the endpoints, and the paths that they cannot have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from web_serving import no_reload
     ],
 )
 def test_bad_telemetry_path(path: str) -> None:
-    """A path that no client asks for, or where something else is, is named at the start."""
+    """A path that no client asks for, or that is taken, is refused with an error that names it."""
     with pytest.raises(ValueError, match=r"^--web.telemetry-path: expected a path .*") as caught:
         handlers.application(State(), no_reload, path)
     assert repr(path) in str(caught.value)
@@ -36,13 +36,13 @@ def test_bad_telemetry_path(path: str) -> None:
     "path", ["/m", "/metrics", "/metrics/", "/a.b+c/d", "/.../..a", "/-/", "/a:b"]
 )
 def test_good_telemetry_path(path: str) -> None:
-    """Any other is as good as the usual one."""
+    """Any other path is accepted."""
     handlers.application(State(), no_reload, path)
 
 
 @given(st.text(st.sampled_from("/.-aZ0~%?#:@ \\\u00e9"), max_size=8).map("/".__add__))
 def test_paths_are_asked_for_as_they_are(path: str) -> None:
-    """A path is good if clients neither quote nor shorten it, and take none of it for a query."""
+    """A path is good if clients neither quote nor shorten it, nor take a part for a query."""
     kept = (
         quote(path, safe="/~!$&'()*+,;=:@") == path
         and urljoin("http://h/x/", path) == f"http://h{path}"
@@ -68,14 +68,14 @@ def test_paths_are_asked_for_as_they_are(path: str) -> None:
         ("http://proxy.example/", "", Mount("", "http://proxy.example")),
         ("https://proxy.example:8443/sub/", "", Mount("/sub", "https://proxy.example:8443/sub")),
         ("http://[::1]:80/sub", "", Mount("/sub", "http://[::1]:80/sub")),
-        # A proxy that takes the path away.
+        # A proxy that removes the path.
         ("https://proxy.example/sub", "/", Mount("", "https://proxy.example/sub")),
         ("https://proxy.example/sub", "other", Mount("/other", "https://proxy.example/sub")),
         ("/sub/", "", Mount("/sub", "/sub")),
     ],
 )
 def test_mount(external: str, prefix: str, expected: Mount) -> None:
-    """The prefix is the path of the external URL unless it is given."""
+    """The prefix is the path of the external URL, unless one is given."""
     assert mount(external, prefix) == expected
 
 
@@ -96,7 +96,7 @@ def test_mount(external: str, prefix: str, expected: Mount) -> None:
     ],
 )
 def test_bad_external_url(external: str) -> None:
-    """A URL that leads nowhere is an error that says what was expected, and shows no password."""
+    """A bad external URL gives an error that says what was expected, and shows no password."""
     with pytest.raises(ValueError, match=r"^--web.external-url: expected ") as caught:
         mount(external, "")
     assert "secret" not in str(caught.value)
@@ -104,7 +104,7 @@ def test_bad_external_url(external: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["/a b", "/a?b", "a#b", "/%41", "/a//b", "/..", "/a/./b", "/\n"])
 def test_bad_route_prefix(prefix: str) -> None:
-    """A prefix that no client asks for is an error, too."""
+    """A prefix that no client asks for is an error."""
     with pytest.raises(ValueError, match=r"^--web.route-prefix: expected ") as caught:
         mount("", prefix)
     assert repr(prefix) in str(caught.value)
@@ -114,7 +114,7 @@ def test_bad_route_prefix(prefix: str) -> None:
     "flag", ["--web.telemetry-path=metrics", "--web.external-url=host/sub", "--web.route-prefix=/%"]
 )
 def test_at_the_start(flag: str) -> None:
-    """The service does not start, with one line that names the option."""
+    """The service does not start with a bad path, and prints one line that names the option."""
     done = subprocess.run([*EXPORTER, flag], capture_output=True, text=True, timeout=60)
     assert done.returncode == 78
     name = re.escape(flag.partition("=")[0])

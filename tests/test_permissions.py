@@ -1,4 +1,4 @@
-"""Files that others can change: told, warned of once, and refused by root."""
+"""Files that others can change: found, warned about once, and refused by root."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Return a directory that is nobody else's, with a directory in it, and in that a file."""
+    """Return a private directory that has a directory with a file."""
     (tmp_path / "d").mkdir(mode=0o755)
     (tmp_path / "d/f").touch(mode=0o644)
     return tmp_path
 
 
 def test_safe(place: Path) -> None:
-    """What nobody else can write has no fault, by whatever way it is named."""
+    """A file that nobody else can write has no fault, whichever path leads to it."""
     (place / "link").symlink_to("d/../d/f")
     (place / "absolute").symlink_to(place / "d")
     for name in ("d/f", "d/../d/f", "link", "absolute/f"):
@@ -56,7 +56,7 @@ def test_safe(place: Path) -> None:
     ],
 )
 def test_writable(what: str, mode: int, who: str, place: Path) -> None:
-    """A file, or a directory on the way to it, that others can write is told, through links too."""
+    """A file or a directory above it that others can write is a fault, through links too."""
     (place / what).chmod(mode)
     (place / "link").symlink_to(place / "d")
     (fault,) = faults(place / "d/f")
@@ -65,7 +65,7 @@ def test_writable(what: str, mode: int, who: str, place: Path) -> None:
 
 
 def test_directory_of_a_link(place: Path) -> None:
-    """Who can replace a link decides where it leads."""
+    """A directory that everybody can write is a fault if a link in it is on the path."""
     (place / "open").mkdir()
     (place / "open").chmod(0o777)
     (place / "open/link").symlink_to(place / "d")
@@ -75,17 +75,17 @@ def test_directory_of_a_link(place: Path) -> None:
 
 @root
 def test_shared_directory(place: Path) -> None:
-    """In a directory as /tmp only what is one's own is safe: a file, a directory or a link."""
+    """In a directory like /tmp, only a file, a directory or a link of one's own is safe."""
     (place / "d").chmod(0o1777)
     (place / "d/link").symlink_to("f")
     assert faults(place / "d/link") == []
     os.chown(place / "d/link", STRANGER, STRANGER, follow_symlinks=False)
     (fault,) = faults(place / "d/link")
     assert fault.startswith(f"{place}/d/link belongs to ")
-    # What is not there yet, anybody can put there, and so what is searched in it.
+    # Anybody can create what does not exist yet, and what is below it.
     for name in ("none", "none/f", ""):
         assert faults(place / "d" / name) == [f"{place}/d can be written by everybody"], name
-    # Where nobody else can put a link it does not matter whose it is.
+    # Where nobody else can create a link, its owner does not matter.
     (place / "d").chmod(0o755)
     assert faults(place / "d/link") == []
 
@@ -93,7 +93,7 @@ def test_shared_directory(place: Path) -> None:
 @root
 @pytest.mark.parametrize("what", ["d", "d/f"])
 def test_owner(what: str, place: Path) -> None:
-    """An owner who is neither root nor the exporter's user can write it, whatever its mode is."""
+    """A file or directory of another user is a fault, whatever its mode is."""
     os.chown(place / what, STRANGER, STRANGER)
     (place / what).chmod(0o555)
     (fault,) = faults(place / "d/f")
@@ -103,7 +103,7 @@ def test_owner(what: str, place: Path) -> None:
 
 
 def test_what_is_not_there(place: Path) -> None:
-    """What is not there, or leads nowhere, has no faults of its own and ends in no loop."""
+    """A path that does not exist or leads nowhere has no fault, and a loop of links ends."""
     (place / "loop").symlink_to("loop")
     (place / "nowhere").symlink_to("nothing/at/all")
     for name in ("nothing", "loop", "loop/f", "nowhere", "d/f/g"):
@@ -119,7 +119,7 @@ MODES = st.sampled_from([0o700, 0o755, 0o775, 0o757, 0o777, 0o1777, 0o1775])
 
 @given(st.lists(MODES, min_size=1, max_size=4), st.sampled_from([0o600, 0o644, 0o664, 0o602]))
 def test_any_modes(tmp_path_factory: pytest.TempPathFactory, modes: list[int], own: int) -> None:
-    """There is one fault for each step that others can write, but for directories as /tmp."""
+    """Each step that others can write is one fault, except directories like /tmp."""
     at = top = tmp_path_factory.mktemp("modes")
     wrong = []
     for mode in modes:
@@ -138,7 +138,7 @@ def test_any_modes(tmp_path_factory: pytest.TempPathFactory, modes: list[int], o
 
 
 def test_guard(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A guard that lets pass warns of each fault once; one that refuses says why."""
+    """A lenient guard warns of each fault once; a strict guard raises an error that says why."""
     good, bad = place / "d/f", place / "d/bad"
     bad.touch()
     bad.chmod(0o666)
@@ -158,7 +158,7 @@ def test_guard(place: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_open_file(place: Path) -> None:
-    """The file that is open is looked at, and not only what its name leads to by now."""
+    """The open file is checked as well as the file that its name leads to by now."""
     (place / "d/f").chmod(0o666)
     (place / "link").symlink_to("d/f")
     with (place / "link").open() as file:
@@ -171,7 +171,7 @@ def test_open_file(place: Path) -> None:
 
 @root
 def test_owner_of_an_open_file(place: Path) -> None:
-    """Its owner is looked at, too."""
+    """The owner of an open file is checked too."""
     with (place / "d/f").open() as file:
         os.chown(place / "d/f", STRANGER, STRANGER)
         (place / "d/f").unlink()
@@ -182,7 +182,7 @@ def test_owner_of_an_open_file(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["configuration", "program", "web configuration", "certificate"])
 def test_looked_at_before(kind: str, place: Path) -> None:
-    """A file is refused before anything of it is read: of its mistakes nothing is said."""
+    """A writable file is refused before it is read, so its mistakes are not reported."""
     file, config, web = place / "d/f", place / "c.yml", place / "web.yml"
     file.write_text("{[ wrong", encoding="utf-8")
     file.chmod(0o666)
@@ -211,7 +211,7 @@ KINDS = ["configuration", "program", "web configuration", "certificate", "key", 
 
 
 def prepare(kind: str, place: Path, fake_dtrace: FakeDTrace) -> tuple[Path, list[str | Path]]:
-    """Write all files of a service, one of them writable for others; return it and the flags."""
+    """Write all files of a service, one writable by others; return that one and the flags."""
     cert = trustme.CA().issue_cert("localhost")
     cert.private_key_pem.write_to_path(str(place / "key.pem"))
     cert.cert_chain_pems[0].write_to_path(str(place / "cert.pem"))
@@ -235,7 +235,7 @@ def prepare(kind: str, place: Path, fake_dtrace: FakeDTrace) -> tuple[Path, list
 @root
 @pytest.mark.parametrize("kind", KINDS)
 def test_root_refuses(kind: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """As root nothing is started with such a file: not the service, not trace; check says FAIL."""
+    """As root the service and trace do not start with a writable file; check says FAIL."""
     file, flags = prepare(kind, tmp_path, fake_dtrace)
     done = run(*flags)
     assert done.returncode == cli.BAD_CONFIGURATION
@@ -251,7 +251,7 @@ def test_root_refuses(kind: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> Non
 @root
 @pytest.mark.parametrize("kind", KINDS)
 def test_root_takes_it_when_told_to(kind: str, tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """With the flag root takes it, check still tells it, and the log warns of it."""
+    """With the flag, root starts; check still shows the fault, and the log warns of it."""
     file, flags = prepare(kind, tmp_path, fake_dtrace)
     done = run(*flags, "check", FLAG)
     assert done.returncode == 0
@@ -266,7 +266,7 @@ def test_root_takes_it_when_told_to(kind: str, tmp_path: Path, fake_dtrace: Fake
 
 
 def test_who_refuses() -> None:
-    """Root refuses unless told otherwise; others never do, as it is their own affair."""
+    """Root refuses unless the flag allows it; other users never refuse."""
     assert refused(allowed=False) == (os.geteuid() == 0)
     assert not refused(allowed=True)
     if os.geteuid() == 0:
@@ -279,7 +279,7 @@ def test_who_refuses() -> None:
 
 @root
 def test_reload(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A file that has become writable is a bad reload, and is a good one when it is mended."""
+    """A reload fails if the file has become writable, and works again once the mode is mended."""
     path = write(tmp_path / "c.yml", fake_dtrace())
     with serving(f"--config.file={path}") as exporter:
         until(lambda: exporter.get("/-/ready"))
@@ -301,7 +301,7 @@ def test_reload(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @root
 def test_web_configuration_is_followed(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A web configuration that has become writable changes nothing any more."""
+    """A web configuration that has become writable is not applied any more."""
     path, log = write(tmp_path / "c.yml", fake_dtrace()), tmp_path / "log"
     web = tmp_path / "web.yml"
     web.write_text("{}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the service gives up once it has started: the real process, by what its kernel says."""
+"""The capabilities that the real service gives up once it has started, as the kernel shows them."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ Sets = dict[str, int]
 
 
 def sets(pid: int | str) -> list[Sets]:
-    """Return the sets of capabilities of each thread, and whether it can be given more."""
+    """Return the capability sets of each thread, and whether it can be given more."""
     texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
     fields = re.compile(r"^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs):\s(\w+)$", re.MULTILINE)
     return [{name: int(value, 16) for name, value in fields.findall(text)} for text in texts]
 
 
 def only(*numbers: int) -> list[Sets]:
-    """Return what sets() returns of threads that have all the same, and cannot get more."""
+    """Return what sets() returns if all threads have just these capabilities and get no more."""
     mask = sum(1 << number for number in numbers)
     have = dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), mask)
     return [{"CapInh": 0, "CapAmb": 0, "NoNewPrivs": 1, **have}]
 
 
 def called_dtrace(place: Path, command: list[str]) -> list[str]:
-    """Return the command of a fake dtrace(1) that has the real one's name."""
+    """Return a command that runs a fake dtrace(1) under the name dtrace."""
     script = place / "dtrace"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
@@ -55,12 +55,12 @@ def called_dtrace(place: Path, command: list[str]) -> list[str]:
 
 @root
 def test_sock_diag(tmp_path: Path) -> None:
-    """With sock_diag as its source no thread of the service has any capability, or gets one."""
+    """With source sock_diag, no thread of the service has any capability or can get one."""
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag", encoding="utf-8")
     with serving(f"--config.file={path}") as exporter:
         until(lambda: "dtrace_exporter_source_info" in exporter.get())
-        # A scrape is made in a thread.
+        # A scrape runs in a thread.
         assert len(sets(exporter.process.pid)) > 1
         assert [each for each in sets(exporter.process.pid) if [each] != only()] == []
         exporter.process.terminate()
@@ -68,7 +68,7 @@ def test_sock_diag(tmp_path: Path) -> None:
 
 @root
 def test_falls_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Where sock_diag is what is left because dtrace(1) refuses, that may change: the two stay."""
+    """If dtrace(1) refuses, the service uses sock_diag but keeps the capabilities for DTrace."""
     command = called_dtrace(tmp_path, fake_dtrace({"unprivileged": True}))
     path = tmp_path / "c.yml"
     config: dict[str, Any] = {"source": "auto", "dtrace": {"command": command}}
@@ -86,7 +86,7 @@ def test_falls_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @root
 def test_no_way_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A service that was told to use sock_diag comes to DTrace, or tries it, only by a restart."""
+    """A service that started with sock_diag needs a restart before it can use or try DTrace."""
     command = called_dtrace(tmp_path, fake_dtrace())
     path = tmp_path / "c.yml"
     config: dict[str, Any] = {"source": "sock_diag", "dtrace": {"command": command}}
@@ -109,7 +109,7 @@ def test_no_way_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @root
 def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """For dtrace(1) the two stay that it needs, and it gets them; threads that answer have none."""
+    """The service keeps two capabilities for dtrace(1), which gets them; some threads have none."""
     saved = tmp_path / "start.json"
     steps = ({"save": str(saved)}, {"ready": "1"}, {"tick": True})
     command = called_dtrace(tmp_path, fake_dtrace(*steps))
@@ -122,11 +122,11 @@ def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         assert {each["CapBnd"] for each in found} == {only(*DTRACE)[0]["CapBnd"]}
         consumer = int(json.loads(saved.read_text(encoding="utf-8"))["pid"])
         assert sets(consumer) == only(*DTRACE)
-        # Killed, it is started again as before.
+        # After a kill, dtrace(1) starts again with the same.
         saved.unlink()
         os.kill(consumer, signal.SIGKILL)
         until(saved.exists)
-        # Changed over to sock_diag, the service has none either.
+        # After a change to sock_diag, the service has none either.
         (tmp_path / "c.yml").write_text("source: sock_diag", encoding="utf-8")
         exporter.process.send_signal(signal.SIGHUP)
         until(lambda: not any(each["CapPrm"] for each in sets(pid)))
@@ -136,7 +136,7 @@ def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @root
 def test_a_refused_reload_leaves_nothing(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A configuration that needs more than there is left starts no other process."""
+    """A reload that needs capabilities already given up fails and starts no process."""
     command = called_dtrace(tmp_path, fake_dtrace({"ready": "1"}, {"tick": True}))
     path = write(tmp_path / "c.yml", command)
     with serving(f"--config.file={path}") as exporter:
@@ -144,11 +144,11 @@ def test_a_refused_reload_leaves_nothing(tmp_path: Path, fake_dtrace: FakeDTrace
         pid = exporter.process.pid
 
         def processes() -> list[str]:
-            """Return which it has started."""
+            """Return the child processes of the exporter."""
             text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
             return text.split()
 
-        # Two of dtrace(1), and the one that looks for namespaces and who has sockets open.
+        # Two dtrace(1), and the process that looks for namespaces and for who has sockets open.
         until(lambda: len(processes()) == 3)
         before = processes()
         host = {"name": "far", "dtrace": {"command": ["sudo", "dtrace"], "program": "linux"}}
@@ -161,7 +161,7 @@ def test_a_refused_reload_leaves_nothing(tmp_path: Path, fake_dtrace: FakeDTrace
 
 @root
 def test_no_program_gives_anything_back() -> None:
-    """A program that root starts has no more than what was left, even if it would have been."""
+    """A program that root starts gets only the capabilities that the service has kept."""
     code = (
         "import subprocess\n"
         "from dtrace_exporter.privileges import DTRACE, give_up\n"
@@ -176,7 +176,7 @@ def test_no_program_gives_anything_back() -> None:
 
 @root
 def test_another_command(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Where nobody knows what a command needs it gets all that the service has."""
+    """A command whose needs are not known gets all capabilities that the service has."""
     with serving(f"--config.file={write(tmp_path / 'c.yml', fake_dtrace())}") as exporter:
         until(lambda: 'session_up{session="port-22"} 1.0' in exporter.get())
         before = sets("self")[0]
@@ -185,7 +185,7 @@ def test_another_command(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def configured(local: str, *far: str, source: Any = "dtrace", scripts: bool = False) -> Config:
-    """Return a configuration with these commands, and perhaps a script of this host's."""
+    """Return a configuration with these commands, and perhaps with a script on this host."""
     one, *hosts = (HostConfig(dtrace=DTraceConfig((name, "-x"))) for name in (local, *far))
     if scripts:
         script = reader.read("/x.d", "BEGIN { @a = count(); }")
@@ -209,12 +209,12 @@ def configured(local: str, *far: str, source: Any = "dtrace", scripts: bool = Fa
     ],
 )
 def test_needed(config: Config, kept: frozenset[int]) -> None:
-    """What is kept follows from the source and from what the commands are."""
+    """The capabilities that are kept follow from the source and from the commands."""
     assert needed(config) == kept
 
 
 def test_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was given up cannot be kept any more; what was kept can, and less."""
+    """Capabilities that were given up cannot be kept later; those that were kept can."""
     given: list[Any] = []
     monkeypatch.setattr(privileges, "give_up", given.append)
     kept = privileges.Kept()

@@ -1,4 +1,4 @@
-"""What a child process gets from us, and what it does not."""
+"""What a child process gets from the exporter, and what it does not get."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_child_left")
 
 
 def says(*argv: str) -> str:
-    """Return what a child prints."""
+    """Return the output of a child."""
 
     async def ask() -> str:
         async with child(argv) as one:
@@ -42,7 +42,7 @@ def says(*argv: str) -> str:
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child has the variables that are documented, as we have them, and no other one."""
+    """A child has exactly the documented variables, with the exporter's values."""
     secrets = {"NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "LD_PRELOAD": "", "SECRET": "s3cret"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
@@ -57,7 +57,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signal_to_one_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How a child has ended is known, though it gets a signal before anybody has asked for that."""
+    """The exit status of a child is known even if a signal is sent before it is waited for."""
     asked = threading.Event()
 
     def slow(pid: int, options: int, ask: Callable[..., Any] = os.waitpid) -> Any:
@@ -78,7 +78,7 @@ def test_signal_to_one_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_environment_is_documented() -> None:
-    """The operator's guide lists these variables and no other."""
+    """The operator's guide lists exactly these variables."""
     guide = Path(__file__).parents[1] / "docs/operations.md"
     (line,) = (
         line for line in guide.read_text(encoding="utf-8").splitlines() if "`LC_ALL=C`" in line
@@ -88,9 +88,9 @@ def test_environment_is_documented() -> None:
 
 
 def test_output_ends_with_the_process() -> None:
-    """All of a child's output is read when it ends, though another process keeps its pipes open.
+    """All output of a child is read when it ends, though another process keeps its pipes open.
 
-    So does an ssh(1) with a ControlPersist master; neither its output nor its end are waited for.
+    An ssh(1) with a ControlPersist master does that; the master is not waited for.
     """
     script = "setsid sleep 1000 & echo $!; head -c 300000 /dev/zero | tr '\\0' x; echo end >&2"
 
@@ -107,7 +107,7 @@ def test_output_ends_with_the_process() -> None:
 
 
 def test_input_that_nobody_reads() -> None:
-    """What was to be written to a child that has ended is forgotten, though its pipe is open."""
+    """If a child has ended, its input is dropped, though another process has the pipe open."""
 
     async def write() -> tuple[bytes, int]:
         async with child(["sh", "-c", "exec 3<&0; setsid sleep 1000 <&3 & echo $!"]) as one:
@@ -121,7 +121,7 @@ def test_input_that_nobody_reads() -> None:
 
 
 async def test_given_up_again_and_again() -> None:
-    """Whoever is cancelled while a child of his is being ended, more than once, leaves none."""
+    """If a task is cancelled several times while it ends a child, the child still ends."""
     pids = []
 
     async def run() -> None:
@@ -141,7 +141,7 @@ async def test_given_up_again_and_again() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
 def test_descriptors() -> None:
-    """A child has its standard input, output and error output, whatever we have left open."""
+    """A child has only standard input, output and error, whatever files the exporter has open."""
     ours = os.open(os.devnull, os.O_RDONLY)
     os.set_inheritable(ours, True)
     try:
@@ -154,7 +154,7 @@ def test_descriptors() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux' /proc")
 def test_signals() -> None:
-    """A child ignores and blocks no signal that a process begins without ignoring or blocking."""
+    """A child blocks no signal and does not ignore SIGPIPE."""
     masks = dict(line.split(":\t") for line in says("cat", "/proc/self/status").splitlines())
     # glibc has the first two of the real-time signals for itself.
     assert int(masks["SigBlk"], 16) == 0
@@ -162,7 +162,7 @@ def test_signals() -> None:
 
 
 def test_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command is looked for in PATH, its absolute directories only, and run by its full path."""
+    """A command is looked up in the absolute directories of PATH and run by its full path."""
     here, there = tmp_path / "here", tmp_path / "there"
     for directory in (here, there):
         directory.mkdir()
@@ -179,7 +179,7 @@ def test_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", ["", ":", ".", "/nowhere:bin"])
 def test_not_found(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not in PATH is not found, whatever the current directory has; the text says where."""
+    """A command outside PATH is not found, even in the current directory; the error names PATH."""
     script = tmp_path / "dtrace"
     script.write_text("#!/bin/sh\n", encoding="utf-8")
     script.chmod(0o755)
@@ -208,7 +208,7 @@ SYSTEMTAP = """#!/usr/bin/python3
 
 
 def test_what_users_do_not_have_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command is found where only root's PATH leads."""
+    """A command is found in the sbin directories, which only root has in PATH."""
     script = script_in(tmp_path / "sbin", "#!/bin/sh\n")
     monkeypatch.setattr(process, "_SBIN", (str(tmp_path / "sbin"),))
     monkeypatch.setenv("PATH", "/nowhere")
@@ -216,7 +216,7 @@ def test_what_users_do_not_have_in_path(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_systemtap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SystemTap's script of that name is passed over; where there is no other, that is said."""
+    """SystemTap's dtrace is skipped; the error says so if there is no other."""
     script_in(tmp_path / "bin", SYSTEMTAP)
     monkeypatch.setattr(process, "_SBIN", (str(tmp_path / "sbin"),))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -227,7 +227,7 @@ def test_systemtap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_shell() -> None:
-    """No word of a command is looked at by a shell."""
+    """No shell interprets the words of a command."""
     words = ["$HOME", "`id`", "a;b", "*", "$(id)", "a b", "'", '"', "\n"]
     assert says("printf", "%s\\0", *words).split("\0")[:-1] == words
 
@@ -249,9 +249,9 @@ raise SystemExit(main())
 def test_files_and_programs(
     tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service writes no file, looks into no directory that all may write to, and runs no shell.
+    """The service writes no file, uses no directory that everybody can write, and runs no shell.
 
-    All that Python opens and starts is seen, from the first import to the end.
+    An audit hook sees all that Python opens and starts, from the first import to the end.
     """
     audited = [sys.executable, "-B", "-c", AUDITED, f"{tmp_path}/events"]
     monkeypatch.setattr("exporter_process.EXPORTER", audited)
@@ -269,24 +269,24 @@ def test_files_and_programs(
     assert any("c.yml" in name for name, *_ in opened)
     for name, _mode, flags in opened:
         if name.isdecimal():
-            # A descriptor that it has, of a pipe for one.
+            # A descriptor that the process has, such as a pipe's.
             continue
         path = Path(name.strip("b'\""))
         writes = int(flags) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         assert not writes or path == Path(os.devnull), name
-        # The tests' own files are where pytest wants them.
+        # pytest chooses where the tests' own files are.
         if path.is_absolute() and path.exists() and not path.is_relative_to(tmp_path):
             above = path.parent.stat()
             assert not stat.S_IMODE(above.st_mode) & stat.S_IWOTH, name
     started = [event[1] for event in events if event[0] == "subprocess.Popen"]
-    # The other one is the process that looks at other namespaces.
+    # The other process looks at other namespaces.
     assert {path.strip("'") for path in started} == {"/usr/bin/env", sys.executable}
     assert {event[0] for event in events} <= {"open", "subprocess.Popen", "socket.bind"}
     assert not [event for event in events if event[0] == "socket.bind" and "/" in event[2]]
 
 
 def test_the_only_place_where_programs_are_started() -> None:
-    """Nothing else in the package can start a process or make a temporary file."""
+    """Only these modules of the package can start a process, and none makes a temporary file."""
     sources = Path(process.__file__).parents[1].rglob("*.py")
     found = {
         (path.name, word)
@@ -295,8 +295,8 @@ def test_the_only_place_where_programs_are_started() -> None:
                      "tempfile", "popen", "shell=True", "os.exec", "posix_spawn")
         if word in path.read_text(encoding="utf-8")
     }  # fmt: skip
-    # What looks for network namespaces is this package itself, and is started from a thread, in
-    # which FreeBSD's netstat(1) is read as well.
+    # namespaces.py starts this package itself to look for network namespaces, and netstat.py reads
+    # FreeBSD's netstat(1); both do so in a thread.
     assert found == {
         ("process.py", "subprocess_exec"),
         ("namespaces.py", "import subprocess"),
@@ -305,7 +305,7 @@ def test_the_only_place_where_programs_are_started() -> None:
 
 
 def test_secrets_of_a_command_are_not_told(tmp_path: Path) -> None:
-    """The arguments of a command, a password for one, are in no log, page or metric."""
+    """The arguments of a command, such as a password, appear in no log, page or metric."""
     argv = ["/nowhere/sshpass", "-p", "s3cret-word", "ssh", "far", "dtrace"]
     config = write(tmp_path / "c.yml", argv, options={"aggsize": "4m"})
     with serving("--config.file", config, "--log.level=debug") as exporter:
@@ -318,7 +318,7 @@ def test_secrets_of_a_command_are_not_told(tmp_path: Path) -> None:
 
 
 def test_dtrace_sees_no_secret(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Nor is a variable of the service's own handed to a process that it starts."""
+    """The service's own variables are not passed to the processes that it starts."""
     out = tmp_path / "environment"
     command = ["sh", "-c", f'env > {out}; exec "$@"', "sh", *fake_dtrace()]
     environment = {**os.environ, "S3CRET": "s3cret-word", "INVOCATION_ID": "1"}

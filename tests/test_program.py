@@ -1,4 +1,4 @@
-"""The D programs as text: what is filled in, what is left out, and who is to blame."""
+"""The D programs as text: the numbers filled in, the parts left out, and the part to blame."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = {
     file.stem: load(file.stem)
     for file in Path(dtrace_exporter.__file__).with_name("programs").glob("*.d")
 }
-"""Every program there is: those that count, and those that print a line for each event."""
+"""All programs: those that count, and those that print a line for each event."""
 NAMES = sorted(families())
 SUNS = sorted({*NAMES} - {"linux"})
 TRACES = sorted(name for name in FILES if name.endswith("_trace"))
@@ -68,7 +68,7 @@ each_file = pytest.mark.parametrize("name", sorted(FILES))
 
 
 def rendered(name: str, without: Iterable[str] = ()) -> str:
-    """Return a program for a tick of a second, less some parts."""
+    """Return a program for a tick of one second, without some parts."""
     return render(FILES[name], window(1.0), without=[*without])
 
 
@@ -84,15 +84,15 @@ def without_comments(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return a program's clauses, and nothing else of it."""
+    """Return only the clauses of a program."""
     return re.sub(DECLARATION, "", without_comments(text), flags=re.MULTILINE)
 
 
 def clauses(text: str) -> list[tuple[list[str], str]]:
-    """Take a program apart: each clause's probe descriptions, and its body.
+    """Split a program into clauses: the probe descriptions of each, and its body.
 
     Raises:
-        AssertionError: the text between two bodies is no probe list with a predicate at most.
+        AssertionError: the text between two bodies is not a probe list with at most a predicate.
     """
     found = []
     for head, body in re.findall(r"([^{}]*)\{([^{}]*)\}", code(text)):
@@ -105,10 +105,10 @@ def clauses(text: str) -> list[tuple[list[str], str]]:
 
 
 def lines(text: str) -> list[tuple[str, str]]:
-    """Return a program's lines, each with the optional part that it is of, or an empty string.
+    """Return a program's lines, each with its optional part, or an empty string for the core.
 
     Raises:
-        AssertionError: a part begins within another one, or ends where it has not begun.
+        AssertionError: a part begins within another one, or ends without having begun.
     """
     found = []
     part = ""
@@ -126,7 +126,7 @@ def lines(text: str) -> list[tuple[str, str]]:
 
 
 def owners(text: str) -> dict[str, set[str]]:
-    """Return the optional parts that name each probe of a program, the core as an empty string."""
+    """Return for each probe the optional parts that name it; the core is an empty string."""
     found: dict[str, set[str]] = {}
     for line, owner in lines(text):
         if re.match(rf"({PROBE})(?=[,\s]|$)", line):
@@ -136,14 +136,14 @@ def owners(text: str) -> dict[str, set[str]]:
 
 
 def needs(name: str) -> dict[str, set[str]]:
-    """Return on which parts a program's parts rest."""
+    """Return for each part of a program the parts that it needs."""
     found = re.findall(r"/\* (\w+) needs (.+?) \*/", FILES[name].text)
     facts = {part: {*one.needs} for part, one in FILES[name].family.parts.items() if one.needs}
     return facts | {part: set(words.split(", ")) for part, words in found}
 
 
 def gone_with(name: str, without: Iterable[str]) -> set[str]:
-    """Return all that goes with some parts of a program: what rests on them, and so on."""
+    """Return all parts that go with some parts of a program: those that need them, and so on."""
     gone = {*without}
 
     def lacks(on: set[str]) -> bool:
@@ -155,7 +155,7 @@ def gone_with(name: str, without: Iterable[str]) -> set[str]:
 
 
 def read_and_written(text: str) -> tuple[set[str], set[str]]:
-    """Return the variables and aggregations that a program's clauses read, and that they write."""
+    """Return the variables and aggregations that a program's clauses read, and those they write."""
     arrays = re.findall(r"^(?:struct )?\w+ \*?(\w+)\[[\w *,]+\];", text, flags=re.MULTILINE)
     names = "|".join(["(?:this|self)->\\w+", *(rf"(?<!@)\b{array}(?=\[)" for array in arrays)])
     read, written = set(), set()
@@ -171,16 +171,16 @@ def read_and_written(text: str) -> tuple[set[str], set[str]]:
 
 
 def printed(text: str) -> list[str]:
-    """Return the lines that a program prints, with a 1 for every number."""
+    """Return the lines that a program prints, with a 1 in place of every number."""
     formats = re.findall(r'\bprint[af]\("([^"]*)"', code(text))
     return re.sub(r"%@?[dx]", "1", "".join(formats)).replace("%s", "name").split("\\n")
 
 
 @given(st.integers(100, 10_000))
 def test_window_of_every_interval(milliseconds: int) -> None:
-    """A set is emptied a turn before its next use, and patience ends well before that.
+    """A set is emptied one turn before its next use, and patience ends well before that.
 
-    Whoever is silent until then has lost counts; and yet patience has to bear some late ticks.
+    A session that is silent for longer loses counts; yet patience allows for some late ticks.
     """
     chosen = window(milliseconds / 1000)
     assert chosen.interval == milliseconds / 1000
@@ -188,11 +188,11 @@ def test_window_of_every_interval(milliseconds: int) -> None:
     assert chosen.turn >= 30e9
 
 
-# Which ones there are
+# Which programs exist
 
 
 def test_the_programs_there_are() -> None:
-    """Each program is one that the configuration knows, Linux's and illumos' among them."""
+    """The configuration knows each program, and the programs of Linux and illumos exist."""
     assert {"linux", "illumos"} <= {*NAMES} <= {*config.PROGRAMS} - {"auto"}
     assert {name.removesuffix("_trace") for name in TRACES} <= {*NAMES}
     assert {name.removesuffix("_senders") for name in SENDERS} <= {*NAMES}
@@ -202,7 +202,7 @@ def test_the_programs_there_are() -> None:
 
 
 def test_parts_of_linux() -> None:
-    """The optional parts are told in their order."""
+    """The optional parts of Linux are listed in their order."""
     assert LINUX.parts == (
         "syn_drops",
         "ack_drops",
@@ -218,7 +218,7 @@ def test_parts_of_linux() -> None:
 
 @pytest.mark.parametrize("name", [*TRACES, *CALLS])
 def test_family_of_a_program(name: str) -> None:
-    """What is peculiar to a kernel is so for the programs that print and that watch, too."""
+    """The programs that trace and that watch calls have the facts of their family."""
     assert FILES[name].family.name == name.rpartition("_")[0]
     assert FILES[name].place_label == FILES[name].family.place
 
@@ -228,13 +228,13 @@ def test_family_of_a_program(name: str) -> None:
     [("linux", "linux"), ("freebsd14", "freebsd"), ("sunos5", ""), ("darwin", "")],
 )
 def test_local(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux has one program; a system with several kernels, or none, leaves it to the kernel."""
+    """Linux and FreeBSD have one program; on Solaris and illumos the kernel decides."""
     monkeypatch.setattr("sys.platform", platform)
     assert program.local(["dtrace"]) == name
 
 
 def test_load_a_path(tmp_path: Path) -> None:
-    """A path is read as it is, and is its own program for traces."""
+    """A program given by path is read as it is, and is also its own program for traces."""
     file = tmp_path / "own.d"
     file.write_text("BEGIN { exit(0); }\n", encoding="utf-8")
     assert load(str(file)) == Program(str(file), "BEGIN { exit(0); }\n")
@@ -243,13 +243,13 @@ def test_load_a_path(tmp_path: Path) -> None:
 
 @each_trace
 def test_load_trace(name: str) -> None:
-    """The program that traces goes with the one that counts."""
+    """The trace program of a family is the one that is named after it."""
     assert load_trace(name.removesuffix("_trace")) == FILES[name]
 
 
 @each_senders
 def test_load_senders(name: str, tmp_path: Path) -> None:
-    """The program that counts by sender goes with the one that counts by listener."""
+    """The senders program of a family counts by sender, for a program of one's own too."""
     family = name.removesuffix("_senders")
     assert load_senders(family) == FILES[name]
     assert FILES[name].family.name == family
@@ -262,7 +262,7 @@ def test_load_senders(name: str, tmp_path: Path) -> None:
 
 
 def test_load_errors(tmp_path: Path) -> None:
-    """What cannot be had is named with the reason: no file, no text."""
+    """A program that cannot be read gives an error with its name and the reason."""
     missing = str(tmp_path / "missing.d")
     with pytest.raises(ProgramError, match=re.escape(missing) + ": No such file or directory"):
         load(missing)
@@ -280,7 +280,7 @@ def test_load_errors(tmp_path: Path) -> None:
 
 @each_program
 def test_place(name: str) -> None:
-    """Linux has network namespaces, FreeBSD jails and the others zones, by the programs' word."""
+    """The place is a network namespace on Linux, a jail on FreeBSD, and a zone elsewhere."""
     assert FILES[name].place_label == {"linux": "netns", "freebsd": "jail"}.get(name, "zone")
 
 
@@ -296,7 +296,7 @@ def test_place(name: str) -> None:
     ],
 )
 def test_place_of_an_own_program(text: str, label: str) -> None:
-    """A program that names no place, or one that there is not, is taken to have Linux's."""
+    """A program that names no place, or an unknown one, is taken to have network namespaces."""
     own = Program("own.d", text)
     assert own.place_label == label
     assert capabilities(own, {}).place_label == label
@@ -304,7 +304,7 @@ def test_place_of_an_own_program(text: str, label: str) -> None:
 
 @each_file
 def test_drop_counters_needed(name: str) -> None:
-    """Only on Linux do programs that know of drops tell them by the kernel's own counters."""
+    """Only the programs for Linux that see drops need the kernel's drop counters."""
     assert FILES[name].needs_drop_counters == (name in {"linux", "linux_trace", "linux_senders"})
 
 
@@ -313,7 +313,7 @@ def test_drop_counters_needed(name: str) -> None:
 
 @each_program
 def test_render_fills_port_and_timing(name: str) -> None:
-    """The port and the timing stand in their inlines, the period in every tick."""
+    """The port and the timing are in their inlines, and the period is in every tick."""
     text = render(FILES[name], window(0.25), 22)
     timing = {"TURN": window(0.25).turn} if name == "linux" else {}
     assert inlines(text) == inlines(FILES[name].text) | {"PORT": 22} | timing
@@ -324,7 +324,7 @@ def test_render_fills_port_and_timing(name: str) -> None:
 
 @each_file
 def test_lines_of_one_port(name: str) -> None:
-    """Lines that only one port needs are there with a port alone; it is no part for people."""
+    """Lines for one port are present only if a port is given, and are not an optional part."""
     own = [line for line, owner in lines(FILES[name].text) if owner == ONE_PORT]
     assert bool(own) <= (name in SUNS)
     shared, one = (render(FILES[name], window(1.0), port) for port in (0, 22))
@@ -333,12 +333,12 @@ def test_lines_of_one_port(name: str) -> None:
     assert ONE_PORT not in FILES[name].parts
     assert ONE_PORT not in all_parts()
     if own:
-        # A clause is one with these lines and without them.
+        # The clauses are the same with these lines and without them.
         assert [probes for probes, _ in clauses(shared)] == [probes for probes, _ in clauses(one)]
 
 
 def test_one_port_of_an_own_program() -> None:
-    """So are those of a program of one's own, between a begin and an end or alone."""
+    """The one_port markers work in a user's own program too, around several lines and on one."""
     text = "/* begin one_port */\na\n/* end one_port */\nb\t/* only one_port */\nc\n"
     own = Program("own.d", text)
     assert own.parts == ()
@@ -348,7 +348,7 @@ def test_one_port_of_an_own_program() -> None:
 
 @each_file
 def test_render_fills_the_kernels_numbers(name: str) -> None:
-    """Each number of a kernel's can be filled in by its name; another name changes nothing."""
+    """Each number of a kernel can be filled in by its name; an unknown name changes nothing."""
     found = inlines(FILES[name].text)
     numbers = {each: 1000 + n for n, each in enumerate(found) if found[each] >= 0}
     text = render(FILES[name], window(1.0), numbers={**numbers, "NONSENSE": 7})
@@ -358,7 +358,7 @@ def test_render_fills_the_kernels_numbers(name: str) -> None:
 
 @each_file
 def test_render_leaves_other_numbers(name: str) -> None:
-    """What nobody knows better stays as the file has it."""
+    """Numbers that are not given stay as they are in the file."""
     before, after = inlines(FILES[name].text), inlines(rendered(name))
     assert {each: after[each] for each in after.keys() - TIMING} == {
         each: before[each] for each in before.keys() - TIMING
@@ -366,7 +366,7 @@ def test_render_leaves_other_numbers(name: str) -> None:
 
 
 def test_drop_counters_are_filled_in() -> None:
-    """The kernel's drop counters are numbers of each program that says it needs them."""
+    """Each program that needs the kernel's drop counters has inlines that are filled with them."""
     for file in FILES.values():
         numbers = inlines(render(file, window(1.0), numbers=COUNTERS))
         own = {name: COUNTERS[name] for name in COUNTERS if name in inlines(file.text)}
@@ -375,7 +375,7 @@ def test_drop_counters_are_filled_in() -> None:
 
 
 def test_offsets() -> None:
-    """Offsets go by the configuration's names in lower case, by the inlines' in upper case."""
+    """The configuration's offsets are in lower case, and the inlines in upper case."""
     assert program.offsets({}) == {}
     assert program.offsets({"conn_tcp": 0x20, "conn_lport": 0x102}) == {
         "CONN_TCP": 0x20,
@@ -385,7 +385,7 @@ def test_offsets() -> None:
 
 @each_program
 def test_by_hand_it_is_the_default(name: str) -> None:
-    """As it lies there a program watches every port, with the timing of the default interval."""
+    """The file itself watches every port, with the timing of the default interval."""
     numbers = inlines(FILES[name].text)
     default = window(config.DTraceConfig().interval)
     assert numbers["PORT"] == 0
@@ -395,7 +395,7 @@ def test_by_hand_it_is_the_default(name: str) -> None:
 
 @each_file
 def test_render_changes_nothing_else(name: str) -> None:
-    """Apart from the numbers and the period, a program with every part is the file as it lies."""
+    """Apart from the numbers and the period, a program with all parts is the same as its file."""
     *lines, empty, last = render(FILES[name], window(0.5), 1).splitlines()
     assert (empty, last) == ("", HARMLESS)
     changed = [
@@ -409,7 +409,7 @@ def test_render_changes_nothing_else(name: str) -> None:
 
 @each_file
 def test_options_given_outside_are_not_inside(name: str) -> None:
-    """An option on the command line takes the place of the program's own pragma, only that one."""
+    """An option on the command line removes the program's own pragma for it, and no other."""
     before = re.findall(r"#pragma D option (\w+)", FILES[name].text)
     assert "quiet" in before
     for option in before:
@@ -424,9 +424,9 @@ def test_options_given_outside_are_not_inside(name: str) -> None:
 @example("BEGIN { }\n#pragma D option destructive \\", set())
 @example("/* begin x */\nBEGIN { }", set())
 def test_never_destructive(text: str, options: set[str]) -> None:
-    """Whatever a program says, the last word is that it may not change anything.
+    """Whatever a program says, its last line unsets the option destructive.
 
-    It stands in a line of its own, which no end of the program's last line can take in.
+    That line stands alone, so the end of the program's last line cannot absorb it.
     """
     made = render(Program("/own.d", text), window(1.0), options=options)
     assert made == END or made.endswith(f"\n{END}")
@@ -438,9 +438,9 @@ def test_never_destructive(text: str, options: set[str]) -> None:
 @pytest.mark.parametrize("without", [(), ("zones",), ("q0_limit",), ("zones", "q0_limit")])
 @each_of_zones
 def test_rows_are_those_that_are_read(name: str, without: tuple[str, ...]) -> None:
-    """Every line that a program prints is a row, and the heartbeat comes behind all counts.
+    """Every line that a program prints is a row, and the heartbeat comes after all counts.
 
-    The first one is empty: what goes before it, from a far login shell, may lack its end.
+    The first line is empty, because the text of a remote login shell before it may lack its end.
     """
     text = re.sub(r"inet_ntoa6?\(|(?=%x:%x:)", "", rendered(name, without))
     first, *all_lines, last = printed(text)
@@ -450,7 +450,7 @@ def test_rows_are_those_that_are_read(name: str, without: tuple[str, ...]) -> No
     for line in all_lines:
         words = re.sub("(?<= )name(?= 1 1 1 )", "2001:db8:0:0:0:0:0:1", line)
         record = reader.read(words)
-        # Number 1 is none that a listener was told under.
+        # No listener was listed under the number 1.
         assert record is not None, line
         records.append(record)
     ready, *_, tick = records
@@ -470,7 +470,7 @@ def test_rows_are_those_that_are_read(name: str, without: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("without", [(), ("jails",)])
 def test_rows_of_freebsd_are_those_that_are_read(without: tuple[str, ...]) -> None:
-    """So it is with FreeBSD's, which has no Q0."""
+    """Every line that FreeBSD's program prints is a row too; it has no Q0."""
     text = re.sub(r"inet_ntoa6?\(", "", rendered("freebsd", without))
     first, *all_lines, last = printed(text)
     assert (first, last) == ("", "")
@@ -498,7 +498,7 @@ def test_rows_of_freebsd_are_those_that_are_read(without: tuple[str, ...]) -> No
 
 @each_sun
 def test_each_count_is_printed_once(name: str) -> None:
-    """What a program counts is printed and emptied in one clause, that of the heartbeat."""
+    """All aggregations are printed and emptied in one clause, that of the heartbeat."""
     (body,) = (body for probes, body in clauses(FILES[name].text) if probes[0] == "tick-1s")
     counted = re.findall(r"@(\w+)\[", code(FILES[name].text))
     pairs = re.findall(r'printa\("(\w+) [^"]*", @(\w+)\); trunc\(@(\w+)\);', body)
@@ -509,7 +509,7 @@ def test_each_count_is_printed_once(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 1)])
 def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
-    """Every line that a program for Linux prints is a row, and counts come behind their set."""
+    """Every line that a program for Linux prints is a row, and counts come after their set."""
     text = printed(re.sub(r'" ?\n?\s*"', "", FILES[name].text))
     first, ready, *lines, last = text
     assert (first, ready.split()[:2], last) == ("", ["ready", str(rows.PROTOCOL)], "")
@@ -525,9 +525,9 @@ def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
 
 @each_trace
 def test_traces_have_the_columns(name: str) -> None:
-    """The first line that a trace program prints is the header, and the others have its columns."""
+    """A trace program prints the header first, and all other lines have its columns."""
     header, *events, alive, last = [line.split(",") for line in printed(FILES[name].text)]
-    # An empty line now and then, which trace leaves out.
+    # An empty line now and then, which trace skips.
     assert alive == last == [""]
     assert ",".join(header) == HEADER
     assert {len(columns) for columns in events} == {len(header)}
@@ -541,7 +541,7 @@ def test_traces_have_the_columns(name: str) -> None:
 
 @each_sun
 def test_markers_are_of_parts_that_there_are(name: str) -> None:
-    """A part that a line is marked with, or that another one rests on, has text of its own."""
+    """Each part that a line is marked with, or that another part needs, has text of its own."""
     text, parts = FILES[name].text, {*FILES[name].parts}
     assert {*re.findall(r"/\* (?:only|begin) (.*?) \*/", text)} <= parts | {ONE_PORT}
     others = {*FILES[FILES[name].calls].parts} if FILES[name].calls else set()
@@ -554,18 +554,18 @@ def test_markers_are_of_parts_that_there_are(name: str) -> None:
 
 
 def test_parts_have_words_for_people() -> None:
-    """What each part of any program is for is known to the check command, and nothing else."""
+    """The family facts describe exactly the parts that the programs have."""
     found = {part for name in (*NAMES, *CALLS) for part in FILES[name].parts}
     assert found == all_parts().keys()
     assert all(part.what and part.without for part in all_parts().values())
 
 
 def check_what_is_left(name: str, port: int, without: Iterable[str]) -> None:
-    """Show that the rest of a program is well formed and has no word of what is gone.
+    """Check that the rest of a program is well formed and contains nothing of the parts left out.
 
-    Markers come in pairs, braces and comments too, every probe list is one. A probe is traced if
-    and only if a part that is there has it, or the core. Nothing is read that is written nowhere,
-    nor written where all that reads it is gone.
+    Markers, braces and comments come in pairs, and every probe list is one. A probe is traced if
+    and only if the core has it, or a part that is left in. No variable is read that is never
+    written, and no aggregation is written after all that reads it is left out.
     """
     text = render(FILES[name], window(1.0), port, without=[*without])
     gone = gone_with(name, without) | (set() if port else {ONE_PORT})
@@ -579,7 +579,7 @@ def check_what_is_left(name: str, port: int, without: Iterable[str]) -> None:
     assert traced == {re.sub("^tick-1s$", "tick-1000ms", probe) for probe in expected}
     assert {"BEGIN", "tick-1000ms" if "END" in having else "tick-5s"} <= traced
     read, written = read_and_written(text)
-    # What prints an event looks for it at BEGIN too, so that its list of probes always has an end.
+    # A trace program looks for an event at BEGIN too, so that its list of probes always has an end.
     assert read <= written | ({"this->eager"} if name in TRACES else set())
     read_of_all, written_of_all = read_and_written(FILES[name].text)
     assert {each for each in written - read if each.startswith("@")} <= written_of_all - read_of_all
@@ -588,7 +588,7 @@ def check_what_is_left(name: str, port: int, without: Iterable[str]) -> None:
 @pytest.mark.parametrize("port", [0, 22])
 @each_sun
 def test_what_is_left_without_a_part_or_two(name: str, port: int) -> None:
-    """Whichever parts are left out, one or two or all, the rest is a program."""
+    """Without one part, two, all but one or all of them, the rest is a valid program."""
     parts = FILES[name].parts
     few = [subset for size in (0, 1, 2) for subset in combinations(parts, size)]
     for without in (*few, *combinations(parts, len(parts) - 1), parts):
@@ -598,7 +598,7 @@ def test_what_is_left_without_a_part_or_two(name: str, port: int) -> None:
 @pytest.mark.parametrize("port", [0, 22])
 @pytest.mark.parametrize("name", [f"{name}_trace" for name in SUNS])
 def test_what_is_left_of_a_trace(name: str, port: int) -> None:
-    """So it is with the programs that print, less each set of their parts."""
+    """The trace programs stay valid without any set of their parts."""
     parts = FILES[name].parts
     for size in range(len(parts) + 1):
         for without in combinations(parts, size):
@@ -607,7 +607,7 @@ def test_what_is_left_of_a_trace(name: str, port: int) -> None:
 
 @pytest.mark.parametrize("name", ["linux", "linux_calls"])
 def test_what_is_printed_without_some_parts(name: str) -> None:
-    """Whichever parts are left out, each aggregation that is printed or emptied is filled."""
+    """Whichever parts are left out, each aggregation that is printed or emptied is also filled."""
     parts = FILES[name].parts
     for size in range(len(parts) + 1):
         for without in combinations(parts, size):
@@ -618,13 +618,13 @@ def test_what_is_printed_without_some_parts(name: str) -> None:
 
 @given(st.sampled_from(SUNS), st.sampled_from([0, 22]), st.data())
 def test_what_is_left_without_some_parts(name: str, port: int, data: st.DataObject) -> None:
-    """Nor does it matter which of them are left out together."""
+    """A program stays valid without any random set of its parts."""
     check_what_is_left(name, port, data.draw(st.sets(st.sampled_from(FILES[name].parts))))
 
 
 @each_program
 def test_with_dependents(name: str) -> None:
-    """With a part go all that rest on it, and leaving those out again changes nothing more."""
+    """Leaving out a part also leaves out all that need it; doing so again changes nothing."""
     file = FILES[name]
     assert file.with_dependents(()) == set()
     for size in (1, 2, 3):
@@ -635,7 +635,7 @@ def test_with_dependents(name: str) -> None:
 
 
 def test_with_dependents_of_several() -> None:
-    """A part may rest on several others, and a program's words need not be known here."""
+    """A part may need several others, and parts that are unknown here are accepted."""
     parts = "".join(f"/* begin {part} */\n/* end {part} */\n" for part in "ad")
     needs = "/* a needs b, c */ x /* d needs c */\n/* nonsense needs */\n"
     own = Program("own.d", needs + parts)
@@ -648,7 +648,7 @@ def test_with_dependents_of_several() -> None:
 
 
 def culprits(name: str) -> dict[str, set[str]]:
-    """Return for each probe the parts that may be blamed for it: none where the core has it."""
+    """Return for each probe the parts that may be blamed for it; none if the core has it."""
     having = owners(FILES[name].text)
     return {
         probe: set() if "" in parts else parts for probe, parts in having.items() if ":" in probe
@@ -657,9 +657,9 @@ def culprits(name: str) -> dict[str, set[str]]:
 
 @each_sun
 def test_blame_by_probe(name: str) -> None:
-    """A probe that cannot be had is traced to an optional part that has it, unless the core does.
+    """An error about a probe blames an optional part that has the probe, unless the core has it.
 
-    dtrace(1) names it as the program does, or with the module that was found filled in.
+    dtrace(1) names the probe as the program does, or with the name of the module filled in.
     """
     text = rendered(name)
     blamed = set()
@@ -678,7 +678,7 @@ def test_blame_by_probe(name: str) -> None:
 
 @each_sun
 def test_blame_by_line(name: str) -> None:
-    """An error that names a line of a part, or one marked as its own, is laid on that part."""
+    """An error at a line blames the part that the line belongs to."""
     text = rendered(name)
     for number, (line, owner) in enumerate(lines(text), 1):
         if owner:
@@ -709,7 +709,7 @@ def test_blame_by_line(name: str) -> None:
 
 @each_sun
 def test_blame_by_line_and_probe(name: str) -> None:
-    """Where the line is the core's, the probe that is named tells; a line of a part goes first."""
+    """At a line of the core the named probe decides; at a line of a part, that part is blamed."""
     text = rendered(name)
     core, *_ = (n for n, (line, owner) in enumerate(lines(text), 1) if line and not owner)
     own, part = next((n, owner) for n, (_, owner) in enumerate(lines(text), 1) if owner)
@@ -743,13 +743,13 @@ def test_blame_by_line_and_probe(name: str) -> None:
 )
 @each_program
 def test_blame_nobody(name: str, message: str) -> None:
-    """An error in the core, or one of no place at all, is not laid on an optional part."""
+    """An error in the core, or without a place, blames no optional part."""
     assert blame(message, rendered(name), families()[name]) is None
 
 
 @each_program
 def test_blame_nobody_for_a_line_of_another_file(name: str) -> None:
-    """A line of one of DTrace's own libraries is no line of the program."""
+    """An error at a line of one of DTrace's own libraries blames no part of the program."""
     text = rendered(name)
     for line in range(1, len(text.splitlines()) + 1):
         message = (
@@ -781,13 +781,13 @@ fragments = st.sampled_from(
     st.text() | st.lists(fragments | st.text(max_size=3)).map("".join),
 )
 def test_blame_takes_any_text(name: str, message: str) -> None:
-    """Any text whatever is taken; it blames a part that exists, or nobody."""
+    """Any text is accepted; the result is a part that exists, or None."""
     assert blame(message, rendered(name), families()[name]) in {None, *FILES[name].parts}
 
 
 @each_sun
 def test_blaming_comes_to_an_end(name: str) -> None:
-    """Leaving out the parts with a probe removes the probe: the same error cannot come again."""
+    """Leaving out the parts that have a probe removes the probe, so the error cannot come again."""
     for message in (NOT_ENABLED, NO_MATCH):
         without: set[str] = set()
         for probe, parts in culprits(name).items():
@@ -805,9 +805,9 @@ def test_blaming_comes_to_an_end(name: str) -> None:
 @pytest.mark.parametrize("message", TOO_LARGE)
 @each_sun
 def test_blame_for_the_size(name: str, message: str) -> None:
-    """Where the kernel, or its registers, have no room for a program its spare parts go in turn.
+    """If a program is too large for the kernel or its registers, its spare parts go one by one.
 
-    In the end nobody is to blame, and no part is gone that all of the counters hang on.
+    In the end no part is blamed, and no part is gone that all counters depend on.
     """
     family, file = families()[name], FILES[name]
     without: set[str] = set()
@@ -822,7 +822,7 @@ def test_blame_for_the_size(name: str, message: str) -> None:
 
 @each_sun
 def test_blame_for_the_size_at_a_line(name: str) -> None:
-    """A line that has too few registers is not what is left out, whichever part it is of."""
+    """If a line needs too many registers, a spare part is blamed, not the part of the line."""
     text, family = rendered(name), families()[name]
     for number in range(1, len(text.splitlines()) + 1):
         message = IN_SCRIPT.format(number, "Insufficient registers to generate code")
@@ -830,14 +830,14 @@ def test_blame_for_the_size_at_a_line(name: str) -> None:
 
 
 def test_blame_for_the_size_of_others() -> None:
-    """Who else says so, and a program that has nothing to spare, blame nobody."""
+    """The size of a program without spare parts, or an error of another program, blames no part."""
     for message in TOO_LARGE:
         assert blame(message, rendered("linux"), families()["linux"]) is None
         elsewhere = message.removeprefix("dtrace: ")
         assert blame(elsewhere, rendered("illumos"), families()["illumos"]) is None
 
 
-# Linux: the facts say which probes are a part's
+# Linux: the family facts say which probes a part has
 
 
 LINUX_SUBSETS = [
@@ -848,13 +848,13 @@ LINUX_SUBSETS = [
 
 
 def linux_probes(text: str) -> list[str]:
-    """Return each probe of a program's probe lists, as often as it is in one."""
+    """Return each probe in a program's probe lists, once for each time it appears."""
     comment_free = without_comments(text).partition("BEGIN")[2]
     return re.findall(r"\bfbt::[\w*]+:(?:entry|return)\b", comment_free)
 
 
 def part_of(probe: str) -> str:
-    """Return the part that a probe of the program for Linux is of, or an empty string."""
+    """Return the part that a probe of Linux' program belongs to, or an empty string."""
     function, end = probe.removeprefix("fbt::").split(":")
     wanted = {function, f"{function}:{end}"}
     found = [name for name, part in families()["linux"].parts.items() if wanted & {*part.probes}]
@@ -862,7 +862,7 @@ def part_of(probe: str) -> str:
 
 
 def alone(text: str) -> list[str]:
-    """Return of each line the part that has it for itself, by markers or by all of its probes."""
+    """Return for each line the only part that has it, by its markers or its probes."""
     found: list[str] = []
     marked = [owner for _, owner in lines(text)]
     head: list[str] = []
@@ -882,9 +882,9 @@ def alone(text: str) -> list[str]:
 
 @pytest.mark.parametrize("without", LINUX_SUBSETS)
 def test_every_subset_of_parts_of_linux(without: tuple[str, ...]) -> None:
-    """Whatever is left out, the rest is well formed and has no probe and no word of what is gone.
+    """Without any set of parts, the rest is well formed and has nothing of the missing parts.
 
-    All that other parts, or the core, have is still there.
+    All probes of the other parts and of the core are still there.
     """
     text = rendered("linux", without)
     gone = gone_with("linux", without)
@@ -900,7 +900,7 @@ def test_every_subset_of_parts_of_linux(without: tuple[str, ...]) -> None:
 
 
 def test_blame_by_probe_on_linux() -> None:
-    """A probe that cannot be had is laid on the part that has it, or nobody where the core does."""
+    """An error about a probe blames the part that has it, and no part if the core has it."""
     text = rendered("linux")
     for probe in {*linux_probes(text)}:
         full = probe.replace("fbt::", "fbt:vmlinux:")
@@ -911,7 +911,7 @@ def test_blame_by_probe_on_linux() -> None:
 
 @pytest.mark.parametrize("version", ["4", "6"])
 def test_blame_by_one_probe_of_a_pattern(version: str) -> None:
-    """Where a pattern's probe is named as the kernel has it, it is of the pattern's part."""
+    """A probe that matches a pattern belongs to the part of the pattern."""
     text, linux = rendered("linux"), families()["linux"]
     function = f"fbt:vmlinux:tcp_v{version}_syn_recv_sock"
     assert blame(NOT_ENABLED.format(f"{function}:return"), text, linux) == "ack_drops"
@@ -919,7 +919,7 @@ def test_blame_by_one_probe_of_a_pattern(version: str) -> None:
 
 
 def test_blame_by_line_on_linux() -> None:
-    """An error in a line is laid on the part that has the line for itself, or on nobody."""
+    """An error at a line blames the only part that has the line, and else no part."""
     text = rendered("linux")
     owners_ = alone(text)
     assert {"ack_drops", "accepts", "accept_wait", "half_open_end", ""} <= {*owners_}
@@ -929,7 +929,7 @@ def test_blame_by_line_on_linux() -> None:
 
 
 def test_blaming_comes_to_an_end_on_linux() -> None:
-    """Leaving out the part with a probe removes the probe: the same error cannot come again."""
+    """Leaving out the part that has a probe removes the probe, so the error cannot come again."""
     for probe in {*linux_probes(LINUX.text)}:
         text = rendered("linux")
         part = blame(NO_MATCH.format(probe), text, families()["linux"])
@@ -943,7 +943,7 @@ def test_blaming_comes_to_an_end_on_linux() -> None:
 
 @each_program
 def test_exports_of_everything(name: str) -> None:
-    """With every part enabled every series is filled, and every reason a drop can have there."""
+    """With every part enabled, every series is filled, with all drop reasons of the kernel."""
     file = FILES[name]
     found = capabilities(file, dict.fromkeys(file.parts, True))
     linux = ("netns", "", {"q_full", "q0_full", "q_full_ack", "other"})
@@ -954,13 +954,13 @@ def test_exports_of_everything(name: str) -> None:
     assert len(found.reasons) == len({*found.reasons})
     assert found.syns
     assert (found.established, found.accepts, found.accept_wait) == (True, True, True)
-    # By what enters and leaves them: Linux' queues are looked at instead; FreeBSD has no Q0.
+    # Counted by what enters and leaves; Linux' queues are read instead, and FreeBSD has no Q0.
     assert (found.opened, found.departures) == (name in {"illumos", "solaris10"}, name != "linux")
 
 
 @each_program
 def test_exports_of_little(name: str) -> None:
-    """A part that is left out takes its series along, and drops nobody sees have no reason."""
+    """A part that is left out takes its series away, and drops that nobody sees have no reason."""
     found = capabilities(FILES[name], {})
     assert found.reasons == ()
     assert (found.syns, found.established) == (True, False)
@@ -977,7 +977,7 @@ def test_exports_of_little(name: str) -> None:
 
 
 def test_reasons_of_each_part() -> None:
-    """On Linux drops at the final ACK are a part of their own; where zones are there are none."""
+    """On Linux, drops at the final ACK need a part of their own; with zones there are none."""
     assert {*capabilities(LINUX, {"ack_drops": True}).reasons} == {"q_full_ack", "other"}
     assert {*capabilities(LINUX, {"syn_drops": True}).reasons} == {"q_full", "q0_full", "other"}
     assert capabilities(OF_ZONES, {"ack_drops": True}).reasons == ()
@@ -989,7 +989,7 @@ def test_reasons_of_each_part() -> None:
 
 
 def test_drop_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's types are asked for the counters; where they do not say all, there are none."""
+    """The drop counters come from the kernel's types; if one is missing, there are none."""
     names = {
         "LINUX_MIB_LISTENOVERFLOWS": 20,
         "LINUX_MIB_LISTENDROPS": 21,
@@ -1003,7 +1003,7 @@ def test_drop_counters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), btf.BTFError("bad")])
 def test_drop_counters_without_types(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the kernel's types, or with ones that cannot be read, there are none either."""
+    """If the kernel's types are missing or cannot be read, there are no drop counters."""
 
     def fail(*_: object) -> dict[str, int]:
         raise error
@@ -1013,7 +1013,7 @@ def test_drop_counters_without_types(error: Exception, monkeypatch: pytest.Monke
 
 
 def test_another_hosts_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a kernel reached by ssh neither the program nor the counters are taken for known."""
+    """Over ssh, neither the program nor the drop counters are taken from this host's kernel."""
     monkeypatch.setattr(btf, "enumerators", lambda *_: pytest.fail("asked this kernel"))
     monkeypatch.setattr("sys.platform", "linux")
     for command in (["ssh", "far", "dtrace"], ["/usr/bin/ssh", "far", "/usr/sbin/dtrace"]):

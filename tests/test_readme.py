@@ -1,4 +1,4 @@
-"""What README.md shows is what there is."""
+"""README.md shows only metrics, commands and rules that exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def exported() -> dict[str, set[str]]:
-    """Return the labels of all samples of a state that has everything, by their names."""
+    """Return the labels of each sample of a state that has everything, by the sample's name."""
     state = State(web=WebStatus(certificate_end=2e9))
     session = SessionId("", "port-7200")
     reasons = ("q_full", "q0_full", "q_full_ack", "other")
@@ -49,12 +49,12 @@ def exported() -> dict[str, set[str]]:
 
 
 def test_blocks() -> None:
-    """Each block is of a kind that is looked at here."""
+    """Each code block has a language that is checked here."""
     assert languages(README) == {"", "sh", "yaml"}
 
 
 def test_sample_lines() -> None:
-    """Each line of the sample has a name and labels that are exported."""
+    """Each line of the samples has a name and labels that are exported."""
     known = exported()
     without, with_dtrace = (
         [sample for family in text_string_to_metric_families(block) for sample in family.samples]
@@ -71,7 +71,7 @@ def test_metric_names(name: str) -> None:
     text = README + (ROOT / "docs" / name).read_text(encoding="utf-8")
     known = {re.sub(r"_(bucket|count|sum)$", "", sample) for sample in exported()} | {*exported()}
     named = set(re.findall(r"(?<![\w:])dtrace_(?:tcp|session|exporter)_\w+\b(?!\()", text))
-    # The names of files, and variables of rc.conf(5).
+    # Names of files, and variables of rc.conf(5).
     script = (ROOT / "freebsd/files/dtrace_exporter.in").read_text(encoding="utf-8")
     others = {word for word in named if (ROOT / "config" / f"{word}.yml").exists()}
     assert named - known == others | {word for word in named if f"# {word} (" in script}
@@ -79,14 +79,14 @@ def test_metric_names(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["run", "dist", "test"])
 def test_make_targets(target: str) -> None:
-    """The make targets of the text exist."""
+    """The make targets that README names exist."""
     assert f"make {target}" in README
     made = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
 
 
 def test_alert(tmp_path: Path) -> None:
-    """The alert is a rule that Prometheus takes; it fires for a nearly full queue only."""
+    """The alert is a rule that Prometheus accepts, and it fires only for a nearly full queue."""
     promtool = require("promtool", "prometheus")
     (rules,) = blocks(README, "yaml")
     (tmp_path / "rules.yml").write_text(rules, encoding="utf-8")
@@ -109,10 +109,10 @@ def test_alert(tmp_path: Path) -> None:
                 "interval": "15s",
                 "input_series": [
                     {"series": f"dtrace_tcp_listen_q_capacity{{{of}}}", "values": "10x80"},
-                    # A backlog of 0 that nobody waits in is well.
+                    # A backlog of 0 with no connection waiting is fine.
                     {"series": f"dtrace_tcp_listen_q_capacity{{{empty}}}", "values": "1x80"},
                     {"series": f"dtrace_tcp_listen_q_length{{{empty}}}", "values": "0x80"},
-                    # Just not full enough for five minutes, then so for five, then empty.
+                    # Just below the threshold for five minutes, above it for five, then empty.
                     {"series": f"dtrace_tcp_listen_q_length{{{of}}}", "values": "8x19 9x19 0x40"},
                 ],
                 "alert_rule_test": [

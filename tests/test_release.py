@@ -1,4 +1,4 @@
-"""What a release takes, and what a public forge is told to run and to ask."""
+"""What a release does, and what the forge's workflow and templates contain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = (
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a clone with nothing but a changelog."""
+    """Return a clone that has only a changelog."""
     monkeypatch.setattr(release, "ROOT", tmp_path)
     monkeypatch.setattr(release, "CHANGELOG", tmp_path / "CHANGELOG.md")
     for key, value in {"NAME": "A", "EMAIL": "a@example.org"}.items():
@@ -38,7 +38,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def commit() -> None:
-    """Commit all that is there."""
+    """Commit all files."""
     release.git("add", "--all")
     release.git("commit", "--quiet", "--message=All")
 
@@ -50,7 +50,7 @@ def does(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_release(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is unreleased gets version and date, and then a tag with those lines as its message."""
+    """The unreleased changes get a version and a date, and then a tag with them as its message."""
     does("date", monkeypatch)
     text = (tree / "CHANGELOG.md").read_text(encoding="utf-8")
     new = rf"## Unreleased\n\n## {re.escape(__version__)} - 20\d\d-\d\d-\d\d\n\n### Added\n\n- Some"
@@ -64,7 +64,7 @@ def test_release(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_in_place(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is tagged that is not dated, not committed, or there already."""
+    """A release is not tagged if it is not dated, not committed or tagged already."""
     with pytest.raises(SystemExit, match=r"CHANGELOG.md: expected '## .* - DATE'"):
         does("tag", monkeypatch)
     does("date", monkeypatch)
@@ -90,7 +90,7 @@ def test_what_is_not_in_place(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_metadata() -> None:
-    """The licence is an SPDX expression, versions have one source, and there is an address."""
+    """The licence is an SPDX expression, the version has one source, and there is a home page."""
     assert PROJECT["license"] == "Apache-2.0"
     assert PROJECT["dynamic"] == ["version"]
     assert __version__ == distribution.VERSION
@@ -98,7 +98,7 @@ def test_metadata() -> None:
 
 
 def test_tools_are_pinned() -> None:
-    """Each tool of the tests and each library has one version, which make has pip take."""
+    """Each library and each tool of the tests is pinned in constraints.txt, which make uses."""
     wanted = [
         *PROJECT["dependencies"],
         *(line for name in ("auth", "dev") for line in PROJECT["optional-dependencies"][name]),
@@ -112,7 +112,7 @@ def test_tools_are_pinned() -> None:
 
 
 def test_templates_are_filled() -> None:
-    """All that packages say of versions is filled in from where it is written."""
+    """Package templates have a placeholder for each version, and each placeholder is filled."""
     for path in (ROOT / "packages").rglob("*"):
         if path.is_file() and path.suffix not in {".py", ".pyc", ".sh"} and path.name != "launcher":
             filled = distribution.fill(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_templates_are_filled() -> None:
 
 
 def test_workflow() -> None:
-    """The forge runs targets that there are, on each Python from the oldest on."""
+    """The workflow runs make targets that exist, on each Python from the oldest on."""
     workflow = yaml.safe_load((FORGE / "workflows/tests.yml").read_text(encoding="utf-8"))
     jobs = workflow["jobs"]
     assert {*jobs} == {"lint", "unit", "lowest", "kernel"}
@@ -140,7 +140,7 @@ def test_workflow() -> None:
 
 
 def test_templates_of_the_forge() -> None:
-    """Issues have a name and what they are about; what is run for one is a command of ours."""
+    """Issue templates have a name and a description; the pull request template names make lint."""
     for path in (FORGE / "ISSUE_TEMPLATE").iterdir():
         _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
         assert {*yaml.safe_load(head)} == {"name", "about"}

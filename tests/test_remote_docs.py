@@ -1,4 +1,4 @@
-"""docs/remote-hosts.md: what it tells an operator to do is what there is, and what is tested."""
+"""docs/remote-hosts.md: its configurations, commands and numbers match the code and the tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TEXT = GUIDE.read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """Return the texts of all fenced blocks of a language."""
+    """Return the texts of all fenced blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def lab_constant(name: str) -> object:
-    """Return a constant of what the cases in the guests use for far hosts."""
+    """Return a constant of tests/kernel/lab/far.py, which the guest cases use for remote hosts."""
     source = (ROOT / "tests/kernel/lab/far.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
@@ -34,14 +34,14 @@ def lab_constant(name: str) -> object:
 
 
 def test_there_are_no_other_blocks() -> None:
-    """Each block is of a kind that is looked at here, or is there to be read."""
+    """Each code block has a language that is checked here or that needs no check."""
     kinds = set(re.findall(r"^```(.*)$", TEXT, re.MULTILINE))
     assert kinds == {"", "sh", "yaml", "console", "text", "ssh_config"}
 
 
 @pytest.mark.parametrize("number", range(len(blocks("yaml"))))
 def test_configurations(number: int, tmp_path: Path) -> None:
-    """Every configuration is one, and its hosts are those of the ssh_config."""
+    """Every configuration is valid, and its hosts are those of the ssh_config."""
     file = tmp_path / "c.yml"
     file.write_text(blocks("yaml")[number], encoding="utf-8")
     loaded = config.load(file)
@@ -50,18 +50,18 @@ def test_configurations(number: int, tmp_path: Path) -> None:
         ssh, option, _, name, command = host.dtrace.command
         assert (ssh, option, command) == ("ssh", "-F", "/usr/sbin/dtrace")
         assert f"Host {name}\n" in ssh_config
-        # A forced command answers no question, so auto cannot find out.
+        # A forced command answers no questions, so program: auto would fail.
         assert program.load(host.dtrace.program).parts
 
 
 def test_ssh_config_is_the_tested_one() -> None:
-    """What ssh is told for all hosts is what it is told in the cases that run a real sshd."""
+    """The ssh options for all hosts are those that the cases with a real sshd use."""
     (block,) = blocks("ssh_config")
     assert block[block.index("Host *") :] == lab_constant("SSH_CONFIG")
 
 
 def test_ssh_config_is_explained() -> None:
-    """The table explains options of the ssh_config, and the times in the text follow from them."""
+    """The table explains the ssh_config's options, and the times in the text follow from them."""
     (block,) = blocks("ssh_config")
     options = dict(re.findall(r"^    (\w+) (.+)$", block[block.index("Host *") :], re.MULTILINE))
     table = TEXT[TEXT.index("| | why |") :].partition("\n\n")[0]
@@ -72,7 +72,7 @@ def test_ssh_config_is_explained() -> None:
     alive = int(options["ServerAliveInterval"]) * (int(options["ServerAliveCountMax"]) + 1)
     assert f"silent for {alive} s" in table
     assert f"after {options['ConnectTimeout']} s" in table
-    # ssh gives its reason before the exporter loses its patience.
+    # ssh gives its reason before the exporter's patience ends.
     patience = rendering.window(1.0).patience
     assert alive < patience
     assert f"heartbeat after {patience:g} s" in table
@@ -82,7 +82,7 @@ def test_ssh_config_is_explained() -> None:
 
 
 def test_forced_commands() -> None:
-    """Each forced command runs dtrace(1) on its standard input, or on a file put there before."""
+    """Each forced command runs dtrace(1) on its standard input, or on a file copied before."""
     forced = re.findall(r'^restrict,command="([^"]+)" ssh-', TEXT, re.MULTILINE)
     scripts = [shlex.split(command) for command in forced]
     assert [words[:2] for words in scripts] == [["/usr/sbin/dtrace", "-s"]] * 2
@@ -92,7 +92,7 @@ def test_forced_commands() -> None:
 
 
 def test_check_output() -> None:
-    """The output of check shows parts of the program in its words."""
+    """The shown output of check describes parts of the program in the exporter's own words."""
     (output,) = blocks("console")
     shown = dict(re.findall(r"^(?:ok|no)      (\w+) +(.+)$", output, re.MULTILINE))
     assert {*shown} <= {*families.parts()}
@@ -103,13 +103,13 @@ def test_check_output() -> None:
 
 @pytest.mark.parametrize("number", range(len(blocks("sh"))))
 def test_shell(number: int) -> None:
-    """Every block of commands can be read by a shell."""
+    """A shell can parse every block of commands."""
     done = subprocess.run(["sh", "-n"], input=blocks("sh")[number], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_links() -> None:
-    """Every relative link leads to a file, and to a heading of it where it names one."""
+    """Every relative link leads to an existing file, and to an existing heading if it names one."""
     links = re.findall(r"\]\((?!https?://)([^)#]+)(?:#([^)]+))?\)", TEXT)
     assert links
     for file, anchor in links:

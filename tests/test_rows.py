@@ -1,4 +1,4 @@
-"""The rows of the programs are read exactly, and what they tell once each; nothing else is."""
+"""Rows are read exactly, and each count once; any other line is an error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEADS = {name: load(name).text.partition("*/")[0] for name in ("linux", "linux_c
 
 
 def read(*lines: str) -> list[Record]:
-    """Return what a new reader makes of lines, without those that tell nothing."""
+    """Return the records that a new reader makes of some lines, without those that give none."""
     reader = Reader()
     return [record for line in lines if (record := reader.read(line)) is not None]
 
@@ -61,17 +61,17 @@ def count(what: int, number: int, *, qmax: int = 0, part: int = 0, id_: str = "a
 
 
 def test_ready() -> None:
-    """The ready row tells the version of the rows and the host's own place."""
+    """The ready row gives the version of the rows and the host's own place."""
     assert read("ready 5 4026531840") == [Ready(5, "4026531840")]
 
 
 def test_tick() -> None:
-    """The heartbeat tells the time."""
+    """The heartbeat gives the time."""
     assert read("tick 604108327768568") == [Tick(604108327768568)]
 
 
 def test_listening() -> None:
-    """Every field of a listener's row is where it belongs, and its socket is an address."""
+    """Each field of a listener's row is read correctly, and the socket is an address."""
     assert read(LISTENER) == [
         Listening(
             id=0x9F8A4B32000003,
@@ -93,7 +93,7 @@ def test_listening() -> None:
 
 
 def test_calls() -> None:
-    """What linux_calls.d prints is a limit or a socket that has closed, each with its time."""
+    """The rows of linux_calls.d are limits and closed sockets, each with its time."""
     rows = (
         "limit ffff8adaf26fe880 604107924061158 11",
         "limit ffff8adaf26fe880 604107924061159 4096 65535",
@@ -109,7 +109,7 @@ def test_calls() -> None:
 
 
 def test_acceptors() -> None:
-    """What Sun's programs for processes print is who has accepted, by names without their end."""
+    """The rows of Sun's calls programs give who accepts, without trailing zero bytes."""
     rows = (
         r"program ffffff01d3b2ac80 5 sshd\0\0\0",
         r"program ffffff01d3b2ac80 6 my sshd \0",
@@ -128,7 +128,7 @@ def test_acceptors() -> None:
 
 @given(st.binary(min_size=1, max_size=127).filter(lambda name: 0 not in name))
 def test_any_name(name: bytes) -> None:
-    """A name of any bytes is the same behind its escapes, and its row is one line."""
+    """A name of any bytes survives its escapes, and its row is one printable line."""
     row = f"fmri 1 2 {escaped(name, 128)}"
     assert row.isascii()
     assert row.isprintable()
@@ -144,7 +144,7 @@ def test_any_name(name: bytes) -> None:
     ],
 )
 def test_nobody_accepts(line: str) -> None:
-    """A row without a name, with a number that cannot be, or cut, is an error."""
+    """An acceptor's row without a name, with an impossible number or cut short is an error."""
     with pytest.raises(RowError):
         read(line)
 
@@ -154,7 +154,7 @@ def test_nobody_accepts(line: str) -> None:
     ("what", "reason"), [(10, None), (11, "q_full"), (12, "q0_full"), (13, "other")]
 )
 def test_syns(what: int, reason: str | None, part: int) -> None:
-    """A row of SYNs tells how they ended, their bucket, their number and the sum of their Q."""
+    """A row of SYNs gives their outcome, their bucket, their number and the sum of their Q."""
     assert read("set 5", count(what, 12 * PAIR + 4, qmax=8, part=part)) == [
         Syns(0xA, reason, 8, part, 4, 12)
     ]
@@ -162,24 +162,24 @@ def test_syns(what: int, reason: str | None, part: int) -> None:
 
 @pytest.mark.parametrize(("what", "reason"), [(21, "q_full_ack"), (23, "other")])
 def test_drops(what: int, reason: str) -> None:
-    """A row of final ACKs dropped tells why."""
+    """A row of dropped final ACKs gives the reason."""
     assert read("set 5", count(what, 3)) == [Drops(0xA, reason, 3)]
 
 
 def test_established() -> None:
-    """A row of connections put into Q tells how many."""
+    """A row of connections put into Q gives their number."""
     assert read("set 5", count(30, 3)) == [Established(0xA, 3)]
 
 
 @pytest.mark.parametrize("part", range(WAIT_BUCKETS + 1))
 def test_accepts(part: int) -> None:
-    """A row of accepts has a bucket and a time, in microseconds, unless nobody looked at it."""
+    """A row of accepts has a bucket, and a time in microseconds; without a wait, no bucket."""
     bucket = part if part < WAIT_BUCKETS else None
     assert read("set 5", count(40, 9 * PAIR + 2, part=part)) == [Accepts(0xA, bucket, 2, 9000)]
 
 
 def test_queues() -> None:
-    """The newest length of a queue has its own time, counted from when its set began."""
+    """The newest length of a queue has its own time, counted from the start of its set."""
     assert read("set 500", f"q a 8 {70 * PAIR + 6}", f"q0 a {71 * PAIR + 5}") == [
         Queue(0xA, 570, q=6, qmax=8),
         Queue(0xA, 571, q0=5),
@@ -199,7 +199,7 @@ def test_queues() -> None:
     ],
 )
 def test_address(text: str, shown: str) -> None:
-    """The wildcard of either family is *, mapped IPv4 is IPv4, the rest is as it is always."""
+    """The wildcard of either family is *, mapped IPv4 is IPv4, and others are in the usual form."""
     (record,) = read(LISTENER.replace("::ffff:127.0.0.1", text))
     assert isinstance(record, Listening)
     assert record.address == shown
@@ -207,7 +207,7 @@ def test_address(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_row_of_a_program_is_read(name: str) -> None:
-    """Each line that a program prints is a row, and its head has a word on each kind of it."""
+    """Each line that a program prints is a row, and the program's head describes each kind."""
     clauses = load(name).text.partition("#pragma")[2]
     formats = re.findall(r'\bprint[af]\("([^"]*)\\n"', clauses)
     formats = [text.strip("\\n") for text in formats]
@@ -227,11 +227,11 @@ def test_every_row_of_a_program_is_read(name: str) -> None:
     assert len(records) == len([sample for sample in samples if not sample.startswith("set ")])
 
 
-# Of zones
+# Rows with zones
 
 
 def test_told() -> None:
-    """Every field of a listener's row is where it belongs, and its queues go on by what follows."""
+    """Each field of a zone's listener row is read correctly, and the row has told set."""
     assert read(ZONE) == [
         Listening(
             id=0xFFFFFF0102000007,
@@ -253,7 +253,7 @@ def test_told() -> None:
 
 @pytest.mark.parametrize("syn", [0, 1])
 def test_told_without_parts(syn: int) -> None:
-    """Where the program cannot tell Q0's limit or the zone, that is None or an empty string."""
+    """If the program cannot give Q0's limit or the zone, they are None and an empty string."""
     (record,) = read(f"listener a0007 1  192.0.2.1 80 0 0 8 {syn}")
     assert isinstance(record, Listening)
     assert (record.place, record.q0max, record.syn, record.socket) == ("", None, bool(syn), 10)
@@ -261,7 +261,7 @@ def test_told_without_parts(syn: int) -> None:
 
 @pytest.mark.parametrize("zone", ["global", "a", "Z9", "a_b-c.d", "z" * 63])
 def test_zones(zone: str) -> None:
-    """A zone's name has what zonecfg(8) lets it have."""
+    """A zone's name may have the characters that zonecfg(8) allows."""
     (record,) = read(ZONE.replace("db-1.x", zone))
     assert isinstance(record, Listening)
     assert record.place == zone
@@ -286,7 +286,7 @@ def test_zones(zone: str) -> None:
     ],
 )
 def test_no_zones(zone: str) -> None:
-    """Any other name is refused: it would become a label."""
+    """Any other name is refused, because it would become a label."""
     with pytest.raises(RowError):
         read(ZONE.replace("db-1.x", zone))
 
@@ -301,14 +301,14 @@ def test_no_zones(zone: str) -> None:
     ],
 )
 def test_address_in_an_id(identity: str, socket: int) -> None:
-    """A kernel's address is known by its 48 bits: the ones above are as the highest of them is."""
+    """A kernel's address is restored from its 48 bits by extending the highest of them."""
     (record,) = read(ZONE.replace("ffffff0102000007", identity))
     assert isinstance(record, Listening)
     assert record.socket == socket
 
 
 def test_counts() -> None:
-    """A count of zones tells what is new, at a listener that has been told."""
+    """A count with zones gives only what is new, at a listener that has a row."""
     assert read(
         *("syn ff0102000007 3 5", "drop ff0102000007 1 4", "drop ff0102000007 2 3"),
         *("drop ff0102000007 3 2", "opened ff0102000007 6", "established ff0102000007 7"),
@@ -320,7 +320,7 @@ def test_counts() -> None:
 
 
 def test_evicted() -> None:
-    """What is thrown out of a cache of many listeners has a place, an address and a port."""
+    """Evictions from a cache of many listeners have a place, an address and a port."""
     assert read("evicted 0 :: 80 3", "evicted web 192.0.2.1 81 4", "evicted  0.0.0.0 82 5") == [
         Evicted("0", "*", 80, 3),
         Evicted("web", "192.0.2.1", 81, 4),
@@ -329,32 +329,32 @@ def test_evicted() -> None:
 
 
 def test_counts_are_told_each_time() -> None:
-    """Two rows that are alike are two counts, in whichever set of Linux's they may stand."""
+    """Two equal rows are two counts, in any of Linux' sets."""
     rows = ["syn ff0102000007 3 5"] * 2
     assert read(*rows, "set 5", *rows) == [Found(ID, 3, 5)] * 4
 
 
 def test_segments_that_are_no_syns() -> None:
-    """What came to a listener without a SYN is no count of its."""
+    """A segment without a SYN that reaches a listener is not counted."""
     assert read("syn ff0102000007 -1 5", "syn ff0102000007 3 5") == [Found(ID, 3, 5)]
 
 
 @pytest.mark.parametrize("row", ["syn {} 3 5", "drop {} 1 4", "opened {} 6"])
 @pytest.mark.parametrize("id_", ["0", "ff0102000000"])
 def test_counts_of_nobody(row: str, id_: str) -> None:
-    """Number 0 is no listener that has been told: what is counted there is told elsewhere."""
+    """Counts at number 0 are ignored, because no listener has that number."""
     assert read(row.format(id_)) == []
 
 
 @pytest.mark.parametrize("how", range(WAIT_BUCKETS + 1))
 def test_left_by_accept(how: int) -> None:
-    """An accept has a bucket and a time, in microseconds, unless nobody looked at it."""
+    """An accept has a bucket, and a time in microseconds; without a wait, no bucket."""
     bucket = how if how < WAIT_BUCKETS else None
     assert read(f"left ff0102000007 {how} {9 * PAIR + 2}") == [Accepts(ID, bucket, 2, 9000)]
 
 
 def test_left_otherwise() -> None:
-    """What leaves Q or Q0 in another way is no accept."""
+    """A connection that leaves Q or Q0 in another way is not an accept."""
     assert read("left ff0102000007 15 3", "left ff0102000007 16 2") == [
         Left(ID, half_open=False, events=3),
         Left(ID, half_open=True, events=2),
@@ -380,7 +380,7 @@ def test_left_otherwise() -> None:
     ],
 )
 def test_not_a_row_of_zones(line: str) -> None:
-    """Rows cut short, of an unknown kind or with a number that cannot be are errors."""
+    """Rows that are cut short, of an unknown kind or with an impossible number are errors."""
     reader = Reader()
     for before in ("", "set 5"):
         if before:
@@ -391,7 +391,7 @@ def test_not_a_row_of_zones(line: str) -> None:
 
 @pytest.mark.parametrize("name", ["illumos", "solaris10", "freebsd"])
 def test_heads_of_zones(name: str) -> None:
-    """A program's head has a word on each kind of row that it prints, and prints this version."""
+    """A program's head describes each kind of row that it prints, and it prints this version."""
     head, _, text = load(name).text.partition("*/")
     kinds = set(re.findall(r'"(?:\\n)?([a-z]+) [^"]*%@?d', text))
     is_freebsd = name == "freebsd"
@@ -408,24 +408,24 @@ def test_heads_of_zones(name: str) -> None:
     [("illumos_calls", {"program", "fmri", "tick"}), ("solaris10_calls", {"program", "tick"})],
 )
 def test_heads_of_acceptors(name: str, kinds: set[str]) -> None:
-    """So has that of a program for processes."""
+    """The head of a calls program describes each kind of row too."""
     head, _, text = load(name).text.partition("*/")
     assert set(re.findall(r'"(?:\\n)?([a-z]+) [^"]*%@?d', text)) == kinds
     assert set(re.findall(r"^ \* (\w+) [A-Z][A-Z ]*:", head, re.MULTILINE)) == kinds
     assert f"ready {PROTOCOL} global" in text
 
 
-# Since the last time
+# Changes since the last row
 
 
 def test_only_what_is_new_is_told() -> None:
-    """A row tells what has come since it was last read, one that has not changed tells nothing."""
+    """A row gives what is new since it was last read, and an unchanged row gives nothing."""
     rows = [count(30, number) for number in (3, 3, 5, 5, 9)]
     assert read("set 5", *rows) == [Established(0xA, n) for n in (3, 2, 4)]
 
 
 def test_a_lost_row_is_made_up_for() -> None:
-    """What a lost row would have told is in the next one."""
+    """The next row contains what a lost row would have given."""
     rows = ["set 5", count(10, PAIR + 1), count(10, 2 * PAIR + 2), count(10, 9 * PAIR + 3)]
     told = [record for record in read(*rows) if isinstance(record, Syns)]
     less = [record for record in read(*rows[:2], rows[3]) if isinstance(record, Syns)]
@@ -434,14 +434,14 @@ def test_a_lost_row_is_made_up_for() -> None:
 
 
 def test_a_new_set_starts_from_nothing() -> None:
-    """A set that began at another time has been emptied: all of it is new."""
+    """A set with a new start has been emptied, so all of it is new."""
     assert read("set 5", count(30, 3), "set 6", count(30, 3)) == [Established(0xA, 3)] * 2
     rows = ["set 5", count(30, 3), "set 6", count(30, 1), "set 5", count(30, 4)]
     assert read(*rows) == [Established(0xA, n) for n in (3, 1, 1)]
 
 
 def test_sets_of_the_past_are_forgotten() -> None:
-    """However long a program runs, what is kept is of the sets in use."""
+    """However long a program runs, the reader keeps only the sets in use."""
     reader = Reader()
     for began in range(1, 1000):
         for line in (f"set {began}", count(30, 3), f"set {began + 1}", count(30, 1)):
@@ -450,14 +450,14 @@ def test_sets_of_the_past_are_forgotten() -> None:
 
 
 def test_sets_take_turns() -> None:
-    """Of two sets that are printed by turns one begins anew, and the other goes on as it was."""
+    """Two sets take turns: one starts again from 0 while the other goes on."""
     reader = Reader()
     sets = {0: 10, 1: 11}
     counted, told = {0: 0, 1: 0}, 0
     for turn in range(40):
         used = turn // 2 % 2
         if turn % 2 == 0 and turn:
-            # It was emptied a turn ago, and begins anew.
+            # This set was emptied a turn ago, and starts again.
             sets[used], counted[used] = 100 + turn, 0
         for _ in range(3):
             counted[used] += 1
@@ -473,7 +473,7 @@ def test_sets_take_turns() -> None:
 
 
 def test_rows_of_different_keys_are_counted_apart() -> None:
-    """Another listener, kind, Qmax or part is another row."""
+    """Rows that differ in listener, kind, Qmax or part are counted separately."""
     rows = [
         count(10, 1),
         count(10, 1, id_="b"),
@@ -485,7 +485,7 @@ def test_rows_of_different_keys_are_counted_apart() -> None:
 
 
 def test_a_count_that_has_fallen() -> None:
-    """A garbled count that is less than before is an error, and changes nothing for the next."""
+    """A garbled count that is less than before is an error, and does not affect the next."""
     reader = Reader()
     for line in ("set 5", count(30, 7)):
         reader.read(line)
@@ -499,13 +499,13 @@ def test_a_count_that_has_fallen() -> None:
     st.integers(0, U64) | st.integers((1 << 63) - 10**12, 1 << 63) | st.integers(U64 - 10**12, U64),
 )
 def test_sums_of_two_numbers(steps: list[tuple[int, int]], start: int) -> None:
-    """Events and values are told apart in a sum of both, though it goes round at 64 bits."""
+    """Events and values are separated in a sum of both, even if the sum overflows 64 bits."""
     reader = Reader()
     reader.read("set 5")
     sums = [start]
     for events, value in steps:
         sums.append(sums[-1] + value * PAIR + events)
-    # DTrace prints a sum as a number with a sign.
+    # DTrace prints a sum as a signed number.
     rows = [count(40, (number + (1 << 63)) % (1 << 64) - (1 << 63)) for number in sums]
     told = []
     key, _, first = rows[0].rpartition(" ")
@@ -517,7 +517,7 @@ def test_sums_of_two_numbers(steps: list[tuple[int, int]], start: int) -> None:
     assert told == steps
 
 
-# What is no row
+# Lines that are not rows
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_sums_of_two_numbers(steps: list[tuple[int, int]], start: int) -> None:
     ],
 )
 def test_not_a_row(line: str) -> None:
-    """Lines cut short, run together or of another kind are errors."""
+    """Lines that are cut short, run together or of another kind are errors."""
     with pytest.raises(RowError):
         Reader().read(line)
 
@@ -590,7 +590,7 @@ def test_not_a_row(line: str) -> None:
     ],
 )
 def test_not_a_row_of_a_set(line: str) -> None:
-    """So are rows of counts of a kind or a part that there is not."""
+    """Rows of counts with an unknown kind or part are errors."""
     reader = Reader()
     reader.read("set 5")
     with pytest.raises(RowError):
@@ -599,7 +599,7 @@ def test_not_a_row_of_a_set(line: str) -> None:
 
 @pytest.mark.parametrize("line", [count(10, 1), "q a 8 9", "q0 a 9"])
 def test_a_row_of_no_set(line: str) -> None:
-    """A row of counts before any set has begun is an error: since when is not known."""
+    """A row of counts before the first set is an error, because its start is not known."""
     with pytest.raises(RowError):
         Reader().read(line)
 
@@ -617,7 +617,7 @@ def test_a_row_of_no_set(line: str) -> None:
     ],
 )
 def test_not_a_number(row: str, word: str) -> None:
-    """Signs, underscores, digits of other scripts and such are no numbers, in any field."""
+    """Signs, underscores, digits of other scripts and the like are not numbers, in any field."""
     words = row.split()
     for field in range(1, len(words)):
         reader = Reader()
@@ -659,8 +659,8 @@ lines = st.text(st.characters()) | st.lists(words, max_size=12).map(" ".join) | 
 
 
 def in_range(record: Record) -> bool:
-    """Tell whether all numbers of a record are ones that the kernel can have."""
-    # A backlog, which is the last number of its row, may be less than 0.
+    """Tell whether the kernel can have all numbers of a record."""
+    # A backlog, the last number of its row, may be negative.
     numbers = record[:-1] if isinstance(record, Limit) else record
     counts = [n for n in numbers if isinstance(n, int)]
     time = isinstance(record, Queue | Accepts)
@@ -669,7 +669,7 @@ def in_range(record: Record) -> bool:
 
 @given(st.lists(lines, max_size=30))
 def test_hostile_lines(several: list[str]) -> None:
-    """Any text either is a row, all of whose numbers are in range, or a RowError."""
+    """Any text is a row whose numbers are all in range, or a RowError."""
     reader = Reader()
     for line in several:
         try:
@@ -681,7 +681,7 @@ def test_hostile_lines(several: list[str]) -> None:
 
 @given(st.binary(max_size=200))
 def test_hostile_bytes(data: bytes) -> None:
-    """Nor do any bytes whatever raise anything else."""
+    """Any bytes give rows or a RowError, and no other error."""
     reader = Reader()
     splitter = LineSplitter()
     for line in ["set 5", *splitter.feed(data), *splitter.end()]:
@@ -691,7 +691,7 @@ def test_hostile_bytes(data: bytes) -> None:
 
 @given(told)
 def test_hostile_zones(line: str) -> None:
-    """What is read as a listener has a zone and an address that are fit to be labels."""
+    """A line that is read as a listener has a zone and an address that are fit for labels."""
     with suppress(RowError):
         record = Reader().read(line)
         assert isinstance(record, Listening)
@@ -702,7 +702,7 @@ def test_hostile_zones(line: str) -> None:
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=20, unique=True))
 def test_sets_in_any_order(began: list[int]) -> None:
-    """Sets that begin in an order that no program has do no harm."""
+    """Sets that start in an impossible order do no harm."""
     reader = Reader()
     for number, (first, second) in enumerate(pairwise(began), 1):
         for line in (f"set {first}", f"set {second}", count(30, number), f"set {first}"):
@@ -711,7 +711,7 @@ def test_sets_in_any_order(began: list[int]) -> None:
 
 
 def steps_of(lines: list[str]) -> int:
-    """Return how many lines of Python a new reader takes for lines."""
+    """Return how many lines of Python a new reader runs to read some lines."""
     steps = 0
 
     def trace(*_: object) -> object:
@@ -731,7 +731,7 @@ def steps_of(lines: list[str]) -> int:
 
 
 def test_cost_is_linear() -> None:
-    """Twice as many rows are twice as much work, however many sets and keys there are."""
+    """Twice as many rows take twice as much work, however many sets and keys there are."""
 
     def hostile(size: int) -> list[str]:
         rows = [count(30, n, id_=f"{n:x}") for n in range(size)]
@@ -742,7 +742,7 @@ def test_cost_is_linear() -> None:
 
 @given(st.integers(0, len(ZONE) - 1))
 def test_row_of_zones_cut_short(size: int) -> None:
-    """Nor is one of zones a row, but for one cut before or inside of Q0's limit."""
+    """A zone's row cut short is an error, unless the cut is just before or within Q0's limit."""
     if size < ZONE.rindex(" 0 1152") + 2 or size == ZONE.rindex(" ") + 1:
         with pytest.raises(RowError):
             Reader().read(ZONE[:size])
@@ -752,7 +752,7 @@ def test_row_of_zones_cut_short(size: int) -> None:
 
 @given(st.integers(0, len(LISTENER) - 1))
 def test_row_cut_short(size: int) -> None:
-    """A listener's row cut short is an error, but for one cut inside of its last number."""
+    """A listener's row cut short is an error, unless the cut is within its last number."""
     if size <= LISTENER.rindex(" ") + 1:
         with pytest.raises(RowError):
             Reader().read(LISTENER[:size])

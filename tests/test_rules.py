@@ -1,4 +1,4 @@
-"""The rules in config/prometheus: right, tested, and explained in docs/runbooks.md."""
+"""The rules in config/prometheus are right, tested, and explained in docs/runbooks.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RUNBOOKS = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(
     r"```sh\n(.*?)```", (ROOT / "docs/prometheus.md").read_text(encoding="utf-8"), re.DOTALL
 )
-"""The commands of the guide: to install, and to see an alert."""
+"""The commands of the guide: one block to install, and one to see an alert."""
 
 
 _spec = importlib.util.spec_from_file_location("runbooks", CONFIG / "runbooks.py")
@@ -63,18 +63,18 @@ def promtool() -> str:
 
 
 def run(directory: Path, *command: str) -> None:
-    """Run a command that must have nothing to say against the files."""
+    """Run a command that must not complain about the files."""
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_configuration(promtool: str) -> None:
-    """The tool promtool has nothing against the configuration and the rules that it names."""
+    """The tool promtool accepts the configuration and the rules that it names."""
     run(CONFIG, promtool, "check", "config", "prometheus.yml")
 
 
 def test_configuration_with_everything(promtool: str, tmp_path: Path) -> None:
-    """What prometheus.yml has as comments is right once the # is taken away."""
+    """The commented parts of prometheus.yml are right once the # is removed."""
     text = (CONFIG / "prometheus.yml").read_text(encoding="utf-8")
     whole = re.sub(r"^( *)#(?=[\w ])(?! )|^#(?=  )", r"\1", text, flags=re.MULTILINE)
     (scrape,) = yaml.safe_load(whole)["scrape_configs"]
@@ -91,7 +91,7 @@ def test_alerts(promtool: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_alert_is_tested(name: str) -> None:
-    """The tests have each alert pending, firing, resolved, and its texts."""
+    """The tests have each alert pending, firing and resolved, and check its texts."""
     states = set()
     fires: dict[str, int] = {}
     resolved = False
@@ -128,7 +128,7 @@ def test_annotations(alert: dict[str, Any]) -> None:
 
 
 def test_runbooks() -> None:
-    """There is a section for each alert and verdict, in the same order, and for nothing else."""
+    """Each alert and each verdict has a section, in the same order, and there are no others."""
     sections = re.split(r"^## ", RUNBOOKS, flags=re.MULTILINE)[1:]
     names = [*NAMES, *(f"Verdict: {verdict}" for verdict in VERDICTS)]
     assert [section.splitlines()[0] for section in sections] == names
@@ -139,7 +139,7 @@ def test_runbooks() -> None:
 
 
 def test_installation(promtool: str, tmp_path: Path) -> None:
-    """The guide's commands put everything in place that the configuration names."""
+    """The guide's commands install every file that the configuration names."""
     assert promtool
     install, _ = BLOCKS
     (tmp_path / "consoles").mkdir()
@@ -153,7 +153,7 @@ def test_installation(promtool: str, tmp_path: Path) -> None:
 
 
 def test_moved_runbooks(promtool: str, tmp_path: Path) -> None:
-    """The command in the file's head moves the links to the runbooks."""
+    """The command in the file's head changes the links to the runbooks."""
     path = tmp_path / "dtrace_exporter.alerts.yml"
     shutil.copy(CONFIG / path.name, path)
     (command,) = re.findall(r"^#   (sed .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -166,7 +166,7 @@ def test_moved_runbooks(promtool: str, tmp_path: Path) -> None:
 
 
 def test_console_is_made_of_the_runbooks() -> None:
-    """The console is what runbooks.py makes of docs/runbooks.md, and has each word of it."""
+    """The console is what runbooks.py makes of docs/runbooks.md, with all of its words."""
     made = (CONFIG / CONSOLE).read_text(encoding="utf-8")
     assert made == runbooks.render(RUNBOOKS)
     _, _, body = made.partition("<body>")
@@ -191,12 +191,12 @@ def test_console_is_made_of_the_runbooks() -> None:
     ],
 )
 def test_markdown(markdown: str, expected: str) -> None:
-    """Paragraphs, items, headings and what stands in them become HTML; nothing is a template."""
+    """Paragraphs, items, headings and their contents become HTML, and no text is a template."""
     assert expected in runbooks.render(markdown)
 
 
 def test_runbook_url(tmp_path: Path) -> None:
-    """The runbook_url of an alert that fires, as Prometheus gives it, leads to its section."""
+    """The runbook_url of a firing alert, as Prometheus gives it, leads to the alert's section."""
     config = yaml.safe_load((CONFIG / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (scrape,) = config["scrape_configs"]
@@ -223,12 +223,12 @@ def test_runbook_url(tmp_path: Path) -> None:
             page = answer.read().decode()
     assert anchor == "dtraceexporterdown"
     assert {name.lower() for name in NAMES} <= {*re.findall(r' id="([^"]+)"', page)}
-    # The server's text is what is in the file: none of it was taken for a template.
+    # The server returns what is in the file, so no text was taken for a template.
     assert page == (CONFIG / CONSOLE).read_text(encoding="utf-8")
 
 
 def test_metrics_exist() -> None:
-    """Rules ask for nothing but what is exported or recorded."""
+    """Rules use only metrics that are exported or recorded."""
     exported = {
         family.name + suffix
         for family in Collector(State()).describe()
@@ -247,7 +247,7 @@ def test_metrics_exist() -> None:
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sock_diag is an interface of Linux")
 def test_see_it_fire() -> None:
-    """The command that docs/prometheus.md gives makes the alert fire that it says, and resolve."""
+    """The command in docs/prometheus.md makes the alert that it names fire, and then resolve."""
     _, command = BLOCKS
     (port,) = {*re.findall(r"\b7200\b", command)}
     free = str(free_port())
