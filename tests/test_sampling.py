@@ -1,4 +1,4 @@
-"""The accept queues between scrapes are sampled by time, at a steady pace, while that is wanted."""
+"""Accept queues are sampled between scrapes, at a steady pace, while the configuration says so."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is an inte
 
 
 def seen(*ports: int) -> ListenerTable:
-    """Return a table that has listeners of these ports."""
+    """Return a table with listeners on these ports."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), replace(sock_diag.CAPABILITIES, sampled=True))
     for port in ports:
@@ -46,7 +46,7 @@ def of(port: int, q: int, qmax: int = 10, cookie: int = 1, place: str = "") -> P
 
 
 def sampled(table: ListenerTable) -> dict[int, dict[int, int]]:
-    """Return by port how many samples are in which bucket."""
+    """Return for each port how many samples are in which bucket."""
     return {
         one.identity.port: {bucket: count for bucket, count in enumerate(one.sampled) if count}
         for one in table
@@ -81,14 +81,14 @@ def test_by_time() -> None:
 
 
 def test_fullest_socket() -> None:
-    """Of several sockets of a listener the fullest is the sample, not the one with most in it."""
+    """The sample of several sockets is the fullest one, not the one with the longest queue."""
     table = seen(80)
     list(take(table, SESSION, [of(80, 9, 100, 1), of(80, 4, 5, 2), of(80, 0, 1, 3)]))
     assert sampled(table) == {80: {8: 1}}
 
 
 def test_places_are_told_apart() -> None:
-    """Listeners of one port in two network namespaces have samples of their own."""
+    """Listeners of one port in two network namespaces are sampled separately."""
     table = seen(80)
     table.listener(SESSION, "4026", "*", 80)
     list(take(table, SESSION, [of(80, 9), of(80, 2, place="4026"), of(80, 1, place="4027")]))
@@ -96,7 +96,7 @@ def test_places_are_told_apart() -> None:
 
 
 def test_others_are_left_out() -> None:
-    """A listener that the table does not have is not made, nor sampled for nobody."""
+    """A sample of a listener that is not in the table is ignored."""
     table = seen(80)
     list(take(table, SESSION, [of(81, 1), of(80, 1, place="4026")]))
     assert sampled(table) == {80: {}}
@@ -107,7 +107,7 @@ def test_others_are_left_out() -> None:
 
 @given(st.floats(0, 1e6), st.floats(0.01, 10), st.floats(0, 1e3))
 def test_beats(due: float, interval: float, late: float) -> None:
-    """A missed beat is left out, not caught up with; the others are where they would have been."""
+    """A missed beat is skipped and not caught up with; later beats keep their times."""
     after = due + late
     beat = next_beat(due, interval, after)
     assert beat >= due + interval * 0.999
@@ -116,7 +116,7 @@ def test_beats(due: float, interval: float, late: float) -> None:
 
 
 class Kernel:
-    """What is read, which can take as long as a test wants."""
+    """A kernel whose reads can take as long as a test wants."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -125,7 +125,7 @@ class Kernel:
         self.refuses = False
 
     def read(self) -> Iterator[Placed]:
-        """Read."""
+        """Read the sockets, one at a time."""
         self.reads += 1
         self.free.wait()
         if self.refuses:
@@ -133,20 +133,20 @@ class Kernel:
         yield of(80, 5)
 
     def sockets(self) -> list[Placed]:
-        """Read at once."""
+        """Read all sockets."""
         return list(self.read())
 
 
 @pytest.fixture
 def kernel() -> Iterator[Kernel]:
-    """Return a Kernel that keeps nobody waiting in the end."""
+    """Return a Kernel, and let all its reads end after the test."""
     kernel = Kernel()
     yield kernel
     kernel.free.set()
 
 
 async def test_on_and_off(kernel: Kernel) -> None:
-    """It goes on until it is switched off, and begins again when it is switched on."""
+    """Sampling goes on until it is switched off, and starts again when it is switched on."""
     table = seen(80)
     sampler = Sampler(table, SESSION, kernel.sockets)
     sampler.every(0)
@@ -164,7 +164,7 @@ async def test_on_and_off(kernel: Kernel) -> None:
 
 
 async def test_no_burst_after_a_pause(kernel: Kernel) -> None:
-    """A reading that took many beats is one sample, and behind it is a rest of the same length."""
+    """A read that takes many beats is one sample, and a pause of the same length follows."""
     table = seen(80)
     times: list[float] = []
 
@@ -188,7 +188,7 @@ async def test_no_burst_after_a_pause(kernel: Kernel) -> None:
 
 
 async def test_refusal(kernel: Kernel) -> None:
-    """A kernel that refuses gives no sample, and the next one is taken when it does not."""
+    """If the kernel refuses a read, there is no sample; sampling goes on once it accepts."""
     table = seen(80)
     kernel.refuses = True
     sampler = Sampler(table, SESSION, kernel.sockets)
@@ -202,7 +202,7 @@ async def test_refusal(kernel: Kernel) -> None:
 
 @linux
 def test_what_is_read() -> None:
-    """A listener's Q and Qmax are as it has them."""
+    """The sampler reads the address and Qmax of a real listener."""
     with socket.create_server(("127.0.0.1", 0), backlog=7) as server:
         port = server.getsockname()[1]
         with socket.create_connection(server.getsockname()):
@@ -212,7 +212,7 @@ def test_what_is_read() -> None:
 
 @linux
 async def test_service(tmp_path: Path) -> None:
-    """The configuration switches it on, off and to another pace, and the service stops at once."""
+    """The configuration turns sampling on, off and to another pace; the service stops at once."""
     file = tmp_path / "c.yml"
 
     def configure(interval: str | int) -> None:

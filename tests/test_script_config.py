@@ -1,4 +1,4 @@
-"""Scripts in the configuration: what is taken, and what is said about anything else."""
+"""Scripts in the configuration: what is accepted, and the error for anything else."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SCRIPT = "BEGIN { @time[execname] = quantize(arg0); @n[pid, cpu] = count(); }\n"
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    """Return a directory with a script io.d, in which a configuration may be written."""
+    """Return a directory that has a script io.d, where a test can write a configuration."""
     (tmp_path / "io.d").write_text(SCRIPT, encoding="utf-8")
     return tmp_path
 
 
 def read(where: Path, content: str) -> Config:
-    """Load a configuration of that content."""
+    """Load a configuration with this content."""
     file = where / "c.yml"
     file.write_text(content, encoding="utf-8")
     return load(file)
 
 
 def complaint(where: Path, content: str) -> str:
-    """Return what is said about a configuration of that content, from after its name on."""
+    """Return the error for a configuration with this content, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         read(where, content)
     said = str(caught.value)
@@ -40,7 +40,7 @@ def complaint(where: Path, content: str) -> str:
 
 
 def test_two_lines(where: Path) -> None:
-    """A path, relative to the configuration's directory, is all that a script needs."""
+    """A script needs only a path, which is relative to the configuration's directory."""
     (script,) = read(where, "scripts:\n  - script: io.d\n").local.scripts
     assert script.script.path == str(where / "io.d")
     assert (script.name, script.args, script.pid, script.limit) == ("io", (), None, 1000)
@@ -49,7 +49,7 @@ def test_two_lines(where: Path) -> None:
 
 
 def test_everything(where: Path) -> None:
-    """Whatever can be said of a script is taken, on this host and on others."""
+    """All keys of a script are accepted, on this host and on others."""
     said = """
   - script: io.d
     args: [3306, /dev/sda]
@@ -73,7 +73,7 @@ def test_everything(where: Path) -> None:
 
 @pytest.mark.parametrize("scale", ["1000", "0.5", "1e-9", "1E3", "1.5e-3"])
 def test_scales(where: Path, scale: str) -> None:
-    """A scale is a number however YAML sees it."""
+    """A scale is a number, whatever type YAML gives it."""
     content = f"scripts: [{{script: io.d, metrics: {{n: {{scale: {scale}}}}}}}]"
     assert read(where, content).local.scripts[0].families[1].scale == float(scale)
 
@@ -112,13 +112,13 @@ def test_scales(where: Path, scale: str) -> None:
     ],
 )
 def test_mistakes(where: Path, said: str, expected: str) -> None:
-    """A mistake is told with file, line, key and what was expected."""
+    """An error names the file, the line, the key and what was expected."""
     assert re.search(expected, complaint(where, f"scripts: [{said}]"))
 
 
 @pytest.mark.parametrize("name", RESERVED)
 def test_reserved_names(where: Path, name: str) -> None:
-    """A script is not called as metrics of our own are."""
+    """A script may not have a name that the exporter's own metrics use."""
     (where / f"{name}.d").write_text(SCRIPT, encoding="utf-8")
     said = complaint(where, f"scripts: [{{script: {name}.d}}]")
     assert said.startswith(":1: scripts[0].script: expected a script whose name is not one of ")
@@ -127,7 +127,7 @@ def test_reserved_names(where: Path, name: str) -> None:
 
 
 def test_what_is_no_script(where: Path) -> None:
-    """What is no D is not quoted where strangers can see it, and line and reason are in full."""
+    """A file that is not D is quoted only in the full error, which strangers do not see."""
     (where / "io.d").write_text("root:secret:1::\n", encoding="utf-8")
     said = complaint(where, "\nscripts: [{script: io.d}]")
     assert said.startswith(":2: scripts[0].script: expected a D script with aggregations")
@@ -138,13 +138,13 @@ def test_what_is_no_script(where: Path) -> None:
 
 
 def test_line_of_a_metric(where: Path) -> None:
-    """What is wrong with a metric is said in its own line."""
+    """An error in a metric has the line of that metric."""
     content = "scripts:\n- script: io.d\n  metrics:\n    n:\n      scale: 2\n      type: x\n"
     assert complaint(where, content).startswith(":6: scripts[0].metrics.n.type: ")
 
 
 def test_no_bounds(where: Path) -> None:
-    """An lquantize() without literal bounds needs those of the configuration."""
+    """An lquantize() without literal bounds needs bounds in the configuration."""
     (where / "io.d").write_text("BEGIN { @l = lquantize(arg0, 0, $1, 10); }", encoding="utf-8")
     said = complaint(where, "scripts: [{script: io.d, args: [100]}]")
     assert "expected metrics of @l with buckets: [low, high, step], because line 1" in said
@@ -153,17 +153,17 @@ def test_no_bounds(where: Path) -> None:
 
 
 def test_types_on_hosts(where: Path) -> None:
-    """A metric has one type, whichever host it is of."""
+    """A metric has the same type on every host."""
     (where / "far").mkdir()
     (where / "far" / "io.d").write_text("BEGIN { @n[pid] = max(1); }", encoding="utf-8")
     hosts = "hosts: [{name: far, scripts: [{script: far/io.d}]}]"
-    # A counter dtrace_io_n_total here is no gauge dtrace_io_n there.
+    # A counter dtrace_io_n_total on this host cannot be a gauge dtrace_io_n on the other.
     assert "of the same type" in complaint(where, f"scripts: [{{script: io.d}}]\n{hosts}")
     assert read(where, hosts).hosts[0].scripts[0].families[0].kind == "gauge"
 
 
 def test_flag(where: Path) -> None:
-    """A script of the command line is one of this host's, beside those of the file."""
+    """A script of the command line belongs to this host, like those of the file."""
     (where / "two.d").write_text(SCRIPT, encoding="utf-8")
     (where / "c.yml").write_text("scripts: [{script: io.d}]", encoding="utf-8")
     found = load(where / "c.yml", scripts=[where / "two.d"])

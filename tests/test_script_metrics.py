@@ -1,4 +1,4 @@
-"""What a script's aggregations are as metrics, and what its rows add up to over all runs."""
+"""The metrics of a script's aggregations, and the sums of its rows over all runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = "BEGIN { " + " ".join(f"@{f.partition('(')[0]}[pid] = {f};" for f in KINDS
 
 
 def of(text: str, settings: Mapping[str, Settings] | None = None) -> tuple[Family, ...]:
-    """Return the metrics of a script in /x/io.d."""
+    """Return the metrics of a script /x/io.d."""
     return families(reader.read("/x/io.d", text), settings or {})
 
 
@@ -51,7 +51,7 @@ def row(aggregation: int, value: Any, *keys: str, final: bool = False) -> Row:
 
 
 def test_names_and_types() -> None:
-    """A family is named after file and aggregation, and its type is what the function gives."""
+    """A family has the name of the file and the aggregation, and the type of the function."""
     found = [(each.name, each.kind, each.labels) for each in of(ALL)]
     assert found == [
         ("dtrace_io_count", "counter", ("pid",)),
@@ -71,12 +71,12 @@ def test_names_and_types() -> None:
     [("/a/io.d", "io"), ("/a/my-io.2.d", "my_io_2"), ("/a/x", "x"), ("/a/é.d", "_")],
 )
 def test_stem(path: str, name: str) -> None:
-    """A file's name is a script's name once it is fit for a metric."""
+    """A script's name is its file's name, made fit for a metric."""
     assert stem(path) == name
 
 
 def test_settings() -> None:
-    """What the configuration says of an aggregation goes before what the script says."""
+    """The configuration's settings of an aggregation override the script's."""
     said = Settings("disk_seconds", "Help.", ("device",), 1e-9, (1024, 4096))
     (found,) = of("BEGIN { @t[pid] = quantize(arg0); }", {"t": said})
     assert (found.name, found.help, found.labels) == ("disk_seconds", "Help.", ("device",))
@@ -108,20 +108,20 @@ def test_settings() -> None:
     ],
 )
 def test_wrong_settings(function: str, settings: dict[str, Any], key: str) -> None:
-    """What no aggregation of that kind can be is refused, by the key that says it."""
+    """Settings that a kind of aggregation cannot have are refused, with the wrong key."""
     with pytest.raises(FamilyError) as caught:
         of(f"BEGIN {{ @t[pid] = {function}; }}", {"t": Settings(**settings)})
     assert (caught.value.aggregation, caught.value.key) == ("t", key)
 
 
 def test_one_bucket_for_each_cpu() -> None:
-    """As many linear buckets as public scripts have are no mistake."""
+    """An lquantize() with 1,024 buckets, as public scripts have it, is accepted."""
     (found,) = of("inline int MAX = 1024; BEGIN { @ = lquantize(cpu, 0, MAX, 1); }")
     assert (found.bounds[0], found.bounds[-1], len(found.bounds)) == ("-1.0", "1023.0", 1025)
 
 
 def test_one_name_twice() -> None:
-    """Two aggregations whose samples would have one name are refused."""
+    """Two aggregations whose samples would have the same name are refused."""
     with pytest.raises(FamilyError, match="gives, too"):
         of("BEGIN { @a = count(); @a_total = sum(1); }")
     with pytest.raises(FamilyError, match="gives, too"):
@@ -129,7 +129,7 @@ def test_one_name_twice() -> None:
 
 
 def test_bounds_of_quantize() -> None:
-    """quantize() has all powers of two, less one each; what is negative has one bucket."""
+    """quantize() has bounds one below each power of two, and one bucket for negative values."""
     (found,) = of("BEGIN { @ = quantize(arg0); }")
     assert found.bounds[:5] == ("-1.0", "0.0", "1.0", "3.0", "7.0")
     assert float(found.bounds[-1]) == 2**62 - 1.0
@@ -147,14 +147,14 @@ def test_bounds_of_quantize() -> None:
     ],
 )
 def test_bounds_of_others(function: str, edges: tuple[int, ...]) -> None:
-    """The bounds of the others follow from their arguments, as their tables have them."""
+    """The bounds of lquantize() and llquantize() follow from their arguments."""
     (found,) = of(f"BEGIN {{ @ = {function}; }}")
     assert found.edges == edges
     assert found.bounds == tuple(repr(float(edge - 1)) for edge in edges)
 
 
 def test_counters_go_on() -> None:
-    """A counter is what all runs have counted, over what the script empties and over its end."""
+    """A counter is the sum of all runs; it keeps what the script empties and what ended."""
     found = metrics()
     found.feed(row(COUNT, 5))
     found.feed(row(COUNT, 9, final=True))
@@ -179,7 +179,7 @@ def test_counters_go_on() -> None:
     )
 )
 def test_counters_are_exact(events: list[Any]) -> None:
-    """Whatever a script counts, empties and when it ends: what it counted is what is exported."""
+    """However a script counts, empties and ends, the exported number is what it counted."""
     found = metrics()
     counted: dict[str, int] = {}
     held: dict[str, int] = {}
@@ -206,7 +206,7 @@ def test_counters_are_exact(events: list[Any]) -> None:
 
 
 def test_a_sum_that_falls() -> None:
-    """A counter does not go back: what falls is a bad row, unless it is said to be a gauge."""
+    """A counter cannot fall: a row that falls is an error, unless the metric is a gauge."""
     found = metrics()
     found.feed(row(SUM, 5))
     with pytest.raises(BadValueError, match="falls"):
@@ -221,7 +221,7 @@ def test_a_sum_that_falls() -> None:
 
 
 def test_gauges_pass() -> None:
-    """A gauge is there while its key is told, and gone with the heartbeat that does not tell it."""
+    """A gauge exists while rows have its key, and goes at the first heartbeat without it."""
     found = metrics(avg=Settings(scale=1e-3))
     found.feed(row(AVG, 5))
     found.feed(row(AVG, 9, "8"))
@@ -242,7 +242,7 @@ STACKS = """BEGIN { @n[ustack()] = count(); @s[umod(arg0)] = sum(1); @min[ustack
 
 
 def test_keys_written_alike() -> None:
-    """Stacks and symbols of several keys may be one text: what they are together is exported."""
+    """If several keys are printed as the same text, their sum is exported."""
     found = metrics(STACKS)
     assert all(family.alike for family in found.families)
     assert not any(family.alike for family in metrics().families)
@@ -266,7 +266,7 @@ def test_keys_written_alike() -> None:
 
 
 def test_of_keys_written_alike_one_goes() -> None:
-    """When a process ends its stack is written otherwise: the counter of the others goes on."""
+    """If one of several keys with the same text goes, the counter of the others goes on."""
     found = metrics(STACKS)
     for value in (2, 3):
         found.feed(row(0, value, "a"))
@@ -277,7 +277,7 @@ def test_of_keys_written_alike_one_goes() -> None:
     for number, told in later:
         found.feed(row(number, told, "a"))
     assert found.tick() == []
-    # Which of both went is not told, so what the other counted in that second is not known.
+    # The row does not say which of them went, so what the other counted meanwhile is unknown.
     assert samples(found)['dtrace_io_n_total{ustack="a"}'] == 5.0
     later = [(0, 6), (4, ((1, 6),))]
     for number, told in later:
@@ -294,7 +294,7 @@ def test_of_keys_written_alike_one_goes() -> None:
     st.lists(st.one_of(st.integers(0, 2), st.sampled_from(["trunc", "tick", "end"]))),
 )
 def test_keys_written_alike_are_exact(events: list[Any]) -> None:
-    """Whatever of them are counted, emptied and printed when: the sum is what was counted."""
+    """However keys with the same text are counted, emptied and printed, their sum is exact."""
     found = metrics(STACKS)
     held: dict[int, int] = {}
     for event in [*events, "tick"]:
@@ -316,7 +316,7 @@ def test_keys_written_alike_are_exact(events: list[Any]) -> None:
 
 
 def test_last_values_of_a_run_that_ends() -> None:
-    """What a script has emptied stays counted when its run ends before the next heartbeat."""
+    """Counts that a script has emptied stay if its run ends before the next heartbeat."""
     found = metrics(STACKS)
     for value in (2, 3):
         found.feed(row(0, value, "a", final=True))
@@ -326,7 +326,7 @@ def test_last_values_of_a_run_that_ends() -> None:
 
 
 def test_histogram() -> None:
-    """A histogram has all of its bounds from the start, and goes on as counters do."""
+    """A histogram has all of its bounds from the start, and goes on over runs as counters do."""
     found = metrics("BEGIN { @t[pid] = lquantize(arg0, 0, 4, 2); }", t=Settings(scale=0.5))
     found.feed(row(0, ((None, 1), (0, 2), (2, 0), (4, 3))))
     wanted = {
@@ -347,7 +347,7 @@ def test_histogram() -> None:
 
 
 def test_coarser_bounds() -> None:
-    """With bounds of the configuration's, rows between them are in the bucket that has them."""
+    """With coarser bounds in the configuration, each row is in the bucket that contains it."""
     script = "BEGIN { @ = quantize(arg0); }"
     found = ScriptMetrics("/x/io.d", of(script, {"": Settings(buckets=(4, 16))}), 10)
     rows = ((-8, 1), (0, 1), (2, 1), (4, 1), (8, 1), (16, 1), (1 << 62, 1))
@@ -363,7 +363,7 @@ def test_coarser_bounds() -> None:
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
 def test_le_is_exact(values: list[int]) -> None:
-    """In each bucket are the values that are at most its bound, as far as floats can tell."""
+    """Each bucket has the values up to its bound, as exactly as floats can tell."""
     found = metrics("BEGIN { @ = quantize(arg0); }")
     edges: dict[int, int] = {}
     for value in values:
@@ -376,13 +376,13 @@ def test_le_is_exact(values: list[int]) -> None:
         if "_bucket" in name:
             bound = float(name.split('"')[1])
             at_most = math.inf if bound == math.inf else round(bound)
-            # Above what floats can tell a bound is rounded up by one.
+            # Where floats are not exact, a bound is rounded up by one.
             at_most -= bound >= 2**53 and bound != math.inf
             assert count == sum(value <= at_most for value in values)
 
 
 def test_limit() -> None:
-    """No series beyond the limit is taken in, and what was there stays."""
+    """Series beyond the limit are refused, and those that exist stay."""
     found = metrics(limit=2)
     found.feed(row(COUNT, 1, "1"))
     found.feed(row(MAX, 1, "1"))
@@ -390,7 +390,7 @@ def test_limit() -> None:
         found.feed(row(COUNT, 1, "2"))
     found.feed(row(COUNT, 2, "1"))
     assert len(found) == 2
-    # A gauge that has gone makes room.
+    # A gauge that goes makes room for another series.
     found.tick()
     found.tick()
     found.feed(row(COUNT, 1, "2"))
@@ -401,14 +401,14 @@ def test_limit() -> None:
 
 
 def test_literal_keys_are_no_labels() -> None:
-    """A key that is always the same text is no label."""
+    """A key that is always the same text is not a label."""
     found = metrics('BEGIN { @t["reads", pid] = count(); }')
     found.feed(row(0, 3, "reads", "7"))
     assert samples(found) == {'dtrace_io_t_total{pid="7"}': 3.0}
 
 
 def test_many_series_are_in_pieces() -> None:
-    """Only the piece of a series that changes is made anew."""
+    """If a series changes, only its piece is rendered again."""
     found = metrics("BEGIN { @t[pid] = quantize(arg0); }")
     for pid in range(200):
         found.feed(row(0, ((1, pid),), str(pid)))
@@ -424,7 +424,7 @@ def test_many_series_are_in_pieces() -> None:
 
 
 def test_reload() -> None:
-    """After a reload what is the same goes on, and what is not begins anew."""
+    """After a reload, unchanged metrics go on, and changed ones start again."""
     before = metrics("BEGIN { @a = count(); @b = count(); }")
     before.feed(Row(0, (), 5, final=False))
     before.feed(Row(1, (), 6, final=False))
@@ -436,7 +436,7 @@ def test_reload() -> None:
 
 
 def test_a_name_that_is_no_text() -> None:
-    """A file whose name is no UTF-8, as the command line may give it, fails no scrape."""
+    """A file name that is not UTF-8 does not make a scrape fail."""
     path = "/x/\udcff.d"
     script = reader.read(path, "BEGIN { @n[pid] = count(); }")
     state = State()
@@ -450,7 +450,7 @@ def test_a_name_that_is_no_text() -> None:
 
 
 def test_many_that_look_alike() -> None:
-    """Rows without end of keys that are written alike take no more memory than one of them."""
+    """Endless rows whose keys have the same text take no more memory than one of them."""
     family = Family("a", "quantize", "x", "histogram", "h", ("k",), edges=(0,), alike=True)
     found = ScriptMetrics("f", (family,), 10)
     table = tuple((edge, 1) for edge in range(100))

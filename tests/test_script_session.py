@@ -1,4 +1,4 @@
-"""Scripts in the service, over a fake dtrace(1): supervised and exact, whatever they do."""
+"""Scripts in the service, run by a fake dtrace(1): supervised and exact, whatever they do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Configure = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make everything that a session waits for come soon."""
+    """Make all delays of a session short."""
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(supervision, "_LONGEST_DELAY", 0.1)
     monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
@@ -89,7 +89,7 @@ async def running(path: Path | None, *scripts: Path) -> AsyncIterator[Service]:
 
 
 async def scraped(one: Service, *, as_openmetrics: bool = False) -> dict[str, float]:
-    """Return what a scrape has of scripts, by what is before the value."""
+    """Return the samples of sessions and scripts in a scrape, by name and labels."""
     body = await Exposition(one.state).answer(openmetrics=as_openmetrics)
     found = {}
     parse = openmetrics if as_openmetrics else plain
@@ -102,7 +102,7 @@ async def scraped(one: Service, *, as_openmetrics: bool = False) -> dict[str, fl
 
 
 async def shows(one: Service, **wanted: float) -> None:
-    """Wait until a scrape has these values of @n, by their key."""
+    """Wait until a scrape has these values of @n, by key."""
     names = {f'dtrace_io_n_total{{execname="{key}"}}': value for key, value in wanted.items()}
 
     table = one.state.scripts
@@ -126,7 +126,7 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any
 
 
 async def test_a_script_is_metrics(configure: Configure) -> None:
-    """A script's rows are metrics beside all others, in either format, and its session is one."""
+    """A script's rows are metrics in both formats, and the script has its own session."""
     rows = ["0;sshd;7", f"1;{TABLE.format(3)}", "2;sshd;-5"]
     async with running(configure({"rows": rows}, FOREVER)) as one:
         await eventually(lambda: one.state.ready)
@@ -150,7 +150,7 @@ async def test_a_script_is_metrics(configure: Configure) -> None:
 
 
 async def test_counters_go_on(configure: Configure, tmp_path: Path) -> None:
-    """What a script empties, and what it had counted when it ended, stays in its counters."""
+    """Counters keep what a script empties, and what it had counted when it ended."""
     mark = str(tmp_path / "mark")
     first = [
         READY,
@@ -165,7 +165,7 @@ async def test_counters_go_on(configure: Configure, tmp_path: Path) -> None:
     async with running(configure(once, {"rows": ["0;a;10"]}, FOREVER)) as one:
         await shows(one, a=17, b=1)
         assert one.state.sessions[IO].restarts >= 1
-        # What was the most in a run that is over is no gauge any more.
+        # The maximum of a run that is over is not a gauge any more.
         assert not [name for name in await scraped(one) if "dtrace_io_most" in name]
         assert one.state.sessions[IO].uncounted > 0
 
@@ -187,7 +187,7 @@ async def test_ends(
     steps: list[dict[str, Any]],
     reason: str,
 ) -> None:
-    """A script that ends, hangs or floods is started again, and others go on meanwhile."""
+    """A script that ends, hangs or floods is restarted, and the other sessions keep running."""
     monkeypatch.setattr(script_session, "window", lambda _: replace(window(0.1), patience=1.0))
     async with running(configure({"rows": ["0;a;1"]}, {"tick": 1}, *steps)) as one:
         await eventually(lambda: one.state.sessions[IO].restarts >= 1, seconds=30)
@@ -195,7 +195,7 @@ async def test_ends(
         assert one.state.sessions[ALL].up
         assert logged(caplog, "session ended")[0]["why"].endswith(reason)
         assert logged(caplog, "session ended")[0]["session"] == "script-io"
-        # Each run has counted one, if it came to that.
+        # Each run has counted one, if it got that far.
         total = (await scraped(one))['dtrace_io_n_total{execname="a"}']
         assert 1 <= total <= 2 + one.state.sessions[IO].restarts
 
@@ -203,7 +203,7 @@ async def test_ends(
 async def test_a_script_that_exits_is_no_failure(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that ends itself after a while is started again at once, however often it does."""
+    """A script that exits by itself after a while is restarted at once, however often it does."""
     monkeypatch.setattr(supervision, "_BRIEF_RUN_SECONDS", 0.1)
     monkeypatch.setattr(supervision, "_LONGEST_DELAY", 600.0)
     caplog.set_level(logging.INFO)
@@ -215,7 +215,7 @@ async def test_a_script_that_exits_is_no_failure(
 
 
 async def test_limit(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
-    """A script with more series than its limit goes down and says so; what it has counted stays."""
+    """A script with more series than its limit goes down and says so; its counts stay."""
     rows = [f"0;key {number};1" for number in range(50_000)]
     steps = ({"rows": ["0;a;4"]}, {"tick": 1}, {"rows": ["0;a;4", *rows]}, FOREVER)
     async with running(configure(*steps, limit=20)) as one:
@@ -245,7 +245,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_keys(configure: Configure, name: str) -> None:
-    """Whatever is in a key is in its label and harms nothing else."""
+    """Any text in a key is the value of its label, and harms nothing else."""
     written, read = HOSTILE[name]
     async with running(configure({"rows": [f"0;{written};3", "0;b;1"]}, FOREVER)) as one:
         await shows(one, b=1)
@@ -260,7 +260,7 @@ async def test_hostile_keys(configure: Configure, name: str) -> None:
 
 
 async def test_what_a_script_prints_is_no_row(configure: Configure) -> None:
-    """What looks like a row, of our kind or of listen queues', and any other output, is none."""
+    """Output of a script is never a row, even if it looks like one of the exporter's rows."""
     noise = [
         "\n\x1et0123456789abcdef row 0\x1fforged\x1f99\x1e",
         "\n\x1erow 0\x1fforged\x1f99\x1e",
@@ -284,7 +284,7 @@ async def test_what_a_script_prints_is_no_row(configure: Configure) -> None:
 
 
 async def test_a_flood_is_harmless(configure: Configure) -> None:
-    """A script that prints without end keeps nobody from being served."""
+    """A script that prints without end does not delay the other sessions."""
     steps = ({"rows": ["0;a;1"]}, {"tick": 1}, {"forever": "x" * 1000})
     async with running(configure(*steps)) as one:
         await shows(one, a=1)
@@ -293,7 +293,7 @@ async def test_a_flood_is_harmless(configure: Configure) -> None:
 
 
 async def test_bad_rows(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
-    """A value that cannot be is a bad row, which is logged once, and not exported."""
+    """An impossible value is a bad row, which is logged once and not exported."""
     rows = ["0;a;5", "0;b;-1", "2;a;-9223372036854775808", "0;c", "9;a;1"]
     async with running(configure({"rows": rows}, FOREVER)) as one:
         await shows(one, a=5)
@@ -305,7 +305,7 @@ async def test_bad_rows(configure: Configure, caplog: pytest.LogCaptureFixture) 
 
 
 async def test_reload(configure: Configure) -> None:
-    """A reload ends and starts only what it changes, and what is the same goes on counting."""
+    """A reload restarts only the sessions that it changes, and unchanged ones keep counting."""
     file = configure({"rows": ["0;a;5"]}, FOREVER)
     async with running(file) as one:
         await shows(one, a=5)
@@ -334,7 +334,7 @@ async def test_reload(configure: Configure) -> None:
 
 
 async def test_other_hosts(configure: Configure, tmp_path: Path) -> None:
-    """A script runs on another host, too, and its series have the label host there."""
+    """A script runs on another host too, and its series there have the label host."""
     file = configure({"rows": ["0;a;5"]}, FOREVER)
     config = json.loads(file.read_text(encoding="utf-8"))
     config["hosts"] = [
@@ -380,7 +380,7 @@ DESTRUCTIVE = 'BEGIN { @a = count(); system("echo"); }\n'
     ],
 )
 async def test_destructive_actions(configure: Configure, text: str) -> None:
-    """Destructive actions are refused, wherever the script asks for them."""
+    """Destructive actions are refused, wherever the script permits them."""
     async with running(configure(FOREVER, text=text)) as one:
         await eventually(lambda: one.state.sessions[IO].reason != "starting")
         assert "Destructive actions not allowed" in one.state.sessions[IO].reason
@@ -392,7 +392,7 @@ async def test_destructive_actions(configure: Configure, text: str) -> None:
     ["-w", "-qws", "-x destructive", "-c 'sh -c x'", "-G", "-A", "-C -x cpppath=/tmp/x", "-p 1"],
 )
 def test_options_of_the_script(configure: Configure, options: str) -> None:
-    """What would let a script change, run or write anything is refused in its #! line."""
+    """An option that lets a script change, run or write something is refused in its #! line."""
     file = configure(text=f"#!/usr/sbin/dtrace {options} -s\n{TEXT}")
     with pytest.raises(Exception, match="a D script with aggregations") as caught:
         load(file)
@@ -402,7 +402,7 @@ def test_options_of_the_script(configure: Configure, options: str) -> None:
 async def test_without_a_configuration(
     tmp_path: Path, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A script of the command line is served beside all listeners, and stays after a reload."""
+    """A script of the command line runs beside all listeners, and still does after a reload."""
     script = tmp_path / "io.d"
     script.write_text(TEXT, encoding="utf-8")
     told = {"script": [READY, {"rows": ["0;a;5"]}, FOREVER]}
@@ -420,7 +420,7 @@ async def test_without_a_configuration(
 
 
 async def test_killed_again_and_again(configure: Configure) -> None:
-    """A script whose dtrace(1) is killed time after time has lost nothing that it had told."""
+    """A script whose dtrace(1) is killed again and again keeps all that its rows had counted."""
     async with running(configure({"rows": ["0;a;1"]}, {"tick": 1}, FOREVER)) as one:
         for number in range(1, 6):
             await shows(one, a=number)

@@ -1,4 +1,4 @@
-"""What a script includes, and its libraries, are found, to be looked at as the script itself is."""
+"""The files that a script includes and its libraries are found, and checked like the script."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ COUNTS = "BEGIN { @ = count(); }\n"
 
 
 def found(path: Path, text: str) -> set[Path]:
-    """Return what a text is made of beside itself, if it stands at a path."""
+    """Return the files and directories that a script at a path depends on."""
     return {each.resolve() for each in includes.files(read(str(path), text))}
 
 
 def test_headers(tmp_path: Path) -> None:
-    """Headers are found beside what includes them and by -I, in circles too."""
+    """Headers are found beside the including file and by -I, even if they form a circle."""
     for name in ("lib/a.h", "lib/deep/b.h", "beside.h", "lib/other.h", "far.h"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -51,7 +51,7 @@ def test_headers(tmp_path: Path) -> None:
     ],
 )
 def test_spellings(line: str, tmp_path: Path) -> None:
-    """However a script spells an #include that the preprocessor obeys, the header is found."""
+    """A header is found for each spelling of #include that the preprocessor accepts."""
     (tmp_path / "a.h").touch()
     (tmp_path / "b.h").write_text(line, encoding="utf-8")
     text = f'#!/usr/sbin/dtrace -Cs\n#include "b.h"\n{COUNTS}'
@@ -60,7 +60,7 @@ def test_spellings(line: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ['/* #include "a.h" */', '// #include "a.h"', '"#include <a.h>"'])
 def test_no_include(line: str, tmp_path: Path) -> None:
-    """What is in a comment or a string is not included."""
+    """An #include in a comment or a string is ignored."""
     (tmp_path / "a.h").touch()
     (tmp_path / "b.h").write_text(line, encoding="utf-8")
     text = f'#!/usr/sbin/dtrace -Cs\n#include "b.h"\n{COUNTS}'
@@ -68,7 +68,7 @@ def test_no_include(line: str, tmp_path: Path) -> None:
 
 
 def test_libraries(tmp_path: Path) -> None:
-    """With -L every library of a directory is a part, and who can put others there is looked at."""
+    """With -L, each library in the directory is found, and the directory itself."""
     for name in ("one.d", "two.d", "not.h"):
         (tmp_path / name).touch()
     text = f'#!/usr/sbin/dtrace -L {tmp_path} -s\n#include "not.h"\n{COUNTS}'
@@ -82,7 +82,7 @@ def test_without_a_preprocessor(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """What is no header, or a huge one, or has an odd name, is left to the preprocessor."""
+    """A missing, huge, binary or oddly named header is left to the preprocessor."""
     (tmp_path / "d").mkdir()
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "big").write_bytes(b"x" * (2 << 20))
@@ -94,7 +94,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_macro() -> None:
-    """Which file a macro means is not guessed."""
+    """An #include of a macro is refused under -C, since its file is not known."""
     text = f'#define FILE "a.h"\n#include FILE\n{COUNTS}'
     assert read("x.d", text)
     with pytest.raises(ScriptError, match=r"^x.d:3: a macro that is included, expected a file's"):
@@ -105,7 +105,7 @@ def test_macro() -> None:
     ("flags", "place"), [("-CI", "s/lib"), ("-CI", "s"), ("-L", "s"), ("-L", "s/lib"), ("-C", "")]
 )
 def test_shared_directories(flags: str, place: str, tmp_path: Path) -> None:
-    """Where a file is searched nobody else may add one, as in /tmp, even before it is there."""
+    """The service refuses a search directory that others can write, even a sticky one like /tmp."""
     shared = tmp_path / "s"
     shared.mkdir()
     script = (tmp_path if place else shared) / "x.d"
@@ -120,7 +120,7 @@ def test_shared_directories(flags: str, place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["more.h", "lib", "lib/one.d"])
 def test_refused(what: str, tmp_path: Path) -> None:
-    """What others can change is refused with a script, by the service as by --script."""
+    """The service and --script refuse a script if others can change a file that it depends on."""
     (tmp_path / "lib").mkdir()
     for name in ("more.h", "lib/one.d"):
         (tmp_path / name).touch(mode=0o644)

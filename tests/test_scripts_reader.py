@@ -48,7 +48,7 @@ def only(text: str) -> Aggregation:
 
 
 def test_everything() -> None:
-    """It finds functions, keys, labels, literal arguments and lines among all else that D has."""
+    """The reader finds functions, keys, labels, literal arguments and lines amid all D syntax."""
     assert read("all.d", EVERYTHING) == Script(
         "all.d",
         EVERYTHING,
@@ -111,12 +111,12 @@ def test_everything() -> None:
     ],
 )
 def test_label(key: str, label: str) -> None:
-    """A label is what the key is best called; keyN where nothing tells, none for a literal."""
+    """A label is the best name for the key: keyN if there is none, and empty for a literal."""
     assert only(f"BEGIN {{ @a[{key}] = count(); }}").labels == (label,)
 
 
 def test_labels_of_several_keys() -> None:
-    """Labels differ, and are those on which all clauses agree, but for literals."""
+    """Labels differ, and are those on which all clauses agree, except for literals."""
     text = """BEGIN { @a[args[0]->x, "r", this->x, key2, pid, "w"] = count();
         @a["total", "r", this->x, key2, tid, "w"] = count(); }"""
     assert only(text).labels == ("x", "", "x_3", "key2", "key5", "")
@@ -140,7 +140,7 @@ def test_labels_of_several_keys() -> None:
     ],
 )
 def test_arguments(function: str, arguments: tuple[int, ...]) -> None:
-    """Literal bounds are told, by a constant's name as well; others are not guessed."""
+    """Literal bounds and those that a constant names are read, and others are not guessed."""
     text = "#define TWICE 1\n#define TWICE 2\ninline uint64_t TOP = 1000;\nBEGIN { @a = %s; }"
     assert only(text % function).arguments == arguments
 
@@ -177,7 +177,7 @@ def test_arguments(function: str, arguments: tuple[int, ...]) -> None:
     ],
 )
 def test_refused(text: str, says: str) -> None:
-    """What cannot be read is an error with file, line, what was found and what was expected."""
+    """A script that cannot be read gives an error with file, line, what was found and expected."""
     with pytest.raises(ScriptError, match=f"^{re.escape(says)}"):
         read("x.d", text)
 
@@ -197,7 +197,7 @@ def test_refused(text: str, says: str) -> None:
     ],
 )
 def test_flags(line: str, flags: tuple[str, ...]) -> None:
-    """What the #! line asks for is kept, but for what concerns dtrace(1)'s own output."""
+    """The options of the #! line are kept, except those for dtrace(1)'s own output."""
     assert read("x.d", f"{line}\nBEGIN {{ @ = count(); }}").flags == flags
 
 
@@ -218,7 +218,7 @@ def test_flags(line: str, flags: tuple[str, ...]) -> None:
     ],
 )
 def test_refused_flags(line: str, says: str) -> None:
-    """What no script may have, or no script is, is refused with the reason."""
+    """A #! line with a forbidden option, or of another program, is refused with the reason."""
     with pytest.raises(ScriptError, match=f"^x.d:1: {says}"):
         read("x.d", f"{line}\nBEGIN {{ @ = count(); }}")
 
@@ -277,7 +277,7 @@ PIECES = st.sampled_from(
 
 @given(st.one_of(st.text(), st.lists(PIECES).map(" ".join)))
 def test_anything(text: str) -> None:
-    """Whatever the text, it is read or refused, and the labels are good."""
+    """Any text is read or refused, and the labels are good."""
     try:
         script = read("x.d", text)
     except ScriptError as error:
@@ -293,7 +293,7 @@ def test_anything(text: str) -> None:
 
 @given(programs())
 def test_generated(program: Program) -> None:
-    """Of a generated program it finds what was put into it."""
+    """The reader finds in a generated program what the generator put in."""
     script = read("x.d", program.text)
     put = {name: keys for name, keys, _ in program.put}
     assert {each.name: each.function for each in script.aggregations} == {

@@ -1,4 +1,4 @@
-"""The text that runs: the script with its lines, final rows, our rows, no way to destroy."""
+"""The text that runs: the script with its lines, final rows, own rows, no destructive action."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ HARMLESS = "#pragma D option destructive=unset"
 
 
 def rendered(text: str, *letters: str, engine: str = LINUX) -> str:
-    """Return what runs for a text; ``letters`` are the conversions of each aggregation."""
+    """Return the text that runs; ``letters`` are the conversions of each aggregation's keys."""
     script = read("x.d", text)
     given = tuple(map(tuple, letters)) or ((),) * len(script.aggregations)
     return render(script, given, engine=engine, interval=0.5, token="T")
 
 
 def body(text: str, *letters: str, engine: str = LINUX) -> str:
-    """Return what becomes of the script's own lines."""
+    """Return what the script's own lines become."""
     return rendered(text, *letters, engine=engine).partition("\n\nBEGIN\n{\n\tprintf(")[0]
 
 
 def test_all() -> None:
-    """Behind the script stand a ready row, rows at each tick and at the end, and the options."""
+    """The script is followed by a ready row, rows at each tick and at the end, and the options."""
     text = "#!/usr/sbin/dtrace -Cs\nBEGIN { @a[execname, ustack()] = count(); @ = avg(1); }"
     assert rendered(text, "Sk", "", engine=SUN) == (
         "\nBEGIN { @a[execname, ustack()] = count(); @ = avg(1); }\n\n"
@@ -66,14 +66,14 @@ FINAL = 'printa("\\n\\036T final 0\\037%@d\\036\\n", @a); '
     ],
 )
 def test_emptied(function: str, statement: str, linux: str, sun: str) -> None:
-    """What empties an aggregation stands behind a final row, or is left out; lines stay."""
+    """A statement that empties an aggregation gets a final row before it, or goes; lines stay."""
     text = "BEGIN {{ @a = {}; }}\ntick-1s {{ printa(@a); {}; }}"
     assert body(text.format(function, statement)) == text.format(function, linux)
     assert body(text.format(function, statement), engine=SUN) == text.format(function, sun)
 
 
 def test_average_on_linux() -> None:
-    """There an average is counted, too: its sign cannot be seen otherwise."""
+    """On Linux an average's values are counted too, because its sign is not visible otherwise."""
     text = "BEGIN { x = 1; @a[pid,\n f(2)] = avg(1); @b = avg(-1); }\ntick-1s { clear(@a); }"
     found = rendered(text, "dd", "")
     assert (
@@ -85,13 +85,13 @@ def test_average_on_linux() -> None:
 
 
 def test_operators_in_keys() -> None:
-    """What counts the values of an average has the same keys, whatever operators are in them."""
+    """The count of an average's values has the same keys, whatever operators they contain."""
     key = "a != b ? c << 2 : d >= 1 && ! e || f ^^ g <= 3 ? h -> i : j -- - ++ k"
     assert f"@T_0[{key}] = count(); @a" in rendered(f"BEGIN {{ @a[{key}] = avg(1); }}", "d")
 
 
 def test_raw_values() -> None:
-    """What a script normalizes is printed as it was counted, in final rows as well."""
+    """A normalized aggregation is printed as it was counted, in final rows too."""
     text = (
         "BEGIN { @a = sum(1); @b = sum(1); normalize(@a, 10); } tick-1s { trunc(@a); trunc(@b); }"
     )
@@ -101,7 +101,7 @@ def test_raw_values() -> None:
 
 
 def test_bare_aggregation() -> None:
-    """``@_`` is the bare one by the name that libdtrace gives it."""
+    """The aggregation ``@_`` is the bare one, under the name that libdtrace gives it."""
     assert '036\\n", @); trunc(@); }' in body("BEGIN { @ = sum(1); } tick-1s { trunc(@_); }")
 
 
@@ -109,13 +109,13 @@ def test_bare_aggregation() -> None:
     "text", ["BEGIN { @ = sum(1); } END { if (x) clear(@); }", "clear(@); @ = sum(1)"]
 )
 def test_no_room(text: str) -> None:
-    """Where no final row can be put before what empties, the script is refused with the line."""
+    """If no final row fits before the statement that empties, the script is refused at its line."""
     with pytest.raises(ScriptError, match=r"^x\.d:1: clear behind .+, expected it behind { or ;"):
         rendered(text, engine=SUN)
 
 
 def test_user_symbols() -> None:
-    """Keys that end Linux' dtrace(1) when they are printed are refused there, with a remedy."""
+    """Keys that make Linux' dtrace(1) end when they are printed are refused with a remedy."""
     text = "BEGIN { @m[umod(1)] = count(); }\nEND { @[pid, usym(1)] = count(); }"
     says = r"^x\.d:2: the key usym\(1\), expected umod\(\) or ustack\(1\)"
     with pytest.raises(ScriptError, match=says):
@@ -133,14 +133,14 @@ def test_user_symbols() -> None:
     ],
 )
 def test_options(text: str, options: list[str]) -> None:
-    """The last word on each option that matters is ours, the very last against destruction."""
+    """The exporter sets each option that matters last, and unsets destructive at the very end."""
     lines = rendered(f"{text}BEGIN {{ @ = count(); }}").splitlines()
     wanted = [f"#pragma D option {option}" for option in (*options, "quiet", "destructive=unset")]
     assert lines[-len(wanted) :] == wanted
 
 
 def test_token() -> None:
-    """Each run has a token of its own, one that may stand behind an octal escape."""
+    """Each run has a token of its own, which may follow an octal escape."""
     found = {new_token() for _ in range(100)}
     assert len(found) == 100
     assert all(re.fullmatch(r"t[0-9a-f]{16}", each) for each in found)
@@ -148,7 +148,7 @@ def test_token() -> None:
 
 @given(programs(), st.sampled_from([LINUX, SUN]))
 def test_generated(program: Program, engine: str) -> None:
-    """A generated program renders to a text that reads again as the same and what is ours."""
+    """The rendered text of a generated program has its aggregations and the exporter's own."""
     script = read("x.d", program.text)
     letters = tuple(("d",) * len(each.keys) for each in script.aggregations)
     again = read("x.d", render(script, letters, engine=engine, interval=1, token="T"))
@@ -159,7 +159,7 @@ def test_generated(program: Program, engine: str) -> None:
 
 @given(st.text(), st.sampled_from([LINUX, SUN]))
 def test_anything(text: str, engine: str) -> None:
-    """Any text that is read renders to one that is read, with its lines where they were."""
+    """If a text can be read, so can its rendered text, and its lines stay where they were."""
     text += "\nBEGIN { @ok = avg(1); } tick-1s { trunc(@ok); }"
     try:
         script = read("x.d", text)
@@ -183,7 +183,7 @@ is incompatible with conversion #{} prototype:
 
 
 class Compiler:
-    """Stands for ``dtrace -e``, which knows the types of some keys."""
+    """A fake ``dtrace -e`` that knows the types of some keys."""
 
     def __init__(self, *types: list[str]) -> None:
         self._types = types
@@ -215,13 +215,13 @@ LETTERS = {
 
 
 async def asked(text: str, *types: list[str]) -> tuple[Conversions, int]:
-    """Return the conversions found for keys of some types, and after how many questions."""
+    """Return the conversions found for keys of some types, and the number of questions."""
     compiler = Compiler(*types)
     return await conversions(read("x.d", text), compiler), compiler.asked
 
 
 async def test_likely() -> None:
-    """Where types are what they look like, one question is enough."""
+    """If the types are what they look like, one question is enough."""
     text = """BEGIN { @a[execname, pid, "x", copyinstr(arg0)] = count();
         @b[ustack(5), func(arg0), usym(arg0)] = count(); @c = count(); }"""
     types: list[list[str]]
@@ -230,7 +230,7 @@ async def test_likely() -> None:
 
 
 async def test_unlikely() -> None:
-    """Types that are not seen are told by DTrace's errors, whatever they are."""
+    """DTrace's errors give the types of the other keys, whatever they are."""
     text = "BEGIN { @a[b, this->c] = count(); @d[e, f, g, execname] = count(); }\n\n"
     types: list[list[str]]
     types = [["string", "struct task_struct *"], ["char [16]", "stack", "_usymaddr", "pid_t"]]
@@ -250,7 +250,7 @@ async def test_unlikely() -> None:
     ],
 )
 async def test_other_errors(output: str, says: str) -> None:
-    """Any other error of the compiler is the script's, in dtrace(1)'s words."""
+    """Any other error of the compiler is the script's error, in dtrace(1)'s words."""
 
     async def ask(_: str) -> tuple[int, str]:
         return 1, output
@@ -260,13 +260,13 @@ async def test_other_errors(output: str, says: str) -> None:
 
 
 async def test_no_conversion() -> None:
-    """A type that cannot be printed ends the questions."""
+    """A type that cannot be printed ends the questions with an error."""
     with pytest.raises(ScriptError, match=r"argument: struct task_struct$"):
         await asked("BEGIN { @a[*curthread, pid] = count(); }", ["struct task_struct", "pid_t"])
 
 
 def test_question() -> None:
-    """A question has no final rows, so that each line that is ours has one aggregation."""
+    """A question has no final rows, so each of the exporter's lines has one aggregation."""
     script: Script = read("x.d", "BEGIN { @a = sum(1); @b = sum(1); }\ntick-1s { trunc(@a); }")
     text, first = question(script, ((), ()))
     lines = text.splitlines()

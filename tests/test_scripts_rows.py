@@ -36,7 +36,7 @@ FUNCTION_INDEX = {each.function: index for index, each in enumerate(SCRIPT.aggre
 
 
 def splitter(engine: str = LINUX) -> Splitter:
-    """Return one for the script above."""
+    """Return a splitter for the script above."""
     return Splitter(SCRIPT, LETTERS, engine, TOKEN)
 
 
@@ -46,12 +46,12 @@ def row(*fields: bytes, kind: bytes = b"row") -> bytes:
 
 
 def told(output: bytes, engine: str = LINUX) -> list[Record]:
-    """Return what an output tells that comes at once."""
+    """Return the records of an output that arrives all at once."""
     return [*splitter(engine).feed(output)]
 
 
 def value(function: str, text: str, *more: str, engine: str = LINUX) -> int | Histogram | str:
-    """Return the value that a row of a function tells, or why it is none."""
+    """Return the value in a row of a function, or the reason why it is a bad row."""
     index = str(FUNCTION_INDEX[function])
     (found,) = told(row(*(word.encode() for word in (index, text, *more))), engine)
     assert isinstance(found, Row | BadRow)
@@ -62,7 +62,7 @@ KEYED = row(b"0", rb"a b\0", b"-12", b"\n   libc.so.6`write+0x4\n   cat`main\n",
 
 
 def test_all() -> None:
-    """Rows, final rows, the ready row and ticks are told in their order."""
+    """Rows, final rows, the ready row and ticks are read in their order."""
     output = b"".join(
         (
             b"\n\x1e%s ready\x1e\n" % TOKEN.encode(),
@@ -95,7 +95,7 @@ def test_all() -> None:
     ],
 )
 def test_strings(printed: bytes, key: str) -> None:
-    """A string is what it was before %S escaped it."""
+    """A string is read as it was before %S escaped it."""
     (found,) = told(row(b"0", printed, b"1", b"", b"", b"1"))
     assert isinstance(found, Row)
     assert found.keys == (key, "1", "", "")
@@ -118,7 +118,7 @@ NOT_OURS = [
 
 @given(st.lists(st.one_of(st.sampled_from(NOT_OURS), st.binary())), st.data())
 def test_mixed(others: list[bytes], data: st.DataObject) -> None:
-    """However the script's output is mixed in and cut into chunks, our rows are told, no other."""
+    """The exporter's rows, and no others, are found in any output that is cut into any chunks."""
     output = KEYED.join((b"", *others, b""))
     reader = splitter()
     found: list[Record] = []
@@ -152,7 +152,7 @@ def test_mixed(others: list[bytes], data: st.DataObject) -> None:
     ],
 )
 def test_bad(bad: bytes, why: str) -> None:
-    """What has our mark and is no row is told as that, and the next row is read."""
+    """A row with the exporter's mark that cannot be read is a bad row, and the next row is read."""
     first, second = told(bad + row(b"1", b"5"))
     assert isinstance(first, BadRow)
     assert why in first.why
@@ -161,7 +161,7 @@ def test_bad(bad: bytes, why: str) -> None:
 
 
 def test_endless() -> None:
-    """A row that never ends is told once, and takes no more memory than the longest."""
+    """A row that never ends is one bad row, and takes no more memory than the longest row."""
     reader = splitter()
     found = [*reader.feed(b"\x1e%s row 1\x1f5" % TOKEN.encode())]
     tracemalloc.start()
@@ -227,7 +227,7 @@ def table(*lines: str) -> str:
     ],
 )
 def test_tables(function: str, lines: list[str], expected: Histogram) -> None:
-    """Each line of a table is the lowest value that it counts, and the count."""
+    """Each line of a table gives the lowest value that it counts, and the count."""
     assert value(function, table(*lines)) == expected
 
 
@@ -244,13 +244,13 @@ def test_tables(function: str, lines: list[str], expected: Histogram) -> None:
     ],
 )
 def test_printed_wrong(function: str, number: str, why: str) -> None:
-    """What DTrace prints for a value that it has not is no value."""
+    """The number that DTrace prints for a value it does not have is not a value."""
     assert value(function, number) == (why or int(number))
 
 
 @given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1, max_size=5000))
 def test_average_on_linux(values: list[int]) -> None:
-    """There an average is told where it is right, and not where its sum has lost its sign."""
+    """On Linux an average is exported if it is right, and not if its sum has lost its sign."""
     total, count = sum(values), len(values)
     # pfprint_average(): data[1] / normal / data[0], in 64 bits without a sign, printed as %d.
     printed = total % (1 << 64) // count
@@ -261,20 +261,20 @@ def test_average_on_linux(values: list[int]) -> None:
 
 
 def test_average() -> None:
-    """On Sun's engine it has its sign, and is printed alone."""
+    """On Sun's engine an average has its sign, and is printed alone."""
     assert value("avg", "-5", engine=SUN) == -5
     assert value("avg", "-5", "2", engine=SUN) == "2 fields"
     assert value("avg", "0", "0") == "the avg of nothing"
 
 
 def test_functions() -> None:
-    """Each function has been tried here."""
+    """The tests of this module cover each function."""
     assert {*FUNCTION_INDEX} == {*FUNCTIONS}
 
 
 @given(st.binary(), st.sampled_from([LINUX, SUN]))
 def test_anything(output: bytes, engine: str) -> None:
-    """No output, even with our mark before every piece, is more than rows and bad rows."""
+    """Any output, even with the exporter's mark before every piece, gives only known records."""
     marked = (
         b"\x1e%s " % TOKEN.encode() + output.replace(b"\n", b"\x1e%s " % TOKEN.encode()) + b"\x1e"
     )
@@ -290,16 +290,16 @@ def test_anything(output: bytes, engine: str) -> None:
     ],
 )
 def test_long_keys(printed: bytes, why: str) -> None:
-    """Keys that no honest kernel has are none, however they are written."""
+    """Keys that are too long for an honest kernel are a bad row, however they are escaped."""
     (found,) = told(printed)
     assert isinstance(found, BadRow)
     assert found.why.startswith(why)
 
 
 def test_lines_of_blanks() -> None:
-    """A line of many blanks that is none of a table is read once, and not once for each of them."""
+    """A line of many blanks that is not a table's is read once, and not once for each blank."""
     began = time.thread_time()
     with pytest.raises(ValueError, match="not a line of a table"):
         _table("quantize", b" " * 200_000 + b"x")
-    # From each of them on it would be half a minute.
+    # Starting from each blank would take half a minute.
     assert time.thread_time() - began < 1

@@ -1,4 +1,4 @@
-"""TLS connections within this process, whose clients do what no honest one does."""
+"""TLS connections within this process, with clients that do what no honest client does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def web(tmp_path: Path, pki: Pki) -> WebConfigFile:  # noqa: ARG001
 
 
 def derived(secret: bytes, label: str, size: int) -> bytes:
-    """Return what HKDF-Expand-Label of RFC 8446, 7.1, makes of a secret of SHA-384."""
+    """Return what HKDF-Expand-Label of RFC 8446, 7.1, derives from a secret of SHA-384."""
     name = f"tls13 {label}".encode()
     info = size.to_bytes(2) + bytes([len(name)]) + name + b"\0"
     return hmac.digest(secret, info + b"\1", "sha384")[:size]
@@ -62,7 +62,7 @@ def updates(secret: bytes, number: int) -> Iterator[bytes]:
 
 
 def shaken(port: int, pki: Pki, keys: Path) -> tuple[socket.socket, bytes]:
-    """Return a connection after the handshake, without TLS, and its client's secret."""
+    """Return a raw connection after a TLS handshake, and the client's secret."""
     tls = pki.trusting()
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.keylog_filename = str(keys)
@@ -82,7 +82,7 @@ def shaken(port: int, pki: Pki, keys: Path) -> tuple[socket.socket, bytes]:
 async def test_key_updates(
     web: WebConfigFile, pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Updates of a client's key without end are read piece by piece, and others have their turn."""
+    """Endless key updates of a client are read in small steps, and others get their turn."""
     with metered() as meter:
         async with serving(one_port(), web=web) as server:
             port = port_of(server)

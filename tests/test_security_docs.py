@@ -1,4 +1,4 @@
-"""docs/security.md: its examples are taken, its numbers and names are those of the program."""
+"""docs/security.md: its examples are valid, and its numbers and names match the program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 @pytest.mark.parametrize("example", [text for text in EXAMPLES if "scrape_configs" not in text])
 def test_examples(example: str, tmp_path: Path) -> None:
-    """Each example of the web configuration file is one, and asks for what it is about."""
+    """Each example of a web configuration file is valid, and has the keys that it shows."""
     authority = trustme.CA()
     cert = authority.issue_cert("localhost")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -39,7 +39,7 @@ def test_examples(example: str, tmp_path: Path) -> None:
 
 
 def test_example_of_prometheus() -> None:
-    """The other side's example is YAML with the keys that Prometheus has for it."""
+    """The example for Prometheus is YAML with the keys that Prometheus has."""
     (example,) = (text for text in EXAMPLES if "scrape_configs" in text)
     (job,) = yaml.safe_load(example)["scrape_configs"]
     assert set(job) == {"job_name", "scheme", "tls_config", "basic_auth", "static_configs"}
@@ -47,7 +47,7 @@ def test_example_of_prometheus() -> None:
 
 @pytest.mark.parametrize("above", ["", "tls_server_config", "http_server_config", "rate_limit"])
 def test_all_keys(above: str, tmp_path: Path) -> None:
-    """Every key that the reader knows is explained."""
+    """The page explains every key that the reader knows."""
     path = tmp_path / "web.yml"
     path.write_text(f"{above}: {{\x21\x21str zzzz: 1}}" if above else "zzzz: 1", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -60,14 +60,14 @@ def test_all_keys(above: str, tmp_path: Path) -> None:
 
 
 def test_words() -> None:
-    """Every value of a key that has a few is named."""
+    """The page names every value of each key that has only a few values."""
     kinds = (*configuration._ADMITTING, *configuration._VERIFYING, *configuration._UNVERIFIED)
     for word in (*kinds, *tls.VERSIONS, *tls.CURVES, *configuration._HEADERS):
         assert f"`{word}`" in TEXT
 
 
 def test_numbers() -> None:
-    """The limits are those in force."""
+    """The limits on the page are those of the program."""
     assert f"at most {server.MAX_CONNECTIONS} are held" in TEXT
     assert f"fewer than {2 * server.MAX_CONNECTIONS} descriptors" in TEXT
     assert f"after {server._IDLE_SECONDS:.0f} s it is closed" in TEXT
@@ -84,7 +84,7 @@ def test_numbers() -> None:
 
 
 def test_limits() -> None:
-    """Every limit is explained, with its default."""
+    """The page explains every limit of the configuration, with its default."""
     for limit in fields(Limits):
         assert re.search(rf"^\| `{limit.name}` \| {limit.default:,} ", PAGE, re.MULTILINE), limit
     assert f"for {1000 * turns._SECONDS:.0f} ms at a time" in TEXT
@@ -92,7 +92,7 @@ def test_limits() -> None:
 
 
 def test_flags_and_files() -> None:
-    """Every flag that is named is one, and every file is there."""
+    """Every flag and file that the page names exists."""
     known = {flag for action in cli._parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"--(?:no-)?web[\w.-]*\w", PAGE)) <= known
     for path in re.findall(r"\]\(([\w./-]+)\)", PAGE):

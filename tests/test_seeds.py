@@ -1,4 +1,4 @@
-"""What the fuzzer begins with and what it has found: none of it does harm."""
+"""The fuzzer's seeds and findings do no harm."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ import fuzz
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_seed(seed: Path) -> None:
-    """An input that has been of interest once is read as any other is."""
+    """Each input that the fuzzer starts with or has found is read without an error."""
     fuzz.TARGETS[seed.parent.name]()(seed.read_bytes())

@@ -1,4 +1,4 @@
-"""The command trace --top: who sends SYNs to a port, and whose are dropped."""
+"""The command trace --top: who sends SYNs to a port, and whose SYNs are dropped."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FIRST += ["tick 1000000000"]
 SECOND = ["set 10", "syn 0 0 ffffc0a80102 6", "drop 0 0 ffffc0a80102 q_full 2", "syn 1 0 0 7"]
 SECOND += ["set 11", "syn 0 20010db800000000 1 3", "drop 0 20010db800000000 1 other 1"]
 SECOND += ["tick 2000000000"]
-# The first set has been emptied, and is in use again.
+# The first set has been emptied and is in use again.
 THIRD = ["set 30", "syn 0 0 ffffc0a80102 1", "set 11", "syn 0 20010db800000000 1 4"]
 THIRD += ["drop 0 20010db800000000 1 other 1", "tick 3000000000"]
 V4, V6 = "192.168.1.2", "2001:db8::1"
 
 
 def read(made: Senders, *lines: str) -> list[dict[str, dict[str, int]]]:
-    """Have lines read, and return what each heartbeat brought."""
+    """Read lines, and return the counts at each heartbeat."""
     found = [made.read(line) for line in lines]
     return [
         {sender: dict(counts) for sender, counts in fresh.items()}
@@ -43,7 +43,7 @@ def read(made: Senders, *lines: str) -> list[dict[str, dict[str, int]]]:
 
 
 def test_sets() -> None:
-    """Rows of a set tell all since it began, and each event is counted once."""
+    """Rows of a set give all events since it began, and each event is counted once."""
     made = Senders()
     assert read(made, *FIRST) == [{V4: {"": 5, "q_full": 2}}]
     assert read(made, *SECOND) == [{V4: {"": 1}, OTHERS: {"": 7}, V6: {"": 3, "other": 1}}]
@@ -57,7 +57,7 @@ def test_sets() -> None:
 
 
 def test_each_set_in_its_turn() -> None:
-    """Whichever set is used anew, what the other one still tells is not counted again."""
+    """Whichever set starts again, old rows of the other set are not counted again."""
     made = Senders()
     row = "syn 0 0 ffffc0a80102"
     for tick, (first, one, second, other) in enumerate(
@@ -80,7 +80,7 @@ def test_each_set_in_its_turn() -> None:
 
 
 def test_without_sets() -> None:
-    """Where there are no sets, as with Sun's programs, each row counts once."""
+    """Without sets, as with Sun's programs, each row counts once."""
     made = Senders(networks=True)
     lines = ["syn 0 0 ffffc0a80100 5", "drop 0 0 ffffc0a80100 q0_full 2", "tick 1"]
     assert read(made, *lines, *lines) == [{"192.168.1.0/24": {"": 5, "q0_full": 2}}] * 2
@@ -90,7 +90,7 @@ def test_without_sets() -> None:
 
 
 def test_late() -> None:
-    """A heartbeat that comes later than a set is at rest is noticed: events may be lost."""
+    """A heartbeat that comes later than the rest of a set is noticed: events may be lost."""
     made = Senders()
     read(made, *FIRST, "set 10", "set 11", f"tick {8 * 10**9}")
     assert not made.late
@@ -99,7 +99,7 @@ def test_late() -> None:
 
 
 def test_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where too many have sent something those who sent least become others; none is lost."""
+    """If there are too many senders, the smallest are summed as others, and no event is lost."""
     monkeypatch.setattr(senders, "_MOST_SENDERS", 10)
     made = Senders()
     for second in range(1, 41):
@@ -115,7 +115,7 @@ WORDS = st.lists(st.sampled_from(["syn", "drop", "set", "tick", "0", "1", "ffff"
 @given(st.lists(st.one_of(WORDS.map(" ".join), st.text(), st.sampled_from(FIRST + SECOND))))
 @settings(max_examples=200, deadline=None)
 def test_hostile_lines(lines: list[str]) -> None:
-    """Whatever dtrace(1) prints, lines that are no rows are counted, and what is drawn is plain."""
+    """Lines of dtrace(1) that are not rows are counted, and only printable text is drawn."""
     made = Senders()
     board = Board(made, 22, "")
     for number, line in enumerate(lines):
@@ -127,7 +127,7 @@ def test_hostile_lines(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("line", ["set {}", "syn 0 0 {:x} 1"])
 def test_no_end_of_lines(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More lines than a program prints between two heartbeats are bad, and kept nowhere."""
+    """More lines than a program prints between two heartbeats are bad, and are not stored."""
     monkeypatch.setattr(senders, "_MOST_LINES", 100)
     made = Senders()
     assert read(made, *(line.format(number) for number in range(300))) == []
@@ -139,7 +139,7 @@ def test_no_end_of_lines(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_board() -> None:
-    """Rates are of the last seconds, the busiest comes first, and the others of equals last."""
+    """Rates are over the last seconds, and the busiest sender comes first."""
     made = Senders()
     board = Board(made, 22, "")
     for at, lines in enumerate((FIRST, SECOND, THIRD), 100):
@@ -158,12 +158,12 @@ def test_board() -> None:
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    """Return CSV as rows by name."""
+    """Return the rows of a CSV text, by column name."""
     return [*csv.DictReader(StringIO(text))]
 
 
 def test_csv(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """Elsewhere than on a terminal it is CSV: each second what each sender sent in it."""
+    """Without a terminal the output is CSV: what each sender sent in each second."""
     saved = tmp_path / "start.json"
     steps = [{"save": str(saved)}, {"print": [*FIRST, *SECOND, *THIRD]}, {"exit": 0}]
     path = write(tmp_path / "c.yml", fake_dtrace(*steps))
@@ -181,7 +181,7 @@ def test_csv(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_lines_that_are_no_rows(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A line that is no row is said, the first of them, and the rest is counted."""
+    """The first line that is not a row is shown, and the rest are only counted."""
     steps = [{"print": ["nonsense\x1b[2J", "more", *FIRST]}, {"exit": 0}]
     done = run(
         "--config.file", write(tmp_path / "c.yml", fake_dtrace(*steps)), "trace", "22", "--top"
@@ -191,7 +191,7 @@ def test_lines_that_are_no_rows(tmp_path: Path, fake_dtrace: FakeDTrace) -> None
 
 
 def test_until_a_signal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A signal ends it, and what dtrace(1) printed is there."""
+    """A signal ends the command, and what dtrace(1) had printed is shown."""
     path = write(tmp_path / "c.yml", fake_dtrace({"print": FIRST}, {"sleep": 60}))
     command = [*EXPORTER, "--config.file", str(path), "trace", "22", "--top"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -203,7 +203,7 @@ def test_until_a_signal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """On a terminal it is a table drawn anew; what dtrace(1) says is in its head; q ends it."""
+    """A terminal shows a table, redrawn, with dtrace(1)'s messages in its head; q ends it."""
     more = tmp_path / "more"
     steps = [{"print": FIRST}, {"wait": str(more)}, {"print": SECOND}]
     steps += [{"stderr": "dtrace: 5 aggregation drops on CPU 0"}, {"sleep": 60}]
@@ -220,12 +220,12 @@ def test_on_a_terminal(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
         seen.wait(r"\x1b\[\?25h\x1b\[\?1049l")
         until(lambda: seen.modes() == before, "the terminal is as it was")
         assert seen.end() == 0
-    # It stands there when the table is gone.
+    # The message is printed again after the table is gone.
     assert "dtrace: 5 aggregation drops on CPU 0" in seen.text.rpartition("\x1b[?1049l")[2]
 
 
 def test_that_ends(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A dtrace(1) that may not trace ends it, with the reason and the status."""
+    """If dtrace(1) may not trace, the command ends with the reason and status 2."""
     path = write(tmp_path / "c.yml", fake_dtrace({"unprivileged": True}))
     with on_terminal([*EXPORTER, "--config.file", str(path), "trace", "22", "--top"], 100) as seen:
         assert seen.end() == 2
@@ -236,7 +236,7 @@ def test_that_ends(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 
 def test_networks_needs_top() -> None:
-    """What is for --top alone is wrong without it."""
+    """An option that only --top has is an error without --top."""
     done = run("trace", "22", "--networks")
     assert done.returncode == 2
     assert "--networks needs --top" in done.stderr

@@ -1,4 +1,4 @@
-"""How many series a listener has, as docs/metrics.md says, and what cuts them."""
+"""How many series a listener has, as docs/metrics.md says, and what reduces them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SESSION = SessionId("", "all")
 
 
 def capabilities(source: str) -> Capabilities:
-    """Return what a source of the page's table fills, with all of its parts."""
+    """Return what a source in the page's table fills, with all of its parts."""
     if source.startswith("sock_diag"):
         return replace(sock_diag.CAPABILITIES, sampled="sample_interval" in source)
     if source == "netstat":
@@ -40,7 +40,7 @@ def capabilities(source: str) -> Capabilities:
 
 
 def series(source: str, *, histograms: bool) -> list[str]:
-    """Return the lines of a scrape that are of an open listener."""
+    """Return the lines of a scrape for an open listener."""
     state = State()
     wanted = Wanted((range(80, 81),), histograms=histograms)
     state.table.watch(SESSION, Watched([wanted]), capabilities(source))
@@ -72,7 +72,7 @@ def relabelling() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("source", told())
 def test_series(source: str) -> None:
-    """The table has the number of series of a listener, with and without its histograms."""
+    """The table gives the right number of series of a listener, with and without histograms."""
     with_, without, of_many = told()[source]
     assert len(series(source, histograms=True)) == int(with_)
     assert len(series(source, histograms=False)) == int(without)
@@ -81,7 +81,7 @@ def test_series(source: str) -> None:
 
 @pytest.mark.parametrize("source", told())
 def test_relabelling(source: str) -> None:
-    """The example drops from a scrape what a listener without histograms does not have."""
+    """The example drops exactly the series that a listener without histograms does not have."""
     (rule,) = relabelling()
     assert (rule["source_labels"], rule["action"]) == (["__name__"], "drop")
     left = [
@@ -93,7 +93,7 @@ def test_relabelling(source: str) -> None:
 
 
 def test_relabelling_is_prometheus_own(tmp_path: Path) -> None:
-    """The tool promtool takes the example."""
+    """The tool promtool accepts the example."""
     job = {"job_name": "dtrace", "metric_relabel_configs": relabelling()}
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
     promtool = host_tools.require("promtool", "prometheus")
