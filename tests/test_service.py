@@ -48,14 +48,14 @@ CALLS = SessionId("", "calls")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make everything that a session waits for come soon."""
+    """Make all delays of a session short."""
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
 
 
 @pytest.fixture
 def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
-    """Return a function that writes a configuration file: ports and names, and dtrace's keys."""
+    """Return a function that writes a configuration file from ports, names and keys of dtrace."""
     working = fake_dtrace(READY, ROWS, FOREVER)
 
     def write(
@@ -73,7 +73,7 @@ def configure(tmp_path: Path, fake_dtrace: FakeDTrace) -> Configure:
 
 @asynccontextmanager
 async def running(path: Path) -> AsyncIterator[Service]:
-    """Run the service on a configuration file, from when its sessions are up."""
+    """Run the service on a configuration file, and yield it once its sessions are up."""
     one = Service(path, load(path))
     await one.start()
     try:
@@ -85,7 +85,7 @@ async def running(path: Path) -> AsyncIterator[Service]:
 
 
 def pids(one: Service) -> dict[SessionId, int | None]:
-    """Return the sessions' processes."""
+    """Return the sessions' process IDs."""
     return {name: status.pid for name, status in one.state.sessions.items()}
 
 
@@ -101,7 +101,7 @@ def listener(one: Service, port: int) -> Listener:
 
 
 async def test_a_session_for_each_port(configure: Configure) -> None:
-    """The service is ready when each configured port's session is up, and counts only its port."""
+    """The service is ready when each configured port's session is up; each counts only its port."""
     async with running(configure({22: "ssh", 80: "web"})) as one:
         assert set(one.state.sessions) == {SSH, WEB, CALLS}
         await eventually(lambda: syns(one) == {22: 5, 80: 5})
@@ -116,14 +116,14 @@ async def test_a_session_for_each_port(configure: Configure) -> None:
 
 
 async def test_no_listeners_is_every_listener(configure: Configure) -> None:
-    """Without configured ports one session watches all of the host's."""
+    """Without configured ports, one session watches all listeners of the host."""
     async with running(configure()) as one:
         assert set(one.state.sessions) == {ALL, CALLS}
         await eventually(lambda: syns(one) == {22: 5, 80: 5, 443: 5})
 
 
 async def test_a_second_session_watches_no_port(configure: Configure) -> None:
-    """What only processes do is in a session of its own, which runs another program and no port."""
+    """A second session, with another program and without a port, watches processes' calls."""
     async with running(configure({22: "ssh"})) as one:
         assert one.sessions[CALLS].plan == plan.calls(
             one.of_listeners()[0].plan.dtrace, "linux_calls"
@@ -134,7 +134,7 @@ async def test_a_second_session_watches_no_port(configure: Configure) -> None:
 
 
 async def test_nobody_sees_a_close(configure: Configure) -> None:
-    """While the second session is down no queue is taken in; after its next heartbeat they are."""
+    """Queues are not recorded while the second session is down, but after its next heartbeat."""
 
     def since(one: Service) -> float:
         return one.state.table.sockets("").since
@@ -151,7 +151,7 @@ async def test_nobody_sees_a_close(configure: Configure) -> None:
 
 
 async def test_reload_adds_and_removes(configure: Configure) -> None:
-    """A port more is a session more, a port less takes its series along; the others run on."""
+    """A new port gets a session, a removed port loses its series, and the other sessions run on."""
     async with running(configure({22: "ssh", 80: "web"})) as one:
         await eventually(lambda: syns(one) == {22: 5, 80: 5})
         before = pids(one)
@@ -168,7 +168,7 @@ async def test_reload_adds_and_removes(configure: Configure) -> None:
 
 
 async def test_reload_renames(configure: Configure) -> None:
-    """Another name for a port is no reason for another process."""
+    """If a port gets another name, its process stays the same."""
     async with running(configure({22: "ssh"})) as one:
         before = pids(one)
         configure({22: "secure-shell"})
@@ -178,7 +178,7 @@ async def test_reload_renames(configure: Configure) -> None:
 
 
 async def test_reload_leaves_out_histograms(configure: Configure) -> None:
-    """A port has no histograms while the configuration says so, and counts for them meanwhile."""
+    """If the configuration turns a port's histograms off, they disappear but are still counted."""
 
     def histograms() -> dict[str, float]:
         name = "dtrace_tcp_listen_q_saturation_ratio"
@@ -205,7 +205,7 @@ async def test_reload_leaves_out_histograms(configure: Configure) -> None:
 
 
 async def test_reload_of_the_same(configure: Configure) -> None:
-    """A file that says the same changes nothing but the time of the reload."""
+    """A reload of an unchanged file changes nothing but the time of the reload."""
     async with running(configure({22: "ssh"})) as one:
         before, when = pids(one), one.state.last_reload_success
         await one.reload()
@@ -214,7 +214,7 @@ async def test_reload_of_the_same(configure: Configure) -> None:
 
 
 async def test_reload_changes_the_interval(configure: Configure) -> None:
-    """Another interval means another process; its counters go on from where they were."""
+    """Another interval starts another process, and the counters go on."""
     async with running(configure({22: "ssh"})) as one:
         await eventually(lambda: syns(one) == {22: 5})
         before = pids(one)
@@ -228,7 +228,7 @@ async def test_reload_changes_the_interval(configure: Configure) -> None:
 
 
 async def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """What changes for one host leaves another host's session alone."""
+    """A change for one host leaves another host's session alone."""
     path = configure({22: "ssh"})
     config = json.loads(path.read_text(encoding="utf-8"))
     far = {"command": fake_dtrace(), "program": "linux", "interval": "100ms"}
@@ -245,7 +245,7 @@ async def test_reload_of_one_host_only(configure: Configure, fake_dtrace: FakeDT
 
 
 async def test_per_port_to_shared_and_back(configure: Configure) -> None:
-    """Counters stay when sessions of a port each become one for all, and when they part again."""
+    """Counters stay when per-port sessions become one shared session, and when they split again."""
     ports = {22: "ssh", 80: "web"}
     async with running(configure(ports)) as one:
         await eventually(lambda: syns(one) == {22: 5, 80: 5})
@@ -264,7 +264,7 @@ async def test_per_port_to_shared_and_back(configure: Configure) -> None:
 
 @pytest.mark.parametrize("text", ["dtrace: {intervall: 1s}", "listeners: [", "\0"])
 async def test_a_bad_file_changes_nothing(text: str, configure: Configure) -> None:
-    """A bad file is refused and changes nothing, and the state says so until it is good."""
+    """A bad file is refused and changes nothing, and the state says so until a good reload."""
     path = configure({22: "ssh"})
     async with running(path) as one:
         before, when = pids(one), one.state.last_reload_success
@@ -281,7 +281,7 @@ async def test_a_bad_file_changes_nothing(text: str, configure: Configure) -> No
 
 
 async def test_a_missing_program_changes_nothing(configure: Configure, tmp_path: Path) -> None:
-    """Nor does a file that is good but names a program that is none."""
+    """A good file that names an unreadable program changes nothing either."""
     path = configure({22: "ssh"})
     own = tmp_path / "own.d"
     own.write_bytes(b"\xff")
@@ -295,7 +295,7 @@ async def test_a_missing_program_changes_nothing(configure: Configure, tmp_path:
 
 
 async def test_two_reloads_at_once(configure: Configure) -> None:
-    """Reloads that come at the same time follow each other; the last file is what runs."""
+    """Simultaneous reloads run one after the other, and the last file is in force."""
     async with running(configure({22: "ssh"})) as one:
         first = asyncio.create_task(one.reload())
         configure({22: "ssh", 80: "web"}, interval="200ms")
@@ -306,7 +306,7 @@ async def test_two_reloads_at_once(configure: Configure) -> None:
 
 
 async def test_reloads_are_shared() -> None:
-    """Who asks while a reload runs gets the next one, shared by all who wait, or its error."""
+    """Requests during a reload share the next reload and its error."""
     began = 0
     go = asyncio.Semaphore(0)
 
@@ -335,7 +335,7 @@ async def test_reloads_are_shared() -> None:
 
 
 async def test_stop_while_sessions_start(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """The service may be stopped while none of its sessions is up yet."""
+    """The service can be stopped before any session is up."""
     slow = fake_dtrace({"sleep": 60})
     path = configure(dict.fromkeys(range(20, 26), ""), command=slow)
     one = Service(path, load(path))
@@ -346,7 +346,7 @@ async def test_stop_while_sessions_start(configure: Configure, fake_dtrace: Fake
 
 
 async def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """A reload cancelled while it ends a session leaves nothing that stop() does not end."""
+    """If a reload is cancelled while it ends a session, stop() still ends all processes."""
     deaf = fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)
     async with running(configure({22: "ssh"}, command=deaf)) as one:
         configure({80: "web"}, command=deaf)
@@ -359,7 +359,7 @@ async def test_a_reload_that_is_given_up(configure: Configure, fake_dtrace: Fake
 
 
 async def test_auto_takes_dtrace(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """Where dtrace(1) runs a trial program, it is the source."""
+    """With source auto, DTrace is the source if dtrace(1) runs a trial program."""
     command = fake_dtrace(READY, ROWS, FOREVER)
     async with running(configure({22: ""}, "auto", command=command)) as one:
         assert one.state.source.name == "dtrace"
@@ -373,7 +373,7 @@ async def test_auto_falls_back(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where dtrace(1) refuses, sock_diag fills in; the log says why, and no session runs."""
+    """With source auto, sock_diag is used if dtrace(1) refuses; the log says why."""
     monkeypatch.setattr(inet_diag, "listeners", lambda *_: [])
     refusing = fake_dtrace({"unprivileged": True})
     caplog.set_level("INFO")
@@ -397,7 +397,7 @@ async def test_auto_falls_back(
 
 
 async def test_source_dtrace_stays(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """Where the configuration says dtrace, a refusal is a session down, not another source."""
+    """With source dtrace, a refusal makes the session go down, and the source stays."""
     path = configure({22: "ssh"}, command=fake_dtrace({"unprivileged": True}))
     one = Service(path, load(path))
     await one.start()
@@ -417,9 +417,9 @@ ZONE_ROWS = {"print": [zone_rows.told(22, zone="web", q0max=1032), zone_rows.syn
 async def test_the_kernel_of_another_host(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """Another host's kernel tells which program it needs, whatever this system is.
+    """The kernel of another host decides which program runs, whatever this system is.
 
-    Where the drop counters of its kernel would be needed they are not known here.
+    Parts that need the drop counters of that kernel are left out, since they are unknown here.
     """
     saved = tmp_path / "start.json"
     commands = {
@@ -465,7 +465,7 @@ async def test_the_kernel_of_another_host(
 
 
 async def test_who_accepts_on_a_far_host(configure: Configure, fake_dtrace: FakeDTrace) -> None:
-    """A host of Sun's kernels has a second session, and by it owners; its end costs neither."""
+    """A Sun host has a second session that finds owners; if it ends, nothing is lost."""
     socket = f"{zone_rows.address(22):x}"
     rows = [rf"program {socket} 9 sshd\0\0", f"fmri {socket} 9 svc:/network/ssh:default", "odd"]
     calls = {"calls": [{"ready": "global"}, {"print": rows}, FOREVER]}
@@ -497,7 +497,7 @@ async def test_who_accepts_on_a_far_host(configure: Configure, fake_dtrace: Fake
         await eventually(lambda: one.state.sessions[far].restarts)
         assert [*found.sockets] == [zone_rows.address(22)]
         assert one.state.owner(found) == owner
-        # Neither has a reload.
+        # Nor does a reload change that.
         await one.reload()
         assert far in one.state.sessions
 
@@ -505,7 +505,7 @@ async def test_who_accepts_on_a_far_host(configure: Configure, fake_dtrace: Fake
 async def test_the_kernel_of_this_host(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where this system's name does not tell the program the kernel does, for the label too."""
+    """If this system has several kernels, the kernel decides the program and the place label."""
     monkeypatch.setattr(program, "local", lambda _: "")
     command = fake_dtrace(ILLUMOS, {"ready": "global"}, ZONE_ROWS, FOREVER)
     for source in ("dtrace", "auto"):
@@ -519,7 +519,7 @@ async def test_the_kernel_of_this_host(
 async def test_a_kernel_that_answers_late(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where this host cannot be asked at first its session is down, and the label comes with it."""
+    """If this host's kernel does not answer at first, its session is down until it does."""
     monkeypatch.setattr(program, "local", lambda _: "")
     reachable = tmp_path / "reachable"
     script = f'[ -e {reachable} ] || {{ echo "dtrace: not now" >&2; exit 1; }}; exec "$@"'
@@ -543,7 +543,7 @@ async def test_a_kernel_that_answers_late(
 async def test_a_host_that_answers_while_a_source_is_chosen(
     configure: Configure, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """Its second session, which is started meanwhile, is not ended by the reload that chooses."""
+    """A second session that starts while a reload chooses the source is not ended by the reload."""
     asked, chosen, slow = (tmp_path / name for name in ("asked", "chosen", "slow"))
     wait = 'touch "$1"; until [ -e "$2" ]; do sleep 0.02; done; shift 2; exec "$@"'
     steps = fake_dtrace(READY, FOREVER)
@@ -581,7 +581,7 @@ async def test_a_host_that_answers_while_a_source_is_chosen(
 async def test_work_in_the_background_fails(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Work in the background that fails is logged, begins again, and leaves nothing that was so."""
+    """A failing background task is logged and restarted, and its old results are removed."""
     failing = threading.Event()
     read = owners.read
 
@@ -612,7 +612,7 @@ async def test_work_in_the_background_fails(
 async def test_a_host_that_does_not_answer(
     configure: Configure, fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many sessions wait for a host, those of another one start, and start again."""
+    """Sessions that wait for one host do not delay the start or restart of another host's."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     path = configure({22: "ssh", 80: "web"})
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A session over a fake dtrace(1): up, down, up again, and never a process left."""
+"""A session over a fake dtrace(1): up, down, up again, and no process is ever left."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_child_left")
 
 SSH = SessionId("", "port-22")
 WEB = SessionId("", "port-80")
-# No network namespace of this machine's.
+# These are not those of a network namespace of this machine.
 NO_TOTALS = {"drops": 0, "established": 0}
 COUNTERS = {"LISTENOVERFLOWS": 19, "LISTENDROPS": 20, "TCPREQQFULLDROP": 75}
 REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported"
@@ -47,7 +47,7 @@ REFUSAL = "Failed to enable fbt::tcp_conn_request:entry: Operation not supported
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make everything that a session waits for come soon."""
+    """Make all delays of a session short."""
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(supervision, "_STOP_SECONDS", 0.5)
     monkeypatch.setattr(supervision, "_DRAIN_SECONDS", 0.5)
@@ -55,19 +55,19 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a session end soon that says nothing."""
+    """Let a silent session end soon."""
     real = rendering.window
     monkeypatch.setattr(rendering, "window", lambda interval: replace(real(interval), patience=1.0))
 
 
 async def a_tick(one: Session) -> None:
-    """Wait until a session has had another heartbeat."""
+    """Wait until a session has another heartbeat."""
     before = one.status.last_record
     await eventually(lambda: one.status.last_record != before)
 
 
 def is_there(pid: int) -> bool:
-    """Tell whether there is a process."""
+    """Tell whether a process exists."""
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
         return True
@@ -84,9 +84,9 @@ async def running(
     counters: Mapping[str, int] = COUNTERS,
     **dtrace: Any,
 ) -> AsyncIterator[Session]:
-    """Run a session of one port, and stop it in the end, which has to be quick.
+    """Run a session of one port, and check that it stops quickly at the end.
 
-    It runs the program of that name, or without one that which its kernel needs.
+    It runs the program of that name, or the one that its kernel needs if there is no name.
     """
     state = state or State()
     is_calls = id.name == "calls"
@@ -117,7 +117,7 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any
 
 
 async def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """A session comes up with the ready row, and counts what the rows say."""
+    """A session is up after the ready row, and counts what the rows say."""
     saved = tmp_path / "start.json"
     steps = [
         {"save": str(saved)},
@@ -142,7 +142,7 @@ async def test_up(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
 
 
 async def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
-    """SIGTERM lets the program print what it counted since its last tick, and that is not lost."""
+    """After SIGTERM the program prints its last counts, and they are counted."""
     async with running(
         fake_dtrace({"rows": [f"0 {row}" for row in syns(22, 7)[2:]]}, READY)
     ) as one:
@@ -153,7 +153,7 @@ async def test_what_end_prints_is_counted(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_zones(fake_dtrace: FakeDTrace) -> None:
-    """A program of zones has its listeners in zones by name, and Q0's limit with the queues."""
+    """A program with zones names the zone of each listener, and gives Q0's limit."""
     rows = [
         zone_rows.told(22, q0=1, q=2, syn=1, q0max=1032),
         zone_rows.told(22, socket=1, zone="web"),
@@ -183,7 +183,7 @@ ACCEPTS = ("tcp_accept", "tcp_wput_accept")
 
 @pytest.mark.parametrize("name", ["illumos_calls", "solaris10_calls", "linux_calls"])
 async def test_calls_of_each_family(name: str, fake_dtrace: FakeDTrace) -> None:
-    """Who is seen to close by the second session alone has no gauges while that is down: Linux'."""
+    """Gauges on Linux disappear while the second session is down, because it alone sees closes."""
     state = State()
     state.table.watch(SSH, named({22: "name"}))
     ssh = state.table.listener(SSH, "", "*", 22)
@@ -199,14 +199,14 @@ async def test_calls_of_each_family(name: str, fake_dtrace: FakeDTrace) -> None:
         await eventually(lambda: one.status.up)
         is_linux = name == "linux_calls"
         assert bool(ssh.sockets) != is_linux
-        # What cannot be told is left out, and is no reason to be down.
+        # A part that cannot run is left out, and the session is up without it.
         assert one.status.features == dict.fromkeys(load(name).parts, is_linux)
         assert "exact" not in one.status.features
     assert bool(ssh.sockets) != is_linux
 
 
 async def test_jails(fake_dtrace: FakeDTrace) -> None:
-    """FreeBSD's listeners are in jails, the host's own unnamed; there is a Q, a limit and no Q0."""
+    """FreeBSD's listeners are in jails, the host's own is unnamed, and they have Q but no Q0."""
     who = f"{zone_rows.number(22):x}"
     rows = [
         f"listener {who} 1 0 0.0.0.0 22 - 2 0 1",
@@ -233,7 +233,7 @@ async def test_jails(fake_dtrace: FakeDTrace) -> None:
 
 
 def test_either_of_two_parts() -> None:
-    """What rests on one of two parts goes when both are gone: FreeBSD 13 has one, 14 the other."""
+    """A part that needs one of two goes only with both: FreeBSD 13 has one, FreeBSD 14 another."""
     family = load("freebsd")
     assert family.with_dependents({"enqueue"}) == {"enqueue"}
     assert family.with_dependents({"newconn"}) == {"newconn"}
@@ -245,7 +245,7 @@ def test_either_of_two_parts() -> None:
 async def test_counts_that_cannot_be(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A queue that comes to less than nothing is a bad row, and is not known from then on."""
+    """If a queue's length becomes negative, the row is bad and the queue is no longer known."""
     steps = [{"rows": [zone_rows.told(22), zone_rows.left(22, 2)]}, {"ready": "global"}, FOREVER]
 
     async with running(fake_dtrace(*steps), name="illumos") as one:
@@ -257,7 +257,7 @@ async def test_counts_that_cannot_be(
 
 
 async def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
-    """What there is no room for is counted by limit and said once a run; the session goes on."""
+    """Refusals at each limit are counted and logged once per run, and the session stays up."""
     rows = [told(22, socket=socket, place=place) for place in (1, 2, 3) for socket in (0, 1)]
     state = State()
     state.table.limit("", Limits(sockets=1, places=1))
@@ -276,7 +276,7 @@ async def test_limits(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture)
 async def test_others_have_their_turn(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many rows that come at once are dealt with in many steps, and messages likewise."""
+    """Many rows or messages at once are processed in many steps, so that others get their turn."""
     monkeypatch.setattr(turns, "_SECONDS", 0.0)
     steps = [READY, {"print": ["x"] * 1000}, {"stderr": ["x"] * 1000}, FOREVER]
     async with running(fake_dtrace(*steps)) as one:
@@ -288,7 +288,7 @@ async def test_others_have_their_turn(
 
 
 async def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """After a loss the queues of zones are not known until they are told anew."""
+    """After a loss, the queues of a zone's listeners are unknown until a new row has them."""
     go = tmp_path / "go"
     steps = [
         *({"rows": [zone_rows.told(22, q=1)]}, {"ready": "global"}, {"tick": 2}),
@@ -304,7 +304,7 @@ async def test_rows_that_were_lost(fake_dtrace: FakeDTrace, tmp_path: Path) -> N
 
 
 async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
-    """A kernel that takes no program of that size gets one without the parts to be spared."""
+    """If a program is too large for the kernel, its spare parts are left out."""
     why = "DIF program exceeds maximum program size"
     lacks = [{"lacks": [f"only {part}", why]} for part in ("tli_accepts", "streams_accepts")]
     steps = [*lacks, {"ready": "global"}, FOREVER]
@@ -317,7 +317,7 @@ async def test_no_room_for_the_program(fake_dtrace: FakeDTrace) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 async def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
-    """A dtrace(1) that has come to a halt is killed, and started again."""
+    """A dtrace(1) whose heartbeat stops is killed and restarted."""
     async with running(fake_dtrace(READY, {"tick": 2})) as one:
         await eventually(lambda: one.status.up)
         pid = one.status.pid
@@ -329,7 +329,7 @@ async def test_heartbeat_missing(fake_dtrace: FakeDTrace, caplog: pytest.LogCapt
 
 @pytest.mark.usefixtures("_impatient")
 async def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
-    """One that has no heartbeat any more is told to end first, and what it then prints counts."""
+    """A dtrace(1) without a heartbeat gets SIGTERM first, and its last rows count."""
     steps = [{"rows": [f"0 {told(22)}", f"0 {counted(22, 7)}"]}, READY]
     async with running(fake_dtrace(*steps)) as one:
         await eventually(lambda: one.status.restarts)
@@ -337,7 +337,7 @@ async def test_what_a_late_one_has_counted(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
-    """From the last row of one process to the first one of the next nobody counts: that is told."""
+    """The time between two processes, from last row to first row, is exported as uncounted."""
     async with running(fake_dtrace(READY, FOREVER)) as one:
         await eventually(lambda: one.status.up)
         assert one.status.uncounted == 0
@@ -348,7 +348,7 @@ async def test_time_in_which_nobody_counts(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_a_host_that_starts_anew(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """A socket that had closed on a clock that has begun anew since is seen again."""
+    """A socket that closed before its host's clock started again is seen again."""
     first = [{"print": f"closed {address(22):x} 900000000000000000"}, {"tick": 1}, {"exit": 1}]
     once = {"once": {"mark": str(tmp_path / "mark"), "steps": [READY, *first]}}
     steps = [once, READY, {"rows": [f"0 {told(22)}"]}, FOREVER]
@@ -358,7 +358,7 @@ async def test_a_host_that_starts_anew(fake_dtrace: FakeDTrace, tmp_path: Path) 
 
 
 async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the rows are of this place, the kernel's own word on its listeners is taken."""
+    """The kernel's own numbers of listeners are used if the rows are of this network namespace."""
     monkeypatch.setattr(namespaces, "own", lambda: "1")
     sample = ListeningSocket("*", 22, 3, 8, None, 77)
     async with running(fake_dtrace(READY, FOREVER)) as one:
@@ -366,14 +366,14 @@ async def test_compare(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch)
         await one.compare([sample, sample._replace(port=80)], 5, NO_TOTALS)
         assert listener(one).queues == Queues(None, 3, None, 8)
         assert [one.identity.port for one in one._state.table] == [22]
-        # A session of one port cannot be held against the kernel's totals.
+        # A session of one port cannot be compared with the kernel's totals.
         assert one.status.unattributed == {}
 
 
 async def test_compare_ends_with_the_session(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that a reload takes away while the kernel's word is sorted fails nobody."""
+    """If a reload removes a session during a comparison, the comparison ends without an error."""
     many = [ListeningSocket("*", 22, 3, 8, None, 77)] * 200_000
     monkeypatch.setattr(namespaces, "own", lambda: "1")
     async with running(fake_dtrace(READY, FOREVER)) as one:
@@ -388,7 +388,7 @@ async def test_compare_ends_with_the_session(
 
 
 async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a socket has dropped and a session of its port has not counted is told, no more."""
+    """Drops of a socket that its session did not count are unattributed, and only those."""
     monkeypatch.setattr(namespaces, "own", lambda: "1")
     rows = [f"0 {told(22)}", f"0 {counted(22, 3, Q_FULL, qmax=8)}"]
     async with running(fake_dtrace({"rows": rows}, READY, FOREVER)) as one:
@@ -404,7 +404,7 @@ async def test_compare_drops(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monkey
 async def test_compare_after_a_reload(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a listener had dropped before a reload had it watched is not missing."""
+    """Drops of a listener from before a reload that adds it are not unattributed."""
     monkeypatch.setattr(namespaces, "own", lambda: "1")
     samples = [ListeningSocket("*", port, 3, 8, 40, port) for port in (22, 80)]
     async with running(fake_dtrace(READY, FOREVER)) as one:
@@ -419,7 +419,7 @@ async def test_compare_after_a_reload(
 
 
 async def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel has counted and a session of all listeners has not is told, by kind."""
+    """A session of all listeners exports what the kernel counted and it did not, by kind."""
     monkeypatch.setattr(namespaces, "own", lambda: "1")
     id_ = SessionId("", ALL)
     state = State()
@@ -441,7 +441,7 @@ async def test_compare_totals(fake_dtrace: FakeDTrace, monkeypatch: pytest.Monke
 async def test_compare_another_place(
     fake_dtrace: FakeDTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the exporter is elsewhere, its kernel speaks of other listeners."""
+    """If the exporter is in another network namespace, its kernel's numbers are not used."""
     monkeypatch.setattr(namespaces, "own", lambda: "2")
     async with running(fake_dtrace(READY, FOREVER)) as one:
         await eventually(lambda: one.status.up)
@@ -453,9 +453,9 @@ async def test_compare_another_place(
 async def test_rows_come_ever_later(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Where each heartbeat is older than the one before, as behind a slow link, the session ends.
+    """A session ends if each heartbeat is older than the last, as over a slow link.
 
-    That the clocks of two hosts differ by years is nothing to it.
+    The clocks of the two hosts may differ by years.
     """
     file = tmp_path / "go"
     ticks = [f"tick {9 * 10**17}", f"tick {9 * 10**17 - 5 * 10**8}"]
@@ -479,7 +479,7 @@ async def test_rows_come_ever_later(
 async def test_greeting_is_no_reason(
     fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a far host said before the rows is not why its dtrace(1) ended later."""
+    """A message before the rows, such as a remote host's greeting, is not the reason for an end."""
     caplog.set_level(logging.DEBUG)
     heard, seen = tmp_path / "heard", tmp_path / "seen"
     greeting = [{"stderr": "Welcome"}, {"wait": str(heard)}]
@@ -494,14 +494,14 @@ async def test_greeting_is_no_reason(
 
 @pytest.mark.usefixtures("_impatient")
 async def test_rows_without_heartbeat_are_no_life(caplog: pytest.LogCaptureFixture) -> None:
-    """A process that prints without an end, but never a heartbeat, is ended all the same."""
+    """A process that prints endlessly but without a heartbeat is ended."""
     async with running(["sh", "-c", "echo ready 5 1; exec yes"]) as one:
         await eventually(lambda: one.status.restarts)
         assert logged(caplog, "session ended")[0]["why"] == "no heartbeat for 1 s"
 
 
 async def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
-    """After kill -9 a session is down, then up again, counting on; another one notices nothing."""
+    """After kill -9, a session goes down, comes up and counts on; another one is unaffected."""
     state = State()
     command = fake_dtrace(READY, {"print": syns(22, 5)}, FOREVER)
     async with running(command, SSH, state) as one, running(fake_dtrace(), WEB, state) as two:
@@ -522,7 +522,7 @@ async def test_restart_after_kill(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
-    """One failure after the other makes the next attempt wait longer, up to a limit."""
+    """After each failure the next attempt waits longer, up to a limit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervision, "_LONGEST_DELAY", 0.2)
         patch.setattr("random.uniform", lambda *_: 1.0)
@@ -536,7 +536,7 @@ async def test_back_off(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixtur
 async def test_back_off_begins_again(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a run that was good for long enough the next attempt waits no longer than the first."""
+    """After a good run that is long enough, the delay starts again from the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervision, "_GOOD_RUN_SECONDS", 0.0)
         patch.setattr("random.uniform", lambda *_: 1.0)
@@ -561,7 +561,7 @@ async def test_back_off_begins_again(
 async def test_what_the_kernel_lacks(
     probe: str, gone: set[str], fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refused optional part costs that part and what rests on it, no restart and no wait."""
+    """A refused optional part costs only itself and the parts that need it, without a restart."""
     async with running(fake_dtrace({"refuse": probe}, READY, FOREVER)) as one:
         await one.settled.wait()
         assert one.status.up
@@ -580,7 +580,7 @@ async def test_what_the_kernel_lacks(
 
 @pytest.mark.parametrize("part", ["accept_wait", "handshake"])
 async def test_without_a_part(part: str, fake_dtrace: FakeDTrace) -> None:
-    """A part that the configuration does not want is left out, and its feature is 0."""
+    """A part that the configuration turns off is left out, and its feature is 0."""
     off: dict[str, Any] = {part: False}
     async with running(fake_dtrace(READY, FOREVER), **off) as one:
         await eventually(lambda: one.status.up)
@@ -605,9 +605,9 @@ async def test_drop_counters_not_known(
     fake_dtrace: FakeDTrace,
     tmp_path: Path,
 ) -> None:
-    """Where the kernel's drop counters are not known only the program that needs them lacks drops.
+    """If the kernel's drop counters are unknown, only the program that needs them lacks drops.
 
-    So it is from the start, before the session is up.
+    The drops are missing from the start, before the session is up.
     """
     saved = tmp_path / "start.json"
     steps = [{"save": str(saved)}, READY, FOREVER]
@@ -640,7 +640,7 @@ async def test_the_kernel_is_asked(
     fake_dtrace: FakeDTrace,
     tmp_path: Path,
 ) -> None:
-    """Where it is not known which program a host needs its kernel tells, and that one runs."""
+    """If a host's program is unknown, its kernel decides which program runs."""
     saved = tmp_path / "start.json"
     state = State()
     steps = [{"functions": functions}, {"save": str(saved)}, {"ready": "0"}, FOREVER]
@@ -656,16 +656,16 @@ async def test_the_kernel_is_asked(
         start = json.loads(saved.read_text(encoding="utf-8"))
         assert start["program"] == one.plan.render(load(name), set())
         assert one.status.restarts == 0
-        # Which program the local host has is shown for all; others' is not.
+        # The source shows the program of the local host only.
         assert state.source.program == ("" if host else name)
 
 
 async def test_the_kernel_is_asked_until_it_answers(
     fake_dtrace: FakeDTrace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While a host does not answer the session is down and says why, and asks before each start.
+    """While a host does not answer, its session is down and says why, and asks before each start.
 
-    Once it is known which program the host needs, it is not asked any more.
+    Once the host's program is known, the session does not ask again.
     """
     asked, reachable = tmp_path / "asked", tmp_path / "reachable"
     script = (
@@ -700,7 +700,7 @@ async def test_the_kernel_is_asked_until_it_answers(
 
 
 async def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
-    """A kernel for which there is no program leaves the session down, and it says what to do."""
+    """If no program fits the kernel, the session stays down and says what to do."""
     async with running(fake_dtrace({"functions": []}), name=None) as one:
         await one.settled.wait()
         assert one.status.reason.startswith("no D program fits this kernel: set dtrace.program to")
@@ -708,7 +708,7 @@ async def test_no_program_fits_the_kernel(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
-    """A session may be stopped while its host has not answered, and leaves nothing behind."""
+    """A session can be stopped before its host answers, and leaves no process."""
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $! > {pids}; wait"
     async with running(["sh", "-c", script], name=None):
@@ -718,7 +718,7 @@ async def test_stop_while_the_kernel_is_asked(tmp_path: Path) -> None:
 
 
 async def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """Sessions of one host do not all ask it at once."""
+    """Sessions of one host ask it one at a time."""
     count, together = tmp_path / "count", tmp_path / "together"
     script = (
         f'for a; do if [ "$a" = -l ]; then mkdir {count} || touch {together};'
@@ -740,7 +740,7 @@ async def test_asked_one_at_a_time(fake_dtrace: FakeDTrace, tmp_path: Path) -> N
 
 
 async def test_core_refused(fake_dtrace: FakeDTrace) -> None:
-    """Without a probe of the core a session is down, and says in dtrace(1)'s words why."""
+    """If a probe of the core is refused, the session is down with dtrace(1)'s message."""
     async with running(fake_dtrace({"refuse": "fbt::tcp_conn_request:entry"}, READY)) as one:
         await one.settled.wait()
         assert not one.status.up
@@ -750,7 +750,7 @@ async def test_core_refused(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_unprivileged(fake_dtrace: FakeDTrace) -> None:
-    """What dtrace(1) says to anybody but root is the reason."""
+    """The reason is dtrace(1)'s message to users without privileges."""
     async with running(fake_dtrace({"unprivileged": True})) as one:
         await one.settled.wait()
         assert one.status.reason == (
@@ -759,7 +759,7 @@ async def test_unprivileged(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_command_not_found(tmp_path: Path) -> None:
-    """A command that does not exist, or may not be run, is the reason, and tried again."""
+    """If a command does not exist or may not be run, the reason says so, and it is tried again."""
     async with running([str(tmp_path / "nowhere")]) as one:
         await one.settled.wait()
         assert one.status.reason == f"cannot start {tmp_path}/nowhere: No such file or directory"
@@ -770,7 +770,7 @@ async def test_command_not_found(tmp_path: Path) -> None:
 
 
 async def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace) -> None:
-    """A dtrace(1) that starts and says nothing is given up."""
+    """A dtrace(1) that starts but prints nothing is ended after a while."""
     monkeypatch.setattr(heartbeat, "START_SECONDS", 0.3)
     async with running(fake_dtrace({"sleep": 60})) as one:
         await one.settled.wait()
@@ -780,7 +780,7 @@ async def test_never_ready(monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTr
 async def test_rows_of_another_version(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A program that prints rows of another version does not bring a session up."""
+    """A program whose rows have another version does not bring its session up."""
     async with running(fake_dtrace({"print": "ready 1 1"}, FOREVER)) as one:
         await eventually(lambda: one.status.bad_rows)
         assert not one.status.up
@@ -788,7 +788,7 @@ async def test_rows_of_another_version(
 
 
 async def test_output_closed_but_alive() -> None:
-    """A process that has closed its output has nothing more to say, and is ended."""
+    """A process that closes its output but stays alive is killed."""
     script = "trap '' TERM; echo ready 5 1; exec >&-; exec sleep 60"
     async with running(["sh", "-c", script]) as one:
         await eventually(lambda: one.status.up)
@@ -800,7 +800,7 @@ async def test_output_closed_but_alive() -> None:
 
 
 async def test_stderr_flood(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
-    """However much dtrace(1) complains, it is not held up, and the log stays short."""
+    """However much dtrace(1) writes to stderr, it is not blocked, and the log stays short."""
     flood = ["dtrace: nonsense " + "x" * 2000] * 2000
 
     caplog.set_level(logging.DEBUG)
@@ -815,7 +815,7 @@ async def test_stderr_flood(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFi
 async def test_endless_line_and_binary(
     fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bytes that are no text, and a line without an end, are one bad row each: nothing breaks."""
+    """Binary bytes and an endless line are one bad row each, and the session stays up."""
     endless = base64.b64encode(b"\xff" * (5 * MAX_LINE)).decode()
     binary = base64.b64encode(bytes(b for b in range(256) if b not in b"\n") + b"\n").decode()
 
@@ -835,7 +835,7 @@ async def test_endless_line_and_binary(
 
 
 async def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
-    """Binary on the standard error output is logged as printable text, an endless line too."""
+    """Binary data and an endless line on standard error are logged as printable text."""
     script = "head -c 300000 /dev/urandom >&2; echo ready 5 1; exec sleep 60"
     async with running(["sh", "-c", script]) as one:
         await eventually(lambda: one.status.up)
@@ -843,7 +843,7 @@ async def test_binary_on_stderr(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixture) -> None:
-    """Each bad row is counted and the first one logged; the rows around them count."""
+    """Each bad row is counted and the first is logged, and the rows around them count."""
     early = counted(22, 9)
     bad = ["row", "count zz 10 8 2 3", "tick x", counted(22, 1, 99), "\t\N{SNOWMAN}"]
 
@@ -856,7 +856,7 @@ async def test_bad_rows(fake_dtrace: FakeDTrace, caplog: pytest.LogCaptureFixtur
 
 
 async def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
-    """What DTrace says it lost adds up by kind, and so do the faults of the program."""
+    """Losses that DTrace reports are summed by kind, and so are faults of the program."""
     says = [
         "dtrace: 3 drops on CPU 0",
         "dtrace: 1 drop on CPU 1",
@@ -884,20 +884,20 @@ async def test_lost_and_faults(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_sigterm_ignored(fake_dtrace: FakeDTrace) -> None:
-    """A dtrace(1) that does not heed SIGTERM is killed."""
+    """A dtrace(1) that ignores SIGTERM is killed."""
     async with running(fake_dtrace({"ignore": "SIGTERM"}, READY, FOREVER)) as one:
         await eventually(lambda: one.status.up)
 
 
 async def test_sigterm_ignored_in_a_flood() -> None:
-    """So is one that goes on printing as fast as it can."""
+    """A process that ignores SIGTERM and prints as fast as it can is killed too."""
     script = "trap '' TERM; echo ready 5 1; exec yes"
     async with running(["sh", "-c", script]) as one:
         await eventually(lambda: one.status.up)
 
 
 async def test_a_process_behind_the_command(tmp_path: Path) -> None:
-    """Where the command is a wrapper that has to be killed, what it started goes with it."""
+    """If the command is a wrapper that has to be killed, its child is killed too."""
     pids = tmp_path / "pids"
     script = f"trap '' TERM; sleep 60 & echo $! > {pids}; echo ready 5 1; wait; wait; wait"
     async with running(["sh", "-c", script]) as one:
@@ -907,7 +907,7 @@ async def test_a_process_behind_the_command(tmp_path: Path) -> None:
 
 
 def is_zombie(pid: int) -> bool:
-    """Tell whether a process is dead, and only init has not looked after it yet."""
+    """Tell whether a process is dead and waits only for init to reap it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2][1] == "Z"
     except FileNotFoundError:
@@ -915,21 +915,21 @@ def is_zombie(pid: int) -> bool:
 
 
 async def test_stop_at_once(fake_dtrace: FakeDTrace) -> None:
-    """A session may be stopped before its process was started."""
+    """A session can be stopped before its process starts."""
     async with running(fake_dtrace()) as one:
         assert one.status.pid is None
 
 
 @pytest.mark.parametrize("turns", range(1, 6))
 async def test_stop_while_it_starts(turns: int, fake_dtrace: FakeDTrace) -> None:
-    """Nor does it matter how far the start of the process has come."""
+    """A session can be stopped at any step of its process's start."""
     async with running(fake_dtrace()):
         for _ in range(turns):
             await asyncio.sleep(0)
 
 
 async def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """A session may be stopped while dtrace(1) compiles."""
+    """A session can be stopped while dtrace(1) compiles."""
     saved = tmp_path / "start.json"
     async with running(fake_dtrace({"save": str(saved)}, {"sleep": 60})) as one:
         await eventually(saved.exists)
@@ -937,7 +937,7 @@ async def test_stop_before_it_is_ready(fake_dtrace: FakeDTrace, tmp_path: Path) 
 
 
 async def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
-    """A session may be stopped while it waits for its turn to start."""
+    """A session can be stopped while it waits for its turn to start."""
     state = State()
     starting = asyncio.Semaphore(1)
     state.table.watch(SSH, named({22: ""}))
@@ -951,7 +951,7 @@ async def test_stop_while_another_one_starts(fake_dtrace: FakeDTrace) -> None:
 
 
 async def test_program_that_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A host that does not read a program larger than a pipe is given up as one not ready."""
+    """A host that does not read a program larger than a pipe is given up as not ready."""
     monkeypatch.setattr(supervision, "START_SECONDS", 0.2)
     large = tmp_path / "large.d"
     large.write_text(load("linux").text + f"/* {'x' * (1 << 19)} */\n", encoding="utf-8")
@@ -962,7 +962,7 @@ async def test_program_that_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 async def test_blame_for_what_is_left_out(tmp_path: Path) -> None:
-    """Who gives a part that is left out as the reason once more is not started again at once."""
+    """If dtrace(1) blames a part that is already left out, it is not restarted at once."""
     starts = tmp_path / "starts"
     why = "dtrace: could not enable tracing: Failed to enable fbt:vmlinux:security_sock_graft:entry"
     script = f"echo >>{starts}; echo '{why}' >&2; exit 1"
@@ -970,14 +970,14 @@ async def test_blame_for_what_is_left_out(tmp_path: Path) -> None:
         await one.settled.wait()
         assert why in one.status.reason
         assert "accepts" in one.left_out
-    # Beside the one that told of the part, and that without it, one more may have come already.
+    # One start with the part, one without it, and one more that may have come already.
     assert 2 <= len(starts.read_text(encoding="utf-8").splitlines()) <= 3
 
 
 async def test_stop_during_back_off(
     monkeypatch: pytest.MonkeyPatch, fake_dtrace: FakeDTrace
 ) -> None:
-    """A session may be stopped while it waits to start its process again; it does not wait on."""
+    """A session can be stopped while it waits to restart its process, without waiting on."""
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 600.0)
     async with running(fake_dtrace({"exit": 1})) as one:
         await one.settled.wait()
@@ -985,7 +985,7 @@ async def test_stop_during_back_off(
 
 
 async def test_stop_twice(fake_dtrace: FakeDTrace) -> None:
-    """A session that has been stopped may be stopped again."""
+    """A session can be stopped twice."""
     async with running(fake_dtrace()) as one:
         await eventually(lambda: one.status.up)
         await asyncio.gather(one.stop(), one.stop())

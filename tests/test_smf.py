@@ -1,4 +1,4 @@
-"""SMF: the manifest by the rules of its DTD, and the method with a fake SMF around it."""
+"""SMF: the manifest against the rules of its DTD, and the method with a fake SMF around it."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ OK, FATAL, CONFIG, NO_SMF, PERM = 0, 95, 96, 99, 100
 OTHER = 1
 SECONDS = 20.0
 
-# The grammar of what the manifest uses, after the DTD service_bundle, version 1, of illumos: an
-# element's content in the DTD's own notation, and its attributes: those that it must have marked
-# with a !, and after a = what they may be.
+# The grammar of the elements in the manifest, after the DTD service_bundle, version 1, of illumos:
+# each element's content in the DTD's own notation, and its attributes. A ! marks those that it must
+# have, and = comes before their possible values.
 TYPES = (
     "count integer opaque host hostname net_address_v4 net_address_v6 time astring ustring boolean "
     "fmri uri"
@@ -110,7 +110,7 @@ XML = "{http://www.w3.org/XML/1998/namespace}"
 
 
 def faults(element: Element) -> Iterator[str]:
-    """Yield each breach of the grammar in an element and what it holds."""
+    """Yield each breach of the grammar in an element and in its content."""
     if element.tag not in GRAMMAR:
         yield f"{element.tag}: not an element"
         return
@@ -150,7 +150,7 @@ def one(element: Element, path: str) -> Element:
 
 
 def test_manifest_is_valid(manifest: Element) -> None:
-    """The manifest keeps to the DTD."""
+    """The manifest conforms to the DTD."""
     assert list(faults(manifest)) == []
 
 
@@ -173,7 +173,7 @@ BREACHES: dict[str, tuple[str, Callable[[Element], object]]] = {
 
 @pytest.mark.parametrize("breach", BREACHES)
 def test_breaches_are_found(breach: str, manifest: Element) -> None:
-    """The grammar refuses what the DTD refuses."""
+    """The grammar rejects what the DTD rejects."""
     path, change = BREACHES[breach]
     element = manifest.findall(path)[0]
     change(element)
@@ -181,14 +181,14 @@ def test_breaches_are_found(breach: str, manifest: Element) -> None:
 
 
 def test_manifest_names_the_dtd() -> None:
-    """The manifest names the DTD where svccfg(8) looks for it."""
+    """The manifest has the DTD's path where svccfg(8) looks for it."""
     text = MANIFEST.read_text(encoding="utf-8")
     dtd = "/usr/share/lib/xml/dtd/service_bundle.dtd.1"
     assert f'<!DOCTYPE service_bundle SYSTEM "{dtd}">' in text
 
 
 def test_service(manifest: Element) -> None:
-    """There is one instance, and it waits for the administrator and for the network."""
+    """There is one instance, which an administrator must enable and which needs the network."""
     service = one(manifest, "service")
     assert f"svc:/{service.get('name')}:default" == FMRI
     assert one(service, "create_default_instance").get("enabled") == "false"
@@ -202,18 +202,18 @@ def test_service(manifest: Element) -> None:
 
 
 def test_least_privileges(manifest: Element) -> None:
-    """The service is not root and has no privilege beyond a user's but to look into the kernel."""
+    """The service is not root, and its only privilege beyond a user's is dtrace_kernel."""
     assert one(manifest, ".//method_credential").attrib == {
         "user": "dtexport",
         "group": "dtexport",
         "privileges": "basic,dtrace_kernel",
     }
-    # Solaris 10 and 11 shorten no name of up to eight letters.
+    # Solaris 10 and 11 do not shorten names of up to eight letters.
     assert len(one(manifest, ".//method_credential").attrib["user"]) <= 8
 
 
 def test_methods(manifest: Element) -> None:
-    """SMF starts and refreshes by the method, and stops by a signal to the whole contract."""
+    """SMF starts and refreshes with the method, and stops with a signal to the whole contract."""
     methods = {each.get("name"): each for each in manifest.iter("exec_method")}
     assert methods.keys() == {"start", "refresh", "stop"}
     assert methods["stop"].get("exec") == ":kill"
@@ -234,7 +234,7 @@ def settings(manifest: Element) -> dict[str, list[str]]:
 
 
 def test_properties(manifest: Element) -> None:
-    """Each property has a pattern, is read by the method and is as the exporter's flags are."""
+    """Each property has a pattern, is read by the method and matches the exporter's flags."""
     names = set(settings(manifest))
     assert names == {"config_file", "web_config_file", "listen_address", "log_level", "log_format"}
     patterns = one(manifest, ".//pg_pattern[@name='config']")
@@ -261,7 +261,7 @@ smf_clear_env() {{
 }}
 """
 
-# It notes how it was started, and does what its steps say.
+# It saves how it was started, and then follows its steps.
 FAKE_EXPORTER = """\
 #!{python} -IS
 import json, os, signal, sys, time
@@ -285,7 +285,7 @@ READY = ("say", "ready")
 
 
 class Host:
-    """A host with SMF, as far as the method can tell."""
+    """A host with SMF, as far as the method can see."""
 
     def __init__(self, shell: str, root: Path) -> None:
         self.shell = shell
@@ -294,7 +294,7 @@ class Host:
             "config/listen_address": ("astring", [":9748"])
         }
         self.log_file = root / "log"
-        # A space, so that no path goes without its quotes.
+        # The path has a space, so that a missing quote is noticed.
         self.prefix = root / "opt dtrace-exporter"
         self.saved = root / "started.json"
         self._root = root
@@ -327,13 +327,13 @@ class Host:
         self._exporter.symlink_to(script)
 
     def install_fake(self, *steps: tuple[str, str | int]) -> None:
-        """Install an exporter that does what it is told."""
+        """Install a fake exporter that follows some steps."""
         text = FAKE_EXPORTER.format(python=sys.executable, saved=str(self.saved), steps=steps)
         self._exporter.write_text(text, encoding="utf-8")
         self._exporter.chmod(0o755)
 
     def begin(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Begin to run a method in a contract of its own, as svc.startd(8) does."""
+        """Start a method in a contract of its own, as svc.startd(8) does."""
         self.contracts.append(random.getrandbits(62))
         (self._root / "properties.json").write_text(json.dumps(self.properties), encoding="utf-8")
         variables = {
@@ -378,7 +378,7 @@ class Host:
 
     @property
     def log(self) -> str:
-        """What the service has in its log."""
+        """The content of the service's log."""
         return self.log_file.read_text(encoding="utf-8")
 
     @property
@@ -386,7 +386,7 @@ class Host:
         return self.prefix / "bin/dtrace-exporter"
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """Kill all processes that are left."""
         for contract in self.contracts:
             while pids := members(contract):
                 for pid in pids:
@@ -396,7 +396,7 @@ class Host:
 
 @pytest.fixture(params=["dash", "ksh93"])
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
-    """Return a host whose shell is one of those that the method has to run under."""
+    """Return a host with one of the shells that the method must run under."""
     shell = require(request.param, {"dash": "dash", "ksh93": "ksh"}[request.param])
     made = Host(shell, tmp_path)
     try:
@@ -407,12 +407,12 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     return free_port()
 
 
 def get(port: int, path: str) -> str:
-    """Return what an exporter serves at a path, an empty string when it does not."""
+    """Return what an exporter serves at a path, or an empty string if it does not."""
     url = f"http://127.0.0.1:{port}{path}"
     with suppress(URLError, ConnectionError), urlopen(url, timeout=SECONDS) as answer:
         return str(answer.read().decode())
@@ -420,7 +420,7 @@ def get(port: int, path: str) -> str:
 
 
 def configure(host: Host, command: list[str], *ports: int, at: int) -> Path:
-    """Set up a real exporter that watches some ports with a fake dtrace(1)."""
+    """Configure a real exporter to watch some ports with a fake dtrace(1)."""
     host.install_real()
     path = host.prefix / "etc of it/c.yml"
     path.parent.mkdir(exist_ok=True)
@@ -439,14 +439,14 @@ def write(path: Path, command: list[str], *ports: int) -> None:
 
 
 def test_start_and_stop(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """Once the method has ended the exporter answers; SMF's signal to all leaves nothing."""
+    """Once the method has ended, the exporter answers; SMF's signal leaves no process."""
     configure(host, fake_dtrace(), 22, 80, at=port)
     contract = host.start()
     assert get(port, "/-/healthy") == "healthy\n"
     until(lambda: get(port, "/-/ready") == "ready\n")
     exporter, *dtraces = members(contract)
     assert "dtrace-exporter" in Path(f"/proc/{exporter}/cmdline").read_text(encoding="utf-8")
-    # Each port's, and the host's for processes.
+    # One for each port, and one for the host's processes.
     assert len(dtraces) == 3
     for pid in (exporter, *dtraces):
         # The exporter may have ended it already.
@@ -454,7 +454,7 @@ def test_start_and_stop(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
             os.kill(pid, signal.SIGTERM)
     until(lambda: not members(contract))
     assert "Traceback" not in host.log
-    # What is logged is what the exporter logs, and nothing of the method's own.
+    # The log has only lines of the exporter, and none of the method.
     assert [line for line in host.log.splitlines() if not line.startswith("ts=")] == []
 
 
@@ -476,7 +476,7 @@ def test_method_waits(host: Host, tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(host: Host) -> None:
-    """What the method needs while it waits is gone, whether the exporter has started or not."""
+    """The method's temporary files are gone after a start, whether it succeeds or fails."""
     host.install_fake(READY)
     host.start()
     assert list(host.scratch.iterdir()) == []
@@ -486,7 +486,7 @@ def test_nothing_is_left_behind(host: Host) -> None:
 
 
 def test_environment(host: Host) -> None:
-    """The exporter has none of the variables that SMF gives a method."""
+    """The exporter has none of the variables that SMF gives to a method."""
     host.install_fake(READY)
     host.start()
     environment = json.loads(host.saved.read_text(encoding="utf-8"))[1]
@@ -494,7 +494,7 @@ def test_environment(host: Host) -> None:
 
 
 def test_isolation(host: Host, tmp_path: Path) -> None:
-    """No variable and no directory of a user's has the exporter's Python load anything."""
+    """No variable or directory of a user makes the exporter's Python load anything."""
     (tmp_path / "trap").mkdir()
     marker = tmp_path / "loaded"
     for name in ("sitecustomize", "usercustomize", "json"):
@@ -510,7 +510,7 @@ def test_isolation(host: Host, tmp_path: Path) -> None:
 
 
 def test_no_core(host: Host) -> None:
-    """The exporter and what it starts leave no core file, whatever the host's limit is."""
+    """The exporter and its children leave no core file, whatever the host's limit is."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:
@@ -523,7 +523,7 @@ def test_no_core(host: Host) -> None:
 
 
 def test_refresh(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """A refresh has the exporter, and nobody else, read its file again."""
+    """A refresh makes the exporter, and no other process, read its file again."""
     command = fake_dtrace()
     path = configure(host, command, 22, at=port)
     contract = host.start()
@@ -542,7 +542,7 @@ def test_refresh(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
 
 
 def test_refresh_of_what_has_just_ended(host: Host) -> None:
-    """There is nothing to reload between a crash and the restart, and no failure in that."""
+    """A refresh between a crash and the restart does nothing, and does not fail."""
     host.install_fake(READY)
     contract = host.start()
     os.kill(members(contract)[0], signal.SIGKILL)
@@ -551,14 +551,14 @@ def test_refresh_of_what_has_just_ended(host: Host) -> None:
 
 
 def test_refresh_without_a_contract(host: Host) -> None:
-    """A refresh that cannot find out the contract fails."""
+    """A refresh fails if it cannot find the contract."""
     assert host.run("refresh") == OTHER
     host.properties["restarter/contract"] = "count", [""]
     assert host.run("refresh") == OTHER
 
 
 def test_crash(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """When the exporter is killed its dtrace(1) end too, which has SMF start the service again."""
+    """If the exporter is killed, its dtrace(1) processes end too, so SMF can start it again."""
     configure(host, fake_dtrace(), 22, at=port)
     contract = host.start()
     until(lambda: get(port, "/-/ready") == "ready\n")
@@ -570,7 +570,7 @@ def test_crash(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
 
 
 def test_bad_configuration(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """A wrong file means maintenance at once, and the log says where in it."""
+    """A wrong file puts the service into maintenance, and the log says where the mistake is."""
     path = configure(host, fake_dtrace(), 22, at=port)
     path.write_text("dtrace:\n  intervall: 1s\n", encoding="utf-8")
     assert host.run("start") == CONFIG
@@ -603,7 +603,7 @@ def test_bad_property(name: str, value: str, says: str, host: Host) -> None:
     os.geteuid() == 0 and not shutil.which("setpriv"), reason="root can read everything here"
 )
 def test_no_permission(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """A file that the service's user may not read means maintenance at once."""
+    """A file that the service's user may not read puts the service into maintenance at once."""
     path = configure(host, fake_dtrace(), 22, at=port)
     path.chmod(0)
     if os.geteuid() == 0:
@@ -618,7 +618,7 @@ def test_no_permission(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
 
 
 def test_address_in_use(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
-    """An address that is taken is a failure that SMF tries again before it gives up."""
+    """If the address is in use, the start fails in a way that SMF tries again."""
     configure(host, fake_dtrace(), 22, at=port)
     with socket.create_server(("127.0.0.1", port)):
         assert host.run("start") == OTHER
@@ -641,14 +641,14 @@ def test_address_in_use(host: Host, fake_dtrace: FakeDTrace, port: int) -> None:
     ],
 )
 def test_statuses(steps: list[tuple[str, str | int]], status: int, host: Host) -> None:
-    """How the exporter ends decides how the method does."""
+    """The exporter's exit status decides the method's."""
     host.install_fake(*steps)
     assert host.run("start") == status
     assert "dtrace-exporter: " in host.log.splitlines(keepends=True)[-1]
 
 
 def test_no_exporter(host: Host) -> None:
-    """An exporter that is not there or cannot be run is nothing that another try helps."""
+    """If the exporter does not exist or cannot run, the failure is permanent."""
     assert host.run("start") == FATAL
     assert f"there is no {host.prefix}/bin/dtrace-exporter" in host.log
     host.install_fake()
@@ -678,7 +678,7 @@ HARMLESS = [
 
 
 def test_values_are_taken_literally(host: Host) -> None:
-    """No value, whatever it holds, is anything but one argument."""
+    """Each value, whatever it contains, is exactly one argument."""
     host.install_fake(READY)
     for number, value in enumerate(HARMLESS):
         addresses = [value, "127.0.0.1:9748", HARMLESS[number - 1], "[::1]:9748"]
@@ -703,7 +703,7 @@ def test_all_that_svcprop_escapes() -> None:
 
 
 def test_unset_properties(host: Host) -> None:
-    """A property that is not there, or empty, leaves the exporter its default."""
+    """For a property that is missing or empty, the exporter uses its default."""
     host.install_fake(READY)
     host.properties = {
         "config/config_file": ("astring", [""]),
@@ -716,7 +716,7 @@ def test_unset_properties(host: Host) -> None:
 
 
 def test_defaults_of_the_manifest(host: Host, manifest: Element) -> None:
-    """The properties as they are imported give these arguments."""
+    """The properties of the imported manifest give these arguments."""
     host.install_fake(READY)
     host.properties = {
         f"config/{name}": ("astring", values) for name, values in settings(manifest).items()
@@ -731,7 +731,7 @@ def test_defaults_of_the_manifest(host: Host, manifest: Element) -> None:
 
 
 def test_no_properties(host: Host) -> None:
-    """Where the property group cannot be read nothing is started."""
+    """If the property group cannot be read, nothing starts."""
     host.install_fake(READY)
     host.properties = {}
     assert host.run("start") == CONFIG
@@ -740,7 +740,7 @@ def test_no_properties(host: Host) -> None:
 
 
 def test_outside_smf(host: Host) -> None:
-    """Run by hand the method does nothing and says what to do."""
+    """If it is run by hand, the method does nothing and says what to do."""
     host.install_fake(READY)
     assert host.run("start", SMF_FMRI="") == NO_SMF
     assert "svcadm" in host.log
@@ -748,7 +748,7 @@ def test_outside_smf(host: Host) -> None:
 
 
 def test_unknown_method(host: Host) -> None:
-    """A method that there is none of is refused."""
+    """An unknown method is refused."""
     for name in ("", "stop", "nonsense"):
         assert host.run(name) == FATAL
     assert host.log.count("usage: ") == 3
@@ -756,7 +756,7 @@ def test_unknown_method(host: Host) -> None:
 
 @pytest.mark.parametrize("option", ["-n", "-u"])
 def test_every_shell_can_read_it(option: str, host: Host) -> None:
-    """The method has no mistake of grammar, and names no variable that nothing sets."""
+    """The method has no syntax error in any of the shells, and uses no unset variable."""
     if option == "-n":
         done = subprocess.run([host.shell, "-n", METHOD], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The kernel's own numbers are read exactly, and become gauges and counters of the table."""
+"""The kernel's numbers are read exactly, and become gauges and counters in the table."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Net:
         return listener
 
     def connect(self, listener: socket.socket, clients: int, wait: bool = True) -> None:
-        """Connect clients to a listener, which nobody accepts."""
+        """Connect clients to a listener that does not accept them."""
         for _ in range(clients):
             client = self._stack.enter_context(socket.socket(listener.family, socket.SOCK_STREAM))
             client.setblocking(wait)
@@ -96,12 +96,12 @@ def samples(listener: socket.socket) -> list[ListeningSocket]:
 
 
 def cookie(listener: socket.socket) -> int:
-    """Return the kernel's number of a socket; SO_COOKIE of asm-generic/socket.h."""
+    """Return the kernel's cookie of a socket; SO_COOKIE of asm-generic/socket.h."""
     return int.from_bytes(listener.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
 
 
 def update(source: SockDiagSource, table: ListenerTable) -> None:
-    """Take a reading into the table, as the service does."""
+    """Put a reading into the table, as the service does."""
     list(source.update(table, SESSION, read((), source.open)))
 
 
@@ -115,7 +115,7 @@ def ss(listener: socket.socket) -> tuple[int, int, int]:
 
 
 def overrun(listener: socket.socket, clients: int) -> None:
-    """Let clients connect until each is in Q or dropped; then none is left that tries again."""
+    """Let clients connect until each is in Q or dropped, and none of them tries again."""
 
     def met() -> int:
         return sum(one.q + (one.drops or 0) for one in samples(listener))
@@ -127,7 +127,7 @@ def overrun(listener: socket.socket, clients: int) -> None:
 
 
 def drops_of_all(port: int) -> int:
-    """Ask ss for the drops of all sockets that listen at a port, added up."""
+    """Ask ss for the sum of the drops of all sockets that listen on a port."""
     command = ["ss", "-lntmH", f"sport = :{port}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return sum(map(int, re.findall(r"\bd(\d+)\)", output)))
@@ -136,7 +136,7 @@ def drops_of_all(port: int) -> int:
 @linux
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_queue(net: Net, address: str) -> None:
-    """Q is the number of connections that nobody accepted, Qmax the backlog."""
+    """Q is the number of connections that are not accepted yet, and Qmax is the backlog."""
     listener = net.listen(address, backlog=7)
     assert [sample[:5] for sample in samples(listener)] == [(address, port_of(listener), 0, 7, 0)]
     net.connect(listener, 3)
@@ -152,14 +152,14 @@ def test_queue(net: Net, address: str) -> None:
 @needs_ss
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_same_as_ss(net: Net, address: str) -> None:
-    """A full listener's Q, Qmax and drops are the same as ss shows."""
+    """The Q, Qmax and drops of a full listener are the same as those of ss."""
     listener = net.listen(address, backlog=1)
     net.connect(listener, 2)
     net.connect(listener, 5, wait=False)
     until(lambda: (samples(listener)[0].drops or 0) >= 5)
 
     def same() -> bool:
-        # SYNs that are sent again may be dropped between one reading and the other.
+        # Retransmitted SYNs may be dropped between one reading and the next.
         before = ss(listener)
         [sample] = samples(listener)
         return before == ss(listener) == (sample.q, sample.qmax, sample.drops)
@@ -170,7 +170,7 @@ def test_same_as_ss(net: Net, address: str) -> None:
 
 @linux
 def test_total_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the namespace's total cannot be read, listeners are read all the same."""
+    """If the namespace's total cannot be read, its listeners are still read."""
     assert read((), {})[0].dropped is not None
     monkeypatch.setattr(kernel_totals, "NETSTAT", Path("/nowhere/netstat"))
     [reading] = read((), {})
@@ -214,17 +214,17 @@ with ExitStack() as stack:
 @linux
 @needs_ss
 def test_connections_that_are_deferred() -> None:
-    """Their first ACKs are no drops, beside a listener whose drops are those that nstat shows."""
+    """First ACKs of deferred connections are no drops, and another listener's drops match nstat."""
     output = own_namespace.output(_IN_A_NAMESPACE)
     numbers = [[*map(int, line.split())] for line in output.splitlines()]
-    # A client that has waited for a second sends its SYN again.
+    # A client that waits for a second retransmits its SYN.
     dropped = max(numbers[1][2], 4)
     assert numbers == [[0, 0, 0, 3], [0, dropped, dropped, 3], [0, dropped, dropped, 7]]
 
 
 @linux
 def test_discarded_without_a_drop(net: Net) -> None:
-    """With TCP_DEFER_ACCEPT the kernel counts each connection's bare ACK, though none is lost."""
+    """With TCP_DEFER_ACCEPT, the kernel counts each connection's bare ACK, though none is lost."""
     listener = net.listen("127.0.0.1")
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
     for count in (1, 2, 3):
@@ -261,7 +261,7 @@ def test_every_listener_of_the_host(net: Net) -> None:
     [("0.0.0.0", "*"), ("::", "*"), ("::ffff:127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")],
 )
 def test_addresses(net: Net, bound: str, shown: str) -> None:
-    """Wildcards of both families are one address, and mapped IPv4 is IPv4."""
+    """The wildcards of both families are one address, and mapped IPv4 is IPv4."""
     assert [sample.address for sample in samples(net.listen(bound))] == [shown]
 
 
@@ -269,9 +269,9 @@ def test_addresses(net: Net, bound: str, shown: str) -> None:
     st.integers(0, (1 << 128) - 1) | st.integers(0, (1 << 32) - 1).map(lambda n: n | 0xFFFF << 32)
 )
 def test_addresses_as_in_rows(number: int) -> None:
-    """An address reads the same here as in the rows of a D program."""
+    """An address reads the same here and in the rows of a D program."""
     address = str(IPv6Address(number))
-    # Solaris 10's program prints it by its words, with all of their zeroes.
+    # Solaris 10's program prints all words of the address, with all of their zeros.
     by_words = ":".join(f"{number >> shift & 0xFFFF:x}" for shift in range(112, -1, -16))
     told_by = told(22, bound=address), *(zone_rows.told(22, bound=b) for b in (address, by_words))
     for line in told_by:
@@ -282,7 +282,7 @@ def test_addresses_as_in_rows(number: int) -> None:
 
 @linux
 def test_reuse_port(net: Net) -> None:
-    """Two sockets of one address and port are told apart, and are one listener of the table."""
+    """Two sockets of one address and port are separate when read, and one listener in the table."""
     first = net.listen("127.0.0.1", backlog=10, reuse_port=True)
     second = net.listen("127.0.0.1", backlog=4, port=port_of(first), reuse_port=True)
     net.connect(first, 4)
@@ -305,7 +305,7 @@ def test_reuse_port(net: Net) -> None:
 
 @linux
 def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel sends no message for a connection, however many there are."""
+    """The kernel sends only listeners, or only half-open connections, whichever is asked for."""
     listener = net.listen("127.0.0.1", backlog=100)
     net.connect(listener, 60)
     states: set[int] = set()
@@ -325,7 +325,7 @@ def test_only_listeners_are_asked_for(net: Net, monkeypatch: pytest.MonkeyPatch)
 
 
 class Answers:
-    """What the kernel answers to one question after the other, as parts of it may get lost."""
+    """The kernel's answers to successive questions, some of which lack sockets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: set[int]) -> None:
         self.left = [*answers]
@@ -353,7 +353,7 @@ def test_a_socket_that_an_answer_lacks(
     found: set[int],
     left: int,
 ) -> None:
-    """A known socket has closed if it is in none of three answers; else one is enough."""
+    """A known socket is closed if three answers lack it; otherwise one answer is enough."""
     kernel = Answers(monkeypatch, *answers)
     assert {one.socket for one in listeners(known)} == found
     assert len(kernel.left) == left
@@ -365,9 +365,9 @@ def test_a_socket_that_an_answer_lacks(
 def test_sockets_that_close_between_parts_of_an_answer(
     answers: int, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that closes while the kernel tells hides another: more answers have what one lacks.
+    """A socket that closes during an answer can hide another; further answers find the other.
 
-    Whatever they lack, drops are those that ss has shown, also of the sockets that are closed.
+    Whatever answers lack, drops are those that ss showed, also for the sockets that closed.
     """
     first = net.listen("127.0.0.1", backlog=0, reuse_port=True)
     port = port_of(first)
@@ -380,7 +380,7 @@ def test_sockets_that_close_between_parts_of_an_answer(
     table, source = ListenerTable(), SockDiagSource()
     table.watch(SESSION, named({port: ""}), CAPABILITIES)
     update(source, table)
-    # The newest are told first.
+    # The kernel sends the newest first.
     closing = iter([others[400:], others[300:400], others[200:300]])
     lacking = []
     read_once, messages = inet_diag._read, inet_diag._messages
@@ -414,7 +414,7 @@ def test_sockets_that_close_between_parts_of_an_answer(
 
 
 def answer(*, cut: int = 0, length: int | None = None, kind: int = 20) -> bytes:
-    """Return the kernel's answer with a listener, perhaps cut off or of a wrong length."""
+    """Return the kernel's answer with a listener, possibly cut short or with a wrong length."""
     body = struct.pack("=BBBB2s2s16s16s8I", 2, 10, 0, 0, b"\0P", b"", b"", b"", *range(8))
     data = struct.pack("=IHHII", length or 16 + len(body), kind, 0, 0, 0) + body
     return data[: len(data) - cut]
@@ -425,7 +425,7 @@ def answer(*, cut: int = 0, length: int | None = None, kind: int = 20) -> bytes:
     "data", [b"", b"x", answer(cut=1), answer(cut=60), answer(length=3), answer(length=40)]
 )
 def test_answers_that_are_none(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """An answer that is cut off or too short is an OSError, and never a loop without end."""
+    """An answer that is cut short or has a wrong length is an OSError, and no endless loop."""
     monkeypatch.setattr(inet_diag, "_dump", lambda *_: inet_diag._messages(memoryview(data)))
     with pytest.raises(OSError, match="cannot read sock_diag"):
         listeners()
@@ -447,14 +447,14 @@ def attribute(kind: int, value: bytes) -> bytes:
     ],
 )
 def test_whose(attributes: bytes, cgroup: int | None) -> None:
-    """A socket's cgroup is the attribute that newer kernels add; its inode is in all of them."""
+    """A socket's cgroup is an attribute that newer kernels add; all kernels give its inode."""
     message = memoryview(answer()[16:] + attributes)
     assert inet_diag._owned(message) == ("*", 80, 7, cgroup)
 
 
 @given(st.binary(max_size=300))
 def test_any_answer(data: bytes) -> None:
-    """Whatever the answer is, it is read to an end: samples, or an OSError."""
+    """Any answer is read to its end, and gives samples or an OSError."""
     try:
         for message in inet_diag._messages(memoryview(data)):
             inet_diag._sample(message)
@@ -465,7 +465,7 @@ def test_any_answer(data: bytes) -> None:
 
 @linux
 def test_in_a_running_event_loop() -> None:
-    """It may be called from a coroutine."""
+    """A coroutine may call listeners()."""
 
     async def read() -> list[ListeningSocket]:
         return listeners()
@@ -475,7 +475,7 @@ def test_in_a_running_event_loop() -> None:
 
 @linux
 def test_leaves_no_descriptor_open() -> None:
-    """Repeated readings leave no file descriptor behind."""
+    """Repeated readings leave no file descriptor open."""
     listeners()
     before = set(Path("/proc/self/fd").iterdir())
     for _ in range(10):
@@ -485,7 +485,7 @@ def test_leaves_no_descriptor_open() -> None:
 
 @linux
 def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel says no to is an OSError with its number and a message that says what."""
+    """A refusal of the kernel is an OSError with its number and a message."""
     monkeypatch.setattr(socket, "IPPROTO_TCP", 133)
     with pytest.raises(OSError, match="cannot read sock_diag: ") as caught:
         listeners()
@@ -494,21 +494,21 @@ def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux
 def test_no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no such socket can be had, as under a strict service manager, it is an OSError too."""
+    """If a netlink socket is refused, as under a strict service manager, that is an OSError too."""
     monkeypatch.setattr(inet_diag, "NETLINK_SOCK_DIAG", 31)
     with pytest.raises(OSError, match=r"cannot read sock_diag: .*not supported"):
         listeners()
 
 
 def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another system it is an OSError that says so."""
+    """On another system, listeners() raises an OSError that names Linux."""
     monkeypatch.setattr(sys, "platform", "sunos5")
     with pytest.raises(OSError, match="Linux"):
         listeners()
 
 
 class Kernel:
-    """What listeners() returns, made up."""
+    """A fake for the readings of listeners()."""
 
     def __init__(self) -> None:
         self.table = ListenerTable()
@@ -520,20 +520,20 @@ class Kernel:
         half_open: Mapping[str, int] | None = None,
         dropped: tuple[int, int] | None = None,
     ) -> None:
-        """Take one reading into the table, with so many half-open connections by their address."""
+        """Put one reading into the table, with numbers of half-open connections by address."""
         found = Counter({(address, 80): count for address, count in (half_open or {}).items()})
         reading = Reading([*samples], found, dropped=dropped)
         list(self.source.update(self.table, SESSION, [reading]))
 
     def drops(self, port: int = 80) -> int:
-        """Return the counter of the one listener of a port."""
+        """Return the drop counter of the only listener on a port."""
         [listener] = [one for one in self.table if one.identity.port == port]
         return listener.drops.get("unknown", 0)
 
 
 @pytest.fixture
 def kernel() -> Kernel:
-    """Return a Kernel whose ports are all watched."""
+    """Return a Kernel with all ports watched."""
     kernel = Kernel()
     kernel.table.watch(SESSION, Watched(), CAPABILITIES)
     return kernel
@@ -542,12 +542,12 @@ def kernel() -> Kernel:
 def sample(
     key: int, drops: int | None, port: int = 80, q: int = 0, address: str = "*"
 ) -> ListeningSocket:
-    """Make up a sample."""
+    """Return a fake sample."""
     return ListeningSocket(address, port, q, 10, drops, key)
 
 
 def test_half_open(kernel: Kernel) -> None:
-    """A half-open connection is of the listener of its address, or else of the wildcard's."""
+    """A half-open connection belongs to its address's listener, or else to the wildcard's."""
     own, every = sample(1, 0, address="10.0.0.1"), sample(2, 0)
     kernel.read(own, every, half_open={"10.0.0.1": 3, "10.0.0.2": 4, "::1": 5})
     q0 = {one.identity.address: one.queues.q0 for one in kernel.table if one.queues}
@@ -560,7 +560,7 @@ def test_half_open(kernel: Kernel) -> None:
 
 
 def test_half_open_of_several_sockets(kernel: Kernel) -> None:
-    """Sockets that share a listener have its half-open connections together."""
+    """Sockets that share a listener share its half-open connections."""
     kernel.read(sample(1, 0, q=9), sample(2, 0), half_open={"10.0.0.1": 3})
     [listener] = kernel.table
     assert listener.queues == Queues(3, 9, None, 10)
@@ -568,14 +568,14 @@ def test_half_open_of_several_sockets(kernel: Kernel) -> None:
 
 
 def test_drops_count_up(kernel: Kernel) -> None:
-    """The first reading is taken as it stands, the later ones by what they add."""
+    """The first reading sets the counter, and later ones add their increase."""
     for drops in (5, 5, 9, 12):
         kernel.read(sample(1, drops))
         assert kernel.drops() == drops
 
 
 def test_drops_over_close_and_reopen(kernel: Kernel) -> None:
-    """A socket that closes takes nothing from the counter, and a new one adds its own."""
+    """A closed socket leaves the counter as it is, and a new one adds its own drops."""
     kernel.read(sample(1, 5))
     kernel.read()
     assert kernel.drops() == 5
@@ -586,7 +586,7 @@ def test_drops_over_close_and_reopen(kernel: Kernel) -> None:
 
 
 def test_drops_of_a_socket_that_an_answer_lacked(kernel: Kernel) -> None:
-    """What a socket had dropped before the kernel's answer lacked it once is not counted again."""
+    """If one answer lacks a socket, the socket's earlier drops are not counted again."""
     kernel.read(sample(1, 5), sample(2, 10))
     kernel.read(sample(2, 10))
     kernel.read(sample(1, 6), sample(2, 10))
@@ -594,24 +594,24 @@ def test_drops_of_a_socket_that_an_answer_lacked(kernel: Kernel) -> None:
 
 
 def test_no_more_than_the_namespace_has_dropped(kernel: Kernel) -> None:
-    """Of what a socket discards, what all listeners have not dropped meanwhile is no drop."""
+    """A socket's discards count as drops only up to the drops of all listeners meanwhile."""
     for discarded, dropped, counted in (
         (5, (3, 3), 3),
         (9, (3, 3), 3),
         (12, (5, 5), 5),
-        # One that is dropped while the kernel tells is in this answer or in the next.
+        # A drop during an answer is in this answer or in the next.
         (14, (5, 8), 7),
         (15, (8, 8), 8),
     ):
         kernel.read(sample(1, discarded), dropped=dropped)
         assert kernel.drops() == counted
-    # One that is opened later is none of those that dropped before.
+    # A socket that opens later has none of the earlier drops.
     kernel.read(sample(1, 15), sample(2, 4, 81), dropped=(9, 9))
     assert (kernel.drops(), kernel.drops(81)) == (8, 1)
 
 
 def test_no_more_than_was_dropped_in_its_life(kernel: Kernel) -> None:
-    """Where a port is watched later, or a listener made anew, all counts since it was opened."""
+    """If a port is watched later or a listener is created again, all its sockets' drops count."""
     kernel.table.watch(SESSION, named({80: ""}))
     for _ in range(2):
         kernel.read(sample(1, 5), sample(2, 7, 81), dropped=(20, 20))
@@ -626,10 +626,10 @@ def test_no_more_than_was_dropped_in_its_life(kernel: Kernel) -> None:
 
 
 def test_namespaces_are_told_apart(kernel: Kernel) -> None:
-    """Sockets of two namespaces with the same number, as on old kernels, are counted apart."""
+    """Sockets with the same number in two namespaces, as on old kernels, are counted separately."""
 
     def take(*readings: tuple[str, int, int]) -> dict[str, int]:
-        """Read the drops of one socket in each namespace, by place and cookie, and return sums."""
+        """Read one socket's drops in each namespace, by place and cookie; return the counters."""
         there = [
             Reading([sample(1, drops)], Counter(), place, cookie)
             for place, cookie, drops in readings
@@ -639,16 +639,16 @@ def test_namespaces_are_told_apart(kernel: Kernel) -> None:
 
     assert take(("5", 1, 10), ("6", 2, 20)) == {"5": 10, "6": 20}
     assert take(("5", 1, 11), ("6", 2, 22)) == {"5": 11, "6": 22}
-    # While it is away its counters stand still, and it has no queues.
+    # While the namespace is away, its counters stay the same, and it has no queues.
     assert take(("6", 2, 22)) == {"5": 11, "6": 22}
     assert {one.identity.place: bool(one.queues) for one in kernel.table} == {"5": False, "6": True}
     assert take(("5", 1, 12), ("6", 2, 22)) == {"5": 12, "6": 22}
-    # Its number is used again, by another one.
+    # Another namespace uses the number again.
     assert take(("5", 3, 4), ("6", 2, 22)) == {"5": 4, "6": 22}
 
 
 def test_half_open_of_namespaces(kernel: Kernel) -> None:
-    """A half-open connection is not one of the same address and port elsewhere."""
+    """A half-open connection does not belong to the same address and port in another namespace."""
     there = [
         Reading([sample(place, 0)], Counter({("10.0.0.1", 80): place}), str(place), place)
         for place in (2, 3)
@@ -661,7 +661,7 @@ def test_half_open_of_namespaces(kernel: Kernel) -> None:
 
 
 def test_sockets_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of sockets that have closed no more than some are remembered, the newest."""
+    """Only the newest of the closed sockets are remembered, up to a limit."""
     monkeypatch.setattr(sock_diag, "_MOST_COUNTED", 3)
     for n in range(20):
         kernel.read(sample(n, 1))
@@ -671,21 +671,21 @@ def test_sockets_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_drops_of_several_sockets(kernel: Kernel) -> None:
-    """The sockets of one identity count into one counter."""
+    """All sockets of one identity count into one counter."""
     kernel.read(sample(1, 5), sample(2, 10))
     kernel.read(sample(2, 11), sample(3, 1))
     assert kernel.drops() == 17
 
 
 def test_drops_go_round(kernel: Kernel) -> None:
-    """The kernel's 32 bits may overflow."""
+    """An overflow of the kernel's 32 bits is counted on."""
     kernel.read(sample(1, (1 << 32) - 1))
     kernel.read(sample(1, 4))
     assert kernel.drops() == (1 << 32) + 4
 
 
 def test_kernel_without_drops(kernel: Kernel) -> None:
-    """A kernel that does not tell drops leaves them uncounted, not zero."""
+    """If the kernel does not report drops, the counter is absent, not zero."""
     kernel.read(sample(1, None))
     [listener] = kernel.table
     assert listener.drops == {}
@@ -693,7 +693,7 @@ def test_kernel_without_drops(kernel: Kernel) -> None:
 
 
 def test_gauges_of_a_closed_listener_go(kernel: Kernel) -> None:
-    """A listener that is gone has no queues, one that is still there has its newest."""
+    """A closed listener has no queues, and an open one has its newest."""
     kernel.read(sample(1, 0, 80, 3), sample(2, 0, 81, 4))
     kernel.read(sample(2, 0, 81, 5))
     queues = {listener.identity.port: listener.queues for listener in kernel.table}
@@ -701,7 +701,7 @@ def test_gauges_of_a_closed_listener_go(kernel: Kernel) -> None:
 
 
 def test_gauges_of_one_closed_socket_go(kernel: Kernel) -> None:
-    """Of two sockets of a listener the one that closed has no queues any more."""
+    """If one of a listener's two sockets closes, its queues disappear."""
     kernel.read(sample(1, 0, q=9), sample(2, 0, q=4))
     kernel.read(sample(2, 0, q=5))
     [listener] = kernel.table
@@ -709,7 +709,7 @@ def test_gauges_of_one_closed_socket_go(kernel: Kernel) -> None:
 
 
 def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
-    """A socket that listens again on another port has its queues there only."""
+    """A socket that listens again on another port has its queues only there."""
     kernel.read(sample(1, 0, 80, 3))
     kernel.read(sample(1, 0, 81, 4))
     queues = {listener.identity.port: listener.queues for listener in kernel.table}
@@ -717,7 +717,7 @@ def test_gauges_of_a_socket_that_moved(kernel: Kernel) -> None:
 
 
 def test_only_watched_ports(kernel: Kernel) -> None:
-    """Other ports are left out; one that is configured later starts with what ss shows."""
+    """Other ports are left out; a port that is configured later starts with the drops of ss."""
     kernel.table.watch(SESSION, named({80: "web"}))
     kernel.read(sample(1, 3), sample(2, 7, 81))
     assert {listener.identity.port for listener in kernel.table} == {80}
@@ -732,12 +732,12 @@ def test_only_watched_ports(kernel: Kernel) -> None:
 
 @given(st.lists(st.dictionaries(st.integers(0, 4), st.integers(0, 9)), max_size=12))
 def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
-    """Over any history of sockets the counter is the sum of what each of them dropped."""
+    """Over any history of sockets, the counter is the sum of what each of them dropped."""
     kernel = Kernel()
     kernel.table.watch(SESSION, named({80: ""}), CAPABILITIES)
     total, open_now, born = 0, dict[int, tuple[int, int]](), 0
     for reading in readings:
-        # A number that was away for a reading is another socket with another cookie.
+        # A number that one reading lacks is another socket, with another cookie, later.
         for slot in set(open_now) - set(reading):
             del open_now[slot]
         for slot, more in reading.items():
@@ -750,7 +750,7 @@ def test_drops_never_fall(readings: list[dict[int, int]]) -> None:
 
 
 def test_more_than_there_is_room_for(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
-    """Listeners beyond the limit are left out, said once, until another one has closed."""
+    """Listeners beyond the limit are left out and logged once, until another one closes."""
     kernel.table.limit("", Limits(listeners=2))
     three = [sample(number, 1, port) for number, port in enumerate((80, 81, 82), 1)]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Of everything that is seen of a socket the newest counts, in whatever order it comes."""
+"""The newest observation of a socket counts, in whatever order the observations arrive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Action = tuple[str, int, int, int]
 
 @dataclass(eq=False)
 class Owner:
-    """A listener, as far as its sockets go."""
+    """A listener, as far as its sockets are concerned."""
 
     sockets: dict[int, Queues] = field(default_factory=dict)
     acceptors: dict[int, Acceptors] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Owner:
 
     @property
     def identity(self) -> int:
-        """What tells it from others."""
+        """Return what distinguishes this listener from others."""
         return id(self)
 
 
@@ -34,7 +34,7 @@ def one() -> tuple[Sockets, Owner]:
 
 
 def test_a_listening_socket_has_gauges() -> None:
-    """A socket that listens has what was seen of it last, part by part; Q0 need have no limit."""
+    """A listening socket has its newest observation, separately for each part, and Q0 no limit."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     assert owner.sockets == {1: UNKNOWN}
@@ -45,7 +45,7 @@ def test_a_listening_socket_has_gauges() -> None:
 
 
 def test_limit_of_q0() -> None:
-    """Q0's limit is of the newest observation of Qmax, which may have none."""
+    """Q0's limit comes from the newest observation of Qmax, which may lack it."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q0=1, q=2, qmax=8, q0max=1032)
@@ -59,7 +59,7 @@ def test_limit_of_q0() -> None:
 
 
 def test_unsee() -> None:
-    """Lengths that are not known any more are shown when they are seen again; limits stay."""
+    """Lengths become unknown and are shown once they are observed again; limits stay."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q0=1, q=2, qmax=8, q0max=1032)
@@ -70,7 +70,7 @@ def test_unsee() -> None:
 
 
 def test_unsee_of_nobody() -> None:
-    """A socket that nobody has told of, has seen or that has closed gets no gauges by that."""
+    """For a socket that is unlisted, unobserved or closed, unsee() adds no gauges."""
     sockets, owner = one()
     sockets.unsee(1)
     assert owner.sockets == {}
@@ -84,7 +84,7 @@ def test_unsee_of_nobody() -> None:
 
 
 def test_of_two_at_once_the_later_told_counts() -> None:
-    """Of two observations of the same moment the one that is told later counts."""
+    """If two observations have the same time, the one that arrives later counts."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q=2)
@@ -93,7 +93,7 @@ def test_of_two_at_once_the_later_told_counts() -> None:
 
 
 def test_nobody_knows_whose_it_is() -> None:
-    """What is seen of a socket that nobody has told about is of nobody."""
+    """Observations of a socket without a listener give no gauges."""
     sockets, owner = one()
     sockets.saw(1, 10, q=2)
     sockets.saw(1, 10, qmax=5)
@@ -102,7 +102,7 @@ def test_nobody_knows_whose_it_is() -> None:
 
 
 def test_closed() -> None:
-    """A socket that has closed has no gauges, whatever comes that was seen before."""
+    """A closed socket has no gauges, whatever older observations arrive."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q=2)
@@ -116,7 +116,7 @@ def test_closed() -> None:
 
 
 def test_closed_is_told_first() -> None:
-    """That a socket has closed may be told before who it was: it has no gauges all the same."""
+    """If the row of a close arrives before the socket's row, the socket has no gauges either."""
     sockets, owner = one()
     sockets.closed(1, 20)
     sockets.listening(1, 10, owner)
@@ -125,7 +125,7 @@ def test_closed_is_told_first() -> None:
 
 
 def test_an_older_close_ends_nothing() -> None:
-    """A socket that has listened again since it closed goes on, though the close be told later."""
+    """A socket that listens again after a close keeps its gauges, even if the close comes late."""
     sockets, owner = one()
     sockets.listening(1, 30, owner)
     sockets.saw(1, 30, q=2)
@@ -134,7 +134,7 @@ def test_an_older_close_ends_nothing() -> None:
 
 
 def test_listens_again() -> None:
-    """A socket that listens again shows what is seen from then on, nothing of its life before."""
+    """A socket that listens again shows only observations from then on."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q0=1, q=2, qmax=8)
@@ -146,7 +146,7 @@ def test_listens_again() -> None:
 
 
 def test_memory_is_used_again() -> None:
-    """A socket's memory may be another listener's next: the first one has it no more."""
+    """If another listener uses a socket's memory again, the first listener loses the socket."""
     sockets, first = one()
     second = Owner()
     sockets.listening(1, 10, first)
@@ -158,7 +158,7 @@ def test_memory_is_used_again() -> None:
 
 
 def test_memory_is_used_again_and_an_old_row_comes() -> None:
-    """An old row of the listener that had a socket's memory before takes nothing from the next."""
+    """An old row of the listener that had a socket's memory before does not affect the next."""
     sockets, first = one()
     second = Owner()
     sockets.listening(1, 10, first)
@@ -171,7 +171,7 @@ def test_memory_is_used_again_and_an_old_row_comes() -> None:
 
 
 def test_memory_is_used_again_and_no_close_was_told() -> None:
-    """Nor does it where the row of the close has been lost."""
+    """An old row does not affect the next listener even if the row of the close is lost."""
     sockets, first = one()
     second = Owner()
     sockets.listening(1, 10, first)
@@ -183,7 +183,7 @@ def test_memory_is_used_again_and_no_close_was_told() -> None:
 
 
 def test_limit() -> None:
-    """A new limit is no news where it is old."""
+    """An older limit does not replace a newer one."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.saw(1, 10, q=2, qmax=8)
@@ -193,7 +193,7 @@ def test_limit() -> None:
 
 
 def test_what_has_closed_is_forgotten() -> None:
-    """However many sockets come and go, those that have gone do not pile up."""
+    """However many sockets come and go, the closed ones that are remembered are limited."""
     sockets, owner = one()
     for number in range(3 * sockets.most):
         sockets.listening(number, 2 * number, owner)
@@ -203,7 +203,7 @@ def test_what_has_closed_is_forgotten() -> None:
 
 
 def test_open_sockets_are_not_forgotten() -> None:
-    """Those that listen stay, however many others have closed."""
+    """Listening sockets stay, however many others close."""
     sockets, owner = one()
     sockets.listening(1, 1, owner)
     sockets.saw(1, 1, q=3)
@@ -214,7 +214,7 @@ def test_open_sockets_are_not_forgotten() -> None:
 
 
 def test_what_listen_asked_for() -> None:
-    """What listen() asked for is there with what it got, whether or not its socket was told yet."""
+    """The requested backlog is shown with the granted one, whichever of the rows comes first."""
     sockets, owner = one()
     sockets.listened(1, 11, 4096, 65535)
     sockets.listening(1, 10, owner)
@@ -228,7 +228,7 @@ def test_what_listen_asked_for() -> None:
 
 
 def test_a_listen_that_nobody_has_seen() -> None:
-    """Where another listen() came in between, nobody knows what it asked for."""
+    """If a listen() in between was not seen, the requested backlog is unknown."""
     sockets, owner = one()
     sockets.listening(1, 10, owner)
     sockets.listened(1, 11, 4096, 65535)
@@ -239,7 +239,7 @@ def test_a_listen_that_nobody_has_seen() -> None:
 
 
 def test_a_listen_of_one_that_has_closed() -> None:
-    """Memory that is used again has nothing of the socket before, in whatever order it is told."""
+    """Memory that is used again has no backlog of the earlier socket, in any order of the rows."""
     for late in (False, True):
         sockets, owner = one()
         sockets.listening(1, 10, owner)
@@ -254,7 +254,7 @@ def test_a_listen_of_one_that_has_closed() -> None:
 
 
 def test_listens_are_not_kept_for_ever() -> None:
-    """No more of them are remembered than sockets may be open."""
+    """Requested backlogs are remembered only for as many sockets as may be open."""
     sockets, owner = one()
     sockets.most = 10
     for socket in range(1, 30):
@@ -272,7 +272,7 @@ HTTPD = "program", "httpd"
 
 
 def test_acceptors() -> None:
-    """Who accepts at a socket is its listener's, whichever is told first."""
+    """The acceptors of a socket belong to its listener, whichever row comes first."""
     sockets, owner = one()
     sockets.accepted(1, 5, *SSHD)
     assert owner.acceptors == {}
@@ -286,7 +286,7 @@ def test_acceptors() -> None:
 
 
 def test_acceptors_of_one_that_has_closed() -> None:
-    """Who has accepted before a socket closed is no owner of what its memory is used for next."""
+    """Who accepted before a socket closed does not own the next socket in its memory."""
     sockets, owner = one()
     sockets.listening(1, 1, owner)
     sockets.accepted(1, 5, *SSHD)
@@ -299,7 +299,7 @@ def test_acceptors_of_one_that_has_closed() -> None:
 
 
 def test_acceptors_where_no_close_was_told() -> None:
-    """Nor is who has accepted before memory was seen to be another listener's."""
+    """Who accepted before another listener got the memory does not own it, without a close too."""
     sockets, owner = one()
     other = Owner()
     sockets.listening(1, 1, owner)
@@ -311,7 +311,7 @@ def test_acceptors_where_no_close_was_told() -> None:
 
 
 def test_acceptors_of_long_ago() -> None:
-    """Who has not accepted for ten minutes is forgotten if others have, and only then."""
+    """An acceptor is forgotten after ten minutes, but only if others have accepted since."""
     sockets, owner = one()
     sockets.listening(1, 1, owner)
     sockets.accepted(1, 0, *SSHD)
@@ -325,7 +325,7 @@ def test_acceptors_of_long_ago() -> None:
 
 
 def test_acceptors_have_a_limit() -> None:
-    """Of a socket that many names accept at the last ones are known, and of as many sockets."""
+    """Only the last acceptors of a socket are remembered, and of a limited number of sockets."""
     sockets, owner = one()
     sockets.most = 3
     sockets.listening(1, 1, owner)
@@ -341,7 +341,7 @@ def test_acceptors_have_a_limit() -> None:
 
 
 def test_acceptors_of_a_host_that_has_started_anew() -> None:
-    """Where the clock may begin at 0 again nothing of before counts."""
+    """After forget_closed(), when the clock may start at 0 again, old acceptors do not count."""
     sockets, owner = one()
     sockets.accepted(1, 99 * MINUTE, *SSHD)
     sockets.forget_closed()
@@ -351,7 +351,7 @@ def test_acceptors_of_a_host_that_has_started_anew() -> None:
 
 
 def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
-    """Tell one thing; the last number is a queue's length, or whose the socket is."""
+    """Apply one action; its last number is a queue's length or a backlog."""
     kind, socket, time, number = action
     does: dict[str, Callable[[], object]] = {
         "listening": lambda: sockets.listening(socket, time, owners[0]),
@@ -366,7 +366,7 @@ def do(sockets: Sockets, owners: list[Owner], action: Action) -> None:
 
 
 def end(actions: list[Action]) -> dict[int, Queues]:
-    """Return a listener's gauges after things have been told in some order."""
+    """Return a listener's gauges after some actions."""
     sockets, owner = one()
     sockets.listening(1, 0, owner)
     sockets.saw(1, 0, q0=0, q=0, qmax=0)
@@ -376,7 +376,7 @@ def end(actions: list[Action]) -> dict[int, Queues]:
 
 
 def at_times(times: list[int]) -> st.SearchStrategy[list[Action]]:
-    """Return things that were seen of an open socket, each at a time of its own."""
+    """Return a strategy for actions on an open socket, each with a time of its own."""
     return st.tuples(
         *(
             st.tuples(
@@ -395,7 +395,7 @@ times = st.lists(st.integers(1, 50), min_size=1, max_size=6, unique=True).flatma
 
 @given(times, st.randoms())
 def test_any_order_of_what_was_seen(actions: list[Action], random: object) -> None:
-    """Rows of an open socket may come in any order: the gauges are the same in the end."""
+    """Rows of an open socket may come in any order, and the gauges in the end are the same."""
     newest = end(sorted(actions, key=lambda action: action[2]))
     random.shuffle(actions)  # type: ignore[attr-defined]
     assert end(actions) == newest
@@ -403,15 +403,15 @@ def test_any_order_of_what_was_seen(actions: list[Action], random: object) -> No
 
 @given(times, st.integers(51, 60))
 def test_any_order_before_a_close(actions: list[Action], closed: int) -> None:
-    """Wherever among them the row comes that a socket has closed, after all it has no gauges."""
+    """Wherever the row of a close comes among older ones, the socket has no gauges in the end."""
     for at in range(len(actions) + 1):
         assert end([*actions[:at], ("closed", 1, closed, 0), *actions[at:]]) == {}
 
 
 def test_any_order_of_a_close_and_a_listen() -> None:
-    """The rows of a close, and of a listen and a look after it, may come in any order but one.
+    """The rows of a close and of a later listen and observation may come in nearly any order.
 
-    A look is of nobody as long as nobody has told who listens.
+    An observation has no listener as long as the row of the listen has not come.
     """
     actions: list[Action] = [("closed", 1, 5, 0), ("listening", 1, 7, 0), ("q", 1, 7, 3)]
     for order in permutations(actions):
@@ -431,7 +431,7 @@ def test_any_order_of_a_close_and_a_listen() -> None:
     )
 )
 def test_closed_stays_closed(actions: list[Action]) -> None:
-    """A socket has gauges only where it was seen to listen after it was last seen to close."""
+    """A socket has gauges only if its newest listen is later than its newest close."""
     sockets, owner = one()
     for action in actions:
         do(sockets, [owner], action)

@@ -1,4 +1,4 @@
-"""``source: auto`` over a fake dtrace(1) that comes and goes: what it takes, and what it counts."""
+"""``source: auto`` when dtrace(1) comes and goes: the source that it chooses, and its counts."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ REFUSAL = "dtrace: run as root for tracing and listing probes"
 
 
 class Kernel:
-    """Sockets that listen, as inet_diag tells of them."""
+    """Fake listening sockets, as inet_diag reports them."""
 
     def __init__(self) -> None:
         self.samples = [ListeningSocket("*", 22, 1, 8, 5, 1001)]
         self.dropped = 5
 
     def drop(self, count: int) -> None:
-        """Have the listener of port 22 drop so many."""
+        """Let the listener of port 22 drop some connections."""
         first, *others = self.samples
         assert first.drops is not None
         self.samples = [first._replace(drops=first.drops + count), *others]
@@ -51,12 +51,12 @@ class Kernel:
 
 @pytest.fixture(autouse=True)
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """Stand in for this host's sockets, and make everything come soon."""
+    """Replace this host's sockets with fake ones, and make all delays short."""
     made = Kernel()
     monkeypatch.setattr(inet_diag, "listeners", lambda *_: made.samples)
     monkeypatch.setattr(inet_diag, "half_open", lambda *_: Counter())
     monkeypatch.setattr(kernel_totals, "dropped", lambda *_: made.dropped)
-    # Where there are other network namespaces, they would have these sockets, too.
+    # Other network namespaces of this host would have these sockets too.
     monkeypatch.setattr(Namespaces, "begin", lambda *_: None)
     monkeypatch.setattr(supervision, "_FIRST_DELAY", 0.05)
     monkeypatch.setattr(supervision, "_STOP_SECONDS", 1.0)
@@ -65,7 +65,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 class Host:
-    """A host whose dtrace(1) may be used while a file is there, and its configuration."""
+    """A host with a configuration, whose dtrace(1) can be used while a file exists."""
 
     def __init__(self, place: Path, working: list[str]) -> None:
         self.usable, self.hang, self.hangs = (place / word for word in ("usable", "hang", "hangs"))
@@ -92,7 +92,7 @@ def host(tmp_path: Path, fake_dtrace: FakeDTrace) -> Host:
 
 @asynccontextmanager
 async def running(host: Host) -> AsyncIterator[Service]:
-    """Run the service, which may begin without any session."""
+    """Run the service, which may start without any session."""
     one = Service(host.path, load(host.path))
     await one.start()
     try:
@@ -121,7 +121,7 @@ def chosen(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """Return a function that tells the sources that were chosen."""
+    """Return a function that returns the chosen sources."""
     with caplog.at_level("INFO"):
         yield lambda: chosen(caplog)
 
@@ -132,13 +132,13 @@ async def test_by_itself(
     said: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Once dtrace(1) may be used it is, without a reload; it is said once, and no counter falls."""
+    """Once dtrace(1) can be used, it is used without a reload, and no counter falls."""
     monkeypatch.setattr(service, "_RETRY_SECONDS", 0.05)
     async with running(host) as one:
         assert (one.state.source.name, one.state.source.reason) == ("sock_diag", "not_permitted")
         await one.state.refresh()
         assert drops(one) == {"unknown": 5}
-        # Nobody scrapes after this.
+        # No scrape comes after this.
         kernel.drop(2)
         before = one.state.last_reload_success
         host.usable.touch()
@@ -147,7 +147,7 @@ async def test_by_itself(
         assert one.state.sessions[SSH].up
         await one.state.refresh()
         [listener] = one.state.table
-        # Its gauges are DTrace's.
+        # The gauges are those of DTrace.
         assert (listener.syns, 1001 in listener.sockets) == (8, False)
         assert one.state.last_reload_success == before
         await one.reload()
@@ -155,7 +155,7 @@ async def test_by_itself(
 
 
 async def test_by_a_reload(host: Host, said: Callable[[], list[str]]) -> None:
-    """A reload of a file that says the same tries again, and is silent where nothing is new."""
+    """A reload of an unchanged file tries dtrace(1) again, and logs nothing if nothing changes."""
     async with running(host) as one:
         await one.reload()
         assert (one.state.source.name, said()) == ("sock_diag", ["sock_diag"])
@@ -164,14 +164,14 @@ async def test_by_a_reload(host: Host, said: Callable[[], list[str]]) -> None:
         await eventually(lambda: one.state.sessions[SSH].up)
         assert said() == ["sock_diag", "dtrace"]
         pid = one.state.sessions[SSH].pid
-        # A session that is up shows that it can be used: nothing is tried.
+        # The session is up, so dtrace(1) is not tried again.
         host.usable.unlink()
         await one.reload()
         assert (one.state.source.name, one.state.sessions[SSH].pid) == ("dtrace", pid)
 
 
 async def test_a_script_that_is_up(host: Host, tmp_path: Path) -> None:
-    """A script that runs by now counts at no listener: a reload tries DTrace all the same."""
+    """A running script does not count as proof: a reload still tries DTrace."""
     (tmp_path / "io.d").write_text("BEGIN { @n = count(); }", encoding="utf-8")
     host.configure(scripts=[{"script": "io.d"}])
     async with running(host) as one:
@@ -188,7 +188,7 @@ async def test_another_reason(
     said: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where it is tried again and refused for another reason, that is told from then on, once."""
+    """If a further trial is refused for another reason, that reason is shown and logged once."""
     monkeypatch.setattr(service, "_RETRY_SECONDS", 0.05)
     script = tmp_path / "dtrace"
     host.configure(dtrace={"command": [str(script)], "program": "linux"})
@@ -204,7 +204,7 @@ async def test_another_reason(
 
 
 async def test_and_back(host: Host, kernel: Kernel) -> None:
-    """What DTrace has counted is not counted by sock_diag again, and nothing of it vanishes."""
+    """Drops that DTrace has counted stay, and sock_diag does not count them again."""
     host.usable.touch()
     async with running(host) as one:
         await eventually(lambda: drops(one) == {"q_full": 3})
@@ -226,9 +226,9 @@ async def test_sessions_that_fail(
     said: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where a trial succeeds and sessions fail, they are down and say why: nothing goes to and fro.
+    """If a trial succeeds but sessions fail, they are down with a reason; the source stays.
 
-    A reload tries again, and takes sock_diag where the trial fails as well.
+    A reload tries again, and uses sock_diag if the trial fails too.
     """
     monkeypatch.setattr(service, "_RETRY_SECONDS", 0.02)
     host._steps = fake_dtrace({"stderr": "dtrace: cannot count"}, {"exit": 1})
@@ -247,7 +247,7 @@ async def test_sessions_that_fail(
 
 
 async def test_a_trial_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one is tried in the background neither the page nor a reload waits for it."""
+    """While a trial hangs in the background, neither the page nor a reload waits for it."""
     monkeypatch.setattr(service, "_RETRY_SECONDS", 0.3)
     async with running(host) as one:
         host.hang.touch()
@@ -262,7 +262,7 @@ async def test_a_trial_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -
 async def test_readings_meanwhile(
     host: Host, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many scrapes read while the source changes, no socket of sock_diag's stays behind."""
+    """However many scrapes read while the source changes, no socket of sock_diag is left."""
     steps = 0
 
     async def by_single_steps(work: Generator[None, None, Any]) -> Any:
@@ -309,7 +309,7 @@ async def test_readings_meanwhile(
 
 
 async def test_nobody_listens(host: Host, kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
-    """A configured port that nobody listens at is logged once, and again when it is silent anew."""
+    """A configured port without a listener is logged once, and again if it loses one later."""
 
     def told() -> list[str]:
         events = [one for one in caplog.records if one.getMessage() == "nobody listens"]

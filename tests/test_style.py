@@ -1,4 +1,4 @@
-"""What editors and git are told of the tree's style is well-formed, and the tree has that style."""
+"""The style that editors and git are told is well-formed, and the tree follows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOOKS = [
 
 
 def files() -> Iterator[Path]:
-    """Yield the files of the tree that are text."""
+    """Yield the text files of the tree."""
     inside = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
     for path in (*ROOT.glob("*"), *inside):
         made = "__pycache__" in path.parts or path.parent.suffix == ".egg-info"
@@ -44,7 +44,7 @@ def files() -> Iterator[Path]:
 
 
 def test_editorconfig() -> None:
-    """Each file has the line ends, the indentation and so on that an editor is told to give it."""
+    """Each file has the line ends, indentation and so on that .editorconfig gives it."""
     styles = set()
     for path in files():
         style = get_properties(str(path))
@@ -62,13 +62,13 @@ def test_editorconfig() -> None:
             usual = max(b"\t", b"  ", key=indented.count)
             assert {b"\t": "tab", b"  ": "space"}[usual] == style["indent_style"], path
         styles.add(tuple(sorted(style.items())))
-    # That of all, of two spaces, of tabs and of the seeds.
+    # The general style, that with two spaces, that with tabs and that of the seeds.
     assert len(styles) == 4
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=[hook["id"] for hook in HOOKS])
 def test_hooks(hook: dict[str, object]) -> None:
-    """Each hook is run by what is there, with versions that are nowhere else."""
+    """Each hook runs git or make, so that no tool has a second version here."""
     assert hook["language"] == "system"
     program, *words = shlex.split(str(hook["entry"]))
     assert program in {"git", "make"}
@@ -78,5 +78,5 @@ def test_hooks(hook: dict[str, object]) -> None:
 
 
 def test_a_commit_is_linted() -> None:
-    """What a commit has to be clean in is one of the hooks."""
+    """One of the hooks runs make lint."""
     assert "make lint" in {hook["entry"] for hook in HOOKS}

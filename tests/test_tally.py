@@ -1,4 +1,4 @@
-"""Rows of the programs become counters that are exact, and gauges that are the newest."""
+"""Rows of the programs become exact counters, and gauges of the newest observations."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def table() -> ListenerTable:
 
 @pytest.fixture
 def tally(table: ListenerTable) -> Tally:
-    """Return a Tally that has had its ready row, and whose first set has begun."""
+    """Return a Tally after its ready row and the start of its first set."""
     return fed(Tally(table, SESSION), READY, "set 1")
 
 
@@ -69,13 +69,13 @@ def calls(table: ListenerTable) -> Tally:
 
 
 def fed(tally: Tally, *lines: str) -> Tally:
-    """Give lines to a Tally, and return it."""
+    """Feed lines to a Tally, and return it."""
     wrongs(tally, *lines)
     return tally
 
 
 def wrongs(tally: Tally, *lines: str) -> list[str]:
-    """Give lines to a Tally, and return what has come to light that cannot be."""
+    """Feed lines to a Tally, and return what is impossible in its accounts."""
     found: list[str] = []
     for line in lines:
         record = tally.feed(line)
@@ -85,12 +85,12 @@ def wrongs(tally: Tally, *lines: str) -> list[str]:
 
 
 def closed(time: int, port: int = 22) -> str:
-    """Return a row of a port's socket that has closed."""
+    """Return the row of a close of a port's socket."""
     return f"closed {address(port):x} {time}"
 
 
 def seed(tally: Tally, samples: list[ListeningSocket], time: int) -> None:
-    """Give a Tally what the kernel tells of the listeners."""
+    """Give a Tally the listeners that the kernel reports."""
     found: dict[Identity, list[ListeningSocket]] = {}
     for one in samples:
         found.setdefault(Identity("", "", one.address, one.port), []).append(one)
@@ -110,11 +110,11 @@ def sample(
     return ListeningSocket(bound, port, q, qmax, None, key)
 
 
-# Whether it is seen when a listener closes
+# Whether the close of a listener is seen
 
 
 def test_nobody_sees_what_closes(table: ListenerTable, tally: Tally) -> None:
-    """There are no gauges until the other session is at work, and then of what is seen since."""
+    """Gauges begin once the second session works, and include only later observations."""
     fed(tally, told(22, time=5, q=3), counted(22, 4))
     assert only(table).queues == Queues(0, 3, None, 8)
     table.lose_sight("")
@@ -129,7 +129,7 @@ def test_nobody_sees_what_closes(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_what_closes_may_be_lost(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """A loss ends all gauges; the heartbeat behind it may have been printed before."""
+    """A loss removes all gauges, and the next heartbeat may be older than the loss."""
     fed(calls, "tick 1")
     fed(tally, told(22, time=5, q=3))
     calls.lose()
@@ -146,7 +146,7 @@ def test_what_closes_may_be_lost(table: ListenerTable, tally: Tally, calls: Tall
 def test_what_listen_asked_for_may_have_changed(
     table: ListenerTable, tally: Tally, calls: Tally
 ) -> None:
-    """What listen() asked for is not known any more where one may have been missed."""
+    """After a loss, the requested backlog is unknown, because a listen() may have been missed."""
     fed(calls, "tick 1", f"limit {address(22):x} 6 8 20")
     fed(tally, told(22, time=7))
     assert only(table).queues == Queues(0, 1, None, 8, 20)
@@ -163,7 +163,7 @@ def test_what_listen_asked_for_may_have_changed(
 
 
 def test_what_the_session_has_to_know(table: ListenerTable) -> None:
-    """The ready row and heartbeats are handed on; the home place is known after the first."""
+    """The tally returns the ready row and heartbeats, and takes the own place from the first."""
     tally = Tally(table, SESSION)
     assert tally.feed(READY) == Ready(5, str(HOME))
     assert tally.own_place == str(HOME)
@@ -178,7 +178,7 @@ def test_what_the_session_has_to_know(table: ListenerTable) -> None:
     [(TAKEN, None), (Q_FULL, "q_full"), (Q0_FULL, "q0_full"), (OTHER, "other")],
 )
 def test_syns(what: int, reason: str | None, part: int, table: ListenerTable, tally: Tally) -> None:
-    """A SYN is in the bucket it says, and a drop of the reason that its outcome is."""
+    """A SYN is counted in its row's bucket, and as a drop with the reason of its outcome."""
     fed(tally, told(22), counted(22, 4, what, qmax=10, part=part, value=12))
     listener = only(table)
     assert listener.saturation == [4 if bucket == part else 0 for bucket in range(12)]
@@ -188,7 +188,7 @@ def test_syns(what: int, reason: str | None, part: int, table: ListenerTable, ta
 
 @pytest.mark.parametrize("part", range(14))
 def test_waits(part: int, table: ListenerTable, tally: Tally) -> None:
-    """A timed accept is in the bucket it says, with its time."""
+    """A timed accept is counted in its row's bucket, with its time."""
     fed(tally, told(22), counted(22, 2, ACCEPTED, part=part, value=5))
     listener = only(table)
     assert listener.waits == [2 if bucket == part else 0 for bucket in range(14)]
@@ -197,7 +197,7 @@ def test_waits(part: int, table: ListenerTable, tally: Tally) -> None:
 
 @pytest.mark.parametrize("part", range(14))
 def test_handshakes(part: int, table: ListenerTable, tally: Tally) -> None:
-    """A completion whose handshake was measured is in the bucket it says, and counts as one."""
+    """A completion with a measured handshake is counted in its bucket and as a completion."""
     fed(tally, told(22), counted(22, 2, MEASURED, part=part, value=5), counted(22, 1, ESTABLISHED))
     listener = only(table)
     assert listener.handshakes == [2 if bucket == part else 0 for bucket in range(14)]
@@ -205,7 +205,7 @@ def test_handshakes(part: int, table: ListenerTable, tally: Tally) -> None:
 
 
 def test_refused(table: ListenerTable, calls: Tally) -> None:
-    """Each refused SYN counts once, by its port or among all others, over a restart as well."""
+    """Each refused SYN counts once, by its port or among others, also over a restart."""
     fed(calls, "tick 1", "set 1", "refused 80 3", "refused other 2", "refused 80 3")
     fed(calls, "tick 2", "set 1", "refused 80 4", "refused 0 1", "refused other 2")
     assert table.refused("") == {"other": 2, "80": 4, "0": 1}
@@ -214,7 +214,7 @@ def test_refused(table: ListenerTable, calls: Tally) -> None:
 
 
 def test_refused_by_a_scan(table: ListenerTable, calls: Tally) -> None:
-    """A scan of all ports makes a hundred of them known, and not one SYN of it is missing."""
+    """A scan of all ports makes only a hundred of them known, and no SYN of it is lost."""
     fed(calls, "tick 1", "set 1", *(f"refused {port} 2" for port in range(1000)))
     refused = table.refused("")
     assert len(refused) == 101
@@ -224,7 +224,7 @@ def test_refused_by_a_scan(table: ListenerTable, calls: Tally) -> None:
 
 
 def test_other_events(table: ListenerTable, tally: Tally) -> None:
-    """Completions, drops at the final ACK, accepts without a time, SYN-ACKs: all are counted."""
+    """Completions, drops at the final ACK, accepts without a time and SYN-ACKs are counted."""
     events = (1, ESTABLISHED, 0), (2, ACK_Q_FULL, 0), (3, ACK_OTHER, 0), (4, ACCEPTED, 14)
     resent = counted(22, 5, RESENT)
     fed(tally, told(22), resent, *(counted(22, n, what, part=part) for n, what, part in events))
@@ -236,14 +236,14 @@ def test_other_events(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_a_row_that_is_printed_again(table: ListenerTable, tally: Tally) -> None:
-    """A set is printed again and again: each event counts once, over a change of sets as well."""
+    """Rows of a set that is printed again count each event once, also if the sets change."""
     rows = [counted(22, n, ESTABLISHED) for n in (3, 3, 5)]
     fed(tally, told(22), *rows, "set 2", rows[0], "set 1", rows[2], "set 2", rows[2])
     assert only(table).established == 5 + 5
 
 
 def test_who_it_is_is_told_later(table: ListenerTable, tally: Tally) -> None:
-    """What is counted at a listener that nobody has told of yet waits until somebody does."""
+    """Counts of a listener whose row has not come yet wait for that row."""
     fed(tally, counted(22, 3), counted(22, 1, ESTABLISHED), counted(22, 7))
     assert list(table) == []
     fed(tally, told(22))
@@ -253,7 +253,7 @@ def test_who_it_is_is_told_later(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_nobody_ever_tells_who_they_are(tally: Tally) -> None:
-    """Rows that wait are not more than a program can have: then it is an error."""
+    """More waiting rows than a program can have are an error."""
     for port in range(10_000):
         tally.feed(counted(port, 1))
     for row in (counted(0, 2), counted(10_000, 1)):
@@ -262,7 +262,7 @@ def test_nobody_ever_tells_who_they_are(tally: Tally) -> None:
 
 
 def test_rows_of_nobody_are_forgotten(table: ListenerTable, tally: Tally) -> None:
-    """Rows whose listener is not told in ten minutes are given up: that is told, once for each."""
+    """Rows that wait ten minutes for their listener are dropped, with one message for it."""
     fed(tally, counted(22, 1), counted(80, 1), *ticks(300))
     found = wrongs(tally, told(80), *ticks(301))
     assert found == [f"the row of listener {number(22):x} is missing, which has 1 rows of counts"]
@@ -271,7 +271,7 @@ def test_rows_of_nobody_are_forgotten(table: ListenerTable, tally: Tally) -> Non
 
 
 def test_identities(table: ListenerTable, tally: Tally) -> None:
-    """Port, address and place tell listeners apart, and the home place has no name."""
+    """Port, address and place distinguish listeners, and the own place has no name."""
     for port, place, bound in ((80, 1, "::"), (81, 1, "::"), (82, 1, "::1"), (80, AWAY, "::")):
         fed(tally, told(port, place=place, bound=bound), counted(port, 1, place=place))
     assert {one.identity[1:]: one.syns for one in table} == {
@@ -283,7 +283,7 @@ def test_identities(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_several_sockets_of_one_identity(table: ListenerTable, tally: Tally) -> None:
-    """Sockets with SO_REUSEPORT, and each of a socket's listens, add up to one listener."""
+    """Sockets with SO_REUSEPORT, and all listens of one socket, add up to one listener."""
     for socket, generation in ((0, 0), (0, 1), (1, 0)):
         row = told(22, socket=socket, generation=generation, time=1 + generation, q=socket)
         fed(tally, row, counted(22, 2, socket=socket, generation=generation))
@@ -296,7 +296,7 @@ def test_several_sockets_of_one_identity(table: ListenerTable, tally: Tally) -> 
 
 
 def test_other_ports(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """Rows of a port that nobody asked for leave nothing behind, whenever it is told which."""
+    """Rows of a port that is not configured leave nothing behind, in any order."""
     table.watch(SESSION, named({80: ""}))
     fed(tally, counted(22, 3), told(22), counted(22, 5), f"q {number(22):x} 8 10000003")
     fed(calls, "set 1", told(80), counted(80, 5))
@@ -307,7 +307,7 @@ def test_other_ports(table: ListenerTable, tally: Tally, calls: Tally) -> None:
 
 
 def test_queues(table: ListenerTable, tally: Tally) -> None:
-    """The queues are as last seen, whichever row has told so."""
+    """The queues are those of the newest observation, in any kind of row."""
     fed(tally, told(22, time=5, q0=1, q=2, qmax=8))
     assert only(table).queues == Queues(1, 2, None, 8)
     fed(tally, f"q {number(22):x} 9 {9 * 10**7 + 6}", f"q0 {number(22):x} {8 * 10**7 + 5}")
@@ -319,7 +319,7 @@ def test_queues(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_queues_of_nobody(table: ListenerTable, tally: Tally) -> None:
-    """A length of a listener that nobody has told of is of nobody."""
+    """The length of a listener whose row has not come is ignored."""
     fed(tally, f"q {number(22):x} 9 {9 * 10**7 + 6}", f"q0 {number(22):x} {8 * 10**7 + 5}")
     assert list(table) == []
     fed(tally, told(22, time=5, q=2))
@@ -327,7 +327,7 @@ def test_queues_of_nobody(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_limit(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """What listen() has made of the limit comes from the second session, unless it is old."""
+    """The limit that listen() set comes from the second session, unless it is old."""
     fed(tally, told(22, time=5, qmax=8))
     fed(calls, f"limit {address(22):x} 6 11")
     assert only(table).queues == Queues(0, 1, None, 11)
@@ -340,7 +340,7 @@ def test_limit(table: ListenerTable, tally: Tally, calls: Tally) -> None:
 
 
 def test_closed(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """A socket that has closed has no gauges, whatever still comes; its counters go on."""
+    """A closed socket has no gauges, whatever rows still come, and its counters go on."""
     fed(tally, told(22, time=5), counted(22, 3))
     fed(calls, closed(9))
     assert only(table).queues is None
@@ -350,20 +350,20 @@ def test_closed(table: ListenerTable, tally: Tally, calls: Tally) -> None:
 
 
 def test_the_close_is_told_first(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """The two sessions' rows come in any order: a close may be told before the listener."""
+    """Rows of the two sessions come in any order, so a close may come before its listener."""
     fed(calls, closed(9))
     fed(tally, told(22, time=5), counted(22, 3))
     assert (only(table).queues, only(table).syns) == (None, 3)
 
 
 def test_told_when_it_does_not_listen_any_more(table: ListenerTable, tally: Tally) -> None:
-    """Who it was may be told when the socket is closing: it counts, and has no gauges."""
+    """A listener whose row comes while its socket closes is counted and has no gauges."""
     fed(tally, told(22, time=5, state=7), counted(22, 3))
     assert (only(table).queues, only(table).syns) == (None, 3)
 
 
 def test_listens_again(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """A socket that listens again has a new number, new gauges and the counters it had."""
+    """A socket that listens again has a new number and new gauges, and keeps its counters."""
     fed(tally, told(22, time=5, q0=4), counted(22, 3))
     fed(calls, closed(9), f"limit {address(22):x} 12 11")
     fed(tally, told(22, generation=1, time=12, q=0, qmax=11), counted(22, 2, generation=1))
@@ -373,7 +373,7 @@ def test_listens_again(table: ListenerTable, tally: Tally, calls: Tally) -> None
 def test_memory_used_again_by_another_listener(
     table: ListenerTable, tally: Tally, calls: Tally
 ) -> None:
-    """Another listener in the same memory has its own counters; the first one's gauges end."""
+    """Another listener in the same memory has its own counters, and the first loses its gauges."""
     fed(tally, told(22, time=5), counted(22, 3))
     fed(calls, closed(9))
     row = told(22, generation=1, time=12, bound="127.0.0.1", q=0)
@@ -383,7 +383,7 @@ def test_memory_used_again_by_another_listener(
 
 
 def test_memory_used_again_in_another_session(table: ListenerTable) -> None:
-    """A row that one session prints late takes no socket from a listener of another session."""
+    """A late row of one session takes no socket from a listener of another session."""
     ids = SessionId("", "port-22"), SessionId("", "port-80")
     table.unwatch(SESSION)
     table.watch(ids[0], named({22: ""}))
@@ -398,7 +398,7 @@ def test_memory_used_again_in_another_session(table: ListenerTable) -> None:
 
 
 def test_a_place_used_again(table: ListenerTable, tally: Tally) -> None:
-    """A network namespace with the number of one that is gone does not go on with its counters."""
+    """A network namespace that uses the number of a former one does not go on with its counters."""
     fed(tally, told(22, place=AWAY, cookie=5), counted(22, 3, place=AWAY))
     fed(tally, told(22), counted(22, 9))
     again = told(22, place=AWAY, cookie=6, generation=1)
@@ -408,7 +408,7 @@ def test_a_place_used_again(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_the_same_place_again(table: ListenerTable, tally: Tally) -> None:
-    """Where the cookie is the same it is the same namespace, and its counters go on."""
+    """A namespace with the same cookie is the same namespace, and its counters go on."""
     for generation in (0, 1):
         row = told(22, place=AWAY, cookie=5, generation=generation)
         fed(tally, row, counted(22, 3, place=AWAY, generation=generation))
@@ -416,7 +416,7 @@ def test_the_same_place_again(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_a_forgotten_listener_counts_on(table: ListenerTable, tally: Tally) -> None:
-    """Where a listener has been forgotten, what is told of it again is counted and shown."""
+    """A forgotten listener is counted and shown again once it has a new row."""
     table.watch(SESSION, named({22: ""}))
     fed(tally, told(22), counted(22, 3))
     table.watch(SESSION, Watched(()))
@@ -433,7 +433,7 @@ ZONES = Capabilities(place_label="zone", own_place="global")
 
 @pytest.fixture
 def zones() -> ListenerTable:
-    """Return a table whose one session watches every port of a host with zones."""
+    """Return a table with one session that watches every port of a host with zones."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), ZONES)
     return table
@@ -441,7 +441,7 @@ def zones() -> ListenerTable:
 
 @pytest.fixture
 def of_zones(zones: ListenerTable) -> Tally:
-    """Return a Tally of that session that has had its ready row."""
+    """Return the Tally of that session after its ready row."""
     return fed(Tally(zones, SESSION), "ready 5 global")
 
 
@@ -457,7 +457,7 @@ def ticks(number: int = 1, first: int = 100) -> list[str]:
 def test_syns_of_zones(
     q: int, qmax: int, bucket: int, zones: ListenerTable, of_zones: Tally
 ) -> None:
-    """A SYN is in the bucket of the Q that it found and the limit that was told."""
+    """A SYN is counted in the bucket of its Q and of its listener's limit."""
     fed(of_zones, zone_rows.told(22, qmax=qmax), zone_rows.syns(22, 4, q=q))
     listener = only(zones)
     assert listener.saturation == [4 if number == bucket else 0 for number in range(12)]
@@ -465,7 +465,7 @@ def test_syns_of_zones(
 
 
 def test_the_syn_that_tells(zones: ListenerTable, of_zones: Tally) -> None:
-    """The first SYN of a listener, which no row counts, comes with the listener's own row."""
+    """The first SYN of a listener is counted by the listener's own row."""
     fed(of_zones, zone_rows.told(22, q=4, syn=1), "syn ff0100000000 4 1")
     assert (only(zones).syns, only(zones).saturation[5], only(zones).q_sums) == (1, 1, {8: 4})
     fed(of_zones, zone_rows.told(22, 2, q=4), zone_rows.syns(22, 2, q=8, telling=2))
@@ -473,7 +473,7 @@ def test_the_syn_that_tells(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_counters_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
-    """Drops, completions, accepts and what else leaves Q count where they belong, each row once."""
+    """Drops, completions, accepts and other departures from Q are counted, each row once."""
     rows = [
         *(zone_rows.drops(22, n, reason) for n, reason in ((1, 1), (2, 2), (3, 3))),
         *(zone_rows.opened(22, 90), zone_rows.established(22, 40)),
@@ -488,7 +488,7 @@ def test_counters_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_queues_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
-    """Queues are what was told, and what has come and gone, at each heartbeat."""
+    """At each heartbeat, queues are the listener row's lengths plus entries minus departures."""
     fed(of_zones, zone_rows.told(22, q0=1, q=2, q0max=1032))
     assert only(zones).queues is None
     fed(of_zones, *ticks())
@@ -500,14 +500,14 @@ def test_queues_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_queues_of_linux_have_no_account(table: ListenerTable, tally: Tally) -> None:
-    """Where queues are looked at, what is counted changes none of them."""
+    """On Linux, counts do not change the queues, because the rows have their lengths."""
     fed(tally, told(22, q0=1, q=2), counted(22, 5, ESTABLISHED), counted(22, 4, ACCEPTED))
     fed(tally, *ticks(5))
     assert only(table).queues == Queues(1, 2, None, 8)
 
 
 def test_told_anew(zones: ListenerTable, of_zones: Tally) -> None:
-    """Each second has a number of its own: rows of any of them count, in whatever order."""
+    """A listener has a new number each second, and rows of each number count, in any order."""
     fed(of_zones, zone_rows.established(22, 5), zone_rows.syns(22, 2, telling=2))
     assert list(zones) == []
     fed(of_zones, zone_rows.told(22, 2, time=2, q=5), zone_rows.told(22, q0=9))
@@ -518,7 +518,7 @@ def test_told_anew(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_numbers_of_the_past_are_forgotten(zones: ListenerTable, of_zones: Tally) -> None:
-    """However long a listener is told anew, not more than its numbers of late are known."""
+    """However long a listener gets new numbers, only its latest numbers are remembered."""
     for telling in range(1, 200):
         fed(of_zones, zone_rows.told(22, telling, time=telling), *ticks(first=telling))
     assert len(of_zones._listeners) < 70
@@ -527,7 +527,7 @@ def test_numbers_of_the_past_are_forgotten(zones: ListenerTable, of_zones: Tally
 
 
 def test_a_listener_that_has_been_idle(zones: ListenerTable, of_zones: Tally) -> None:
-    """What comes first after hours is counted under the number that was told last, however old."""
+    """The first events after hours count under the listener's last number, however old it is."""
     fed(of_zones, zone_rows.told(22, q=2, q0=1), *ticks(1000))
     fed(of_zones, zone_rows.syns(22, 3), zone_rows.left(22, 1), *ticks(700, first=1100))
     listener = only(zones)
@@ -536,7 +536,7 @@ def test_a_listener_that_has_been_idle(zones: ListenerTable, of_zones: Tally) ->
 
 
 def test_numbers_of_closed_sockets_are_forgotten(of_zones: Tally) -> None:
-    """Of sockets that come and go no more is known than of those of late."""
+    """Of sockets that come and go, only the latest are remembered."""
     for socket in range(200):
         told = zone_rows.told(22, socket=socket, time=2 * socket + 1)
         close = zone_rows.closed(22, 2 * socket + 2, socket=socket)
@@ -546,7 +546,7 @@ def test_numbers_of_closed_sockets_are_forgotten(of_zones: Tally) -> None:
 
 
 def test_numbers_come_round(zones: ListenerTable, of_zones: Tally) -> None:
-    """A number that is used again before it was forgotten is known as long as it is in use."""
+    """A number that is used again before it is forgotten is remembered as long as it is used."""
     for time, telling in enumerate((1, 2, 1, 2), 1):
         fed(of_zones, zone_rows.told(22, telling, time=time), *ticks(10, first=10 * time))
     fed(of_zones, *ticks(45, first=50), zone_rows.syns(22, 1, telling=2))
@@ -555,7 +555,7 @@ def test_numbers_come_round(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_zones_are_apart(zones: ListenerTable, of_zones: Tally) -> None:
-    """The host's own zone has the name that all hosts' have; where none is told it is that one."""
+    """The global zone has its usual name, and is the zone of a row without a zone."""
     for socket, zone in enumerate(("global", "web", "db")):
         fed(of_zones, zone_rows.told(22, zone=zone, socket=socket, syn=1))
     fed(of_zones, zone_rows.told(80, zone="", syn=1))
@@ -568,7 +568,7 @@ def test_zones_are_apart(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_other_ports_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
-    """Rows of a port that nobody asked for leave nothing behind, whenever it is told which."""
+    """Rows of a port that is not configured leave nothing behind, in any order."""
     zones.watch(SESSION, named({80: ""}))
     fed(of_zones, zone_rows.syns(22, 3), zone_rows.told(22, syn=1), zone_rows.opened(22, 5))
     fed(of_zones, *ticks(5))
@@ -577,7 +577,7 @@ def test_other_ports_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_a_socket_of_zones_closes(zones: ListenerTable, of_zones: Tally) -> None:
-    """One that has closed has no gauges, its counters go on; when it is told again it has both."""
+    """A closed socket has no gauges, its counters go on, and a new row brings both back."""
     fed(of_zones, zone_rows.told(22, q=2), *ticks(), zone_rows.closed(22, 9))
     assert only(zones).queues is None
     fed(of_zones, zone_rows.left(22, 2, how=15), zone_rows.syns(22, 3), *ticks(5, first=101))
@@ -587,7 +587,7 @@ def test_a_socket_of_zones_closes(zones: ListenerTable, of_zones: Tally) -> None
 
 
 def test_memory_of_zones_is_used_again(zones: ListenerTable, of_zones: Tally) -> None:
-    """Another listener in the same memory has its own counters; the first one's gauges end."""
+    """Another listener in the same memory has its own counters, and the first loses its gauges."""
     fed(of_zones, zone_rows.told(22, q=2), *ticks())
     fed(of_zones, zone_rows.told(22, 2, time=12, bound="127.0.0.1", q=1))
     fed(of_zones, zone_rows.syns(22, 3), zone_rows.syns(22, 4, telling=2), *ticks(first=101))
@@ -596,12 +596,12 @@ def test_memory_of_zones_is_used_again(zones: ListenerTable, of_zones: Tally) ->
 
 
 def test_loss_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
-    """What was lost is in no later row: queues are not known until the listener is told anew."""
+    """After a loss the queues are unknown until the listener has a new row."""
     fed(of_zones, zone_rows.told(22, q=2), *ticks())
     of_zones.lose()
     fed(of_zones, zone_rows.established(22, 1), *ticks(first=101))
     assert only(zones).queues == Queues(None, None, None, 8)
-    # A row may have been on its way.
+    # This row may have been printed before the loss.
     fed(of_zones, zone_rows.told(22, 2, time=101, q=3), *ticks(first=102))
     assert only(zones).queues == Queues(None, None, None, 8)
     fed(of_zones, zone_rows.told(22, 3, time=103, q=4), *ticks(first=104))
@@ -610,7 +610,7 @@ def test_loss_of_zones(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_an_account_that_cannot_be(zones: ListenerTable, of_zones: Tally) -> None:
-    """What is wrong with an account is told once."""
+    """An impossible account is reported once."""
     assert wrongs(of_zones, zone_rows.told(22), zone_rows.left(22, 1), *ticks(2)) == []
     found = wrongs(of_zones, *ticks(5, first=102))
     assert found == ["the queues of * port 22 come to 0 and -1"]
@@ -630,7 +630,7 @@ def test_an_account_that_cannot_be(zones: ListenerTable, of_zones: Tally) -> Non
 def test_parts_missing(
     missing: dict[str, Any], queues: tuple[int, int], zones: ListenerTable, of_zones: Tally
 ) -> None:
-    """Where not all that enters and leaves a queue is counted, it is as it was last told."""
+    """A queue whose entries and departures are not all counted has the length of its last row."""
     zones.watch(SESSION, Watched(), Capabilities(place_label="zone", own_place="global", **missing))
     fed(of_zones, zone_rows.told(22, q0=1, q=2), zone_rows.told(22, 2, time=2, q0=4, q=5))
     fed(of_zones, zone_rows.opened(22, 5), zone_rows.established(22, 4))
@@ -644,11 +644,11 @@ def test_parts_missing(
     assert only(zones).queues[:2] == expected[queues]  # type: ignore[index]
 
 
-# What the kernel itself says
+# What the kernel itself reports
 
 
 def test_know_listeners_that_nobody_has_told_of(table: ListenerTable, tally: Tally) -> None:
-    """Listeners that have seen no event yet are known from the kernel, with Q and Qmax."""
+    """Listeners without any event are known from the kernel, with Q and Qmax."""
     seed(tally, [sample(22), sample(80, bound="127.0.0.1", key=78)], 5)
     queues = Queues(None, 3, None, 8)
     assert {one.identity: one.queues for one in table} == {
@@ -658,7 +658,7 @@ def test_know_listeners_that_nobody_has_told_of(table: ListenerTable, tally: Tal
 
 
 def test_know_only_what_is_watched(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """Listeners of a port that nobody asked for do not become known by that."""
+    """Listeners that the kernel reports on other ports are ignored."""
     table.watch(SESSION, named({80: ""}))
     for one in (tally, calls):
         seed(one, [sample(22)], 5)
@@ -666,7 +666,7 @@ def test_know_only_what_is_watched(table: ListenerTable, tally: Tally, calls: Ta
 
 
 def test_know_goes_on(table: ListenerTable, tally: Tally) -> None:
-    """What the kernel says next is newer, also that a listener is there no more."""
+    """Each report of the kernel replaces the one before, and removes listeners that are gone."""
     seed(tally, [sample(q=3)], 5)
     seed(tally, [sample(q=0)], 6)
     assert only(table).queues == Queues(None, 0, None, 8)
@@ -679,7 +679,7 @@ def test_know_goes_on(table: ListenerTable, tally: Tally) -> None:
 def test_know_what_was_read_before_a_close(
     table: ListenerTable, tally: Tally, calls: Tally
 ) -> None:
-    """What was read before a listener was seen to close does not open it again; later words do."""
+    """A report from before a close does not open the listener again, but a later one does."""
     fed(tally, told(22, time=7, q=4))
     before = monotonic_ns()
     fed(calls, closed(8))
@@ -690,14 +690,14 @@ def test_know_what_was_read_before_a_close(
 
 
 def test_know_then_a_row(table: ListenerTable, tally: Tally) -> None:
-    """The first row of a listener that was known from the kernel is of the same socket."""
+    """The first row of a listener that was known from the kernel is about the same socket."""
     seed(tally, [sample(q=3)], 5)
     fed(tally, told(22, time=7, q0=2, q=4))
     assert only(table).sockets == {address(22): Queues(2, 4, None, 8)}
 
 
 def test_know_one_socket(table: ListenerTable, tally: Tally) -> None:
-    """Where a listener has one socket the kernel's word is of that one, if it is newer."""
+    """If a listener has one socket, a newer report of the kernel is about that socket."""
     fed(tally, told(22, time=7, q0=2, q=4))
     seed(tally, [sample(q=5, qmax=9)], 9)
     assert only(table).sockets == {address(22): Queues(2, 5, None, 9)}
@@ -706,7 +706,7 @@ def test_know_one_socket(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_know_several_sockets(table: ListenerTable, tally: Tally) -> None:
-    """Where a listener has several, which of them the kernel speaks of cannot be told."""
+    """If a listener has several sockets, the kernel's report cannot be assigned to one of them."""
     fed(tally, told(22, time=7, q=4), told(22, socket=1, time=7, q=1))
     before = dict(only(table).sockets)
     seed(tally, [sample(q=5), sample(q=6, key=78)], 9)
@@ -714,7 +714,7 @@ def test_know_several_sockets(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_know_of_other_places(table: ListenerTable, tally: Tally) -> None:
-    """The kernel speaks of this place: a container's listener with the same address is another."""
+    """The kernel reports this place only; a container's listener with the same address differs."""
     fed(tally, told(22, place=AWAY, time=7, q=4))
     seed(tally, [sample(q=5)], 9)
     found = {one.identity.place: one.queues for one in table}
@@ -722,18 +722,18 @@ def test_know_of_other_places(table: ListenerTable, tally: Tally) -> None:
 
 
 def test_know_when_it_has_closed(table: ListenerTable, tally: Tally, calls: Tally) -> None:
-    """What was read before a socket closed does not bring its gauges back."""
+    """A report from before a close does not bring the gauges back."""
     fed(tally, told(22, time=5))
     fed(calls, closed(9))
     seed(tally, [], 10)
     assert only(table).queues is None
 
 
-# Anything
+# Arbitrary rows
 
 
 def events() -> st.SearchStrategy[str]:
-    """Return rows of two listeners: who they are, lengths, limits, closes."""
+    """Return a strategy for rows of two listeners: listeners, lengths, limits and closes."""
     ports, times = st.sampled_from([22, 80]), st.integers(1, 20)
     return st.one_of(
         st.builds(lambda p, t, q: told(p, time=t, q=q), ports, times, st.integers(0, 9)),
@@ -746,7 +746,7 @@ def events() -> st.SearchStrategy[str]:
 
 @given(st.lists(events(), max_size=30))
 def test_closed_stays_closed(lines: list[str]) -> None:
-    """In whatever order rows come, who was last seen to close has no gauges."""
+    """In any order of rows, a socket whose newest event is a close has no gauges."""
     table = ListenerTable()
     table.watch(SESSION, Watched())
     tally = fed(Tally(table, SESSION), READY, "set 0")
@@ -762,7 +762,7 @@ def test_closed_stays_closed(lines: list[str]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=30), st.randoms())
 def test_counters_in_any_order(rows: list[tuple[int, int]], random: object) -> None:
-    """However rows are lost and wherever it is told who they are of, the last ones count."""
+    """Whichever rows are lost and whenever the listener's row comes, the last counts are shown."""
     lines, now = [], [0] * 4
     for part, more in rows:
         now[part] += more
@@ -778,7 +778,7 @@ def test_counters_in_any_order(rows: list[tuple[int, int]], random: object) -> N
 
 
 def test_evicted(zones: ListenerTable, of_zones: Tally) -> None:
-    """What is thrown out of a cache of many listeners counts by place, address and port."""
+    """Evictions from a cache of many listeners count by place, address and port."""
     rows = [zone_rows.evicted(22, 3), zone_rows.evicted(22, 4, bound="::", zone="web")]
     rows.append(zone_rows.evicted(22, 5, bound="192.0.2.1"))
     fed(of_zones, zone_rows.told(22), *rows, zone_rows.closed(22, 9), *rows)
@@ -793,7 +793,7 @@ def test_evicted(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def test_loss_of_listens(zones: ListenerTable, of_zones: Tally) -> None:
-    """Where listen() may have been called unseen, what it asked for is not known any more."""
+    """After a loss, the requested backlog is unknown until the next listen()."""
     asked = "limit {:x} {} 8 {}".format
     fed(of_zones, zone_rows.told(22), asked(zone_rows.address(22), 2, 20), *ticks(3))
     queues = only(zones).queues
@@ -811,7 +811,7 @@ def test_loss_of_listens(zones: ListenerTable, of_zones: Tally) -> None:
 
 
 def events_of_zones() -> st.SearchStrategy[str]:
-    """Return rows of zones, in which everything that can be is a number or a word of few."""
+    """Return a strategy for rows with zones, whose numbers and words vary little."""
     ports, numbers = st.sampled_from([22, 80]), st.integers(0, 3)
     few, any_ = st.integers(0, 5), st.integers(0, 5) | st.integers(0, 1 << 64)
     return st.one_of(
@@ -838,7 +838,7 @@ def events_of_zones() -> st.SearchStrategy[str]:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.randoms())
 def test_zones_in_any_order(events: list[tuple[int, int]], random: object) -> None:
-    """In whatever order rows of zones come between two heartbeats, nothing is lost or twice."""
+    """In any order of zone rows between two heartbeats, nothing is lost or counted twice."""
     rows, q0, q, syns = [zone_rows.told(22, 1, time=1)], 0, 0, 0
     for second, (kind, more) in enumerate(events, 2):
         rows.append(zone_rows.told(22, second, time=second, q0=q0, q=q))
@@ -866,7 +866,7 @@ def test_zones_in_any_order(events: list[tuple[int, int]], random: object) -> No
 
 @given(st.lists(events_of_zones() | st.text(max_size=20), max_size=40))
 def test_hostile_rows_of_zones(rows: list[str]) -> None:
-    """Whatever comes, only a RowError is raised, no count falls and no queue is below zero."""
+    """Any rows raise only RowError, and no count falls and no queue becomes negative."""
     table = ListenerTable()
     table.watch(SESSION, Watched(), ZONES)
     tally = Tally(table, SESSION)
@@ -886,7 +886,7 @@ def test_hostile_rows_of_zones(rows: list[str]) -> None:
 
 @given(st.lists(events() | st.text(max_size=20), max_size=30))
 def test_hostile_rows(lines: list[str]) -> None:
-    """Whatever comes, only a RowError is raised, and what is counted does not fall."""
+    """Any rows raise only RowError, and no count falls."""
     table = ListenerTable()
     table.watch(SESSION, Watched())
     tally = Tally(table, SESSION)
@@ -906,7 +906,7 @@ def test_hostile_rows(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("calls_first", [False, True])
 def test_acceptors(table: ListenerTable, calls_first: bool) -> None:
-    """Whose a listener is, is known when both sessions have told, until it closes."""
+    """A listener has an owner once both sessions have reported, until it closes."""
     main, calls = (Tally(table, session) for session in (SESSION, CALLS))
     for each in (main, calls):
         fed(each, "ready 5 global")
@@ -920,7 +920,7 @@ def test_acceptors(table: ListenerTable, calls_first: bool) -> None:
         fed(tally, row)
     listener = only(table)
     assert listener.owner == Owner("sshd", fmri="svc:/network/ssh:default")
-    # What the second session loses, or that it begins anew, costs no socket and no owner.
+    # A loss or a restart of the second session removes no socket and no owner.
     calls.lose()
     fed(Tally(table, CALLS), "ready 5 global")
     assert [*listener.sockets] == [zone_rows.address(22)]
@@ -930,7 +930,7 @@ def test_acceptors(table: ListenerTable, calls_first: bool) -> None:
 
 
 def test_acceptors_of_several_sockets(table: ListenerTable) -> None:
-    """A listener is whose any of its sockets are, of many names the first."""
+    """A listener has the owners of all its sockets; if they are many, the first ones."""
     main, calls = (Tally(table, session) for session in (SESSION, CALLS))
     for each in (main, calls):
         fed(each, "ready 5 global")
