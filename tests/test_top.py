@@ -1,4 +1,4 @@
-"""The top command: all listeners, drawn anew each second, or once as CSV."""
+"""The top command: a table of all listeners, redrawn each second, or CSV once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ROWS: list[dict[str, Any]] = [
         "q_capacity": 129,
         "drops_total": {"unknown": 0},
     },
-    # Closed: it has counters alone.
+    # This listener is closed, so it has only counters.
     {"port": "8080", "address": "*", "listener": "", "netns": "", "drops_total": {"unknown": 7}},
 ]
 LATER = [
@@ -82,7 +82,7 @@ LATER = [
 
 
 def table(*samples: tuple[float, list[dict[str, Any]]], by: str = "full") -> Table:
-    """Return a table that has taken some samples."""
+    """Return a table with some samples."""
     made = Table(by)
     for at, rows in samples:
         made.take(at, top.values(rows))
@@ -90,12 +90,12 @@ def table(*samples: tuple[float, list[dict[str, Any]]], by: str = "full") -> Tab
 
 
 def lines(drawn: list[screen.Line]) -> list[str]:
-    """Return lines without their styles."""
+    """Return the text of lines without their styles."""
     return ["".join(text for text, _ in line).rstrip() for line in drawn]
 
 
 def test_figures() -> None:
-    """Rates and waits are what counters have grown by, and what nobody knows is not there."""
+    """Rates and waits are the growth of counters, and unknown figures are absent."""
     first, second, closed = table((100.0, ROWS), (102.0, LATER)).figures()
     assert first == {
         "name": "web",
@@ -125,7 +125,7 @@ def test_figures() -> None:
 
 
 def test_rates_are_of_the_last_seconds() -> None:
-    """What was five seconds ago and more counts no longer, nor does a counter that fell."""
+    """A rate is over the last five seconds, and a counter that fell has none."""
     made = table(*((float(at), ROWS) for at in range(10)), (10.0, LATER))
     assert made.figures()[0]["syns"] == 20 / 5
     assert "syns" not in table((0.0, LATER), (1.0, ROWS)).figures()[0]
@@ -136,7 +136,7 @@ def test_rates_are_of_the_last_seconds() -> None:
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("backwards", [False, True])
 def test_sorted(key: str, backwards: bool) -> None:
-    """The table is sorted by any column in either way; what has no value there comes last."""
+    """The table can be sorted by each column in both ways, and rows without a value come last."""
     made = table((0.0, ROWS), (2.0, LATER), by=key)
     made.sorted.backwards = backwards
     ports = [int(port) for port in re.findall(r"\b(?:80|443|8080)\b", "\n".join(_body(made)))]
@@ -149,14 +149,14 @@ def test_sorted(key: str, backwards: bool) -> None:
 
 
 def _body(made: Table) -> list[str]:
-    """Return the rows that are drawn, less addresses and numbers that look like ports."""
+    """Return the ports of the drawn rows, without what stands to their right."""
     title, *rows = lines(made.draw(200, 24, ""))[1:-1]
     at = title.index("PORT") + len("PORT")
     return [row[:at].rpartition(" ")[2] for row in rows]
 
 
 def test_keys() -> None:
-    """Keys go through the columns that are there, in both directions, and turn the table round."""
+    """Keys choose the next or the previous column, and reverse the order."""
     made = table((0.0, ROWS), (2.0, LATER), by="port")
     there = [key for key in KEYS if key != "host"]
     seen = []
@@ -176,7 +176,7 @@ def test_keys() -> None:
 
 @pytest.mark.parametrize("columns", [10, 20, 30, 40, 60, 80, 100, 200])
 def test_narrow(columns: int) -> None:
-    """Whatever the width, port, Q, Qmax and what they are sorted by are there."""
+    """At any width, the table has the port, Q, Qmax and the column that sorts it."""
     title = lines(table((0.0, ROWS), (2.0, LATER), by="wait").draw(columns, 24, "source"))[1]
     assert {"PORT", "Q", "QMAX", "FULL", "WAIT"} <= {*title.split()}
     assert len(title) <= max(columns, 36)
@@ -184,7 +184,7 @@ def test_narrow(columns: int) -> None:
 
 
 def test_more_than_fit() -> None:
-    """Of more listeners than lines the first are there, and the head says how many there are."""
+    """If there are more listeners than lines, the head says how many there are and are shown."""
     many = [{**ROWS[1], "port": str(port)} for port in range(1, 101)]
     drawn = lines(table((0.0, many), by="port").draw(80, 10, "source"))
     assert len(drawn) == 10
@@ -202,7 +202,7 @@ ANSWER = st.lists(ROW, max_size=4)
 @given(answer=ANSWER | JSON, later=ANSWER, by=st.sampled_from(KEYS))
 @settings(max_examples=60, deadline=None)
 def test_hostile_answers(answer: Any, later: Any, by: str) -> None:
-    """Whatever an answer has, it is drawn without commands for the terminal, or an error."""
+    """Any answer is drawn without terminal commands, or is an error."""
     made = Table(by)
     try:
         made.take(0.0, top.values(answer))
@@ -217,14 +217,14 @@ def test_hostile_answers(answer: Any, later: Any, by: str) -> None:
     assert len([*csv.reader(StringIO(out.getvalue()))]) == 1 + len(later)
 
 
-# With a terminal and a service.
+# With a terminal and a service
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A service that answers what its server has for it."""
+    """A service that sends its server's answer."""
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Send the answer."""
         assert isinstance(self.server, Serving)
         assert self.path == "/api/v1/listeners"
         self.send_response(self.server.status)
@@ -234,11 +234,11 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(self.server.answer)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Serving(ThreadingHTTPServer):
-    """Where it listens; ``answer``, ``status`` and ``location`` may change."""
+    """A server whose ``answer``, ``status`` and ``location`` may change."""
 
     status = 200
     location = ""
@@ -246,13 +246,13 @@ class Serving(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Its URL."""
+        """The server's URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
 def service() -> Iterator[Serving]:
-    """Return a service that tells of three listeners."""
+    """Return a service that has three listeners."""
     with Serving(("127.0.0.1", 0), Answers) as made:
         thread = threading.Thread(target=made.serve_forever)
         thread.start()
@@ -263,9 +263,9 @@ def service() -> Iterator[Serving]:
 
 @contextmanager
 def shown(url: str, *arguments: str, columns: int = 100) -> Iterator[Screen]:
-    """Run the command on a terminal, and see that it is as it was at the end."""
+    """Run the command on a terminal, and check that it restores the terminal."""
     command = [*EXPORTER, "top", f"--url={url}", *arguments]
-    # Something that holds the terminal open, as a shell would.
+    # This shell keeps the terminal open after the command.
     holding = ["sh", "-c", '"$@"; status=$?; read -r line; exit $status', "sh", *command]
     with on_terminal(holding, columns) as seen:
         before = seen.modes()
@@ -277,7 +277,7 @@ def shown(url: str, *arguments: str, columns: int = 100) -> Iterator[Screen]:
 
 
 def test_on_a_terminal(service: Serving) -> None:
-    """A terminal has the table anew each second, keys sort it, it follows the size, and q ends."""
+    """On a terminal the table is redrawn each second, follows keys and the size, and q ends it."""
     with shown(service.url, columns=130) as seen:
         seen.wait_drawn(r"3 listeners, by full downwards; http")
         assert seen.text.startswith("\x1b[?1049h\x1b[?25l\x1b[H")
@@ -302,7 +302,7 @@ def test_on_a_terminal(service: Serving) -> None:
 
 
 def test_sort_flag(service: Serving) -> None:
-    """What it is sorted by at first can be said."""
+    """The flag --sort chooses the first order."""
     with shown(service.url, "--sort=port") as seen:
         seen.wait_drawn("by port upwards")
         seen.type("q")
@@ -310,7 +310,7 @@ def test_sort_flag(service: Serving) -> None:
 
 
 def test_ctrl_c(service: Serving) -> None:
-    """Ctrl-C ends it, and the terminal is as it was."""
+    """Ctrl-C ends the command and restores the terminal."""
     command = [*EXPORTER, "top", f"--url={service.url}"]
     with on_terminal(command, 80) as seen:
         seen.wait_drawn("listeners")
@@ -320,7 +320,7 @@ def test_ctrl_c(service: Serving) -> None:
 
 
 def test_ctrl_z(service: Serving) -> None:
-    """Ctrl-Z gives the terminal back until somebody has it go on."""
+    """Ctrl-Z gives the terminal back until the process continues."""
     with on_terminal([*EXPORTER, "top", f"--url={service.url}"], 80) as seen:
         before = seen.modes()
         seen.wait_drawn("listeners")
@@ -337,7 +337,7 @@ def test_ctrl_z(service: Serving) -> None:
 
 
 def test_a_service_that_goes(service: Serving) -> None:
-    """A service that has gone wrong is told in the head, the table stays, and it goes on after."""
+    """If the service fails, the head says so and the table stays; it recovers with the service."""
     with shown(service.url) as seen:
         seen.wait_drawn("listeners, by")
         service.status = 503
@@ -349,28 +349,28 @@ def test_a_service_that_goes(service: Serving) -> None:
 
 
 def test_dumb_terminal(service: Serving) -> None:
-    """A terminal that cannot be drawn on gets CSV, once."""
+    """A terminal that cannot be drawn on gets CSV once."""
     with on_terminal([*EXPORTER, "top", f"--url={service.url}"], 80, TERM="dumb") as seen:
         assert seen.end() == 0
     assert seen.text.splitlines()[0] == ",".join(top.HEADER)
     assert "\x1b" not in seen.text
 
 
-# Without a terminal.
+# Without a terminal
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    """Return CSV as rows by name."""
+    """Return the rows of a CSV text, by column name."""
     return [*csv.DictReader(StringIO(text))]
 
 
 def test_csv(service: Serving) -> None:
-    """Elsewhere it is CSV, once: labels, gauges and counters, without what terminals obey."""
+    """Without a terminal the command prints CSV once, without control characters."""
     done = run("top", f"--url={service.url}/")
     assert (done.returncode, done.stderr) == (0, "")
     first, second, third = rows_of(done.stdout)
     assert [*first] == [*top.HEADER]
-    # By place, address and port.
+    # The rows are sorted by place, address and port.
     assert (first["port"], first["drops_total"], first["syns_total"]) == ("80", "6", "100")
     assert [first[name] for name in top.OWNER] == ["nginx ", "nginx.service", "", ""]
     assert (second["port"], second["q_limit"], second["drops_total"]) == ("8080", "", "7")
@@ -392,7 +392,7 @@ def test_csv(service: Serving) -> None:
     ],
 )
 def test_no_service_of_ours(service: Serving, status: int, answer: bytes, said: str) -> None:
-    """What is no service, or wants a password, is an error that says so."""
+    """An answer that is not the exporter's, or that wants a password, is an error that says so."""
     service.status, service.answer = status, answer
     done = run("top", f"--url={service.url}")
     assert (done.returncode, done.stdout) == (1, "")
@@ -401,7 +401,7 @@ def test_no_service_of_ours(service: Serving, status: int, answer: bytes, said: 
 
 
 def test_redirects(service: Serving) -> None:
-    """A service cannot send top to another server, of HTTP or FTP, whose words go to a terminal."""
+    """A service cannot redirect top to another server, over HTTP or FTP."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.setblocking(False)
         for scheme in ("http", "ftp"):
@@ -414,7 +414,7 @@ def test_redirects(service: Serving) -> None:
 
 
 def test_a_status_line_for_the_terminal() -> None:
-    """What answers is not heard out for ever, and what it says cannot steer a terminal."""
+    """A bad status line ends the command, and its text cannot control the terminal."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:
@@ -430,14 +430,14 @@ def test_a_status_line_for_the_terminal() -> None:
 
 
 def test_a_port_that_is_none() -> None:
-    """Digits without end are no port."""
+    """A port with too many digits is read as 0."""
     table = Table()
     table.take(1.0, [{"port": "9" * 5000}])
     assert [row["port"] for row in table.figures()] == [0]
 
 
 def test_an_answer_without_end(service: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that takes too long is given up."""
+    """An answer that takes too long is an error."""
     monkeypatch.setattr(top, "_WHOLE_SECONDS", -1)
     service.answer = b"[]"
     with pytest.raises(top.TopError, match="takes longer"):
@@ -445,7 +445,7 @@ def test_an_answer_without_end(service: Serving, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nobody_there() -> None:
-    """A service that was named and is not there is an error; and a URL has to be one."""
+    """If the named service does not run, that is an error, and so is a URL without http."""
     port = free_port()
     done = run("top", f"--url=http://127.0.0.1:{port}")
     assert (done.returncode, done.stdout) == (1, "")
@@ -457,7 +457,7 @@ def test_nobody_there() -> None:
 
 
 def test_our_service(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """A real service tells what its own page has."""
+    """The command shows the listeners of a real service."""
     rows = {"rows": ["0 " + told(22, qmax=3), "0 " + counted(22, 5, TAKEN, qmax=3)]}
     path = write(tmp_path / "c.yml", fake_dtrace(READY, rows, FOREVER))
     with serving("--config.file", path) as exporter:
@@ -470,7 +470,7 @@ def test_our_service(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 def own(
     monkeypatch: pytest.MonkeyPatch, config: Path | None = None
 ) -> tuple[int, list[dict[str, str]]]:
-    """Run the command where no service runs, and return its status and rows."""
+    """Run the command without a service, and return its status and rows."""
     monkeypatch.setattr(top, "URL", f"http://127.0.0.1:{free_port()}")
     out = StringIO()
     status = asyncio.run(top.top(out, "", lambda: Service(config, load(config))))
@@ -481,7 +481,7 @@ def own(
 def test_by_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """Where no service runs it has a session of its own, as configured, and ends it."""
+    """Without a service the command runs the configured session itself, and ends it."""
     rows = {"rows": ["0 " + told(22, time=1, q0=1, q=2, qmax=3)]}
     path = write(tmp_path / "c.yml", fake_dtrace(READY, rows, FOREVER))
     assert own(monkeypatch, path)[0] == 0
@@ -489,7 +489,7 @@ def test_by_itself(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is an interface of Linux")
 def test_by_itself_with_sock_diag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without DTrace it has what the kernel tells of a listener with two who wait."""
+    """Without a service and DTrace, the command shows the kernel's numbers of a listener."""
     path = tmp_path / "c.yml"
     path.write_text("source: sock_diag\n", encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0), backlog=7) as listener:
@@ -504,7 +504,7 @@ def test_by_itself_with_sock_diag(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         *("127.0.0.1", "2", "7"),
         "8",
     )
-    # What it has open it can see of itself, whoever runs it.
+    # A process can see its own sockets, whoever runs it.
     assert row["program"] == Path("/proc/self/comm").read_text(encoding="utf-8").strip()
 
 
@@ -512,7 +512,7 @@ def test_by_itself_with_sock_diag(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_by_itself_where_dtrace_may_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_dtrace: FakeDTrace
 ) -> None:
-    """A session that does not come up is an error with its reason, not an empty table."""
+    """If its own session does not come up, the command fails with the reason."""
     monkeypatch.setattr(top, "_READY_SECONDS", 3)
     path = write(tmp_path / "c.yml", fake_dtrace({"unprivileged": True}))
     with pytest.raises(TopError, match=r"^session port-22 is down: .*run as root"):

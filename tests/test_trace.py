@@ -1,4 +1,4 @@
-"""Which program the trace command runs, on hosts of which the kernel alone can tell."""
+"""The program that the trace command runs, on hosts where only the kernel can decide it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SHOWN = "100,2026 Nov 22 08:00:00,drop:q0_full,192.168.1.2,40000,22,9,1,8"
 
 @pytest.fixture(autouse=True)
 def _solaris(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this system's name not tell which program it needs, as that of Solaris does not."""
+    """Let this system's name not decide the program, as on Solaris."""
     monkeypatch.setattr(program, "local", lambda _: "")
 
 
 @pytest.fixture
 def own_trace(tmp_path: Path) -> Path:
-    """Return a program of one's own that prints a line for each event."""
+    """Return a user's own program that prints a line for each event."""
     path = tmp_path / "own_trace.d"
     text = "inline int PORT = 0;\ninline int CONN_TCP = 0x28;\nBEGIN\n{\n}\n"
     path.write_text(text, encoding="utf-8")
@@ -61,7 +61,7 @@ def traced(command: list[str], **dtrace: Any) -> tuple[int, list[str]]:
 def test_program_of_the_kernel(
     functions: list[list[str]], name: str, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """The kernel is asked which program it needs, and the one that traces beside it runs."""
+    """The kernel decides the program, and the trace program of that family runs."""
     saved = tmp_path / "start.json"
     steps = [{"functions": functions}, {"save": str(saved)}, {"print": [HEADER, LINE]}, {"exit": 0}]
     assert traced(fake_dtrace(*steps)) == (0, [HEADER, SHOWN])
@@ -73,7 +73,7 @@ def test_program_of_the_kernel(
 
 
 def test_configured_program(own_trace: Path, fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """Where the configuration names the program the kernel is not asked: here it has none."""
+    """If the configuration names the program, the kernel is not asked."""
     saved = tmp_path / "start.json"
     command = fake_dtrace({"functions": []}, {"save": str(saved)}, {"exit": 3})
     settings = {"program": str(own_trace), "offsets": {"conn_tcp": 0x20}}
@@ -88,7 +88,7 @@ def test_configured_program(own_trace: Path, fake_dtrace: FakeDTrace, tmp_path: 
 
 
 def test_a_kernel_that_cannot_be_asked(fake_dtrace: FakeDTrace) -> None:
-    """Where dtrace(1) may not be used, or no program fits, nothing is run and the reason raised."""
+    """If dtrace(1) may not be used or no program fits, nothing runs and the reason is raised."""
     with pytest.raises(DTraceError, match=r"^dtrace: run as root"):
         traced(fake_dtrace({"unprivileged": True}))
     with pytest.raises(DTraceError, match=r"^no D program fits this kernel"):
@@ -100,7 +100,7 @@ def test_a_kernel_that_cannot_be_asked(fake_dtrace: FakeDTrace) -> None:
 def test_endless_messages(
     fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """What dtrace(1) says is not kept for ever while there is no line: it is passed on."""
+    """Messages of dtrace(1) are passed on at once, and not stored until the first line."""
     end = tmp_path / "end"
     steps = [{"stderr": ["message"] * 1000}, {"wait": str(end)}, {"exit": 3}]
 
@@ -120,7 +120,7 @@ def test_endless_messages(
 
 
 def test_parts_left_out(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a kernel cannot do is left out one by one and said; the rest is traced."""
+    """Parts that the kernel cannot run are left out one by one, and the rest is traced."""
     missing = ("tcp_accept_swap:entry", "tcp_send_conn_ind:entry")
     why = "probe description fbt:ip:{} does not match any probes"
     lacks = [{"lacks": [probe, why.format(probe)]} for probe in missing]
@@ -134,7 +134,7 @@ def test_parts_left_out(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[s
 
 
 def test_refused(fake_dtrace: FakeDTrace, capsys: pytest.CaptureFixture[str]) -> None:
-    """A kernel that cannot do what every one must is not asked again, and what it said is told."""
+    """If the kernel refuses the core, it is not tried again, and the error is shown once."""
     functions = {"functions": [["ip", "tcp_input_listener"]]}
     lacks = {"lacks": ["SYN_FLAG", "no \x1b[2Jsuch thing"]}
     status, lines = traced(fake_dtrace(functions, lacks, {"print": [HEADER, LINE]}))
@@ -149,16 +149,16 @@ FULL = "101,2026 Nov 22 08:00:01,drop:q_full_ack,20010db8000000ff:ff0001000200ca
 
 
 def plain(text: str, _style: str) -> str:
-    """Paint nothing."""
+    """Return the text as it is."""
     return text
 
 
 def test_table() -> None:
-    """Rows stand below each other, whatever is in them."""
+    """The columns stand below each other, whatever the rows contain."""
     row = table(130, plain, LINUX)
     rows = [row(HEADER), row(LINE.replace(":q0_full", "")), row(FULL), row(LINE)]
     assert rows[0].split() == HEADER.replace(",", " ").split()
-    # The long address makes room for itself, from its own row on.
+    # The long address makes its column wider, from its own row on.
     assert len({len(row) for row in rows[:2]}) == len({len(row) for row in rows[2:]}) == 1
     for at, end in ((0, 15), (1, 119)):
         assert {row[at:end].rstrip() != "" for row in rows} == {True}
@@ -172,7 +172,7 @@ def test_table() -> None:
 
 
 def test_table_for_a_narrow_terminal() -> None:
-    """In 80 columns there is room for all but what is known and what is long."""
+    """In 80 columns the table leaves out what is known and what is long."""
     row = table(80, plain, LINUX)
     rows = [row(HEADER), row(LINE)]
     assert {len(row) for row in rows} == {76}
@@ -184,7 +184,7 @@ def test_table_for_a_narrow_terminal() -> None:
 
 
 def test_table_of_what_is_none() -> None:
-    """What is not of the program comes out, but is nothing that a terminal obeys."""
+    """A line that is not the program's is printed without terminal commands."""
     row = table(80, plain, LINUX)
     assert row("dtrace: \x1b[2Jhm\x07") == "dtrace:  [2Jhm "
     assert row("") == ""
@@ -199,7 +199,7 @@ def test_table_of_what_is_none() -> None:
     ],
 )
 def test_fullness(q: str, limit: str, style: str, sun: str) -> None:
-    """A queue that is full, or nearly, stands out; Linux' holds one more than Qmax."""
+    """A queue that is full or nearly full has a colour; Linux' Q holds one more than Qmax."""
     styles = []
 
     def paint(text: str, style: str) -> str:
@@ -215,7 +215,7 @@ def test_fullness(q: str, limit: str, style: str, sun: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
 @pytest.mark.parametrize("colour", [True, False])
 def test_on_a_terminal(colour: bool, fake_dtrace: FakeDTrace, tmp_path: Path) -> None:
-    """On a terminal there is a table, in colour unless NO_COLOR is set, until Ctrl-C."""
+    """A terminal gets a table until Ctrl-C, in colour unless NO_COLOR is set."""
     file = tmp_path / "c.yml"
     steps = [{"print": [HEADER, LINE, FULL]}]
     settings = {"command": fake_dtrace(*steps), "program": "linux"}
@@ -234,7 +234,7 @@ def test_on_a_terminal(colour: bool, fake_dtrace: FakeDTrace, tmp_path: Path) ->
         ["08:00:00", "drop:q0_full"],
         ["08:00:01", "drop:q_full_ack"],
     ]
-    # Behind it may come what dtrace(1) says at its end.
+    # Messages of dtrace(1) at its end may follow.
     assert rest.startswith("^C")
     assert rest.endswith("\r\n")
     assert "Traceback" not in rest
@@ -242,7 +242,7 @@ def test_on_a_terminal(colour: bool, fake_dtrace: FakeDTrace, tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere end otherwise")
 def test_interrupted_before_it_begins(tmp_path: Path) -> None:
-    """Ctrl-C while the kernel is still asked ends without a traceback too, and leaves nothing."""
+    """Ctrl-C before the kernel answers ends the command without a traceback."""
     file = tmp_path / "c.yml"
     saved = tmp_path / "started"
     asked = ["sh", "-c", f"touch {saved}; exec sleep 600", "dtrace"]

@@ -1,4 +1,4 @@
-"""UNIX sockets that listen: their queues are as ss shows them, whatever their names are."""
+"""Listening UNIX sockets: their queues are those of ss, whatever their names are."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="unix_diag is an inte
 
 
 class Sockets:
-    """Real listeners in a directory of their own, and clients that nobody accepts."""
+    """Real listeners in a directory of their own, and clients that are not accepted."""
 
     def __init__(self, stack: ExitStack, directory: str) -> None:
         self._stack = stack
@@ -51,7 +51,7 @@ class Sockets:
     def listen(
         self, name: str | bytes, backlog: int = 8, kind: int = socket.SOCK_STREAM
     ) -> socket.socket:
-        """Open a listener; a name that is not abstract is one in the directory."""
+        """Open a listener; a name that is not abstract is a file in the directory."""
         opened = self._stack.enter_context(socket.socket(socket.AF_UNIX, kind))
         raw = os.fsencode(name)
         opened.bind(raw if raw.startswith(b"\0") else os.fsencode(self.directory) + b"/" + raw)
@@ -70,19 +70,19 @@ class Sockets:
 
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
-    """Return Sockets. The directory's name is short, for a path has 108 bytes."""
+    """Return Sockets. Their directory has a short name, because a path has at most 108 bytes."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="u"))
         yield Sockets(stack, directory)
 
 
 def queues(path: str) -> list[tuple[int, int]]:
-    """Return Q and Qmax of each socket of a path."""
+    """Return Q and Qmax of each socket with a path."""
     return [(one.q, one.qmax) for one in listeners() if one.path == path]
 
 
 def ss(path: str) -> list[tuple[int, int]]:
-    """Ask ss for the same."""
+    """Ask ss for Q and Qmax of each socket with a path."""
     command = [require("ss", "iproute2"), "-xlH"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(rf"LISTEN +(\d+) +(\d+) +{re.escape(path)} ", output)
@@ -93,7 +93,7 @@ def ss(path: str) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 @pytest.mark.parametrize("abstract", [False, True])
 def test_same_as_ss(sockets: Sockets, kind: int, abstract: bool) -> None:
-    """Q grows to one more than the backlog, as ss shows it; then connect() fails with EAGAIN."""
+    """Q grows to the backlog plus one, as in ss; then connect() fails with EAGAIN."""
     name = f"\0dtrace-exporter-test-{os.getpid()}" if abstract else "a.sock"
     listener = sockets.listen(name, 3, kind)
     path = f"@{name[1:]}" if abstract else f"{sockets.directory}/{name}"
@@ -112,7 +112,7 @@ def test_same_as_ss(sockets: Sockets, kind: int, abstract: bool) -> None:
 
 @linux
 def test_only_listeners(sockets: Sockets) -> None:
-    """A socket that is bound and does not listen is none, nor a datagram's, nor a connection."""
+    """A socket that is only bound, a datagram socket and a connection are not listeners."""
     listener = sockets.listen("a.sock")
     assert sockets.connect(listener, 1) == [0]
     for name, kind in (("b.sock", socket.SOCK_STREAM), ("c.sock", socket.SOCK_DGRAM)):
@@ -125,7 +125,7 @@ def test_only_listeners(sockets: Sockets) -> None:
 
 @linux
 def test_a_file_that_is_gone(sockets: Sockets) -> None:
-    """A socket has the name that it was bound to, though its file is unlinked or has another."""
+    """A socket keeps the name that it was bound to, even if its file is deleted or renamed."""
     sockets.listen("old.sock", 5)
     sockets.listen("moved.sock", 6)
     Path(sockets.directory, "old.sock").unlink()
@@ -138,7 +138,7 @@ def test_a_file_that_is_gone(sockets: Sockets) -> None:
 @linux
 @pytest.mark.parametrize("name", [b"\0a\nb\0c\xff\\\"'{}", b"\0" + b"\x01" * 107, b"n\n\xfe\t@"])
 def test_hostile_names(sockets: Sockets, name: bytes) -> None:
-    """Whatever bytes a real socket's name has, its label is printable and the name comes back."""
+    """A name of any bytes is a printable label, and the kernel's answer has the name."""
     listener = sockets.listen(name)
     assert sockets.connect(listener, 2) == [0, 0]
     whole = name if name.startswith(b"\0") else os.fsencode(sockets.directory) + b"/" + name
@@ -146,7 +146,7 @@ def test_hostile_names(sockets: Sockets, name: bytes) -> None:
 
 
 def test_recorded() -> None:
-    """An answer that Linux 6.18 gave is read: an abstract name with a line feed, Q 0, Qmax 2."""
+    """A recorded answer of Linux 6.18 is read: an abstract name with a line feed, Q 0, Qmax 2."""
     answer = (
         b"@\0\0\0\x14\0\x02\0\0\0\0\0Xg\0\0\x01\x01\n\0L\x1e\x0e\0\xed6\0\0\0\0\0\0"
         b"\n\0\0\0\0abc\nx\0\0\x0c\0\x04\0\0\0\0\0\x02\0\0\0\x05\0\x06\0\0\0\0\0"
@@ -156,7 +156,7 @@ def test_recorded() -> None:
 
 
 def message(*attributes: tuple[int, bytes], state: int = 10) -> memoryview:
-    """Return what the kernel tells of a socket."""
+    """Return the kernel's message about a socket."""
     data = struct.pack("=BBBxI8x", 1, 1, state, 7)
     for kind, value in attributes:
         padding = b"\0" * (-len(value) % 4)
@@ -180,13 +180,13 @@ NAME, QUEUES = (0, b"/x\0"), (4, struct.pack("=II", 5, 8))
     ],
 )
 def test_messages(told: memoryview, expected: UnixListener | None) -> None:
-    """What has no name or no queues, or listens no more, is left out, and never guessed."""
+    """A socket without a name or queues, or that does not listen any more, is left out."""
     assert unix_diag._listener(told) == expected
 
 
 @given(st.binary(max_size=300))
 def test_any_message(data: bytes) -> None:
-    """Whatever the kernel answers, it is read to an end: a socket, nothing, or an OSError."""
+    """Any answer of the kernel is read to its end, and gives sockets or an OSError."""
     try:
         for one in inet_diag._messages(memoryview(data)):
             unix_diag._listener(one)
@@ -212,20 +212,20 @@ def test_any_message(data: bytes) -> None:
     ],
 )
 def test_written(name: bytes, path: str) -> None:
-    """Names are written as people know them, and all that is odd in them as bytes."""
+    """Names are written in the usual form, with unusual bytes as hexadecimal numbers."""
     assert written(name) == path
     assert path.isprintable()
     assert len(path) <= 432
 
 
 def read_back(path: str) -> bytes:
-    """Return the name that a path is written for."""
+    """Return the name from which a path was written."""
 
     def octet(found: re.Match[str]) -> str:
         return bytes([int(found[1], 16)]).decode("latin-1")
 
     text = path.removeprefix("@")
-    # What is printable stands for its own bytes in UTF-8.
+    # A printable character stands for its own bytes in UTF-8.
     raw = re.sub(r"\\x([0-9a-f]{2})", octet, text.encode().decode("latin-1")).encode("latin-1")
     return b"\0" + raw if path.startswith("@") else raw + b"\0"
 
@@ -234,7 +234,7 @@ def read_back(path: str) -> bytes:
 @example(b"@", False)
 @example(b"\\x40", False)
 def test_no_two_names_are_alike(name: bytes, abstract: bool) -> None:
-    """From what is written the name can be read back, and a scrape carries it as it is."""
+    """The name can be read back from the written path, and a scrape has the path unchanged."""
     whole = b"\0" + name if abstract else name.replace(b"\0", b"/") + b"\0"
     path = written(whole)
     assert read_back(path) == whole
@@ -250,7 +250,7 @@ def test_no_two_names_are_alike(name: bytes, abstract: bool) -> None:
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, *found: UnixListener | Exception) -> None:
-    """Have the kernel tell of some listeners, or refuse."""
+    """Let the kernel return some listeners, or an error."""
 
     def tell(_: object = None) -> Iterator[UnixListener]:
         for one in found:
@@ -263,7 +263,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, *found: UnixListener | Exception) -
 
 @pytest.mark.parametrize("name", [b"\xff" * 107, "\u202e".encode() * 35, b"\\" * 107])
 def test_very_many_odd_names(name: bytes) -> None:
-    """Names take no longer because all in them has to be escaped, as any user may have it."""
+    """A name takes a bounded time, even if each of its bytes must be escaped."""
 
     def cost(name: bytes) -> float:
         began = time.thread_time()
@@ -275,7 +275,7 @@ def test_very_many_odd_names(name: bytes) -> None:
 
 
 def test_patterns_and_the_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What matches is there; of several sockets of a path it is the one nearest to its capacity."""
+    """Paths that match a pattern are shown, each with its socket nearest to its capacity."""
     made_up(
         monkeypatch,
         UnixListener("/run/a.sock", 9, 511),
@@ -297,7 +297,7 @@ def test_patterns_and_the_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A user who makes thousands takes nobody's place; what is left out is counted and logged."""
+    """Thousands of sockets of one user displace no others, and those left out are counted."""
     source = UnixSource()
     mine = [UnixListener(f"/run/z{n}", 1, 8) for n in range(10)]
     made_up(monkeypatch, *mine)
@@ -314,7 +314,7 @@ def test_no_more_than_so_many(
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the kernel does not tell there are no series, and one line in the log."""
+    """If the kernel refuses, there are no series, and one line in the log."""
     made_up(monkeypatch, OSError(errno.ENOENT, "cannot read sock_diag: No such file"))
     source = UnixSource()
     for _ in range(2):
@@ -324,7 +324,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 @linux
 def test_a_namespace_that_refuses(sockets: Sockets) -> None:
-    """Another network namespace that cannot be read costs nothing but its own sockets."""
+    """A network namespace that cannot be read loses only its own sockets."""
     sockets.listen("a.sock")
     with socket.socket(socket.AF_UNIX) as none:
         other = Namespace("4026532201", 1, none)
@@ -346,7 +346,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def elsewhere(sockets: Sockets) -> Iterator[str]:
-    """Return the place where somebody else listens at a.sock: Q is 2 and Qmax 4."""
+    """Return the namespace where another process listens at a.sock, with Q 2 and Qmax 4."""
     unshare = [require("unshare", "util-linux"), "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("no network namespace can be made here")
@@ -369,9 +369,9 @@ def elsewhere(sockets: Sockets) -> Iterator[str]:
 async def test_service(
     sockets: Sockets, elsewhere: str, fake_dtrace: FakeDTrace, tmp_path: Path
 ) -> None:
-    """With DTrace as the source the sockets are read, too, in all network namespaces; and a reload.
+    """With source dtrace, UNIX sockets of all network namespaces are read; a reload stops that.
 
-    One path of two namespaces is two series. When nobody wants UNIX sockets any more they are gone.
+    The same path in two namespaces is two series.
     """
     path = f"{sockets.directory}/a.sock"
     sockets.connect(sockets.listen("a.sock", 2), 1)
@@ -401,7 +401,7 @@ async def test_service(
 
 @linux
 def test_scrape(sockets: Sockets) -> None:
-    """A scrape has Q and Qmax as they are at that moment, and what the queue holds."""
+    """A scrape has a socket's current Q and Qmax, and the capacity of its queue."""
     listener = sockets.listen("a.sock", 2)
     path = f"{sockets.directory}/a.sock"
     config = {"source": "sock_diag", "unix": {"paths": [f"{sockets.directory}/*.sock"]}}
@@ -428,7 +428,7 @@ def test_scrape(sockets: Sockets) -> None:
 
 @linux
 async def test_check(sockets: Sockets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command check says how many paths there are, and what matches none."""
+    """The command check says how many paths match, and which pattern matches none."""
     sockets.listen("a.sock")
     patterns = [f"{sockets.directory}/*", "/nobody/listens/here"]
     file = tmp_path / "dtrace_exporter.yml"

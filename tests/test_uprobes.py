@@ -1,4 +1,4 @@
-"""What dead dtrace(1) processes have left in the kernel goes, and nothing else does."""
+"""Uprobes that dead dtrace(1) processes left in the kernel are removed, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dtrace_exporter.tracing.uprobes import remove_leftovers
 
 @pytest.fixture
 def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a file in place of the kernel's list of uprobes."""
+    """Return a file that replaces the kernel's list of uprobes."""
     file = tmp_path / "uprobe_events"
     file.write_text("", encoding="ascii")
     monkeypatch.setattr(uprobes, "EVENTS", file)
@@ -29,7 +29,7 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def dead() -> int:
-    """Return the number of a process that is gone."""
+    """Return the process ID of a process that has ended."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
     return process.pid
@@ -41,20 +41,20 @@ def uprobe(pid: int, name: str = "BEGIN", group: str = "dt") -> str:
 
 
 def written(events: Path, listed: str) -> str:
-    """Return what is written into the list when it has these lines."""
+    """Return what is written to the list if it has these lines."""
     events.write_text(listed, encoding="ascii")
     remove_leftovers()
     return events.read_text(encoding="ascii").removeprefix(listed)
 
 
 def test_leftovers_of_the_dead(events: Path, dead: int) -> None:
-    """Both uprobes of a process that is gone are removed, by their names."""
+    """Both uprobes of a dead process are removed by their names."""
     listed = uprobe(dead) + uprobe(dead, "END")
     assert written(events, listed) == f"-:dt_{dead}_dtrace/BEGIN\n-:dt_{dead}_dtrace/END\n"
 
 
 def test_uprobes_of_the_living(events: Path, dead: int, tmp_path: Path) -> None:
-    """Those of a consumer that runs stay, beside those of one that is gone."""
+    """The uprobes of a running consumer stay, and those of a dead one beside them go."""
     library = tmp_path / "libdtrace.so.2"
     library.write_bytes(b"0")
     listed = uprobe(os.getpid()) + uprobe(dead)
@@ -63,12 +63,12 @@ def test_uprobes_of_the_living(events: Path, dead: int, tmp_path: Path) -> None:
 
 
 def test_a_number_that_another_process_has(events: Path) -> None:
-    """Those of one that is gone go, too, when a process that is none has its number."""
+    """Uprobes of a dead process are removed, even if another program now has its process ID."""
     assert written(events, uprobe(os.getpid())) == f"-:dt_{os.getpid()}_dtrace/BEGIN\n"
 
 
 def test_a_process_that_cannot_be_looked_at(events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whom nothing can be told, as another user's, the uprobes stay."""
+    """The uprobes of a process that cannot be examined stay."""
 
     def denied(_: Path) -> bytes:
         raise PermissionError
@@ -78,14 +78,14 @@ def test_a_process_that_cannot_be_looked_at(events: Path, monkeypatch: pytest.Mo
 
 
 def test_others_uprobes(events: Path, dead: int) -> None:
-    """What is no dtrace(1)'s own stays, whoever may have left it."""
+    """Uprobes that are not dtrace(1)'s own stay."""
     own = f"p:uprobes/p_bash_0x4245c0 /bin/bash:0x4245c0\nr{uprobe(dead)[1:]}"
     other = f"p:dt_{dead}_sshd/BEGIN /bin/sshd:0x1\n{uprobe(dead, group='xdt')}"
     assert written(events, own + other) == ""
 
 
 def test_a_kernel_without_uprobes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the list is not there, or may not be read, there is nothing to do."""
+    """If the list does not exist or cannot be read, nothing happens."""
     monkeypatch.setattr(uprobes, "EVENTS", tmp_path / "none")
     remove_leftovers()
     monkeypatch.setattr(uprobes, "EVENTS", tmp_path)
@@ -96,7 +96,7 @@ def test_a_kernel_without_uprobes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_one_that_cannot_be_removed(
     events: Path, dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is still in use is left, and the next one goes all the same."""
+    """An uprobe that is still in use stays, and the next one is removed all the same."""
     tried: list[bytes] = []
     real = os.write
 
@@ -116,7 +116,7 @@ def test_one_that_cannot_be_removed(
 
 @given(st.binary(max_size=300))
 def test_any_list(content: bytes) -> None:
-    """Whatever is in the list, reading it does no harm."""
+    """Any content of the list is read without harm."""
     with pytest.MonkeyPatch.context() as patch:
 
         class File:
@@ -128,7 +128,7 @@ def test_any_list(content: bytes) -> None:
 
 
 def test_at_the_start(events: Path, dead: int) -> None:
-    """What a service that was killed with its sessions has left goes when the next one starts."""
+    """A service that starts removes the uprobes that a killed one left."""
 
     async def start() -> None:
         service = Service(None, Config(source="sock_diag"))

@@ -1,4 +1,4 @@
-"""The verdicts of config/prometheus, where it is known what a longer queue would change."""
+"""The verdicts of config/prometheus, for queues whose need of a longer Q is known."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def steady(rate: float, begin: float = 0.0, end: float = END) -> list[float]:
 
 
 def chance(rate: float, seed: int = 18, begin: float = 0.0, end: float = END) -> list[float]:
-    """Return arrivals by chance, as of many clients who know nothing of each other."""
+    """Return arrivals at random times, as of many independent clients."""
     source = random.Random(seed)
     times, now = [], begin
     while (now := now + source.expovariate(rate)) < end:
@@ -40,7 +40,7 @@ def chance(rate: float, seed: int = 18, begin: float = 0.0, end: float = END) ->
 
 
 def bursts(size: int, every: float, begin: float = 0.0, end: float = END) -> list[float]:
-    """Return arrivals of many at once, every so many seconds, and not in step with the scrapes."""
+    """Return bursts of arrivals at regular times, which do not coincide with the scrapes."""
     count = int((end - begin) / every)
     return [begin + number * every + 0.3 for number in range(count) for _ in range(size)]
 
@@ -48,7 +48,7 @@ def bursts(size: int, every: float, begin: float = 0.0, end: float = END) -> lis
 Arrivals = list[float]
 Make = Callable[[], tuple[Queue, Arrivals]]
 
-# Verdicts that are always right from the tenth minute on.
+# Verdicts that are certain from the tenth minute on.
 CERTAIN: dict[str, tuple[str | None, Make]] = {
     "quick": (ENOUGH, lambda: (Queue(128, 0.001), chance(5))),
     "busy": (ENOUGH, lambda: (Queue(128, 0.005), chance(60))),
@@ -72,12 +72,12 @@ CERTAIN: dict[str, tuple[str | None, Make]] = {
     "stopped and full": (APPLICATION, lambda: (Queue(16, 0.001, [(60, END * 2)]), chance(1))),
     "idle": (None, lambda: (Queue(128, 0.001), [])),
     "nearly idle": (None, lambda: (Queue(128, 0.001), steady(0.05))),
-    # Q has room for all, but one in twenty waits for a quarter of a second and longer.
+    # Q has room for all, but one in twenty connections waits for a quarter of a second or longer.
     "pauses": (
         None,
         lambda: (Queue(128, 0.001, [(at, at + 0.5) for at in range(3, END, 5)]), chance(5)),
     ),
-    # A longer Q would only let more of them wait until the application goes on.
+    # A longer Q would only make more connections wait until the application goes on.
     "stands still now and then": (
         None,
         lambda: (Queue(64, 0.0001, [(at, at + 4) for at in range(40, END, 45)]), chance(50)),
@@ -86,7 +86,7 @@ CERTAIN: dict[str, tuple[str | None, Make]] = {
         None,
         lambda: (Queue(64, 0.0001, [(at, at + 2) for at in range(60, END, 120)]), chance(90)),
     ),
-    # For half a minute far more than it can take, again and again.
+    # Again and again, far more arrive for half a minute than the application can take.
     "overload of half a minute": (
         None,
         lambda: (
@@ -113,18 +113,18 @@ SAMPLES = [float(at) for at in range(0, END + 1, SCRAPE)]
 
 @dataclass
 class Past:
-    """What has become of a queue, and of one that was a hundred times as long."""
+    """The history of a queue, and of one that is a hundred times as long."""
 
     queue: Queue
     longer: Queue
     series: Series
 
     def refused(self, begin: float, end: float) -> int:
-        """Return how many were refused within a time."""
+        """Return how many connections were refused within a period."""
         return sum(begin <= at < end for at in self.queue.drops)
 
     def late(self, begin: float, end: float) -> float:
-        """Return which share of those that came within a time a longer queue has wait long."""
+        """Return the share of a period's arrivals that would wait long in a longer queue."""
         waits = [wait for at, wait in self.longer.waits if begin <= at < end]
         still = [END - at for at in self.longer.waiting if begin <= at < end]
         late = sum(wait > RETRANSMISSION for wait in [*waits, *still])
@@ -132,7 +132,7 @@ class Past:
 
 
 def past(make: Make) -> Past:
-    """Return what has become of a queue."""
+    """Return the history of a queue."""
     queue, arrivals = make()
     longer, _ = make()
     longer.backlog *= 100
@@ -141,7 +141,7 @@ def past(make: Make) -> Past:
 
 
 def input_series(series: Series, port: int, **more: str) -> list[dict[str, str]]:
-    """Return series as promtool takes them."""
+    """Return series in the form that promtool takes."""
     made = []
     for (name, own), values in series.items():
         labels = {**LABELS, "port": str(port), **more, **dict(own)}
@@ -152,11 +152,11 @@ def input_series(series: Series, port: int, **more: str) -> list[dict[str, str]]
 
 
 def exporter(instance: str = LABELS["instance"], **changes: str) -> list[dict[str, str]]:
-    """Return the series of an exporter that was started before, and that misses nothing.
+    """Return the series of an exporter that started long ago and misses no event.
 
     Args:
         instance: its label.
-        changes: other values of some, by a word of the name.
+        changes: other values for some series, by a word in the series' name.
     """
     of = f'instance="{instance}", job="dtrace"'
     flat = {
@@ -174,7 +174,7 @@ def exporter(instance: str = LABELS["instance"], **changes: str) -> list[dict[st
 
 
 def expect(port: int, verdict: str | None, minutes: Iterable[int]) -> list[dict[str, Any]]:
-    """Return what promtool is to find of a listener at some minutes."""
+    """Return what promtool must find for a listener at some minutes."""
     found = [{"labels": f'{{verdict="{verdict}"}}', "value": 1}] if verdict else []
     return [
         {
@@ -187,7 +187,7 @@ def expect(port: int, verdict: str | None, minutes: Iterable[int]) -> list[dict[
 
 
 def judge(directory: Path, series: list[dict[str, str]], expected: list[dict[str, Any]]) -> None:
-    """Assert what the rules say of some series."""
+    """Check what the rules say about some series."""
     step = f"{SCRAPE}s"
     test = {
         "rule_files": [str(RULES)],
@@ -203,12 +203,12 @@ def judge(directory: Path, series: list[dict[str, str]], expected: list[dict[str
 
 @pytest.fixture(scope="module")
 def pasts() -> dict[str, Past]:
-    """Return what has become of each of the queues that are certain."""
+    """Return the history of each queue in CERTAIN."""
     return {name: past(make) for name, (_, make) in CERTAIN.items()}
 
 
 def test_verdicts(tmp_path: Path, pasts: dict[str, Past]) -> None:
-    """A verdict is what it has to be once there are ten minutes, and not before."""
+    """Verdicts are as expected once ten minutes of data exist, and absent before."""
     series, expected = exporter(), []
     for port, (name, (verdict, _)) in enumerate(CERTAIN.items(), 1):
         series += input_series(pasts[name].series, port)
@@ -218,7 +218,7 @@ def test_verdicts(tmp_path: Path, pasts: dict[str, Past]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CERTAIN if CERTAIN[name][0]])
 def test_what_a_longer_queue_would_change(name: str, pasts: dict[str, Past]) -> None:
-    """A longer queue helps just where the verdict says so: nobody waits a second, or most do."""
+    """Each verdict is true: with a longer queue nobody waits a second, or most do."""
     seen = pasts[name]
     refused, late = seen.refused(0, END), seen.late(120, END)
     assert {ENOUGH: late == 0 == refused, BACKLOG: late == 0 < refused, APPLICATION: late > 0.5}[
@@ -227,7 +227,7 @@ def test_what_a_longer_queue_would_change(name: str, pasts: dict[str, Past]) -> 
 
 
 def at_random(seed: int) -> Make:
-    """Return what makes a queue of any kind."""
+    """Return a function that makes a random queue and its arrivals."""
 
     def make() -> tuple[Queue, Arrivals]:
         source = random.Random(seed)
@@ -256,7 +256,7 @@ def _times(every: float) -> list[float]:
 
 
 def changed(series: Series, name: str, change: Callable[[int, float], float]) -> Series:
-    """Return series of which those of a name are changed, by number of the sample and value."""
+    """Return series with those of one name changed, by sample number and value."""
     return {
         key: [change(*each) for each in enumerate(values)] if key[0] == name else values
         for key, values in series.items()
@@ -264,7 +264,7 @@ def changed(series: Series, name: str, change: Callable[[int, float], float]) ->
 
 
 def without(series: Series, *words: str) -> Series:
-    """Return series less those that have one of some words in name or labels."""
+    """Return series without those that have one of some words in their name or labels."""
     return {
         key: values
         for key, values in series.items()
@@ -273,22 +273,22 @@ def without(series: Series, *words: str) -> Series:
 
 
 def test_what_a_verdict_wants(tmp_path: Path, pasts: dict[str, Past]) -> None:
-    """Where something is not known, was not counted, or is too new, there is no verdict."""
+    """There is no verdict if data is missing, was not counted or is too new."""
     quick, bursts_, slow = (pasts[name].series for name in ("quick", "bursts", "too many"))
     short = pasts["too many for a short Q"].series
     last = len(SAMPLES) - 1
     cases: list[tuple[str | None, Series, dict[str, str], dict[str, str]]] = [
         (ENOUGH, quick, {}, {}),
-        # A reload, or a start, five minutes ago.
+        # A reload or a start five minutes ago.
         *((None, each, {}, {"last_reload": "900x200"}) for each in (quick, bursts_, slow)),
-        # Events that nobody counted, and a kernel where that may be.
+        # Events that were not counted, and a kernel where that is possible.
         *(
             (None, each, {}, {word: f"0x{last - 20} 1x200"})
             for each in (quick, bursts_, slow)
             for word in ("lost", "probe_errors", "uncounted", "unattributed")
         ),
         (None, bursts_, {}, {"exact": "0x200"}),
-        # Of another host than this one's.
+        # Losses of another host.
         (
             ENOUGH,
             without(quick, "q_full_ack"),
@@ -300,19 +300,19 @@ def test_what_a_verdict_wants(tmp_path: Path, pasts: dict[str, Past]) -> None:
             (None, changed(each, "q_limit", lambda at, value: value + (at > last - 20)), {}, {})
             for each in (quick, bursts_, slow)
         ),
-        # A drop for another reason; one more, which DTrace does not tell on this kernel.
+        # Drops for another reason, and a kernel on which DTrace cannot report one of the reasons.
         (None, changed(quick, "drops_total", lambda at, _: float(at > last - 20)), {}, {}),
         (None, without(quick, "q_full_ack"), {}, {}),
         (ENOUGH, without(quick, "q_full_ack"), {"zone": "global"}, {}),
         (BACKLOG, without(bursts_, "q_full_ack"), {"zone": "global"}, {}),
-        # Connections that have left Q without being accepted may have waited for ever.
+        # Connections that left Q without an accept may have waited for ever.
         (None, changed(bursts_, "established_total", lambda at, value: value + 10 * at), {}, {}),
-        # Q has not been empty since.
+        # Q has not been empty since then.
         (None, changed(bursts_, "q_length", lambda at, value: value + (at > last - 10)), {}, {}),
         (None, changed(quick, "q_length", lambda at, value: value + (at > last - 10)), {}, {}),
         # Q was empty once.
         (None, changed(slow, "q_length", lambda at, value: value * (at != last - 20)), {}, {}),
-        # A port of several sockets, of which the fullest is not like the others.
+        # A port with several sockets, of which the fullest differs from the others.
         (None, changed(short, "accept_wait_seconds_sum", lambda at, _: 20.0 * at), {}, {}),
         (None, changed(short, "q_length", lambda _, value: float(value > 0)), {}, {}),
         # Parts of the program that are left out, and a port without histograms.
@@ -336,7 +336,7 @@ def test_what_a_verdict_wants(tmp_path: Path, pasts: dict[str, Past]) -> None:
 
 @pytest.mark.parametrize("dashboard", ["fleet", "listener"])
 def test_on_dashboards(tmp_path: Path, dashboard: str, pasts: dict[str, Past]) -> None:
-    """The dashboards show each verdict by its word, and nothing where there is none."""
+    """The dashboards show the word of each verdict, and nothing without a verdict."""
     board = json.loads((GRAFANA / f"{dashboard}.json").read_text(encoding="utf-8"))
     (panel,) = (panel for panel in board["panels"] if panel["title"].startswith("Verdict"))
     (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
@@ -358,7 +358,7 @@ def test_on_dashboards(tmp_path: Path, dashboard: str, pasts: dict[str, Past]) -
 
 
 def test_asked_too_seldom(tmp_path: Path, pasts: dict[str, Past]) -> None:
-    """Who asks once a minute has seen too little of Q for a verdict."""
+    """With only one scrape a minute there is no verdict."""
     series, expected = exporter(), []
     for port, name in enumerate(("quick", "bursts", "too many"), 1):
         for each in input_series(pasts[name].series, port):
@@ -372,7 +372,7 @@ def test_asked_too_seldom(tmp_path: Path, pasts: dict[str, Past]) -> None:
 
 @pytest.mark.parametrize("first", range(1, 61, 20))
 def test_no_verdict_is_false(tmp_path: Path, first: int) -> None:
-    """Of any queue no verdict says what a longer one would have shown to be wrong."""
+    """For random queues, no verdict contradicts what a longer queue shows."""
     series, expected = exporter(), []
     for port in range(first, first + 20):
         seen = past(at_random(port))
@@ -387,7 +387,7 @@ def test_no_verdict_is_false(tmp_path: Path, first: int) -> None:
             wrong = "|".join(verdict for verdict, so in right.items() if not so)
             expr = f'{VERDICT}{{port="{port}", verdict=~"{wrong}"}}'
             expected.append({"expr": expr, "eval_time": f"{minute}m", "exp_samples": []})
-            # However a queue is, one verdict is all.
+            # Every queue has at most one verdict.
             expr = f'count({VERDICT}{{port="{port}"}}) > 1'
             expected.append({"expr": expr, "eval_time": f"{minute}m", "exp_samples": []})
     judge(tmp_path, series, expected)

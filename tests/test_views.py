@@ -1,4 +1,4 @@
-"""What is made of the whole state: the history's samples, the JSON, and who is chosen."""
+"""Views of the whole state: the samples of the history, the JSON, and the selection."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from web_serving import fetch, get, one_port, port_of, serving
 
 PREFIX = "dtrace_tcp_listen_"
 STEP_MS = 50
-"""As turns.py has it, and in processor time: nobody else's work counts."""
+"""Like the limit in turns.py, but in processor time, so that other processes do not count."""
 
 
 def zones() -> State:
-    """Two hosts: a Linux with a container, and a Solaris with zones."""
+    """Return two hosts: Linux with a container, and Solaris with zones."""
     state = one_port()
     here, away = SessionId("", "port-22"), SessionId("sol10", "all")
     state.table.listener(here, "4026532281", "127.0.0.1", 22)
@@ -47,7 +47,7 @@ def zones() -> State:
 
 
 def listeners(state: State, query: str = "") -> list[dict[str, Any]]:
-    """Return what the API answers."""
+    """Return the answer of the API."""
     answer = get(state, f"/api/v1/listeners{query}")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
@@ -57,7 +57,7 @@ def listeners(state: State, query: str = "") -> list[dict[str, Any]]:
 
 class TestAPI:
     def test_row(self) -> None:
-        """An object has the labels, and each number under its metric's name less the prefix."""
+        """An object has the labels, and each number under its metric's name without the prefix."""
         (row,) = listeners(one_port())
         histograms = {key: row.pop(key) for key in [*row] if key.endswith("_bucket")}
         assert row == {
@@ -85,7 +85,7 @@ class TestAPI:
         assert histograms["accept_wait_seconds_bucket"]["+Inf"] == 2
 
     def test_as_the_metrics(self) -> None:
-        """It has every sample of every listener that the metrics have, and no other."""
+        """The API has every sample of each listener that the metrics have, and no others."""
         state = zones()
         expected: dict[str, dict[str, Any]] = {}
         for family in Collector(state).collect():
@@ -105,7 +105,7 @@ class TestAPI:
         )
 
     def test_unknown(self) -> None:
-        """What a source cannot tell is absent."""
+        """A number that the source does not have is absent."""
         state = State()
         session = SessionId("", "sock_diag")
         nothing = Capabilities(
@@ -122,7 +122,7 @@ class TestAPI:
         assert listeners(state) == [{"port": "80", "address": "*", "listener": "", "netns": ""}]
 
     def test_gzip(self) -> None:
-        """It is compressed for whoever takes that."""
+        """The answer is compressed for clients that accept gzip."""
         answer = get(one_port(), "/api/v1/listeners", headers={"Accept-Encoding": "gzip"})
         assert json.loads(gzip.decompress(answer.body))[0]["port"] == "22"
 
@@ -142,7 +142,7 @@ class TestAPI:
         ],
     )
     def test_chosen(self, query: str, expected: list[str]) -> None:
-        """The query chooses listeners by port, and by words in names and places."""
+        """The query selects listeners by port, and by words in names and places."""
         assert sorted(row["port"] for row in listeners(zones(), query)) == sorted(expected)
         shown = page.render(
             zones(),
@@ -164,7 +164,7 @@ def _pairs(query: str) -> list[tuple[str, str]]:
     st.fixed_dictionaries({}, optional={field: st.text(max_size=3) for field in FIELDS}),
 )
 def test_selection(asked: dict[str, str], values: dict[str, str]) -> None:
-    """Nothing asked for is everything; more asked for is never more; itself is always in it."""
+    """An empty selection fits all, a longer one never fits more, and a listener fits itself."""
     assert fits(values, Selection().folded)
     assert fits(values, Selection(**values).folded)
     selection = Selection(**asked)
@@ -175,7 +175,7 @@ def test_selection(asked: dict[str, str], values: dict[str, str]) -> None:
 
 
 def test_a_long_filter() -> None:
-    """What is asked for is made comparable once, not for each listener: it may be long."""
+    """A long filter is folded once, and not for each listener."""
     folded = []
 
     class Text(str):
@@ -193,7 +193,7 @@ def test_a_long_filter() -> None:
 
 
 async def test_rates_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first who looks has rates, for the service has taken samples itself."""
+    """The first look at the page has rates, because the service takes samples by itself."""
     monkeypatch.setattr(views, "SAMPLE_SECONDS", 0.01)
     state = one_port()
     status = state.sessions[SessionId("", "port-22")]
@@ -228,7 +228,7 @@ async def test_rates_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_sampling_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sample that fails is logged, and the next one is taken; what is read costs more pause."""
+    """A failed sample is logged, the next one is taken, and the pauses are long enough."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -252,7 +252,7 @@ async def test_sampling_goes_on(
 
 
 def test_views_give_way() -> None:
-    """Page and JSON let a scrape go first at each listener, and wait only while there is one."""
+    """The page and the JSON let a scrape go first at each listener, and else do not wait."""
     precedence, state, asked = Precedence(), zones(), []
     for render in (
         lambda: api.render(state, Selection(), lambda: asked.append("/api")),
@@ -267,13 +267,13 @@ def test_views_give_way() -> None:
         began = time.monotonic()
         for _ in range(20):
             precedence.give_way()
-    # However busy the machine is, a wait is no shorter.
+    # Even on a busy machine, a wait is not shorter.
     assert time.monotonic() - began > 0.018
     assert precedence._free.is_set()
 
 
 async def test_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    """With 10,000 listeners neither a sample, nor the page, nor the JSON makes others wait."""
+    """With 10,000 listeners, a sample, the page and the JSON all run in short steps."""
     state = State()
     session = SessionId("", "all")
     state.sessions[session] = SessionStatus(up=True, reason="", last_record=1e9)

@@ -1,4 +1,4 @@
-"""The package's walls, and the tests': which modules may know of which."""
+"""The limits to imports between the package's modules, and between the tests."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import dtrace_exporter
 
 PACKAGE = Path(dtrace_exporter.__file__).parent
 TABLES = {"limits", "sockets", "listeners", "state", "watched"}
-"""What is known of listeners: no module of theirs knows how rows or packets are written."""
+"""The modules of the listener table, which do not know how rows or packets are written."""
 COMMANDS = {"check", "cli", "senders", "service", "top", "trace", "__main__"}
-"""What puts the sides together."""
+"""The modules that connect the sides."""
 SERIES = {"scripts.metrics"}
-"""What is known of scripts: a table, too, but of what their text says."""
+"""The tables of scripts, which know only what the scripts' text says."""
 LANGUAGE = {f"scripts.{name}" for name in ("reader", "lexer", "labels", "rendering", "rows")}
 LANGUAGE |= {"scripts.conversions", "scripts.families"}
-"""What a script is and prints: it knows itself alone."""
+"""The language and the output of scripts; these modules know only each other."""
 SCRIPTS = {("config", "scripts.configuration"), ("state", "scripts.metrics")}
 SCRIPTS |= {("collector", "scripts.metrics")}
-"""What the top knows of scripts: what they are set to, and what they have told."""
+"""What modules at the top know of scripts: their configuration and their metrics."""
 
 
 def name(path: Path) -> str:
-    """Return a module's name within the package, ``web.page`` for one."""
+    """Return a module's name within the package, such as ``web.page``."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
@@ -35,7 +35,7 @@ MODULES = {name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the modules of ours that one imports, wherever in it."""
+    """Yield the package's modules that one imports, anywhere in its text."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert not any(each.name.startswith("dtrace_exporter") for each in node.names), path
@@ -52,19 +52,19 @@ IMPORTS = {module: {*imported(path)} for module, path in MODULES.items()}
 
 
 def side(module: str) -> str:
-    """Return the package within ours that a module is in, an empty string for the top."""
+    """Return the subpackage that a module is in; an empty string for the top."""
     return module.rpartition(".")[0]
 
 
 def test_there_are_walls() -> None:
-    """Both sides are there, and the imports that this looks at are found."""
+    """All sides exist, and the imports are found."""
     assert {side(module) for module in MODULES} == {"", "scripts", "tracing", "web"}
     assert "tracing.session" in IMPORTS["service"]
     assert "web.page" in IMPORTS["web.handlers"]
 
 
 def test_no_circle() -> None:
-    """No module imports, by whatever way, one that imports it."""
+    """No module imports, directly or through others, one that imports it."""
     [*TopologicalSorter(IMPORTS).static_order()]
 
 
@@ -76,14 +76,14 @@ def test_no_circle() -> None:
     ],
 )
 def test_the_sides_do_not_know_each_other(one: str, other: str) -> None:
-    """Web knows nothing of sessions, sessions nothing of the web, and only one is of scripts."""
+    """The web and sessions do not import each other, and only scripts.session imports tracing."""
     for module in MODULES:
         if side(module) == one and module != "scripts.session":
             assert not {each for each in IMPORTS[module] if side(each) == other}, module
 
 
 def test_only_commands_know_both_sides() -> None:
-    """What lies at the top knows of neither side, but for what puts them together."""
+    """Modules at the top import from no side, except those that connect the sides."""
     for module in MODULES:
         if side(module) == "" and module not in COMMANDS:
             known = {each for each in IMPORTS[module] if side(each)}
@@ -91,7 +91,7 @@ def test_only_commands_know_both_sides() -> None:
 
 
 def test_tables_know_themselves_alone() -> None:
-    """The listener table and the state know no wire: neither rows, nor netlink, nor HTTP."""
+    """The listener table and the state import no module that knows rows, netlink or HTTP."""
     for module in TABLES:
         assert IMPORTS[module] <= TABLES | SERIES, module
     for module in SERIES | LANGUAGE:
@@ -99,7 +99,7 @@ def test_tables_know_themselves_alone() -> None:
 
 
 def words(path: Path) -> Iterator[str]:
-    """Yield the words of what a module imports: modules, and perhaps what it takes from them."""
+    """Yield the words in a module's imports: names of modules and of what it takes from them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (word for each in node.names for word in each.name.split("."))
@@ -108,7 +108,7 @@ def words(path: Path) -> Iterator[str]:
 
 
 def test_tests_do_not_know_each_other() -> None:
-    """What several tests need is in a module of its own: no module imports one named test_*."""
+    """No module of the tests imports one named test_*; what several need has its own module."""
     tests = [*Path(__file__).parent.rglob("*.py")]
     taken = {path: {*words(path)} for path in tests}
     assert "exporter_process" in taken[Path(__file__).with_name("test_cli.py")]
@@ -118,7 +118,7 @@ def test_tests_do_not_know_each_other() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_first_lines(module: str) -> None:
-    """Each module says in its first line what it is for."""
+    """The first line of each module says what it is for."""
     text = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
     assert text
     first = text.partition("\n")[0]

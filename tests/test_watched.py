@@ -1,4 +1,4 @@
-"""Which entry of the configuration a listener is of, and what is at 0 from the start."""
+"""The configuration entry of a listener, and the listeners that are at 0 from the start."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SESSION = SessionId("", "all")
 
 
 def one(port: int, name: str = "", place: str | None = None, address: str | None = None) -> Wanted:
-    """Return an entry of one port."""
+    """Return an entry for one port."""
     return Wanted((range(port, port + 1),), name, address, place)
 
 
 def name(watched: Watched, place: str, address: str, port: int = 80) -> str | None:
-    """Return what a listener is called; None where it is not watched."""
+    """Return the name of a listener; None if it is not watched."""
     entry = watched.find(place, address, port)
     return None if entry is None else entry.name
 
 
 def test_the_most_specific_entry_counts() -> None:
-    """A place goes before an address, and either before an entry without; in whatever order."""
+    """An entry with a place precedes one with an address, which precedes one without either."""
     entries = [
         one(80, "all"),
         one(80, "at", address="a"),
@@ -47,20 +47,20 @@ def test_the_most_specific_entry_counts() -> None:
 
 
 def test_elsewhere_is_not_watched() -> None:
-    """Where every entry of a port has a place or an address, no other listener of it is watched."""
+    """If every entry of a port has a place or an address, other listeners on it are not watched."""
     watched = Watched([one(80, "in", "z"), one(80, "at", address="a")])
     assert name(watched, "y", "b") is None
     assert name(watched, "z", "b") == "in"
 
 
 def test_ranges() -> None:
-    """A range has both of its ends, and nothing else."""
+    """A range includes both of its ends, and no other port."""
     watched = Watched([Wanted((range(10, 12), range(20, 21)), "x")])
     assert [port for port in range(30) if name(watched, "", "*", port)] == [10, 11, 20]
 
 
 def test_excluded() -> None:
-    """All of a host are watched but those of excluded ports, which are nowhere."""
+    """All ports of a host are watched except the excluded ones, which are watched in no place."""
     watched = Watched(None, [range(10, 13)])
     assert [port for port in range(8, 16) if name(watched, "z", "*", port) is None] == [10, 11, 12]
     assert not watched.is_every
@@ -74,7 +74,7 @@ def expected(table: ListenerTable) -> set[tuple[str, str, int]]:
 
 
 def test_expected() -> None:
-    """Every entry has a listener at 0 until there is one; but no range of more ports than few."""
+    """Every entry has a listener at 0 until a real one exists, except long ranges of ports."""
     table = ListenerTable()
     many = Wanted((range(1000, 1000 + FEW + 1),))
     few = Wanted((range(2000, 2002),))
@@ -90,7 +90,7 @@ def test_expected() -> None:
 
 
 def test_zones_of_one_port() -> None:
-    """Two zones with the same port have names of their own, of which a reload changes one."""
+    """Two zones with the same port have separate names, and a reload can change one of them."""
     table = ListenerTable()
     zones = Capabilities("zone", "global")
     table.watch(SESSION, Watched([one(80, "web", "global"), one(80, "shop", "z1")]), zones)
@@ -112,7 +112,7 @@ def test_zones_of_one_port() -> None:
 
 
 def test_netns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry's namespace is an inode, or a name of this host's, or this one itself."""
+    """An entry's namespace is an inode, a name on this host, or the exporter's own namespace."""
     monkeypatch.setattr(namespaces, "own", lambda: "7")
     ports = (range(80, 81),)
     listeners = [
@@ -132,7 +132,7 @@ def test_netns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_session_for_each_port(tmp_path: Path) -> None:
-    """Each port of the entries has one session, for all that the entries say of it."""
+    """Each port of the entries has one session, which covers all entries with that port."""
     file = tmp_path / "c.yml"
     file.write_text(
         "listeners:\n"

@@ -46,13 +46,13 @@ PAGES = ("/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready")
 
 
 def openmetrics(response: Response) -> dict[str, Metric]:
-    """Return the families of an OpenMetrics answer by name."""
+    """Return the metric families of an OpenMetrics answer by name."""
     parsed = parse_openmetrics(response.body.decode())  # type: ignore[no-untyped-call]
     return {family.name: family for family in parsed}
 
 
 def peers(server: Server) -> list[int]:
-    """Return the clients' ports of the connections that are open."""
+    """Return the clients' ports of the open connections."""
     sockets = (each.socket if isinstance(each, IOStream) else each for each in server._open)
     return [each.getpeername()[1] for each in sockets]
 
@@ -70,7 +70,7 @@ def secured(place: Path) -> WebConfigFile:
 
 
 def trusting(place: Path) -> ssl.SSLContext:
-    """Return a client's context that trusts that certificate."""
+    """Return a client's context that trusts the certificate of secured()."""
     context = ssl.create_default_context(cafile=place / "server.pem")
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -78,7 +78,7 @@ def trusting(place: Path) -> ssl.SSLContext:
 
 
 def reload_after(go: asyncio.Event) -> Callable[[], Awaitable[None]]:
-    """Return a reload that lasts until an event."""
+    """Return a reload that lasts until an event is set."""
 
     async def reload() -> None:
         await go.wait()
@@ -100,7 +100,7 @@ class TestMetrics:
         assert {"dtrace_session_up", "python_info"} <= {f.name for f in parse_text(text)}
 
     def test_openmetrics(self) -> None:
-        """A scraper that accepts OpenMetrics gets it, and it parses by the strict parser."""
+        """A scraper that accepts OpenMetrics gets it, and the strict parser accepts the answer."""
         response = get(one_port(), "/metrics", headers={"Accept": OPENMETRICS})
         said = response.headers["Content-Type"]
         assert said == f"{OPENMETRICS}; escaping=underscores"
@@ -111,13 +111,13 @@ class TestMetrics:
         "accept", ["text/plain;version=x", "application/openmetrics-text;version=1.x"]
     )
     def test_odd_accept(self, accept: str) -> None:
-        """A version that is no version is answered, not failed on."""
+        """An invalid version in the Accept header gets an answer, not an error."""
         assert get(one_port(), "/metrics", headers={"Accept": accept}).status == 200
 
     @pytest.mark.parametrize("escaping", ["underscores", "allow-utf-8", "values", "dots"])
     @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
     def test_escaping(self, kind: str, escaping: str) -> None:
-        """In each escaping the names of samples are those of their TYPE, and of plain text."""
+        """In each escaping, samples have the names of their TYPE line and of the plain text."""
         accept = f"{kind};version=1.0.0;escaping={escaping}"
         response = get(one_port(), "/metrics", headers={"Accept": accept})
         said = escaping if escaping != "dots" else "underscores"
@@ -130,12 +130,12 @@ class TestMetrics:
         assert families["python_gc_collections"].type == "counter"
 
     def test_refused(self) -> None:
-        """Who refuses both formats is told so."""
+        """A client that refuses both formats gets 406."""
         accept = "text/plain;q=0, application/openmetrics-text;q=0.0"
         assert get(one_port(), "/metrics", headers={"Accept": accept}).status == 406
 
     def test_gzip(self) -> None:
-        """The answer is compressed for a client that takes gzip, and for no other."""
+        """The answer is compressed only for a client that accepts gzip."""
         compressed = get(one_port(), "/metrics", headers={"Accept-Encoding": "br, gzip;q=0.5"})
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert b"dtrace_tcp_listen_syns_total" in gzip.decompress(compressed.body)
@@ -145,7 +145,7 @@ class TestMetrics:
             assert "Content-Encoding" not in answer.headers
 
     def test_many_listeners(self) -> None:
-        """An answer of many pieces comes whole, with its length, compressed or not."""
+        """A long answer arrives complete and with its length, compressed or not."""
         state = one_port()
         session = SessionId("", "port-22")
         state.table.watch(session, Watched())
@@ -160,7 +160,7 @@ class TestMetrics:
             assert len(family.samples) == 301
 
     def test_name_filter(self) -> None:
-        """name[] picks samples; an empty one is as none, as prometheus_client has it."""
+        """name[] selects samples, and an empty one selects all, as in prometheus_client."""
         target = "/metrics?name[]=dtrace_session_up&name[]=dtrace_tcp_listen_syns_total"
         lines = get(one_port(), target).body.decode().splitlines()
         assert [line.split("{")[0] for line in lines if not line.startswith("#")] == [
@@ -174,7 +174,7 @@ class TestMetrics:
         "name", ["python_info", "process_cpu_seconds_total", "python_gc_collections_total"]
     )
     def test_name_filter_of_others(self, name: str, accept: str) -> None:
-        """name[] picks what the process, the platform and the garbage collector tell, too."""
+        """name[] also selects samples of the process, the platform and the garbage collector."""
         headers = {"Accept": accept}
         text = get(one_port(), f"/metrics?name[]={name}", headers=headers).body.decode()
         lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -186,7 +186,7 @@ class TestMetrics:
         assert f"\n{name}".encode() in found
 
     def test_path(self) -> None:
-        """The metrics are at the path asked for and only there, also when it has odd characters."""
+        """The metrics are only at the configured path, even if it has unusual characters."""
 
         async def both() -> list[int]:
             async with serving(one_port(), path="/a.b+c") as server:
@@ -196,13 +196,13 @@ class TestMetrics:
         assert asyncio.run(both()) == [200, 404, 404]
 
     def test_hostile_name(self) -> None:
-        """A listener name with quotes, a backslash and a newline comes back whole."""
+        """A listener's name with quotes, a backslash and a newline is exported unchanged."""
         response = get(one_port(HOSTILE), "/metrics", headers={"Accept": OPENMETRICS})
         families = openmetrics(response)
         assert families["dtrace_tcp_listen_syns"].samples[0].labels["listener"] == HOSTILE
 
     def test_keep_alive(self) -> None:
-        """One connection carries one scrape after the other."""
+        """One connection serves several scrapes."""
 
         async def twice() -> list[bytes]:
             async with serving(one_port()) as server:
@@ -220,22 +220,22 @@ class TestMetrics:
 
 class TestHealth:
     def test_healthy(self) -> None:
-        """The exporter is healthy while it answers, whatever its sessions do."""
+        """The exporter is healthy while it answers, even if its sessions are down."""
         state = one_port()
         state.sessions[SessionId("", "port-22")].up = False
         assert get(state, "/-/healthy").status == 200
 
     def test_ready(self) -> None:
-        """It is ready with all sessions up."""
+        """The exporter is ready if all sessions are up."""
         assert get(one_port(), "/-/ready").status == 200
 
     def test_not_ready_before_the_configuration_is(self) -> None:
-        """Without any session it is not ready either, until the configuration is applied."""
+        """Without any session, the exporter is ready once the configuration is applied."""
         assert get(State(), "/-/ready").status == 503
         assert get(State(last_reload_success=1.5e9), "/-/ready").status == 200
 
     def test_ready_without_dtrace(self) -> None:
-        """Ready by sock_diag it says in a second line why, what is missing, and what to do."""
+        """If sock_diag is used, a second line says why, what is missing, and what to do."""
         state = State(last_reload_success=1.5e9, source=Source("sock_diag", reason="not_found"))
         answer = get(state, "/-/ready")
         assert (answer.status, answer.body) == (
@@ -245,7 +245,7 @@ class TestHealth:
         assert get(one_port(), "/-/ready").body == b"ready\n"
 
     def test_not_ready(self) -> None:
-        """A session that is down makes it 503, with one line for each that says why."""
+        """If sessions are down, the answer is 503, with one line for each that says why."""
         state = one_port()
         state.sessions[SessionId("", "port-80")] = SessionStatus(reason="no\nprobes \udcff")
         state.sessions[SessionId("sol10", "all")] = SessionStatus()
@@ -256,7 +256,7 @@ class TestHealth:
 
 class TestReload:
     def test_reload(self) -> None:
-        """POST reads the configuration again."""
+        """POST /-/reload reloads the configuration."""
         calls = []
 
         async def reload() -> None:
@@ -266,7 +266,7 @@ class TestReload:
         assert calls == [1]
 
     def test_failure(self) -> None:
-        """A reload that fails is a 500 that says where to look, and shows nothing of the file."""
+        """A failed reload is a 500 that refers to the log and shows nothing of the file."""
 
         async def reload() -> None:
             raise ValueError("exporter.yml:3: listeners: want a list")
@@ -297,7 +297,7 @@ class TestReload:
                     return both
 
                 async def busy(number: int) -> None:
-                    # Nobody tells when a server has heard a request or a hang-up.
+                    # The server does not report when it has read a request or noticed a hang-up.
                     await eventually(lambda: len(server._busy) == number)
 
                 first = await connect()
@@ -343,7 +343,7 @@ class TestReload:
             ({"Origin": "http://127.0.0.1:9748", "Host": "127.0.0.1:9748"}, 200),
             ({"Origin": "http://[::1]:9748", "Host": "[::1]:9748"}, 200),
             ({"Origin": f"http://{gethostname()}", "Host": gethostname()}, 200),
-            # A stranger's name that leads here: its page has our origin.
+            # The name of another site that resolves to this host, so that its page has our origin.
             ({"Origin": "http://evil.example", "Host": "evil.example"}, 403),
             ({"Origin": "http://localhost.evil.example", "Host": "localhost.evil.example"}, 403),
             ({"Origin": "http://127.0.0.1.evil.example", "Host": "127.0.0.1.evil.example"}, 403),
@@ -351,7 +351,7 @@ class TestReload:
         ],
     )
     def test_origin(self, headers: dict[str, str], status: int) -> None:
-        """Another site's page cannot reload through its visitor's browser."""
+        """The page of another site cannot cause a reload in its visitor's browser."""
         calls = []
 
         async def reload() -> None:
@@ -366,7 +366,7 @@ class TestMethodsAndPaths:
         "path", ["/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready"]
     )
     def test_head(self, path: str) -> None:
-        """HEAD has the status and headers of GET, and no body."""
+        """HEAD has the status and the headers of GET, and no body."""
 
         async def both() -> tuple[Response, Response]:
             async with serving(one_port()) as server:
@@ -388,7 +388,7 @@ class TestMethodsAndPaths:
         ],
     )
     def test_not_allowed(self, method: str, path: str, allow: str) -> None:
-        """A method that a path does not have is a 405 that names those it has."""
+        """A method that a path does not have is a 405 that names the allowed ones."""
         response = get(one_port(), path, method)
         assert (response.status, response.headers["Allow"]) == (405, allow)
         assert response.body == b"405 Method Not Allowed\n"
@@ -396,7 +396,7 @@ class TestMethodsAndPaths:
     @pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
     @pytest.mark.parametrize("path", ["/nonsense", "/metrics/", "//", "/-/", "/-/healthyx"])
     def test_not_found(self, method: str, path: str) -> None:
-        """Every other path is a 404, whatever the method."""
+        """Any other path is a 404, whatever the method."""
         response = get(one_port(), path, method)
         assert (response.status, response.body) == (404, b"404 Not Found\n")
         assert "Allow" not in response.headers
@@ -405,7 +405,7 @@ class TestMethodsAndPaths:
         "path", ["/metrics", "/", "/api/v1/listeners", "/-/healthy", "/-/ready", "/no"]
     )
     def test_headers(self, path: str) -> None:
-        """No answer names the server's software or lets a browser guess its type."""
+        """No answer names the server software or lets a browser guess the content's type."""
         headers = get(one_port(), path).headers
         assert "Server" not in headers
         assert "Etag" not in headers
@@ -424,7 +424,7 @@ class TestLimits:
     def test_half_a_request(
         self, timeout: str, start: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A client that does not finish its request is hung up on."""
+        """The server closes the connection of a client that does not finish its request."""
         monkeypatch.setattr(web_server, timeout, 0.05)
 
         async def linger() -> bytes:
@@ -439,18 +439,18 @@ class TestLimits:
         assert asyncio.run(linger()) == b""
 
     async def test_client_that_does_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A client that asks for a large answer and reads none of it is hung up on."""
+        """The server closes the connection of a client that does not read a large answer."""
         monkeypatch.setattr(handlers, "_SEND_SECONDS", 0.05)
 
         async with serving(one_port("x" * 400_000)) as server:
             with socket.create_connection(("127.0.0.1", port_of(server))) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                # Nobody tells when a server lets go of a connection.
+                # The server does not report when it drops a connection.
                 await eventually(lambda: server._connections)
                 await eventually(lambda: not server._connections)
 
     def test_answers_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of answers of which each is another one the oldest goes, so that few are kept."""
+        """If many answers are not read, the oldest is dropped, so that few are in memory."""
         monkeypatch.setattr(handlers, "_MOST_UNSENT", 20_000_000)
 
         names = [f"dtrace_tcp_listen_{one}_total" for one in ("syns", "drops")]
@@ -471,14 +471,14 @@ class TestLimits:
                     sizes = [size for _, size in sending.values()]
                     assert 1 < len(sizes) < 12
                     assert sum(sizes) <= handlers._MOST_UNSENT
-                    # Who reads has all of it.
+                    # A client that reads gets the whole answer.
                     response = await fetch(server, "/metrics")
                     assert len(response.body) > 8_000_000
 
         asyncio.run(run())
 
     def test_who_gives_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """For a new connection the host with most loses its longest idle one, none that is busy."""
+        """A new connection replaces the longest idle one of the host with the most connections."""
         monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
         go = asyncio.Event()
 
@@ -513,7 +513,7 @@ class TestLimits:
         assert asyncio.run(run()) == [b"", b"", *served]
 
     async def test_half_of_the_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Clients get half of the descriptors that a process may have; sessions need the others."""
+        """Clients get half of the process's descriptors, because sessions need the others."""
         monkeypatch.setattr(resource, "getrlimit", lambda _: (7, 7))
         async with serving(one_port()) as server:
             clients = []
@@ -530,7 +530,7 @@ class TestLimits:
     def test_ties_fall_on_strangers(
         self, monkeypatch: pytest.MonkeyPatch, *, speaking: bool
     ) -> None:
-        """Of hosts with one connection each, those that come last lose theirs, no older scraper."""
+        """If each host has one connection, the newest hosts lose theirs, not an older scraper."""
         monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
         request = b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -562,7 +562,7 @@ class TestLimits:
         assert [answer.split()[1] for answer in asyncio.run(run())] == [b"200", b"200"]
 
     def test_the_rules_change(self) -> None:
-        """A client that keeps its connection busy has its answer and no other under old rules."""
+        """After a change of the rules, a busy connection gets its current answer and no other."""
         go = asyncio.Event()
         post = b"POST /-/reload HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -588,7 +588,7 @@ class TestLimits:
     def test_certificate_that_expires(
         self, version: ssl.TLSVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Once its certificate has expired a client gets nothing, on its connection or another."""
+        """A client whose certificate has expired gets no answer, on old and new connections."""
         authority = trustme.CA()
         cert = authority.issue_cert("localhost")
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -659,7 +659,7 @@ class TestLimits:
             (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"800\r\n%s\r\n" % CHUNK * 50, 413),
             (b"POST /-/no" + POST[14:] + b"Content-Length: 99999\r\n\r\nx", 413),
             (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * LARGE, 400),
-            # Who is no HTTP client, or a bad one, has time to read it, too.
+            # A client that does not speak HTTP well has time to read the answer, too.
             (POST + b"Content-Length: -1\r\n\r\n" + b"x" * 500_000, 400),
         ],
     )
@@ -672,8 +672,8 @@ class TestLimits:
         *,
         tls: bool,
     ) -> None:
-        """What is too large gets an answer that says what is, and not a reset, and is not done."""
-        # It ends when the client does.
+        """A request that is too large gets an answer that says so, and is not carried out."""
+        # The connection ends when the client closes it.
         monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
         done = []
 
@@ -696,7 +696,7 @@ class TestLimits:
         assert not done
 
     async def test_refused_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who goes on sending after he has been refused is hung up on, by the clock or the size."""
+        """A refused client that keeps sending is cut off after some time or some bytes."""
         for limit, value in (("_LINGER_SECONDS", 0.05), ("_LINGER_BYTES", 1)):
             monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
             monkeypatch.setattr(web_server, limit, value)
@@ -710,7 +710,7 @@ class TestLimits:
                 writer.close()
 
     async def test_refused_give_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Those that have been refused are among the connections that are held, and give way."""
+        """Connections of refused clients count as held, and are replaced like others."""
         monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 4)
         monkeypatch.setattr(web_server, "_LINGER_SECONDS", 3600.0)
         async with serving(one_port()) as server:
@@ -726,7 +726,7 @@ class TestLimits:
                 writer.close()
 
     async def test_new_ones_have_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """However many hold one that has been let in, who is new does not give way to the next."""
+        """If all held connections have been served, a new client is not replaced by later ones."""
         monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 8)
         request = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -734,7 +734,7 @@ class TestLimits:
             numbers = iter(range(1, 100))
 
             async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-                """Return a connection from a host of its own, once it has been accepted."""
+                """Return a connection from a new host, once it has been accepted."""
                 number = next(numbers)
                 pair = await asyncio.open_connection(
                     "127.0.0.1", port_of(server), local_addr=(f"127.0.1.{number}", 0)
@@ -759,7 +759,7 @@ class TestLimits:
 
 class TestProtocols:
     async def test_tls_to_a_plain_port(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A TLS client of a plain port has an error at once, and the log one line."""
+        """A TLS client of a plain port gets an error at once, and the log has one line for it."""
         async with serving(one_port()) as server:
             with pytest.raises(ssl.SSLError):
                 await asyncio.wait_for(
@@ -772,7 +772,7 @@ class TestProtocols:
             writer.write(b"\x16\x03\x01")
             answer = await asyncio.wait_for(reader.read(), 10)
             writer.close()
-        # By its first line Go's client knows what it is, and says so.
+        # From the first line, Go's client recognizes the error and reports it.
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert answer.endswith(b"\r\n\r\nClient sent a TLS handshake to an HTTP server.\n")
         events = [r for r in caplog.records if r.levelname != "INFO"]
@@ -794,7 +794,7 @@ class TestProtocols:
     async def test_plain_to_a_tls_port(
         self, request_: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An HTTP client of a TLS port has an error at once, and the log one line."""
+        """An HTTP client of a TLS port gets an error at once, and the log has one line for it."""
         async with serving(one_port(), web=secured(tmp_path)) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
             writer.write(request_)
@@ -808,7 +808,7 @@ class TestProtocols:
 
     @pytest.mark.parametrize("first", [b"\x00", b"\x80.\x01\x03\x01", b"\xff", b"\x03\x00\x00\x13"])
     async def test_neither(self, first: bytes, tmp_path: Path) -> None:
-        """What is neither, as SSLv2 or RDP, is ended at once on both kinds of port."""
+        """Other protocols, such as SSLv2 or RDP, are cut off at once on both kinds of port."""
         for web in (None, secured(tmp_path)):
             async with serving(one_port(), web=web) as server:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
@@ -819,7 +819,7 @@ class TestProtocols:
                 writer.close()
 
     async def test_looking_in(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Who connects and goes, as load balancers do, leaves nothing, not even in the log."""
+        """A client that only connects and disconnects, like a load balancer, leaves no log line."""
         async with serving(one_port()) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
             await eventually(lambda: server._open)
@@ -830,7 +830,7 @@ class TestProtocols:
 
 class TestPrefix:
     async def test_prefix(self) -> None:
-        """All endpoints are below the prefix and nowhere else; what is above leads to the page."""
+        """All endpoints are only below the prefix, and / redirects to the page."""
         async with serving(one_port(), mount=Mount("/a.b/c")) as server:
 
             async def look(path: str, method: str = "GET") -> tuple[int, str | None]:
@@ -843,14 +843,14 @@ class TestPrefix:
             for path in ("/metrics", "/-/healthy", "/-/ready", "/a.b/", "/aXb/c/", "/a.b/c/no"):
                 assert await look(path) == (404, None)
             assert await look("/-/reload", "POST") == (404, None)
-            # As a client resolves it, behind a proxy that adds a path of its own, too.
+            # The redirect is relative, so that it works behind a proxy that adds a path.
             assert await look("/") == (302, "./a.b/c/")
             assert await look("/a.b/c") == (302, "./c/")
             assert await look("/", "HEAD") == (302, "./a.b/c/")
             assert (await look("/", "POST"))[0] == 405
 
     async def test_external_url(self) -> None:
-        """With an external URL it leads there, as blackbox_exporter's does."""
+        """With an external URL, / redirects to that URL, as in blackbox_exporter."""
         mount = paths.mount("https://proxy.example/sub/", "/here")
         async with serving(one_port(), mount=mount) as server:
             response = await fetch(server, "/", headers={"Host": "evil.example"})
@@ -860,7 +860,7 @@ class TestPrefix:
     @pytest.mark.parametrize("prefix", ["", "/sub"])
     @pytest.mark.parametrize("path", ["/metrics", "/a:b/c"])
     async def test_links(self, prefix: str, path: str) -> None:
-        """Each link of the page leads to an endpoint, and leaves no path that is before it."""
+        """Each link of the page leads to an endpoint, also below a proxy's path."""
         async with serving(one_port(), mount=Mount(prefix), path=path) as server:
             page = (await fetch(server, f"{prefix}/")).body.decode()
             nav = page[page.index("<nav") : page.index("</nav>")]
@@ -883,14 +883,14 @@ class TestListen:
         ],
     )
     def test_malformed(self, address: str) -> None:
-        """An address that is none is refused by name, before anything is listened on."""
+        """A malformed address gives an error with its name, before any socket listens."""
         with pytest.raises(ValueError, match="malformed listen address") as caught:
             web_server.bind(["127.0.0.1:0", address])
         assert repr(address) in str(caught.value)
 
     @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
     async def test_in_use(self) -> None:
-        """An address in use is an error that names it; those before it are let go again."""
+        """An address in use is an error that names it, and the addresses before it are freed."""
         app = handlers.application(State(), no_reload)
         with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -901,17 +901,17 @@ class TestListen:
                 web_server.bind([first, second])
             assert str(caught.value) == f"cannot listen on {second}: Address already in use"
             handlers.serve(app, web_server.bind([first])).stop()
-        # Tornado leaves the socket that it could not bind to the collector, and to its warning.
+        # Tornado leaves a socket that it could not bind to the garbage collector, which warns.
         del caught
         gc.collect()
 
     def test_unknown_host(self) -> None:
-        """A host that cannot be looked up is named in the error."""
+        """An error names the host if its name cannot be resolved."""
         with pytest.raises(OSError, match=r"^cannot listen on a\.\.b:1: not a host name$"):
             web_server.bind(["a..b:1"])
 
     def test_ipv6(self) -> None:
-        """An IPv6 address in brackets is served."""
+        """The server listens on an IPv6 address in brackets."""
 
         async def run() -> int:
             async with serving(one_port(), address="[::1]:0") as server:
@@ -924,7 +924,7 @@ class TestListen:
         assert asyncio.run(run()) == 200
 
     async def test_where_it_listens_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The log says where it serves, and whether by TLS."""
+        """The log gives the address of the server, and whether it uses TLS."""
         with caplog.at_level("INFO"):
             async with serving(one_port()) as server:
                 address = f"127.0.0.1:{port_of(server)}"
@@ -933,14 +933,14 @@ class TestListen:
 
     @pytest.mark.parametrize("address", ["[::]:0", "[0:0:0:0:0:0:0:0]:0", "[::0.0.0.0]:0", ":0"])
     async def test_dual_stack(self, address: str) -> None:
-        """As with exporters in Go [::], however it is written, is IPv4 as well as IPv6."""
+        """The address [::], in any notation, is IPv4 and IPv6, as in exporters in Go."""
         async with serving(one_port(), address=address) as server:
             assert (await fetch(server, "/-/healthy")).status == 200
             if {sock.family for sock in server.sockets} != {socket.AF_INET}:
                 assert (await fetch(server, "/-/healthy", host="::1")).status == 200
 
     async def test_no_ipv6(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On a kernel without IPv6 it is IPv4 alone, and an address of IPv6 is an error."""
+        """Without IPv6 in the kernel, the server uses IPv4, and an IPv6 address is an error."""
         plain = socket.socket
 
         def without(family: int = -1, *others: Any, **named: Any) -> socket.socket:
@@ -958,7 +958,7 @@ class TestListen:
             sock.close()
 
     def test_every_address(self) -> None:
-        """A port alone means every address of IPv4 and IPv6; several addresses are all served."""
+        """A port alone means all IPv4 and IPv6 addresses, and several addresses are all used."""
         assert web_server.split(":9748") == ("", 9748)
 
         async def run() -> tuple[set[socket.AddressFamily], int]:

@@ -1,4 +1,4 @@
-"""The web configuration file: what is taken, and the one line that is said about anything else."""
+"""The web configuration file: what is accepted, and the one-line error for anything else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXAMPLE = ROOT / "config" / "web-config.yml"
 HASH = "$2b$04$Jf5JLZ8r0f1eeSC8Xl5V6uEmsK4mcYC39ygAvQmBgJVcw5DFmcx5W"
 SECRET = "hunter2-is-no-bcrypt-hash"
 
-# The files lie beside the configuration; where the case does not say, they are good ones.
+# The files are in the directory of the configuration; these are the valid ones.
 SERVER = "cert_file: server.pem, key_file: server.key"
 CLIENTS = "client_ca_file: ca.pem, client_auth_type: RequireAndVerifyClientCert"
 
@@ -50,7 +50,7 @@ def cut(pem: bytes, lines: slice) -> bytes:
 
 
 def small() -> bytes:
-    """Return a certificate and key that are too weak for OpenSSL."""
+    """Return a certificate with a key that is too short for OpenSSL."""
     key = rsa.generate_private_key(65537, 1024)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -63,7 +63,7 @@ def small() -> bytes:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with certificates, their keys and what only looks like them."""
+    """A directory with certificates, their keys, and files that only look like them."""
     place = tmp_path_factory.mktemp("web")
     authority, other = trustme.CA(), trustme.CA()
     between = authority.create_child_ca()
@@ -119,14 +119,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(place: Path, text: str) -> WebConfig:
-    """Load a file of that text."""
+    """Load a web configuration with this text."""
     path = place / "web.yml"
     path.write_text(text, encoding="utf-8")
     return load(path)
 
 
 def complaint(place: Path, text: str) -> str:
-    """Return what is said about a file of that text, from after its name on."""
+    """Return the full error for a file with this text, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         read(place, text)
     message = caught.value.in_full
@@ -135,14 +135,14 @@ def complaint(place: Path, text: str) -> str:
 
 
 def secured(place: Path, keys: str) -> ssl.SSLContext:
-    """Return the TLS context of a configuration with these keys beside the server's own."""
+    """Return the TLS context of a configuration with these keys and the server's files."""
     context = read(place, f"tls_server_config: {{{SERVER}, {keys}}}").tls
     assert context is not None
     return context
 
 
 def test_nothing_said(place: Path) -> None:
-    """A file that asks for nothing leaves the server open; so does none."""
+    """A file that configures nothing leaves the server open, and so do empty sections."""
     sections = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
     for text in ("{}", "", "# all of it a comment", "---", "~"):
         assert read(place, text) == WebConfig(), text
@@ -162,7 +162,7 @@ def test_nothing_said(place: Path) -> None:
     ],
 )
 def test_no_certificate_no_tls(place: Path, keys: str) -> None:
-    """How TLS would be spoken does not make it spoken; who may come in by it is a mistake."""
+    """Without a certificate there is no TLS, and a rule for clients is an error."""
     assert read(place, f"tls_server_config: {{{keys}}}") == WebConfig()
     assert "expected the key cert_file" in complaint(
         place, f"tls_server_config: {{{keys}, client_allowed_sans: [a]}}"
@@ -170,7 +170,7 @@ def test_no_certificate_no_tls(place: Path, keys: str) -> None:
 
 
 def test_an_emptied_file(place: Path) -> None:
-    """Where that is asked for a file without anything is a mistake, as one cut short would be."""
+    """With empty=False, an empty file is an error, as one cut short would be."""
     path = place / "web.yml"
     for text in ("", "# nothing"):
         path.write_text(text, encoding="utf-8")
@@ -179,7 +179,7 @@ def test_an_emptied_file(place: Path) -> None:
 
 
 def test_defaults(place: Path) -> None:
-    """With a certificate and a key alone it is TLS 1.2 or 1.3, and no client is asked for one."""
+    """With only a certificate and a key, TLS is 1.2 or 1.3, without client certificates."""
     context = read(place, f"tls_server_config: {{{SERVER}}}").tls
     assert context is not None
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
@@ -189,7 +189,7 @@ def test_defaults(place: Path) -> None:
 
 
 def test_inline(place: Path) -> None:
-    """Certificate, key and client CA may stand in the file itself, a long chain of them, too."""
+    """The file itself can contain the certificate, the key and the client CA, even a long chain."""
     indented = {
         name: (place / file).read_text(encoding="utf-8").replace("\n", "\n    ")
         for name, file in {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}.items()
@@ -214,22 +214,22 @@ def test_inline(place: Path) -> None:
     ],
 )
 def test_clients_certificates(place: Path, kind: str, mode: ssl.VerifyMode) -> None:
-    """The two policies that verify are Python's two."""
+    """The two policies that verify client certificates are Python's modes of verification."""
     context = secured(place, f"client_auth_type: {kind}, client_ca_file: ca.pem")
     assert context.verify_mode == mode
     assert secured(place, "client_auth_type: NoClientCert").verify_mode == ssl.CERT_NONE
 
 
 def test_all_clients_admitted(place: Path) -> None:
-    """Who asks for certificates without verifying any admits everybody, and need not ask."""
+    """A policy that requests certificates without verification behaves as if it asks for none."""
     assert secured(place, "client_auth_type: RequestClientCert").verify_mode == ssl.CERT_NONE
 
 
 def hello(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """Shake hands without a network.
+    """Do a TLS handshake without a network.
 
     Raises:
-        ssl.SSLError: one of both does not want to.
+        ssl.SSLError: one of the sides refuses.
     """
     ways = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = (
@@ -240,26 +240,26 @@ def hello(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
         for side in sides:
             with suppress(ssl.SSLWantReadError):
                 side.do_handshake()
-    # In TLS 1.3 the client learns only then what the server thinks of its certificate.
+    # In TLS 1.3 the client learns only now whether the server accepts its certificate.
     sides[0].write(b"x")
     assert sides[1].read() == b"x"
 
 
 @pytest.mark.parametrize("version", ["TLS12", "TLS13"])
 def test_if_given_without_authorities(place: Path, version: str) -> None:
-    """Where nobody may have issued a certificate, none is fine and any that is given is refused."""
+    """Without a client CA, a client needs no certificate, and any that it has is refused."""
     keys = f"client_auth_type: VerifyClientCertIfGiven, min_version: {version}"
     server = secured(place, f"{keys}, max_version: {version}")
     client = ssl.create_default_context(cafile=place / "ca.pem")
     hello(server, client)
-    # Even the server's own.
+    # The server's own certificate is refused too.
     client.load_cert_chain(place / "both.pem")
     with pytest.raises(ssl.SSLError, match=r"(?i)verify failed|unable to get"):
         hello(server, client)
 
 
 def test_versions(place: Path) -> None:
-    """Both bounds are taken."""
+    """Both limits of the TLS version are applied."""
     context = secured(place, "min_version: TLS13, max_version: TLS13")
     assert context.minimum_version == context.maximum_version == ssl.TLSVersion.TLSv1_3
     assert secured(place, "max_version: TLS12").maximum_version == ssl.TLSVersion.TLSv1_2
@@ -267,7 +267,7 @@ def test_versions(place: Path) -> None:
 
 @pytest.mark.parametrize("name", tls.CIPHERS)
 def test_each_cipher(place: Path, name: str) -> None:
-    """Every cipher suite that Go calls secure is OpenSSL's of the same IANA name."""
+    """Every cipher suite that Go calls secure is OpenSSL's suite with the same IANA name."""
     context = secured(place, f"cipher_suites: [{name}]")
     (cipher,) = (each for each in context.get_ciphers() if each["protocol"] != "TLSv1.3")
     exchange, _, rest = name.removeprefix("TLS_").partition("_WITH_")
@@ -282,7 +282,7 @@ def test_each_cipher(place: Path, name: str) -> None:
 
 
 def test_ciphers_keep_their_order(place: Path) -> None:
-    """The order is the file's, and whose preference counts is as it says."""
+    """The order of cipher suites is that of the file, and the file decides whose order counts."""
     names = ["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"]
     for order in (names, names[::-1]):
         context = secured(place, f"cipher_suites: [{', '.join(order)}]")
@@ -294,20 +294,20 @@ def test_ciphers_keep_their_order(place: Path) -> None:
 
 
 def test_ciphers_of_tls13(place: Path) -> None:
-    """TLS 1.3 has its ciphers whatever is said; with no others TLS 1.2 has none."""
+    """TLS 1.3 always has its cipher suites; if only those are listed, there is no TLS 1.2."""
     context = secured(place, "cipher_suites: [TLS_AES_128_GCM_SHA256]")
     assert context.minimum_version == ssl.TLSVersion.TLSv1_3
 
 
 @pytest.mark.parametrize("name", tls.CURVES)
 def test_each_curve(place: Path, name: str) -> None:
-    """Every curve can be chosen."""
+    """Every curve can be configured."""
     secured(place, f"curve_preferences: [{name}]")
     secured(place, "curve_preferences: []")
 
 
 def test_a_curve_that_python_cannot_choose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A curve that OpenSSL has and Python's ssl refuses is a mistake with its place."""
+    """A curve that OpenSSL has but Python's ssl refuses is an error at its key."""
 
     def refuse(*_: object) -> None:
         raise ssl.SSLError("[EC: UNKNOWN_GROUP] unknown group")
@@ -318,13 +318,13 @@ def test_a_curve_that_python_cannot_choose(place: Path, monkeypatch: pytest.Monk
 
 
 def test_names(place: Path) -> None:
-    """The names that a client's certificate may be for are taken."""
+    """The allowed names of client certificates are read."""
     text = f"tls_server_config: {{{SERVER}, {CLIENTS}, client_allowed_sans: [a.example, '::1']}}"
     assert read(place, text).client_names == {"a.example", "::1"}
 
 
 def test_names_of_a_certificate() -> None:
-    """Each kind of name is written as Go writes it."""
+    """Each kind of name in a certificate is written as in Go."""
     names = (
         ("DNS", "a.example"),
         ("IP Address", "127.0.0.1"),
@@ -339,7 +339,7 @@ def test_names_of_a_certificate() -> None:
 
 
 def test_headers(place: Path) -> None:
-    """The headers that may be set are taken, and an empty one is one not to be sent."""
+    """The allowed headers are read, and an empty value means that a header is not sent."""
     text = """
 http_server_config:
   headers:
@@ -361,7 +361,7 @@ http_server_config:
 
 
 def test_users(place: Path) -> None:
-    """Users of any name are taken, with hashes of the three versions that are one."""
+    """Users of any name are read, with hashes of all three equivalent versions."""
     hashes = {f"üser{minor}": HASH.replace("$2b", f"$2{minor}") for minor in "aby"}
     text = "basic_auth_users:\n" + "".join(f"  {name}: {value}\n" for name, value in hashes.items())
     expected = {name.encode(): value.encode() for name, value in hashes.items()}
@@ -369,7 +369,7 @@ def test_users(place: Path) -> None:
 
 
 def test_plain_names(place: Path) -> None:
-    """A user's name may be what YAML takes for a number, a date or a boolean, as in Go."""
+    """A user's name may look like a number, a date or a boolean in YAML, as in Go."""
     for name in ("1000", "007", "0x1f", "1.5", "1e3", "yes", "on", "true", "2026-01-02", "'12'"):
         users = read(place, f"basic_auth_users: {{{name}: {HASH}}}").users
         assert users == {name.strip("'").encode(): HASH.encode()}
@@ -378,7 +378,7 @@ def test_plain_names(place: Path) -> None:
 
 
 def test_plain_texts(place: Path) -> None:
-    """So may a file's name, a client's name and a header's value."""
+    """File names, client names and header values may look like other YAML types, too."""
     (place / "2026").write_bytes((place / "both.pem").read_bytes())
     text = f"tls_server_config: {{cert_file: 2026, key_file: 2026, {CLIENTS}"
     assert read(place, text + ", client_allowed_sans: [10.5, no]}").client_names == {"10.5", "no"}
@@ -387,7 +387,7 @@ def test_plain_texts(place: Path) -> None:
 
 
 def test_costs(place: Path) -> None:
-    """A hash is not so dear that a guess holds up others."""
+    """A hash whose cost would delay others is an error."""
     for cost in range(4, 32):
         text = f"basic_auth_users: {{a: {HASH.replace('$04', f'${cost:02}')}}}"
         if cost <= auth.MAX_COST:
@@ -401,7 +401,7 @@ def test_costs(place: Path) -> None:
 
 
 def test_users_without_bcrypt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where bcrypt is not installed, that is said, and how to install it."""
+    """If bcrypt is not installed, the error says so, and how to install it."""
     monkeypatch.setitem(sys.modules, "bcrypt", None)
     assert read(place, "basic_auth_users: {}").users == {}
     said = complaint(place, f"basic_auth_users: {{a: {HASH}}}")
@@ -410,7 +410,7 @@ def test_users_without_bcrypt(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rate_limit(place: Path) -> None:
-    """Interval and burst are taken; an interval of 0 is no limit."""
+    """Interval and burst are read; an interval of 0 means no limit."""
     assert read(place, "rate_limit: {interval: 1m500ms, burst: 3}").rate_limit == RateLimit(60.5, 3)
     assert read(place, "rate_limit: {interval: 0}").rate_limit == RateLimit()
     assert read(place, "rate_limit: {interval: 0s, burst: 1}").rate_limit == RateLimit(0, 1)
@@ -532,7 +532,7 @@ def test_rate_limit(place: Path) -> None:
     ],
 )
 def test_bad(place: Path, keys: str, says: str) -> None:
-    """What is wrong is said in one line with the file's, the line's and the key's name."""
+    """An error is one line with the names of the file, the line and the key."""
     if keys.startswith("TLS "):
         keys = f"tls_server_config: {{{SERVER}, {keys.removeprefix('TLS ')}}}"
     assert re.search(says, complaint(place, keys))
@@ -574,7 +574,7 @@ DER = "a file of PEM (found binary data, as DER or PKCS #12 is"
             CERT,
             "a certificate that OpenSSL takes (found EE_KEY_TOO_SMALL",
         ),
-        # Both the wrong way round: the first one is told.
+        # If both are swapped, the error is about the first.
         ("server.key", "server.pem", CERT, "a certificate (found a private key"),
         ("server.pem", "server.pem", KEY, "a private key (found a certificate"),
         ("server.pem", "no.key", KEY, READABLE + "No such file or directory"),
@@ -604,9 +604,9 @@ DER = "a file of PEM (found binary data, as DER or PKCS #12 is"
     ],
 )
 def test_bad_files(place: Path, cert: str, key: str, where: str, says: str) -> None:
-    """What is wrong with which file is said, and no terminal is asked for a password.
+    """The error says what is wrong with which file, and no password is asked for.
 
-    Where the file is only check tells, on a terminal.
+    The file's path is only in the full error, which check shows.
     """
     (place / "large.pem").write_bytes(b" " * ((1 << 20) + 1))
     path = place / "web.yml"
@@ -620,7 +620,7 @@ def test_bad_files(place: Path, cert: str, key: str, where: str, says: str) -> N
 
 @pytest.mark.parametrize("name", ["cert_file", "key_file"])
 def test_empty_name_of_a_file(place: Path, name: str) -> None:
-    """A name that a template has left empty is a mistake and not an open door."""
+    """An empty file name, as from a template, is an error and does not open the server."""
     for text in ("''", "", '"a\\0b"'):
         said = complaint(place, f"tls_server_config:\n  {name}: {text}\n")
         assert said.startswith(f":2: tls_server_config.{name}: expected a file's name (found ")
@@ -636,12 +636,12 @@ def test_empty_name_of_a_file(place: Path, name: str) -> None:
     ],
 )
 def test_odd_files(place: Path, cert: str, key: str) -> None:
-    """Files that hold both, or were written on another system, or in former times, are taken."""
+    """Files with certificate and key, with a BOM or CRLF, or in old formats are accepted."""
     assert read(place, f"tls_server_config: {{cert_file: {cert}, key_file: {key}}}").tls
 
 
 def test_without_memfd(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Systems without memfd_create(2) have a pipe instead, and tell of another's key as well."""
+    """Without memfd_create(2) a pipe is used, and a key of another certificate is found too."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
     assert read(place, f"tls_server_config: {{{SERVER}}}").tls
     for key in ("other.key", "rsa.key"):
@@ -650,7 +650,7 @@ def test_without_memfd(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_proc(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing /proc is said, and blamed on no file; one of two ways to a descriptor is enough."""
+    """An error about a missing /proc names no file; one of two ways to a descriptor is enough."""
     monkeypatch.setattr(tls, "_DESCRIPTORS", ("/no/fd", "/proc/self/fd"))
     assert read(place, f"tls_server_config: {{{SERVER}}}").tls
     monkeypatch.setattr(tls, "_DESCRIPTORS", ("/no/fd", "/nor/this"))
@@ -661,7 +661,7 @@ def test_without_proc(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["cert", "key", "client_ca"])
 def test_file_and_text(place: Path, name: str) -> None:
-    """The same thing given twice is refused."""
+    """A file and an inline text for the same thing are an error."""
     files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
     files["client_auth_type"] = "RequireAndVerifyClientCert"
     text = "tls_server_config:\n" + "".join(f"  {key}: {file}\n" for key, file in files.items())
@@ -670,7 +670,7 @@ def test_file_and_text(place: Path, name: str) -> None:
 
 
 def test_several_curves(place: Path) -> None:
-    """More curves than this Python's ssl can be told about are refused, not half obeyed."""
+    """If this Python's ssl takes only one curve, several are an error."""
     text = f"tls_server_config: {{{SERVER}, curve_preferences: [X25519, CurveP256]}}"
     if hasattr(ssl.SSLContext, "set_groups"):
         read(place, text)
@@ -695,7 +695,7 @@ def test_several_curves(place: Path) -> None:
     ],
 )
 def test_no_secret_is_repeated(place: Path, text: str) -> None:
-    """What should have been a hash or a key is not repeated, not even in full."""
+    """A value in place of a hash or a key is not repeated, even in the full error."""
     assert SECRET not in complaint(place, text)
 
 
@@ -716,7 +716,7 @@ def test_no_secret_is_repeated(place: Path, text: str) -> None:
     ],
 )
 def test_no_key_or_value_is_told(place: Path, text: str) -> None:
-    """Users, hashes and passwords that stand for each other, and any other value, are not told."""
+    """The short error repeats no user, hash, password or other value."""
     with pytest.raises(ConfigError) as caught:
         read(place, text)
     said = str(caught.value)
@@ -753,13 +753,13 @@ def test_no_key_or_value_is_told(place: Path, text: str) -> None:
     )
 )
 def test_whatever_it_says(place: Path, text: str) -> None:
-    """Any text is a configuration or complained of."""
+    """Any text is a valid configuration or gives an error."""
     with suppress(ConfigError):
         assert isinstance(read(place, text), WebConfig)
 
 
 def test_example(tmp_path: Path, place: Path) -> None:
-    """The example is a configuration as it stands, and with every line of it in force."""
+    """The example is valid as it is, and also with every commented line enabled."""
     text = EXAMPLE.read_text(encoding="utf-8")
     assert load(EXAMPLE) == WebConfig(headers={"X-Frame-Options": "deny"})
     path = tmp_path / "web-config.yml"
@@ -810,7 +810,7 @@ def test_example(tmp_path: Path, place: Path) -> None:
     ],
 )
 def test_as_prometheus_has_it(place: Path, keys: str, good: bool) -> None:
-    """Prometheus' own checker takes and refuses the same files."""
+    """Prometheus' own checker accepts and refuses the same files."""
     promtool = require("promtool", "prometheus")
     path = place / "web.yml"
     path.write_text(keys, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What holds for any request at all, over real connections to one server."""
+"""Properties of the answers to arbitrary requests, over real connections."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ requests = st.builds(
 def ask(
     all_of_it: bytes, web_config: WebConfigFile | None = None, *, to_the_end: bool = True
 ) -> bytes:
-    """Return what a server answers before it hangs up, or falls silent if it need not."""
+    """Return a server's answer until it closes the connection, or until it is silent."""
 
     async def run() -> bytes:
         app = handlers.application(one_port(), no_reload, web_config=web_config)
@@ -113,7 +113,7 @@ def ask(
 
 
 def split(answer: bytes) -> tuple[int, Message, bytes]:
-    """Return status, headers and body of an answer, behind a 100 if there is one."""
+    """Return the status, headers and body of an answer, without a 100 before it."""
     answer = re.sub(rb"\AHTTP/1\.1 100 [^\r]*\r\n\r\n", b"", answer)
     head, _, body = answer.partition(b"\r\n\r\n")
     line, _, fields = head.partition(b"\r\n")
@@ -129,10 +129,10 @@ def split(answer: bytes) -> tuple[int, Message, bytes]:
     Request("GET", "/metrics", "?name[]=%ff", [("Accept", "text/plain;version=" + "9" * 30)], b"")
 )
 def test_any_request(request: Request) -> None:
-    """Every request has one whole answer, with the status that its method and path have."""
+    """Every request has one complete answer, with the status of its method and path."""
     status, headers, body = split(ask(bytes(request)))
     if status == 400:
-        # What cannot be in a header or a target at all is refused before anything else.
+        # Characters that no header or target may have are refused first.
         raw = request.path + request.query + "".join(value for _, value in request.headers)
         assert re.search(r"[\x7f-\xff]|Cookie|%", raw + str(request.headers)), request
         return
@@ -158,7 +158,7 @@ def test_any_request(request: Request) -> None:
 @settings(max_examples=100)
 @given(st.binary(max_size=200) | requests.map(bytes), st.integers(0, 200), st.binary(max_size=3))
 def test_any_bytes(data: bytes, place: int, put: bytes) -> None:
-    """Bytes that are no request, or one with a mistake in it, get a 4xx or nothing, never a 500."""
+    """Bytes that are not a valid request get a 4xx or no answer, never a 500."""
     broken = data[:place] + put + data[place + len(put) :]
     answer = ask(broken + b"\r\n\r\n", to_the_end=False)
     for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", answer, re.MULTILINE):
@@ -177,7 +177,7 @@ def protected(tmp_path_factory: pytest.TempPathFactory) -> WebConfigFile:
 @settings(max_examples=100)
 @given(requests)
 def test_any_request_without_a_password(protected: WebConfigFile, request: Request) -> None:
-    """With users, no request without a right password gets anything to see."""
+    """If there are users, a request without the right password gets no data."""
     status, _, body = split(ask(bytes(request), protected))
     known = request.method not in ("TRACE", "BREW")
     assert status in ((400, 401) if known else (400, 404, 405))
