@@ -1,4 +1,4 @@
-"""Which sockets share a series, and which do not."""
+"""The sockets that share a series, and those that do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_two_addresses(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """Listeners of one port with different addresses are counted apart."""
+    """Listeners on one port with different addresses are counted separately."""
     netstat, syns = Netstat(), count_syns(port)
     listen(port, 1, "127.0.0.1")
     listen(port, 7, "127.0.0.2")
@@ -69,7 +69,7 @@ def test_reuseport(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """Sockets that share address and port are one series: counters summed, gauges the fullest's."""
+    """Sockets with one address and port are one series: summed counters, the fullest's gauges."""
     netstat, syns = Netstat(), count_syns(port)
     for _ in range(4):
         listen(port, 5, reuseport=True)
@@ -98,7 +98,7 @@ def test_network_namespaces(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """One port and address in two network namespaces are two listeners, told apart by netns."""
+    """One port and address in two network namespaces are two listeners with different netns."""
     netstat, syns = Netstat(away), count_syns(port, netns=away)
     listen(port, 4)
     listen(port, 1, netns=away)

@@ -10,7 +10,7 @@ from lab.witness import CountSyns, Netstat, listen_queues
 
 BACKLOG = 3
 HELD = BACKLOG + 1
-"""Linux lets one connection more than the backlog into Q."""
+"""Linux puts one connection more than the backlog into Q."""
 WAITS = "dtrace_tcp_listen_accept_wait_seconds"
 
 
@@ -40,7 +40,7 @@ def test_q_full(
     assert netstat["ListenDrops"] == queue.drops == syns[port] - HELD
     assert metrics.value("dtrace_tcp_listen_established_total", **here) == HELD
     assert metrics.value("dtrace_tcp_listen_accepts_total", **here) == 0
-    # Q was 0, 1, 2, 3 of 3 at the first SYNs, and 4 of 3 at each of the others.
+    # Q is 0, 1, 2 and 3 of 3 at the first SYNs, and 4 of 3 at each later one.
     ratio = "dtrace_tcp_listen_q_saturation_ratio"
     fit = dict(enumerate([1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]))
     expected = {tenths / 10: float(count) for tenths, count in fit.items()}
@@ -58,7 +58,7 @@ def test_accept(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """Without a further SYN Q falls to 0, and the time in Q is that between connect and accept."""
+    """Without another SYN, Q falls to 0, and the wait is the time from connect to accept."""
     listener = listen(port, BACKLOG, address)
     made = clients.connect(HELD, port, address)
     until(lambda: listen_queues(port)[0].q == HELD, "all are in Q")
@@ -84,7 +84,7 @@ def test_accept(
 
 
 def test_many_accepts(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """An application that keeps up has each connection counted as SYN, completion and accept."""
+    """If the application keeps up, each connection counts as a SYN, a completion and an accept."""
     listener = listen(port, 16)
     for _ in range(100):
         clients.connect(3, port)
@@ -97,7 +97,7 @@ def test_many_accepts(everything: Exporter, port: int, listen: Listen, clients: 
 
 
 def test_long_wait(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """A wait of more nanoseconds than 32 bits hold is the wait that it was."""
+    """A wait that is longer than 32 bits of nanoseconds is exact."""
     listener = listen(port, BACKLOG)
     (connect,) = clients.connect(1, port)
     (accept,) = listener.accept(1, every=5)

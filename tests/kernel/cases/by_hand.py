@@ -1,4 +1,4 @@
-"""The programs as an administrator runs them: by hand, as they lie in the package."""
+"""The programs run by hand, as an administrator does, straight from the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAMS = Path(dtrace_exporter.__file__).parent / "programs"
 
 
 def comparable(lines: list[str]) -> list[str]:
-    """Return rows without what differs from one time to another."""
+    """Return rows without what differs between runs."""
     found = []
     for line in lines:
         row = re.sub(r"^(\w+) [0-9a-f]{16}\b", r"\1 ID", line.strip())
@@ -29,7 +29,7 @@ def comparable(lines: list[str]) -> list[str]:
 
 
 def test_linux(listen: Listen, clients: Clients) -> None:
-    """linux.d prints the rows that its head shows, but for times and addresses."""
+    """linux.d prints the rows that its head shows, except for times and addresses."""
     text = (PROGRAMS / "linux.d").read_text()
     head = re.findall(r"^ \*   (\S.*)$", text, re.MULTILINE)
     assert {row.split()[0] for row in head} >= {
@@ -49,7 +49,7 @@ def test_linux(listen: Listen, clients: Clients) -> None:
     found: list[str] = []
     while not any(line.startswith("ready") for line in found):
         found = [line for line in [process.stdout.readline().strip()] if line]
-    # As the head says.
+    # The steps that the head describes.
     listener = listen(7001, 3)
     clients.fill(4, 7001)
     with socket.socket() as late:
@@ -58,7 +58,7 @@ def test_linux(listen: Listen, clients: Clients) -> None:
         until(lambda: netstat["ListenDrops"] == 1, "the fifth one is dropped")
     listener.accept(2)
     while not any(line.startswith("count") and line.split()[2] == "40" for line in found):
-        # What came before the last of it in the same tick or the one before is told again.
+        # Counts from before the last accept are printed again in the same or the next tick.
         found = [line for line in found if not line.startswith(("count", "q"))]
         found += until_tick(process)
     found += until_tick(process)
@@ -70,7 +70,7 @@ def test_linux(listen: Listen, clients: Clients) -> None:
 
 
 def until_tick(process: subprocess.Popen[str]) -> list[str]:
-    """Return what a program prints up to the last row of its next heartbeat."""
+    """Return what a program prints until the last row of its next heartbeat."""
     assert process.stdout is not None
     found: list[str] = []
     while sum(line.startswith("set") for line in found) < 2:

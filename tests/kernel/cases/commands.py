@@ -1,4 +1,4 @@
-"""The commands beside the service."""
+"""The commands besides the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.witness import CountSyns, Netstat, listen_queues
 
 
 def test_program() -> None:
-    """The printed program is the one that runs: DTrace enables it as it is."""
+    """DTrace enables the printed program as it is."""
     status, text = run("program")
     assert status == 0, text
     done = subprocess.run(
@@ -27,7 +27,7 @@ def test_program() -> None:
 
 
 def test_top(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """Elsewhere than on a terminal top is CSV, of a service or by itself: what ss(8) has, too."""
+    """Without a terminal, top prints CSV of a service or of its own, equal to ss(8)."""
     listen(port, 5)
     clients.fill(3, port)
     everything.settle()
@@ -48,15 +48,15 @@ def test_top(everything: Exporter, port: int, listen: Listen, clients: Clients) 
             found = row["address"], row["q_length"], row["q_limit"], row["drops_total"]
             assert found == ("127.0.0.1", str(queue.q), str(queue.qmax), "0")
         else:
-            # Its session is younger than all that has happened there.
+            # Its session is younger than all events of that port.
             assert (row["syns_total"], row["q_length"]) == ("0", "")
 
 
 def sent(output: Path, column: str) -> Counter[str]:
-    """Return the sums of a column of what ``trace --top`` has printed so far, by sender."""
+    """Return the sums of a column in the output of ``trace --top`` so far, by sender."""
     found = Counter[str]()
     for row in rows_of(output):
-        # The last line may be only half there.
+        # The last line may be incomplete.
         if row["other"]:
             found[row["Source"]] += int(row[column])
     return found
@@ -81,7 +81,7 @@ def test_trace_top(
             words = [SYNLOAD, address, port, first, count]
             subprocess.run([str(word) for word in words], check=True, capture_output=True)
         for address in crowd:
-            # Q is full: its SYN is dropped, and it does not wait to send it again.
+            # Q is full: the SYN is dropped, and the client does not wait to send it again.
             with socket.socket() as client:
                 client.bind((address, 0))
                 client.setblocking(False)
@@ -116,7 +116,7 @@ def test_trace_top(
 
 @pytest.mark.usefixtures("foreign")
 def test_trace(port: int, listen: Listen, clients: Clients, tmp_path: Path) -> None:
-    """Each SYN is a row with the client's own address and port and the queues that it met."""
+    """Each SYN is a row with the client's address and port and the lengths of the queues."""
     listen(port, 3, "::")
     with tracing(port, tmp_path) as output:
         clients.fill(2, port, "127.0.0.1")

@@ -39,7 +39,7 @@ def ports() -> Callable[[int], list[int]]:
 
 @pytest.fixture(scope="session")
 def kernel() -> tuple[int, int]:
-    """Return the kernel's version, (6, 12) for one."""
+    """Return the kernel's version, such as (6, 12)."""
     major, minor = platform.release().split(".")[:2]
     return int(major), int(minor)
 
@@ -61,7 +61,7 @@ def exporter() -> Iterator[Callable[..., Exporter]]:
 
 @pytest.fixture(scope="session")
 def everything() -> Iterator[Exporter]:
-    """Return an exporter that watches every listener of the host and that all cases share."""
+    """Return an exporter that watches every listener of the host; all cases share it."""
     made = Exporter({"source": "dtrace", "dtrace": {"handshake": True}})
     try:
         made.wait_ready()
@@ -119,7 +119,7 @@ def count_syns() -> Iterator[Callable[..., SynCounter]]:
 
 @pytest.fixture(scope="session")
 def foreign() -> Iterator[None]:
-    """Have a route to nowhere for the answers to ``send_syns``."""
+    """Route the answers to ``send_syns`` to nowhere."""
     with nowhere():
         yield
 

@@ -1,4 +1,4 @@
-"""Processes that die, and processes that are asked to."""
+"""Processes that are killed, and processes that are told to stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def watched(ports: Ports) -> list[int]:
 
 @pytest.fixture(scope="module")
 def running(watched: list[int]) -> Iterator[Exporter]:
-    """Return an exporter with a session for each of them."""
+    """Return an exporter with a session for each of the two ports."""
     made = Exporter({"source": "dtrace", "listeners": [{"port": port} for port in watched]})
     try:
         made.wait_ready()
@@ -38,7 +38,7 @@ def running(watched: list[int]) -> Iterator[Exporter]:
 def test_dtrace_killed(
     running: Exporter, watched: list[int], listen: Listen, clients: Clients
 ) -> None:
-    """A killed dtrace(1) is down, then back, and nothing that was counted is lost for it."""
+    """If dtrace(1) is killed, its session goes down and comes back, and no count is lost."""
     for port in watched:
         listen(port, 20)
         clients.connect(3, port)
@@ -73,7 +73,7 @@ def test_dtrace_killed(
 
 
 def test_privileges(running: Exporter) -> None:
-    """Started by hand as root, the service keeps two capabilities, and each dtrace(1) has these."""
+    """Started by hand as root, the service and each dtrace(1) have just two capabilities."""
     for pid in (running.process.pid, *running.pids()):
         status = Path(f"/proc/{pid}/status").read_text()
         # CAP_SYS_ADMIN is 21, CAP_SYSLOG 34.
@@ -83,14 +83,14 @@ def test_privileges(running: Exporter) -> None:
 
 
 def last_record(running: Exporter, port: int) -> float:
-    """Return when the last row of a port's session came."""
+    """Return the time of the last row of a port's session."""
     return running.value(LAST_RECORD, session=f"port-{port}") or 0.0
 
 
 def test_clock_steps(
     running: Exporter, watched: list[int], listen: Listen, clients: Clients
 ) -> None:
-    """A clock set an hour forward, then back: no restart, exact counts, no wait that is not so."""
+    """If the clock jumps an hour, no session restarts, and counts and waits stay exact."""
     port, _ = watched
     listener = listen(port, 20)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def test_clock_steps(
 def test_fifty_reloads_under_load(
     running: Exporter, watched: list[int], listen: Listen, count_syns: CountSyns
 ) -> None:
-    """Fifty reloads in a row while SYNs pour in: all are counted, and no session is restarted."""
+    """With fifty reloads during a flood of SYNs, all SYNs are counted and no session restarts."""
     port, _ = watched
     listen(port, 20, HERE4)
     before = running.settle()
@@ -138,7 +138,7 @@ def test_fifty_reloads_under_load(
 
 
 def test_exporter_killed(running: Exporter) -> None:
-    """An exporter killed at once leaves no dtrace(1) behind: each ends at its next tick."""
+    """If the exporter is killed, each dtrace(1) ends at its next tick."""
     sessions = running.pids()
     assert len(sessions) == 3
     assert running.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -146,7 +146,7 @@ def test_exporter_killed(running: Exporter) -> None:
 
 
 def test_stop(exporter: StartExporter) -> None:
-    """SIGTERM ends the exporter with status 0, and its sessions with it."""
+    """SIGTERM ends the exporter with status 0, and all its sessions."""
     running = exporter({"source": "dtrace"})
     sessions = running.pids()
     assert len(sessions) == 2
@@ -155,7 +155,7 @@ def test_stop(exporter: StartExporter) -> None:
 
 
 def test_stop_while_starting(exporter: StartExporter) -> None:
-    """SIGINT does the same, and while dtrace(1) still compiles too."""
+    """SIGINT ends the exporter and its sessions, even while dtrace(1) compiles."""
     running = exporter({"source": "dtrace"}, ready=False)
     sessions = until(running.pids, "dtrace(1) is started")
     assert running.stop(signal.SIGINT) == 0

@@ -1,4 +1,4 @@
-"""Drops at the final ACK: the handshake is all but done, and Q is full by then."""
+"""Drops at the final ACK, when Q has become full during the handshake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_q_full_ack(
     held_back: HoldBack,
     count_syns: CountSyns,
 ) -> None:
-    """Every final ACK that the kernel ignores for a full Q is one drop of its own kind."""
+    """Every final ACK that the kernel drops because Q is full is one drop q_full_ack."""
     if not everything.value("dtrace_session_feature_enabled", session="all", feature="ack_drops"):
         pytest.skip("this kernel does not allow the probe on tcp_v4_syn_recv_sock")
     netstat, syns = Netstat(), count_syns(port)
@@ -29,13 +29,13 @@ def test_q_full_ack(
     clients.connect(2, port, address)
     assert netstat["ListenDrops"] == 0
     held.release()
-    # The client repeats what is not acknowledged.
+    # The client retransmits what is not acknowledged.
     until(lambda: netstat["ListenOverflows"] >= 2, "the final ACK is dropped more than once")
     held.close()
     metrics = everything.settle()
     (queue,) = listen_queues(port)
     assert metrics.drops(port=port) == {"q_full_ack": netstat["ListenDrops"]}
-    # Not sk_drops: Linux adds the ACK's own packet to it, and the reset's.
+    # Not sk_drops, because Linux adds the packets of the ACK and of the reset to it.
     assert netstat["ListenDrops"] == netstat["ListenOverflows"]
     assert metrics.value("dtrace_tcp_listen_syns_total", port=port) == syns[port] == 3
     assert metrics.value("dtrace_tcp_listen_established_total", port=port) == 2
@@ -49,7 +49,7 @@ def test_late_completion(
     clients: Clients,
     held_back: HoldBack,
 ) -> None:
-    """A dropped final ACK's connection is completed once there is room, and counted once."""
+    """A connection whose final ACK was dropped completes once Q has room, and counts once."""
     listener = listen(port, 1)
     held = held_back(port)
     clients.connect(2, port)

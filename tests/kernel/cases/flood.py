@@ -12,7 +12,7 @@ SYNS = 50_000
 
 
 def losses(metrics: Metrics) -> list[tuple[dict[str, str], float]]:
-    """Return what DTrace says that it lost, and the errors that it met."""
+    """Return the losses that DTrace reports, and its probe errors."""
     lost = metrics.select("dtrace_session_lost_total")
     faults = metrics.select("dtrace_session_probe_errors_total")
     assert lost
@@ -28,7 +28,7 @@ def test_one_session(
     listen: Listen,
     count_syns: CountSyns,
 ) -> None:
-    """50,000 SYNs at one listener are 50,000 in the counter, and DTrace lost none."""
+    """A listener that gets 50,000 SYNs counts 50,000, and DTrace loses none."""
     netstat, syns = Netstat(), count_syns(port)
     listen(port, 128, address)
     assert send_syns(port, SYNS, address) == SYNS
@@ -40,7 +40,7 @@ def test_one_session(
 
 
 def test_port_scan(everything: Exporter, ports: Ports, listen: Listen) -> None:
-    """SYNs to ports nobody listens on leave no series."""
+    """SYNs to ports without a listener create no series."""
     opened, *closed = ports(20)
     listen(opened, 8, HERE4)
     for port in (*closed, opened):

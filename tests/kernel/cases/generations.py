@@ -1,4 +1,4 @@
-"""Sets of aggregations that take turns: nothing is lost at a change, nothing stays behind."""
+"""Sets of aggregations take turns: a change loses nothing and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lab.traffic import HERE4, Clients, Listen, Ports, send_syns
 
 @pytest.mark.usefixtures("foreign")
 def test_exact_across_generations(port: int, listen: Listen) -> None:
-    """SYNs that never cease while the sets change places are all counted, and just once."""
+    """During several changes of sets, each SYN of an endless stream is counted once."""
     with consumer() as running:
         listen(port, 8, HERE4)
         sent = 0
@@ -26,8 +26,8 @@ def test_exact_across_generations(port: int, listen: Listen) -> None:
 
 
 def test_listeners_come_and_go(ports: Ports, listen: Listen, clients: Clients) -> None:
-    """Listeners of the past leave no key behind: more of them than there is room for all fit."""
-    # Room for some 1,500 keys a CPU; each listener here makes up to 15.
+    """Closed listeners leave no keys: more listeners than fit at one time are all counted."""
+    # Room for some 1,500 keys per CPU; each listener here makes up to 15.
     with consumer("-x", "aggsize=128k") as running:
 
         def later(before: int) -> bool:

@@ -1,4 +1,4 @@
-"""Half-open connections: SYNs whose SYN-ACK nobody answers."""
+"""Half-open connections: SYNs whose SYN-ACK gets no answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Q0 = "dtrace_tcp_listen_q0_length"
 
 
 def told_q0(exporter: Exporter, port: int) -> float | None:
-    """Return Q0 when it is what the kernel says: a SYN's timer tells it, a second later."""
+    """Wait until Q0 is the kernel's, which a SYN's timer reports a second later, and return it."""
     return until(
         lambda: (q0 := exporter.value(Q0, port=port)) == half_open(port) and q0, "Q0 is told"
     )
@@ -28,7 +28,7 @@ def told_q0(exporter: Exporter, port: int) -> float | None:
 def test_q0_length(
     address: str, everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """Q0 is the number of the port's sockets in SYN_RECV, completed connections are not in it."""
+    """Q0 is the number of the port's sockets in SYN_RECV, without completed connections."""
     listen(port, 64, address)
     send_syns(port, 20, address)
     clients.connect(2, port, address)
@@ -40,13 +40,13 @@ def test_q0_length(
 
 
 def test_deep_q0(everything: Exporter, port: int, listen: Listen) -> None:
-    """A Q0 of 20,000 is read as that, beside the Q that shares its word in a row."""
-    # Where Q0 is more than half of it, the kernel gives the oldest up after two tries.
+    """A Q0 of 20,000 is exact, and so is the Q that shares a word with it in a row."""
+    # If Q0 is more than half full, the kernel gives up the oldest connections after two tries.
     backlog = 50_000
     with (
         sysctl("net.core.somaxconn", backlog),
         sysctl("net.ipv4.tcp_max_syn_backlog", backlog),
-        # However slow the machine is, none shall be given up meanwhile.
+        # Even on a slow machine, none may be given up meanwhile.
         sysctl("net.ipv4.tcp_synack_retries", 20),
     ):
         listen(port, backlog, HERE4)
@@ -58,7 +58,7 @@ def test_deep_q0(everything: Exporter, port: int, listen: Listen) -> None:
 
 
 def test_half_open_end(everything: Exporter, port: int, listen: Listen) -> None:
-    """Without a further event Q0 falls to 0 when the half-open connections are given up."""
+    """Without another event, Q0 falls to 0 when the kernel gives up half-open connections."""
     with sysctl("net.ipv4.tcp_synack_retries", 1):
         listen(port, 64, HERE4)
         send_syns(port, 10)
@@ -74,7 +74,7 @@ def test_half_open_end(everything: Exporter, port: int, listen: Listen) -> None:
 def test_half_open_reset(
     address: str, everything: Exporter, port: int, listen: Listen, held_back: HoldBack
 ) -> None:
-    """Without a further event Q0 falls to 0 when the client resets its half-open connection."""
+    """Without another event, Q0 falls to 0 when a client resets its half-open connection."""
     listen(port, 64, address)
     held = held_back(port, address)
     everything.wait(Q0, 1, port=port)
@@ -94,7 +94,7 @@ def test_half_open_reset(
 def test_never_half_open(
     cookies: int, syn_backlog: int, port: int, listen: Listen, count_syns: CountSyns
 ) -> None:
-    """Of a flood every SYN is counted once, and just those that came into Q0 are told to leave."""
+    """Every SYN of a flood is counted once, and Q0 falls to 0 only by those that were in it."""
     parameters = {
         "tcp_syncookies": cookies,
         "tcp_max_syn_backlog": syn_backlog,
@@ -128,7 +128,7 @@ def test_never_half_open(
 
 
 def test_q0_full(everything: Exporter, port: int, listen: Listen) -> None:
-    """Without SYN cookies a SYN that finds Q0 full is dropped, and is counted as that."""
+    """Without SYN cookies, a SYN that finds Q0 full is dropped, and is counted as q0_full."""
     netstat = Netstat()
     with sysctl("net.ipv4.tcp_syncookies", 0):
         listen(port, 8, HERE4)
@@ -136,14 +136,14 @@ def test_q0_full(everything: Exporter, port: int, listen: Listen) -> None:
     metrics = everything.settle()
     (queue,) = listen_queues(port)
     assert metrics.value(SYNS, port=port) == 30
-    # What found room; after some seconds the kernel gives the oldest of more than half of it up.
+    # Those that found room; after some seconds the kernel gives up the oldest if Q0 is half full.
     assert 0 < (told_q0(everything, port) or 0) <= 30 - queue.drops == 9
     assert metrics.drops(port=port) == {"q0_full": netstat["TCPReqQFullDrop"]}
     assert netstat["ListenDrops"] == queue.drops == netstat["TCPReqQFullDrop"] > 0
 
 
 def test_syn_backlog_full(everything: Exporter, port: int, listen: Listen) -> None:
-    """Without SYN cookies tcp_max_syn_backlog limits Q0 too, and its drops are of the same kind."""
+    """Without SYN cookies, tcp_max_syn_backlog limits Q0 too, and its drops are q0_full."""
     netstat = Netstat()
     with sysctl("net.ipv4.tcp_syncookies", 0), sysctl("net.ipv4.tcp_max_syn_backlog", 16):
         listen(port, 64, HERE4)
@@ -155,7 +155,7 @@ def test_syn_backlog_full(everything: Exporter, port: int, listen: Listen) -> No
 
 
 def test_cookies(everything: Exporter, port: int, listen: Listen) -> None:
-    """With SYN cookies a full Q0 costs no connection, and no drop is counted."""
+    """With SYN cookies, a full Q0 drops no connection, and no drop is counted."""
     netstat = Netstat()
     with sysctl("net.ipv4.tcp_syncookies", 1):
         listen(port, 8, HERE4)
@@ -171,7 +171,7 @@ def test_cookies(everything: Exporter, port: int, listen: Listen) -> None:
 def test_cookies_complete(
     everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """A connection made by a SYN cookie is counted as completed, and its time in Q is known."""
+    """A connection by a SYN cookie counts as completed, and its time in Q is measured."""
     netstat = Netstat()
     with sysctl("net.ipv4.tcp_syncookies", 2):
         listener = listen(port, 8)

@@ -1,4 +1,4 @@
-"""How long handshakes take, beside the round-trip time that ss(8) shows of each connection."""
+"""The duration of handshakes, compared with the round-trip times that ss(8) shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEAR, FAR = "198.51.100.1", "198.51.100.2"
 
 
 def check(metrics: Metrics, port: int, times: list[int]) -> None:
-    """Show that the handshakes that a port's listener has measured took just these us."""
+    """Check that the measured handshakes of a port's listener took exactly these microseconds."""
     assert metrics.value(f"{HANDSHAKES}_count", port=port) == len(times)
     total = metrics.value(f"{HANDSHAKES}_sum", port=port)
     assert total is not None
@@ -27,7 +27,7 @@ def check(metrics: Metrics, port: int, times: list[int]) -> None:
 
 @contextmanager
 def slow_link(netns: str, milliseconds: int) -> Iterator[None]:
-    """Have a link between here and a network namespace, where what is sent waits for a while."""
+    """Create a link to a network namespace that delays what the namespace sends."""
     ip("link", "add", "near", "type", "veth", "peer", "name", "far", "netns", netns)
     try:
         ip("address", "add", f"{NEAR}/24", "dev", "near")
@@ -43,7 +43,7 @@ def slow_link(netns: str, milliseconds: int) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def measured(everything: Exporter) -> None:
-    """See that the part is there."""
+    """Wait until the part handshake is enabled."""
     everything.wait("dtrace_session_feature_enabled", 1, session="all", feature="handshake")
 
 
@@ -51,7 +51,7 @@ def measured(everything: Exporter) -> None:
 def test_handshakes(
     address: str, everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """Each has its time in its bucket, to the microsecond that the kernel has measured."""
+    """Each handshake is in its bucket, with the microseconds that the kernel measured."""
     listener = listen(port, 16, address)
     clients.connect(8, port, address)
     listener.accept(8)
@@ -65,7 +65,7 @@ def test_handshakes(
 def test_a_slow_link(
     everything: Exporter, port: int, listen: Listen, clients: Clients, away: str
 ) -> None:
-    """Over a link that holds each segment for 60 ms no handshake is shorter than that."""
+    """Over a link that delays each segment by 60 ms, no handshake is shorter than 60 ms."""
     with slow_link(away, 60):
         listener = listen(port, 16, NEAR)
         clients.connect(4, port, NEAR, away)
@@ -77,7 +77,7 @@ def test_a_slow_link(
 
 
 def test_sent_again(everything: Exporter, port: int, listen: Listen, held_back: HoldBack) -> None:
-    """Where a SYN-ACK was sent again nobody knows which one was answered, and no time counts."""
+    """If a SYN-ACK was retransmitted, the handshake has no time, because either was answered."""
     kernel = Netstat()
     listen(port, 4)
     held = held_back(port)
@@ -90,7 +90,7 @@ def test_sent_again(everything: Exporter, port: int, listen: Listen, held_back: 
 
 
 def test_cookies(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """Of a connection made by a SYN cookie the kernel does not know when it sent the SYN-ACK."""
+    """A connection by a SYN cookie has no time, because the kernel forgets its SYN-ACK."""
     kernel = Netstat()
     with sysctl("net.ipv4.tcp_syncookies", 2):
         listen(port, 8)
@@ -103,7 +103,7 @@ def test_cookies(everything: Exporter, port: int, listen: Listen, clients: Clien
 
 
 def test_moved(everything: Exporter, ports: Ports, listen: Listen, clients: Clients) -> None:
-    """A handshake counts once, though its connection moves to the Q of another socket."""
+    """A handshake counts once, even if its connection moves to the Q of another socket."""
     (port,) = ports(1)
     kernel = Netstat()
     with sysctl("net.ipv4.tcp_migrate_req", 1):

@@ -1,4 +1,4 @@
-"""Packets that come by an interrupt, as from every network interface: nothing is lost for them."""
+"""Packets that arrive by interrupts, as from a network interface, lose no counts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PACKETS = 100_000
 
 
 def totals(exporter: Exporter, port: int) -> dict[str, float | None]:
-    """Return the counters of a port's connections, when all is told."""
+    """Return the counters of a port's connections once all rows have come."""
     metrics = exporter.settle()
     names = ("syns_total", "established_total", "accepts_total", "accept_wait_seconds_count")
     return {name: metrics.value(f"dtrace_tcp_listen_{name}", port=port) for name in names}
 
 
 def test_steered_connections(everything: Exporter, port: int, count_syns: CountSyns) -> None:
-    """With client and server on two CPUs, and packets by interrupts, all is counted."""
+    """With client and server on two CPUs and packets by interrupts, all is counted."""
     syns, before = count_syns(port), segments()
     with steered("lo", 0):
         server = start("serve", port, CONNECTIONS, 0)
@@ -58,7 +58,7 @@ def test_steered_connections(everything: Exporter, port: int, count_syns: CountS
 
 
 def test_steered_between_namespaces(everything: Exporter, port: int) -> None:
-    """The same over a pair of virtual interfaces between two network namespaces."""
+    """Connections between two network namespaces over virtual interfaces are counted too."""
     with network_namespace("near") as near, network_namespace("far") as far:
         for words in (
             f"link add near0 netns {near} type veth peer name far0 netns {far}",
@@ -80,7 +80,7 @@ def test_steered_between_namespaces(everything: Exporter, port: int) -> None:
 
 @contextmanager
 def on_cpu(cpu: int) -> Iterator[None]:
-    """Be on one CPU, with all processes that are started meanwhile."""
+    """Run on one CPU, and so do all processes that are started meanwhile."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:
@@ -93,10 +93,10 @@ def on_cpu(cpu: int) -> Iterator[None]:
 def test_flood_of_an_accepting_cpu(
     everything: Exporter, port: int, listen: Listen, count_syns: CountSyns, ports: object
 ) -> None:
-    """A flood steered to a CPU that asks for connections all the time loses no SYN and no drop.
+    """A flood on a CPU that calls accept() all the time loses no SYN and no drop.
 
-    The programs at the entry and the return of tcp_conn_request() have been called, by the kernel's
-    own count, as often as SYNs are told.
+    By the kernel's own count, the programs at the entry and at the return of tcp_conn_request()
+    ran as often as there were SYNs.
     """
     netstat, syns = Netstat(), count_syns(port)
     listen(port, 64, HERE4)
@@ -123,7 +123,7 @@ def test_flood_of_an_accepting_cpu(
 def test_full_queue_beside_an_accepting_process(
     everything: Exporter, port: int, listen: Listen, clients: Clients, ports: object
 ) -> None:
-    """150 clients that knock at a full listener are counted while another port's accept() spins."""
+    """150 clients at a full listener are counted while accept() spins on another port."""
     netstat = Netstat()
     (other,) = ports(1)  # type: ignore[operator]
     spinning = start("spin", other, 0)
@@ -144,7 +144,7 @@ def test_full_queue_beside_an_accepting_process(
 def test_blocked_in_accept(
     exporter: StartExporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """Threads that wait in accept() since before the session started have their accepts counted."""
+    """Accepts of threads that waited in accept() before the session started are counted."""
     listener = listen(port, 16)
     listener.socket.settimeout(None)
     taken: list[socket.socket] = []
@@ -168,12 +168,12 @@ def test_blocked_in_accept(
 
 @contextmanager
 def probing(probes: list[str]) -> Iterator[dict[str, set[bool]]]:
-    """Have it noted for each probe whether softirqs were off where it fired."""
+    """Record for each probe whether softirqs are off when it fires."""
     symbol = re.search(
         r"(?m)^([0-9a-f]+) A (pcpu_hot|__preempt_count)$", Path("/proc/kallsyms").read_text()
     )
     assert symbol is not None
-    # struct pcpu_hot: the count is behind a pointer; SOFTIRQ_MASK in linux/preempt.h.
+    # In struct pcpu_hot the count follows a pointer; SOFTIRQ_MASK is in linux/preempt.h.
     offset = int(symbol[1], 16) + (8 if symbol[2] == "pcpu_hot" else 0)
     text = "#pragma D option quiet\nthis int count, key;\nthis uint64_t here;\n"
     text += 'BEGIN { printf("ready\\n"); }\n'
@@ -211,7 +211,7 @@ def probing(probes: list[str]) -> Iterator[dict[str, set[bool]]]:
 
 @pytest.mark.usefixtures("foreign")
 def test_contexts(port: int, listen: Listen, held_back: HoldBack, clients: Clients) -> None:
-    """Each probe of linux.d fires in this traffic, and never where softirqs are on."""
+    """Each probe of linux.d fires in this traffic, and only while softirqs are off."""
     text = program.load("linux").text.replace("tcp_v*", "tcp_v4") + program.load(
         "linux"
     ).text.replace("tcp_v*", "tcp_v6")
@@ -230,7 +230,7 @@ def test_contexts(port: int, listen: Listen, held_back: HoldBack, clients: Clien
             opened.accept(2)
             with sysctl("net.ipv4.tcp_syncookies", 2):
                 clients.connect(1, port, address)
-            # What is in Q is given up.
+            # Closing the listener gives up what is in Q.
             opened.close()
         opened = listen(port, 1, HERE4)
         send_syns(port, 2)

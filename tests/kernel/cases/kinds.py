@@ -1,4 +1,4 @@
-"""Connections that do not come the common way: they are counted like all others."""
+"""Unusual kinds of connections are counted like all others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MPTCP = 262
 
 
 def counted(exporter: Exporter, port: int) -> list[float | None]:
-    """Return SYNs, completions and accepts of a port, when all is told."""
+    """Return the SYNs, completions and accepts of a port once all rows have come."""
     metrics = exporter.settle()
     names = ("syns_total", "established_total", "accepts_total")
     return [metrics.value(f"dtrace_tcp_listen_{name}", port=port) for name in names]
 
 
 def test_mptcp(everything: Exporter, port: int) -> None:
-    """An accept() of MPTCP is that of its first subflow, and its time in Q is known."""
+    """An MPTCP connection is accepted as its first subflow, and its time in Q is measured."""
     try:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP)
     except OSError as error:
@@ -41,7 +41,7 @@ def test_mptcp(everything: Exporter, port: int) -> None:
 
 
 def test_fast_open(everything: Exporter, port: int, listen: Listen) -> None:
-    """With TCP Fast Open a connection is in Q with its SYN, and is counted just once."""
+    """With TCP Fast Open, a connection enters Q with its SYN and is counted once."""
     with sysctl("net.ipv4.tcp_fastopen", 3):
         listener = listen(port, 8, fast_open=True)
         for _ in range(4):
@@ -53,7 +53,7 @@ def test_fast_open(everything: Exporter, port: int, listen: Listen) -> None:
 
 
 def test_defer_accept(everything: Exporter, port: int, listen: Listen) -> None:
-    """With TCP_DEFER_ACCEPT a connection comes into Q with its first data."""
+    """With TCP_DEFER_ACCEPT, a connection enters Q with its first data."""
     listener = listen(port, 8)
     listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -66,7 +66,7 @@ def test_defer_accept(everything: Exporter, port: int, listen: Listen) -> None:
 def test_cookies_and_fast_open_full(
     everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """A backlog of 0 admits one connection, and what comes after it is dropped for a full Q."""
+    """A backlog of 0 admits one connection, and later ones are dropped as q_full."""
     netstat = Netstat()
     listen(port, 0)
     clients.fill(1, port)
@@ -80,7 +80,7 @@ def test_cookies_and_fast_open_full(
 
 
 def test_alternating(everything: Exporter, ports: Ports, listen: Listen) -> None:
-    """Connections to fifty listeners by turns are counted at each of them."""
+    """Connections to fifty listeners in turn are counted at each listener."""
     watched = ports(50)
     listeners = {port: listen(port, 8) for port in watched}
     for _ in range(10):
@@ -94,7 +94,7 @@ def test_alternating(everything: Exporter, ports: Ports, listen: Listen) -> None
 
 
 def test_migration(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """What was in the Q of a socket that closes goes to another one of its port, and so does Q."""
+    """If a socket closes, its Q moves to another socket of its port, and so do the gauges."""
     with sysctl("net.ipv4.tcp_migrate_req", 1):
         first = listen(port, 16, reuseport=True)
         clients.connect(3, port)
@@ -109,7 +109,7 @@ def test_migration(everything: Exporter, port: int, listen: Listen, clients: Cli
 
 
 def test_netns_used_again(everything: Exporter, port: int) -> None:
-    """A network namespace with the number of one that is gone begins at 0."""
+    """A network namespace that uses the number of a former one starts at 0."""
     first = _in_a_namespace(port, 5)
     everything.settle()
     for _ in range(200):
@@ -123,7 +123,7 @@ def test_netns_used_again(everything: Exporter, port: int) -> None:
 
 
 def _in_a_namespace(port: int, count: int) -> str:
-    """Make connections in a new network namespace, and return the number that it had."""
+    """Make connections in a new network namespace, and return its number."""
     script = (
         "import os, socket, subprocess\n"
         "os.unshare(os.CLONE_NEWNET)\n"

@@ -1,4 +1,4 @@
-"""The lab: the witnesses and the traffic are what they say."""
+"""The lab itself: its witnesses and its traffic are exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_full_queue(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """A full queue holds the backlog and one more, and every later SYN is a drop."""
+    """A full queue holds the backlog plus one, and every later SYN is dropped."""
     netstat, syns = Netstat(), count_syns(port)
     listen(port, backlog=3)
     clients.connect(4, port)
@@ -32,7 +32,7 @@ def test_held_back(
     clients: Clients,
     held_back: HoldBack,
 ) -> None:
-    """A held back client is half open until its segments are let through, then dropped."""
+    """A client that is held back is half open until release(); its final ACK is then dropped."""
     netstat = Netstat()
     listen(port, backlog=0)
     held = held_back(port)
@@ -48,7 +48,7 @@ def test_syns(
     listen: Listen,
     count_syns: CountSyns,
 ) -> None:
-    """Every SYN that is sent arrives, and as many connections are half open as Q0 takes."""
+    """Every SYN that is sent arrives, and as many connections are half open as fit into Q0."""
     for port, address in zip(ports(2), (HERE4, HERE6), strict=True):
         listen(port, backlog=64, address=address)
         syns = count_syns(port)
@@ -57,5 +57,5 @@ def test_syns(
         assert half_open(port) == 20
         assert send_syns(port, 50_000, address) == 50_000
         syns.wait(port, 50_020)
-        # After some seconds the kernel gives up the oldest of more than half of the backlog.
+        # After some seconds the kernel gives up the oldest if Q0 has more than half of the backlog.
         assert 32 <= half_open(port) <= 65

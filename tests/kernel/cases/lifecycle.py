@@ -1,4 +1,4 @@
-"""Listeners come and go."""
+"""Listeners that open and close."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def gauges(metrics: Metrics, port: int) -> dict[str, float | None]:
 
 
 def test_listen(everything: Exporter, port: int, listen: Listen) -> None:
-    """A listener is there as soon as it is opened, before its first SYN."""
+    """A listener is exported as soon as it is opened, before its first SYN."""
     listen(port, 17)
     metrics = everything.settle()
     assert gauges(metrics, port) == {"q_length": 0, "q_limit": 17, "q0_length": 0}
@@ -26,7 +26,7 @@ def test_listen(everything: Exporter, port: int, listen: Listen) -> None:
 
 
 def test_listen_again(everything: Exporter, port: int, listen: Listen, clients: Clients) -> None:
-    """Another listen(2) on an open listener changes the limit, be it idle or not."""
+    """Another listen(2) on an open listener changes the limit, whether it is idle or not."""
     listener = listen(port, 3)
     clients.connect(1, port)
     assert everything.settle().value("dtrace_tcp_listen_q_limit", port=port) == 3
@@ -40,7 +40,7 @@ def test_listen_again(everything: Exporter, port: int, listen: Listen, clients: 
 def test_close_and_reopen(
     everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """A closed listener has no gauges; reopened it has the new limit, and its counters go on."""
+    """A closed listener has no gauges; reopened, it has the new limit and the old counters."""
     first = listen(port, 3)
     clients.connect(2, port)
     opened = everything.settle()
@@ -60,7 +60,7 @@ def test_close_and_reopen(
 
 
 def test_ends(everything: Exporter, ports: Ports, listen: Listen, clients: Clients) -> None:
-    """However a listener ends, by shutdown(2) or by an administrator, its gauges end with it."""
+    """A listener that ends by shutdown(2) or by an administrator loses its gauges."""
     shut, destroyed = ports(2)
     listeners = {port: listen(port, 5) for port in (shut, destroyed)}
     for port in listeners:
@@ -80,7 +80,7 @@ def test_ends(everything: Exporter, ports: Ports, listen: Listen, clients: Clien
 
 @pytest.mark.usefixtures("foreign")
 def test_closed_under_flood(everything: Exporter, ports: Ports, listen: Listen) -> None:
-    """60 listeners that close while SYNs pour in lose their gauges, and none has them again."""
+    """60 listeners that close during a flood of SYNs lose their gauges and stay without."""
     watched = ports(60)
     for round_of in range(0, 60, 6):
         those = watched[round_of : round_of + 6]
@@ -99,7 +99,7 @@ def test_closed_under_flood(everything: Exporter, ports: Ports, listen: Listen) 
 def test_close_one_of_two(
     everything: Exporter, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """Of two sockets that share a port, the one that closes takes only its own queue with it."""
+    """If one of two sockets on a port closes, only its own queue disappears."""
     sockets = [listen(port, backlog, reuseport=True) for backlog in (5, 6)]
     clients.connect(6, port)
     everything.settle()

@@ -1,4 +1,4 @@
-"""Whose a listener is, as ss and the cgroups have it, and what its listen() has asked for."""
+"""Owners of listeners as in ss and the cgroups, and the backlogs that listen() requested."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ NAMED = {
     "pod": ("", CONTAINER),
 }
 
-# It listens in a cgroup and perhaps in a network namespace, has workers that hold the same socket,
-# each with a name of its own and as nobody, and ends with its standard input.
+# The server runs in a cgroup and possibly in a network namespace. Its workers hold the same socket
+# as user nobody, each with a name of its own. It ends with its standard input.
 _SERVER = """
 import os, socket, sys
 cgroup, netns, port, *workers = sys.argv[1:]
@@ -61,7 +61,7 @@ Serve = Callable[..., None]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a server: its port, cgroup, namespace and workers."""
+    """Return a function that starts a server with a port, a cgroup, a namespace and workers."""
     with ExitStack() as stack:
 
         def start(port: int, place: str, netns: str = "", workers: tuple[str, ...] = ()) -> None:
@@ -80,7 +80,7 @@ def serve() -> Iterator[Serve]:
 
 
 def by_ss(port: int, netns: str | None = None) -> tuple[str, str]:
-    """Return the programs that have a port's listener open, and its cgroup, by ss(8)."""
+    """Return the programs that hold a port's listener and its cgroup, as in ss(8)."""
     inside = ("ip", "netns", "exec", netns) if netns else ()
     words = [*inside, "ss", "-Hltnp", "--cgroup", "sport", "=", f":{port}"]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -90,19 +90,19 @@ def by_ss(port: int, netns: str | None = None) -> tuple[str, str]:
 
 
 def info(exporter: Exporter, port: int) -> dict[str, str]:
-    """Return the labels that say whose a port's listener is; none where there are none."""
+    """Return the labels that describe the owner of a port's listener; none if unknown."""
     found = exporter.metrics(INFO).select(INFO, port=port)
     assert len(found) <= 1
     return found[0][0] if found else {}
 
 
 def held(exporter: Exporter, port: int) -> bool:
-    """Tell whether it is known who has a port's listener open."""
+    """Tell whether a program is known that holds a port's listener."""
     return bool(info(exporter, port).get("program"))
 
 
 def test_owners(exporter: StartExporter, ports: Ports, away: str, serve: Serve) -> None:
-    """Unit, container and programs are those of ss, with several holders, users and namespaces."""
+    """Unit, container and programs match ss, with several holders, users and namespaces."""
     unit, container, pod = ports(3)
     serve(unit, "unit", workers=("worker one", "worker two"))
     serve(container, "container", netns=away)
@@ -114,7 +114,7 @@ def test_owners(exporter: StartExporter, ports: Ports, away: str, serve: Serve) 
         programs, cgroup = by_ss(port, away if place == "container" else None)
         assert labels["program"] == programs
         assert (labels["unit"], labels["container"]) == NAMED[place]
-        # Where ip-netns(8) has entered it, ss does not see the cgroups.
+        # Inside ip-netns(8), ss does not see the cgroups.
         assert place == "container" or cgroup == f"/{PLACES[place]}"
     assert info(running, unit)["program"].split(",")[1:] == ["worker one", "worker two"]
     there = info(running, container)
@@ -128,15 +128,15 @@ def test_owners(exporter: StartExporter, ports: Ports, away: str, serve: Serve) 
 def test_requested(
     everything: Exporter, ports: Ports, away: str, serve: Serve, listen: Listen
 ) -> None:
-    """What listen() has asked for is told beside what somaxconn has made of it, or nothing is.
+    """The requested backlog is exported beside the one that somaxconn leaves, if it is known.
 
-    With DTrace, too, it is known whose the listener is, in another network namespace as well.
+    With DTrace, owners are known too, also in another network namespace.
     """
     cut, kept, any_, far = ports(4)
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
     first = listen(cut, 65535)
     listen(kept, 7)
-    # Python makes 0 of it, which the kernel does not.
+    # Python turns -1 into 0, but the kernel does not.
     assert ctypes.CDLL(None).listen(listen(any_, 1).socket.fileno(), -1) == 0
     serve(far, "container", netns=away)
     metrics = everything.settle()

@@ -1,4 +1,4 @@
-"""Prometheus itself, and its tool, on what the exporter says."""
+"""Prometheus itself and promtool, on the exporter's metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORT = 7000
 
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Exporter]:
-    """Return an exporter of one listener with some traffic: a page that is soon read."""
+    """Return an exporter of one listener with some traffic, which has only a few metrics."""
     made = Exporter({"source": "dtrace", "listeners": [{"port": PORT, "name": "web"}]})
     listener, clients = Listener(PORT, 20), Clients()
     try:
@@ -33,7 +33,7 @@ def watched() -> Iterator[Exporter]:
 
 
 def test_promtool(watched: Exporter) -> None:
-    """The tool promtool has nothing to say against any metric of ours."""
+    """The tool promtool finds no problem in the exporter's own metrics."""
     _, text = watched.get("/metrics")
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
@@ -57,7 +57,7 @@ def server(watched: Exporter) -> Iterator[Prometheus]:
 
 
 def test_server(watched: Exporter, server: Prometheus) -> None:
-    """A Prometheus server scrapes the exporter and answers for each metric, with its value."""
+    """A Prometheus server scrapes the exporter, and each metric can be queried with its value."""
     until(lambda: server.query('up{job="dtrace"} == 1'), "the scrape works", 90)
     ours = {name for name in watched.metrics().names() if name.startswith("dtrace_")}
     assert {"dtrace_tcp_listen_syns_total", "dtrace_session_up"} <= ours

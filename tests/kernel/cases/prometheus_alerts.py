@@ -1,4 +1,4 @@
-"""The alerts of config/prometheus: a real Prometheus, an exporter, and a real kernel's listener."""
+"""The alerts of config/prometheus on a real Prometheus, exporter and kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PORT = 6990
 BACKLOG = 64
 HELD = BACKLOG + 1
 FASTER = 60
-"""What the rules wait for minutes, here they wait for seconds."""
+"""The factor by which the rules' waiting times are shortened: minutes become seconds."""
 NEAR = "TcpListenQueueNearLimit"
 PREDICTED = "TcpListenQueuePredictedFull"
 STOPPED = "TcpListenAcceptStopped"
@@ -41,7 +41,7 @@ def watched() -> Iterator[Exporter]:
 
 @pytest.fixture
 def server(watched: Exporter) -> Iterator[Prometheus]:
-    """Return a Prometheus as config/prometheus has it, but quicker, and of this exporter."""
+    """Return a Prometheus with the rules of config/prometheus, sped up, for this exporter."""
     config = yaml.safe_load((CONFIG / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (scrape,) = config["scrape_configs"]
@@ -56,20 +56,20 @@ def server(watched: Exporter) -> Iterator[Prometheus]:
 
 
 def alerts(server: Prometheus, state: str) -> set[str]:
-    """Return the names of the listener's alerts that are in a state."""
+    """Return the names of the listener's alerts in a state."""
     found = server.query(f'ALERTS{{port="{PORT}", alertstate="{state}"}}')
     return {series["metric"]["alertname"] for series in found}
 
 
 def first_seen(server: Prometheus, query: str, since: float) -> float:
-    """Return when a query first had a result."""
-    # The newest sample is younger than the last second of the past.
+    """Return the first time at which a query had a result."""
+    # The newest sample may be younger than the current second.
     series = server.query_range(query, since, time.time() + 1, 1)
     return min(at for _, samples in series for at, _ in samples)
 
 
 def test_slow_fill(server: Prometheus) -> None:
-    """A queue that fills slowly is alerted to before its first drop, and the alerts resolve."""
+    """If a queue fills slowly, alerts fire before its first drop, and then resolve."""
     begin = time.time()
     netstat, listener, clients = Netstat(), Listener(PORT, BACKLOG), Clients()
     try:
@@ -107,7 +107,7 @@ def test_slow_fill(server: Prometheus) -> None:
         (queue,) = listen_queues(PORT)
         assert queue.q == 0
         until(lambda: not {NEAR, PREDICTED, STOPPED} & alerts(server, "firing"), "all resolve", 90)
-        # This one looks back at the last ten minutes, in which they all had waited.
+        # This alert looks at the last ten minutes, in which all connections had waited.
         until(lambda: WAITED in alerts(server, "firing"), f"{WAITED} fires", 60)
     finally:
         clients.close()

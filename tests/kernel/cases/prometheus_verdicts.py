@@ -1,4 +1,4 @@
-"""The verdicts of config/prometheus: a real Prometheus, a real kernel, and four applications."""
+"""The verdicts of config/prometheus on a real Prometheus, a real kernel and four applications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.waiting import until
 
 CONFIG = Path(__file__).resolve().parents[3] / "config/prometheus"
 FASTER = 1 if SOAK_SECONDS >= 900 else 20
-"""Ten minutes are half a minute, or ten minutes under make soak; waits are not any shorter."""
+"""Ten minutes take half a minute, or ten minutes under make soak; waits keep their length."""
 VERDICT = "listener:dtrace_tcp_listen_q:verdict10m"
 ENOUGH, BACKLOG, APPLICATION = "enough", "backlog_too_small", "application_too_slow"
 
@@ -39,12 +39,12 @@ while True:
     except BlockingIOError:
         pass
 """
-"""Looks for connections at a pace, and takes all that there are or one."""
+"""It accepts one connection, or all that wait, at a fixed pace."""
 
 
 @pytest.fixture
 def application() -> Iterator[Callable[..., None]]:
-    """Return a function that runs an application: port, backlog, several or one, and the pace."""
+    """Return a function that runs an application: port, backlog, whether it takes all, and pace."""
     with ExitStack() as stack:
 
         def start(port: int, backlog: int, several: bool, pause: float) -> None:
@@ -61,7 +61,7 @@ def application() -> Iterator[Callable[..., None]]:
 
 
 def server_of(watched: Exporter) -> Prometheus:
-    """Return a Prometheus as config/prometheus has it, of this exporter, and FASTER."""
+    """Return a Prometheus with the rules of config/prometheus, sped up, for this exporter."""
     config = yaml.safe_load((CONFIG / "prometheus.yml").read_text())
     if FASTER > 1:
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -75,7 +75,7 @@ def server_of(watched: Exporter) -> Prometheus:
 
 
 def test_verdicts(application: Callable[..., None], ports: Ports) -> None:
-    """A quick application, a short queue with bursts and a slow application each have theirs."""
+    """A quick application, a short queue with bursts and a slow application get their verdicts."""
     quick, bursts, slow, idle = own = ports(4)
     application(quick, 128, True, 0.05)
     application(bursts, 16, True, 0.05)
@@ -98,12 +98,12 @@ def test_verdicts(application: Callable[..., None], ports: Ports) -> None:
             nonlocal rounds
             visitors.connect(1, quick)
             visitors.close()
-            # The one before has been refused in part, and has come again after a second. A minute
-            # of the rules has one such burst.
+            # The burst before was partly refused and retried after a second. One minute of the
+            # rules has one such burst.
             if rounds % (320 // FASTER) == 0:
                 crowd.give_up()
                 crowd.knock(24, bursts)
-            # Who gives up stays in Q until the application gets there.
+            # Connections that clients give up stay in Q until the application accepts them.
             if rounds % 80 == 0:
                 pile.give_up()
             if rounds % 4 == 0:
@@ -113,7 +113,7 @@ def test_verdicts(application: Callable[..., None], ports: Ports) -> None:
             return {one["metric"]["port"]: one["metric"]["verdict"] for one in found} == expected
 
         until(judged, f"{VERDICT} is {expected}", 300 + 1200 / FASTER, every=0.2)
-        # There was never another one. The range has to end after the newest verdict.
+        # There was no other verdict at any time. The range must end after the newest verdict.
         ever = server.query_range(VERDICT, begin, time.time() + 1, 1)
         assert {(labels["port"], labels["verdict"]) for labels, _ in ever} == {*expected.items()}
         metrics = watched.settle()

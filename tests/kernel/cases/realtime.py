@@ -1,4 +1,4 @@
-"""A kernel with PREEMPT_RT, whose softirqs can be interrupted: that counts may lack is said."""
+"""A PREEMPT_RT kernel, whose softirqs can be interrupted: counts may lack, and this is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONNECTIONS = 20
 
 
 def test_said(exporter: StartExporter, port: int, listen: Listen, clients: Clients) -> None:
-    """The program runs there, and the feature says that it may miss events."""
+    """The program runs on PREEMPT_RT, and the feature exact is 0."""
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     feature = "dtrace_session_feature_enabled"
     assert running.value(feature, session=f"port-{port}", feature="exact") == 0
@@ -24,7 +24,7 @@ def test_said(exporter: StartExporter, port: int, listen: Listen, clients: Clien
 
 
 def test_check(port: int) -> None:
-    """So does check, with the reason and what it means."""
+    """The check command shows that counters may miss events, with the reason."""
     status, said = run("check", config={"source": "dtrace", "listeners": [{"port": port}]})
     assert status == 0
     (line,) = (line for line in said.splitlines() if "exact" in line.split()[1:2])

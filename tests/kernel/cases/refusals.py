@@ -1,4 +1,4 @@
-"""What cannot work says so: to the one who checks, and to the one who runs it."""
+"""What cannot work gives a clear error, in check and in the service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(config: Any, **options: Any) -> tuple[int, str]:
 
 
 def test_check() -> None:
-    """Where all is well check says so, with every optional part, and ends with 0."""
+    """If all is well, check says so for every optional part, and exits with 0."""
     status, text = check({"source": "dtrace"})
     assert status == 0, text
     for feature in ("syn_drops", "established", "accepts", "accept_wait", "half_open_end"):
@@ -34,7 +34,7 @@ def test_check() -> None:
 
 
 def test_no_dtrace(exporter: StartExporter) -> None:
-    """A dtrace(1) that is not there is named, and its session is down."""
+    """If dtrace(1) is missing, the error names it, and its session is down."""
     config = {"source": "dtrace", "dtrace": {"command": ["/nowhere/dtrace"]}}
     status, text = check(config)
     assert (status, "/nowhere/dtrace" in text) == (1, True), text
@@ -47,7 +47,7 @@ def test_no_dtrace(exporter: StartExporter) -> None:
 
 
 def test_no_dtrace_auto(exporter: StartExporter) -> None:
-    """Left to choose, the exporter reads the kernel's own numbers where there is no dtrace(1)."""
+    """With source auto and no dtrace(1), the exporter uses sock_diag."""
     running = exporter({"dtrace": {"command": ["/nowhere/dtrace"]}})
     info = running.metrics().select("dtrace_exporter_source_info")
     assert [labels["source"] for labels, _ in info] == ["sock_diag"]
@@ -55,7 +55,7 @@ def test_no_dtrace_auto(exporter: StartExporter) -> None:
 
 
 def test_not_permitted() -> None:
-    """Who may not trace is told that it is a matter of permission."""
+    """For a user who may not trace, check says that permissions are missing."""
     status, text = check({"source": "dtrace"}, user=NOBODY, group=NOBODY, extra_groups=[])
     assert status == 1
     assert any(word in text.lower() for word in ("root", "permi", "privilege")), text
@@ -68,7 +68,7 @@ def test_not_permitted() -> None:
     ids=["does not compile", "missing function"],
 )
 def test_program(program: str, said: str, tmp_path: Path, exporter: StartExporter) -> None:
-    """A program that DTrace refuses is refused with DTrace's own reason."""
+    """A program that DTrace refuses gives an error with DTrace's own reason."""
     file = tmp_path / "own.d"
     file.write_text(program)
     config = {"source": "dtrace", "dtrace": {"program": str(file)}}
@@ -83,7 +83,7 @@ def test_program(program: str, said: str, tmp_path: Path, exporter: StartExporte
 
 @pytest.mark.parametrize("flags", [[], ["-w"], ["-x", "destructive"]], ids=["", "-w", "-x"])
 def test_destructive(flags: list[str], tmp_path: Path) -> None:
-    """No program runs a command of the host, whatever it and the command line say about that."""
+    """No program can run a command on the host, whatever its text and the command line allow."""
     file, done = tmp_path / "own.d", tmp_path / "done"
     file.write_text(f'#pragma D option destructive\nBEGIN {{ system("touch {done}"); }}\n')
     keys = {"command": ["dtrace", *flags], "program": str(file)}
@@ -110,7 +110,7 @@ def test_missing_parts(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """What a kernel lacks costs only the series that need it."""
+    """A member that the kernel lacks removes only the series that need it."""
     file = tmp_path / "linux.d"
     file.write_text(load("linux").text.replace(member, "no_such_member"))
     config = {
@@ -148,7 +148,7 @@ def test_missing_parts(
     ],
 )
 def test_less_some_parts(name: str, without: Sequence[str]) -> None:
-    """DTrace compiles what is left of a program without some parts."""
+    """DTrace compiles the rest of a program that lacks some parts."""
     text = render(load(name), window(1.0), without=without)
     command = ["dtrace", "-e", "-s", "/dev/stdin"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
@@ -156,7 +156,7 @@ def test_less_some_parts(name: str, without: Sequence[str]) -> None:
 
 
 def test_bad_configuration() -> None:
-    """Nothing starts on a configuration with a mistake: one line names file, line and key."""
+    """A configuration with an error starts nothing, and one line names file, line and key."""
     status, text = run(config="listeners:\n  - port: 70000\n")
     assert status != 0
     assert "config.yml:2: listeners[0].port" in text, text

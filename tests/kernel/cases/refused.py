@@ -1,4 +1,4 @@
-"""SYNs to ports where nobody listens, beside what the packet filter and /proc/net/snmp count."""
+"""SYNs to ports without a listener, compared with the packet filter and /proc/net/snmp."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCANNED = range(20_000, 20_300)
 
 
 def by_port(metrics: Metrics) -> dict[str, float]:
-    """Return how many are refused, by port."""
+    """Return the numbers of refused SYNs by port."""
     return {labels["port"]: value for labels, value in metrics.select(REFUSED)}
 
 
 @pytest.fixture(autouse=True)
 def counted(everything: Exporter) -> None:
-    """See that the part is there."""
+    """Wait until the part refused is enabled."""
     everything.wait("dtrace_session_feature_enabled", 1, session="calls", feature="refused")
 
 
@@ -34,7 +34,7 @@ def test_refused(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """Each SYN that comes where nobody listens counts by its port, and none that is taken."""
+    """Each SYN to a port without a listener counts by its port, and accepted ones do not."""
     few, many, taken = ports(3)
     syns = count_syns(few, many, taken)
     resets = tcp_counter("OutRsts")
@@ -52,7 +52,7 @@ def test_refused(
 
 
 def test_no_syn(everything: Exporter, port: int, listen: Listen, held_back: HoldBack) -> None:
-    """An ACK that comes when nobody listens any more is answered by RST, and is no SYN."""
+    """An ACK to a closed listener gets an RST, but does not count as a SYN."""
     listener = listen(port, 8)
     held = held_back(port)
     listener.close()
@@ -63,7 +63,7 @@ def test_no_syn(everything: Exporter, port: int, listen: Listen, held_back: Hold
 
 
 def test_elsewhere(everything: Exporter, port: int, clients: Clients, away: str) -> None:
-    """What another network namespace refuses is none of this one's."""
+    """SYNs that another network namespace refuses are not counted."""
     before = by_port(everything.settle())
     resets = tcp_counter("OutRsts", away)
     for address in ("127.0.0.1", "::1"):
@@ -74,7 +74,7 @@ def test_elsewhere(everything: Exporter, port: int, clients: Clients, away: str)
 
 
 def test_scan(everything: Exporter, clients: Clients) -> None:
-    """A scan makes a hundred series at most, and every SYN of it is in one of them."""
+    """A scan creates at most a hundred series and others, and each of its SYNs is in one."""
     before, resets = by_port(everything.settle()), tcp_counter("OutRsts")
     for port in SCANNED:
         with pytest.raises(ConnectionRefusedError):

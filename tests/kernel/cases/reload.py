@@ -1,4 +1,4 @@
-"""Reading the configuration again."""
+"""Reloads of the configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_reload(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """A port added, one removed, one renamed: the sessions that stay keep process and counters."""
+    """If ports are added, removed and renamed, the other sessions keep process and counters."""
     kept, renamed, removed, added = ports(4)
     for port in (kept, renamed, removed, added):
         listen(port, 20)
@@ -59,7 +59,7 @@ def test_bad_file(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """A reload of a file with a mistake changes nothing but the metric that says so."""
+    """A reload of a bad file changes nothing but the metric that reports the failure."""
     listen(port, 20)
     good = config(**{f"p{port}": "a"})
     running = exporter(good)

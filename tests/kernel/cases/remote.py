@@ -1,4 +1,4 @@
-"""Hosts watched from here, through a real ssh and sshd."""
+"""Remote hosts that are watched through a real ssh and sshd."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ WAITS = "dtrace_tcp_listen_accept_wait_seconds"
 RESTARTS = "dtrace_session_restarts_total"
 FEATURE = "dtrace_session_feature_enabled"
 UP_SECONDS = 360
-"""For a start, in an emulated machine that may start several at once."""
+"""For a start on an emulated machine, which may start several sessions at once."""
 REFUSAL_SECONDS = 90.0
 """For nine failures, one of which is a time-out."""
 FAR_SECONDS = 20.0
-"""A far dtrace(1) ends at its next tick; the emulation takes seconds to detach its probes."""
+"""A remote dtrace(1) ends at its next tick; an emulated one takes seconds to detach its probes."""
 
 
 @pytest.fixture
 def far() -> Iterator[MakeFar]:
-    """Return a function that makes a host; it is gone at the end of the case."""
+    """Return a function that creates a remote host, which is removed at the end of the case."""
     with ExitStack() as stack:
 
         def start(*args: str, **options: str) -> Far:
@@ -57,7 +57,7 @@ def far() -> Iterator[MakeFar]:
 
 @pytest.fixture(scope="module")
 def east() -> Iterator[Far]:
-    """Return a host that most cases share."""
+    """Return a remote host that most cases share."""
     made = Far("east")
     yield made
     made.close()
@@ -65,7 +65,7 @@ def east() -> Iterator[Far]:
 
 @pytest.fixture(scope="module")
 def west() -> Iterator[Far]:
-    """Return a second one."""
+    """Return a second remote host."""
     made = Far("west")
     yield made
     made.close()
@@ -73,7 +73,7 @@ def west() -> Iterator[Far]:
 
 @pytest.fixture(scope="module")
 def watched(ports: Ports) -> tuple[int, int]:
-    """Return two ports: one that all hosts watch, and one that east does not."""
+    """Return two ports: all hosts watch the first, and east does not watch the second."""
     shared, partly = ports(2)
     return shared, partly
 
@@ -113,9 +113,9 @@ def running(east: Far, west: Far, watched: tuple[int, int]) -> Iterator[Exporter
 
 
 def value(metrics: Metrics, host: str, name: str, **labels: object) -> float | None:
-    """Return the value of a host's one sample that fits; the local host's name is empty.
+    """Return the value of a host's only sample that fits; the local host's name is empty.
 
-    Of its sessions it is the one that counts.
+    Of a host's sessions, it is that of the one that counts.
     """
     fit = [
         v
@@ -127,17 +127,17 @@ def value(metrics: Metrics, host: str, name: str, **labels: object) -> float | N
 
 
 def of_host(metrics: Metrics, host: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """Return labels and value of each sample of a name that is a host's."""
+    """Return the labels and value of each sample of one name and one host."""
     return [(have, v) for have, v in metrics.select(name) if have.get("host", "") == host]
 
 
 def command_line(pid: int) -> str:
-    """Return a process's command line, its words with spaces between."""
+    """Return a process's command line as words separated by spaces."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
 def host_config(host: Far, port: int, **dtrace: object) -> dict[str, object]:
-    """Return a configuration that watches one port of one host, and nothing here with DTrace."""
+    """Return a configuration that watches one port of a remote host, and uses no DTrace here."""
     command = {"command": host.command(), "program": "linux", **dtrace}
     return {
         "source": "sock_diag",
@@ -147,7 +147,7 @@ def host_config(host: Far, port: int, **dtrace: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("program", ["auto", "linux"])
 def test_refused(program: str, exporter: StartExporter, east: Far, far: MakeFar, port: int) -> None:
-    """Whatever keeps ssh or the far dtrace(1) from working is named, and nothing asks or hangs."""
+    """Each failure of ssh or of the remote dtrace(1) is named, and nothing prompts or hangs."""
     asking = far("asking", sshd="PasswordAuthentication yes\n")
     other = far("other")
     other.trust(east.directory / "host.pub")
@@ -196,7 +196,7 @@ def test_refused(program: str, exporter: StartExporter, east: Far, far: MakeFar,
         assert words.lower() in found[name].lower(), name
     metrics = running.metrics()
     assert {have["host"] for have, up in metrics.select(UP) if not up} == set(expected)
-    # Counters are there from the start, gauges of a session that is down are not.
+    # Counters exist from the start, and gauges of a session that is down do not.
     assert {have["host"] for have, _ in metrics.select(SYNS, port=port)} == set(expected)
     assert metrics.select(Q, port=port) == []
 
@@ -205,7 +205,7 @@ def test_refused(program: str, exporter: StartExporter, east: Far, far: MakeFar,
 def test_near_end_gone(
     number: signal.Signals, exporter: StartExporter, far: MakeFar, port: int
 ) -> None:
-    """However the exporter ends, neither ssh nor the far dtrace(1) outlives it by much."""
+    """However the exporter ends, ssh and the remote dtrace(1) end soon after."""
     host = far("north")
     running = exporter(host_config(host, port))
     near, consumers = near_ends(running), host.consumers()
@@ -221,7 +221,7 @@ def test_near_end_gone(
 
 
 def test_near_end_gone_early(exporter: StartExporter, far: MakeFar, port: int) -> None:
-    """A far dtrace(1) that still compiles when the exporter is killed ends when it has done so."""
+    """If the exporter is killed while a remote dtrace(1) compiles, that ends once it is done."""
     host = far("north")
     running = exporter(host_config(host, port), ready=False)
     consumers = until(host.consumers, "the far dtrace(1) is started")
@@ -231,7 +231,7 @@ def test_near_end_gone_early(exporter: StartExporter, far: MakeFar, port: int) -
 
 
 def test_cut_for_good(exporter: StartExporter, far: MakeFar, port: int) -> None:
-    """A far dtrace(1) whose exporter is gone without a word ends when the far TCP gives up."""
+    """If the exporter and its link disappear, the remote dtrace(1) ends when TCP there gives up."""
     lost = far("lost")
     lost.give_up_soon()
     running = exporter(host_config(lost, port))
@@ -252,7 +252,7 @@ def test_slow_link(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """Over a slow link a session comes up, stays up and is exact."""
+    """Over a slow link, a session starts, stays up and is exact."""
     slow = far("slow")
     syns = count_syns(port)
     listener = listen(port, 16)
@@ -276,7 +276,7 @@ def test_slow_link(
 def test_too_slow_link(
     exporter: StartExporter, far: MakeFar, ports: Ports, listen: Listen, clients: Clients
 ) -> None:
-    """Rows that come ever later over a link too slow for them end the session, which says so."""
+    """If a link is too slow for the rows, the session ends and says that they come late."""
     slow = far("slow")
     many = ports(200)
     command = slow.command("-oCompression=no")
@@ -295,7 +295,7 @@ def test_too_slow_link(
 def test_chatty_host(
     exporter: StartExporter, far: MakeFar, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """What a far login shell prints is counted as bad rows, and does no harm."""
+    """Output of a remote login shell counts as bad rows and does no harm."""
     host = far("north")
     profile = Path("/root/.bashrc")
     kept = profile.read_text()
@@ -316,7 +316,7 @@ def test_chatty_host(
     assert bad is not None
     assert bad >= 3
     assert value(metrics, "north", RESTARTS) == 0
-    # Once for each session.
+    # One for each session.
     assert running.log().count("bad row") == 2
     for near in near_ends(running):
         os.kill(near, signal.SIGKILL)
@@ -327,7 +327,7 @@ def test_chatty_host(
 def test_restricted_key(
     exporter: StartExporter, far: MakeFar, port: int, listen: Listen, clients: Clients
 ) -> None:
-    """A key that may run dtrace(1) on standard input and nothing else is enough for any program."""
+    """A key that may only run dtrace(1) on standard input is enough for any program."""
     forced = f"{DTRACE} -x aggsize=4m -s /dev/stdin"
     restricted = far(
         "restricted",
@@ -338,7 +338,7 @@ def test_restricted_key(
     text = run("program", "linux")[1]
     long.write_text(text + "/* A pipe holds 64 KiB. */\n" * 10_000)
     running = exporter(host_config(restricted, port, program=str(long)))
-    # Its getopt takes the = away.
+    # The getopt of dtrace(1) removes the =.
     lines = {command_line(consumer) for consumer in restricted.consumers()}
     assert lines == {forced.replace("=", " ")}
     listen(port, 20)
@@ -351,7 +351,7 @@ def test_restricted_key(
 def test_program_of_its_own(
     exporter: StartExporter, far: MakeFar, ports: Ports, listen: Listen, clients: Clients
 ) -> None:
-    """A host that runs no program but the one that lies there is counted as well."""
+    """A host that runs only a program stored there is counted too."""
     file = Path("/run/dtrace-exporter.d")
     file.write_text(run("program", "linux")[1])
     pinned = far("pinned", key_options=f'restrict,command="{DTRACE} -s {file}"')
@@ -359,7 +359,7 @@ def test_program_of_its_own(
     listen(port, 20)
     listen(other, 20)
     running = exporter(host_config(pinned, port))
-    # Gauges are of what is seen behind the first heartbeat of the session for processes.
+    # Gauges need the first heartbeat of the session calls.
     settle(running)
     clients.connect(3, port)
     clients.connect(2, other)
@@ -370,7 +370,7 @@ def test_program_of_its_own(
 
 
 def test_check(far: MakeFar, port: int) -> None:
-    """The check command says which host is watched, and why another is not."""
+    """The check command shows which host is watched, and why another is not."""
     host = far("north")
     config = host_config(host, port)
     config["source"] = "dtrace"
@@ -385,7 +385,7 @@ def test_check(far: MakeFar, port: int) -> None:
 
 
 def test_trace(far: MakeFar, port: int, listen: Listen, clients: Clients, tmp_path: Path) -> None:
-    """The trace command shows who connects to another host, and leaves nothing over there."""
+    """The trace command shows the clients of a remote host, and leaves no process there."""
     host = far("north")
     listen(port, 20)
     config = {"dtrace": {"command": host.command(), "program": "linux"}}
@@ -406,7 +406,7 @@ def test_exact(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """Each host's series are there once, labelled, and equal to what independent witnesses say."""
+    """Each host's series exist once, with labels, and equal what independent witnesses say."""
     port, partly = watched
     netstat, syns = Netstat(), count_syns(port)
     listener = listen(port, 3)
@@ -440,11 +440,11 @@ def test_exact(
         least = sum(accept.start - connect.end for connect, accept in pairs)
         assert least <= total <= sum(accept.end - connect.start for connect, accept in pairs), host
     assert len(metrics.select(SYNS, port=port)) == len(HOSTS)
-    # Not every host watches the other port.
+    # Host east does not watch the other port.
     assert [value(metrics, host, SYNS, port=partly) for host in HOSTS] == [3, None, 3]
     for name in ("lost_total", "probe_errors_total", "bad_rows_total", "restarts_total"):
         assert not any(v for _, v in metrics.select(f"dtrace_session_{name}")), name
-    # Where another host's kernel counts its drops is not known, and so none are exported.
+    # The numbers of another host's drop counters are unknown, so its drops are not exported.
     assert metrics.drops(port=port) == {"q_full": queue.drops}
     local, east, west = (
         {have["feature"] for have, on in of_host(metrics, host, FEATURE) if on} for host in HOSTS
@@ -460,7 +460,7 @@ def test_ends_killed(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """With the near ssh or the far sshd killed, the session is restarted and the rest goes on."""
+    """If the local ssh and the remote sshd are killed, only their sessions restart."""
     port = watched[0]
     listen(port, 20)
     clients.connect(2, port)
@@ -503,7 +503,7 @@ def test_cut(
     listen: Listen,
     clients: Clients,
 ) -> None:
-    """A dead connection is noticed, tried again ever more seldom, and back when the link is."""
+    """A dead connection is noticed, retried ever more rarely, and restored once the link is."""
     port = watched[0]
     listen(port, 20)
     clients.connect(2, port)
@@ -532,12 +532,12 @@ def test_cut(
         assert all(runs(pid) for pid in old)
 
     mended = time.monotonic()
-    # The far TCP sends again, ever more seldom, until it is told that nobody is there.
+    # The remote TCP retransmits ever more rarely, until it gets a reset.
     gone = gone_after(old, mended - began + FAR_SECONDS)
     note(f"cut for {mended - began:.1f} s; far dtrace gone {gone:.1f} s after it was mended")
     running.wait(UP, 1, UP_SECONDS, host="east", session=f"port-{port}")
     note(f"up {time.monotonic() - mended:.1f} s after the link was mended")
-    # Gauges are of what is seen while this one is up, too.
+    # Gauges also need the session calls.
     running.wait(UP, 1, UP_SECONDS, host="east", session="calls")
     waits = re.findall(r"session=port-\d+ [^\n]*restart_in=([\d.]+)s", running.log()[seen:])
     delays = [float(seconds) for seconds in waits]
@@ -547,7 +547,7 @@ def test_cut(
     after = settle(running)
     assert not after.fell_since(before)
     assert value(after, "east", RESTARTS) == restarts + len(delays)
-    # What happened while nobody could tell is not made up.
+    # Events during the cut are not made up.
     gained = [
         (value(after, host, SYNS, port=port) or 0) - (value(before, host, SYNS, port=port) or 0)
         for host in HOSTS
@@ -558,7 +558,7 @@ def test_cut(
 
 
 def test_reload(running: Exporter, east: Far, west: Far, watched: tuple[int, int]) -> None:
-    """A host that is taken out of the configuration is left, and the others are not disturbed."""
+    """If a reload removes a host, its session ends, and the others are unaffected."""
     port = watched[0]
     before = settle(running)
     staying, leaving = east.consumers(), west.consumers()

@@ -25,12 +25,12 @@ IMPATIENT = (
     "from dtrace_exporter.cli import main\n"
     "raise SystemExit(main())\n"
 )
-"""An exporter that does not wait for a minute when dtrace(1) has ended many times."""
+"""An exporter that does not wait a minute after dtrace(1) has ended many times."""
 
-# The witness is this process, whose calls it makes and counts itself: nobody else's are looked at.
+# The witness is this process, which makes and counts the calls; others' calls are not counted.
 CALLS = "syscall::getpriority:entry /pid == $1/ { @calls[execname] = count(); }\n"
 PATIENCE = 300.0
-"""To compile takes an emulated machine some seconds, and a busy one a minute."""
+"""An emulated machine takes some seconds to compile a script, and a busy one a minute."""
 TOTAL = "dtrace_calls_calls_total"
 SESSION = "script-calls"
 
@@ -48,30 +48,30 @@ def script(tmp_path: Path) -> Callable[[str, str], str]:
 
 
 def configured(path: str, **keys: Any) -> dict[str, Any]:
-    """Return a configuration of one script, which knows this process."""
-    # As few other sessions as there can be: each takes its time to start.
+    """Return a configuration of one script, whose argument is this process."""
+    # As few other sessions as possible, because each takes time to start.
     return {"source": "sock_diag", "scripts": [{"script": path, "args": [os.getpid()], **keys}]}
 
 
 def call(times: int) -> int:
-    """Call what the script counts, and return how often."""
+    """Make the system calls that the script counts, and return their number."""
     for _ in range(times):
         os.getpriority(os.PRIO_PROCESS, 0)
     return times
 
 
 def restarts(running: Exporter) -> float:
-    """Return how often the session has been started again."""
+    """Return how often the session has restarted."""
     return running.value("dtrace_session_restarts_total", session=SESSION) or 0.0
 
 
 def started_again(running: Exporter, before: float) -> bool:
-    """Tell whether the session has been started again since it had been so often."""
+    """Tell whether the session has restarted since it had this number of restarts."""
     return restarts(running) > before
 
 
 def consumers() -> set[int]:
-    """Return the processes that uprobes of dtrace(1)'s own are named after."""
+    """Return the process IDs in the names of dtrace(1)'s uprobes."""
     lines = EVENTS.read_text(encoding="ascii", errors="replace").splitlines()
     names = [line.split(":", 1)[1].split("/")[0] for line in lines if "_dtrace/" in line]
     return {int(name.split("_")[1]) for name in names}
@@ -80,9 +80,9 @@ def consumers() -> set[int]:
 def test_killed_twenty_times(
     exporter: StartExporter, script: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A script whose dtrace(1) is killed 20 times has counted what the witness did, to one.
+    """A script whose dtrace(1) is killed 20 times counts exactly what the witness did.
 
-    No uprobes of a process that is gone are left.
+    No uprobe of a dead process is left.
     """
     monkeypatch.setattr(lab.exporter, "COMMAND", [sys.executable, "-c", IMPATIENT])
     running = exporter(configured(script(CALLS)))
@@ -103,7 +103,7 @@ def test_killed_twenty_times(
 def test_clear_and_exit(
     exporter: StartExporter, script: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over the script's own clear() at any moment, and over exit(), nothing is lost or twice."""
+    """With the script's own clear() at any moment and exit(), no call is lost or counted twice."""
     monkeypatch.setattr(lab.exporter, "COMMAND", [sys.executable, "-c", IMPATIENT])
     text = (
         f"{CALLS}tick-300ms {{ printa(@calls); clear(@calls); }}\n"
@@ -114,7 +114,7 @@ def test_clear_and_exit(
     for _ in range(3):
         for _ in range(20):
             made += call(5000)
-        # What it has counted by then is in the rows of its end.
+        # Counts up to here are in the rows that the end prints.
         before = restarts(running)
         os.getpgid(0)
         until(partial(started_again, running, before), "it starts again", PATIENCE)
@@ -124,7 +124,7 @@ def test_clear_and_exit(
 
 
 def test_too_many_keys(exporter: StartExporter, script: Callable[..., str]) -> None:
-    """A script with 50,000 keys goes down, says so, and takes no memory for them."""
+    """A script with 50,000 keys goes down with a reason, and takes no memory for them."""
     running = exporter(configured(script(CALLS)))
     before = memory(running)
     ups = len(re.findall("session up", running.log()))
@@ -141,14 +141,14 @@ def test_too_many_keys(exporter: StartExporter, script: Callable[..., str]) -> N
 
 
 def memory(running: Exporter) -> int:
-    """Return what an exporter takes, in KiB."""
+    """Return the resident memory of the exporter, in KiB."""
     status = Path(f"/proc/{running.process.pid}/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1])
 
 
 def says_why(running: Exporter, session: str) -> bool:
-    """Tell whether a session is down, and why is known."""
+    """Tell whether a session is down with a known reason."""
     said = running.get("/-/ready")[1]
     return session in said and "starting" not in said
 
@@ -156,7 +156,7 @@ def says_why(running: Exporter, session: str) -> bool:
 def test_destructive_actions(
     exporter: StartExporter, script: Callable[..., str], tmp_path: Path
 ) -> None:
-    """By pragma, by what is included, by a library or by setopt(): nothing is ever changed."""
+    """No script can change the host: not by pragma, include, library or setopt()."""
     done = tmp_path / "done"
     action = f'BEGIN {{ @a = count(); system("touch {done}"); }}\n'
     (tmp_path / "more.h").write_text("#pragma D option destructive\n", encoding="ascii")
@@ -173,7 +173,7 @@ def test_destructive_actions(
         "none": action,
     }
     files = [script(text, name) for name, text in ways.items()]
-    # From the start with a script, or the privilege for one would be given up.
+    # The exporter starts with a script, because otherwise it gives up the privilege.
     running = exporter(configured(script(CALLS)))
     refused = []
     for name, file in zip(ways, files, strict=True):
@@ -184,7 +184,7 @@ def test_destructive_actions(
         session = f"script-{name}"
         until(partial(says_why, running, session), f"{session} says why it is down", PATIENCE)
         if name != "include":
-            # That one wants a preprocessor, which this machine may not have.
+            # This script needs a preprocessor, which the machine may not have.
             assert "Destructive actions not allowed" in running.get("/-/ready")[1], name
         assert not done.exists(), name
     assert {*refused} <= {"library"}, running.log()[-2000:]
@@ -192,7 +192,7 @@ def test_destructive_actions(
 
 @pytest.mark.parametrize("name", ["syscalls", "blocklatency"])
 def test_examples(exporter: StartExporter, name: str) -> None:
-    """The examples of config/scripts run as they are, and the busy one has counted."""
+    """The examples of config/scripts run unchanged, and the busy one counts."""
     path = str(CONFIGURED / f"{name}.d")
     running = exporter({"source": "sock_diag", "scripts": [{"script": path}]})
     if name == "syscalls":
@@ -200,7 +200,7 @@ def test_examples(exporter: StartExporter, name: str) -> None:
 
 
 def test_script_of_the_command_line(exporter: StartExporter, tmp_path: Path) -> None:
-    """With --script alone a script counts what the witness did, and listeners are watched, too."""
+    """With --script, a script counts what the witness did, and listeners are watched too."""
     file = tmp_path / "calls.d"
     file.write_text(CALLS.replace("$1", str(os.getpid())), encoding="utf-8")
     running = exporter(args=[f"--script={file}"])

@@ -1,8 +1,8 @@
-"""Scripts of every kind of construct under the real DTrace, against witnesses.
+"""Scripts with every kind of construct under the real DTrace, compared with witnesses.
 
 The witness is this process: it makes system calls, counts them, and gives them values that a model
-aggregates as well. Nobody else's are looked at. As a dtrace(1) takes its time to start here, most
-of the scripts run together, one behind the other in one text.
+aggregates too. Other processes' calls are not counted. Because dtrace(1) starts slowly here, most
+scripts run together, joined into one text.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ LONG_PATH = b"/" + b"x" * 900
 DISK_BYTES = 1 << 20
 
 SCRIPTS: list[str] = []
-"""Those that run together, in their order."""
+"""The scripts that run together, in this order."""
 
 
 def script(text: str) -> None:
-    """Have a script run with the others."""
+    """Add a script to those that run together."""
     SCRIPTS.append(text)
 
 
 def call(times: int) -> None:
-    """Make so many system calls, as CALL sees them."""
+    """Make some system calls that CALL counts."""
     for _ in range(times):
         os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def put(*values: int) -> None:
-    """Make a system call for each value, its argument, as PUT sees them."""
+    """Make a system call for each value, as its argument, which PUT aggregates."""
     for value in values:
-        # There is no such policy.
+        # No policy has this number.
         with suppress(OSError):
             os.sched_get_priority_max(value)
 
 
 @contextmanager
 def named(name: bytes) -> Iterator[None]:
-    """Have another name for a while, as execname tells it."""
+    """Change this process's name for a while, as execname sees it."""
     comm = Path("/proc/self/comm")
     before = comm.read_bytes().removesuffix(b"\n")
     comm.write_bytes(name)
@@ -77,19 +77,19 @@ def named(name: bytes) -> Iterator[None]:
 
 
 def switches() -> int:
-    """Return how often this thread has left a CPU, as the kernel counts it."""
+    """Return how often this thread has left a CPU, by the kernel's count."""
     status = Path("/proc/thread-self/status").read_text()
     return sum(map(int, re.findall(r"voluntary_ctxt_switches:\s+(\d+)", status)))
 
 
 def sectors_read(device: str) -> int:
-    """Return how many sectors were read of a block device, as the kernel counts them."""
+    """Return how many sectors of a block device were read, by the kernel's count."""
     return int(Path("/sys/block", Path(device).name, "stat").read_text().split()[2])
 
 
 @contextmanager
 def disk(directory: Path) -> Iterator[str]:
-    """Return a block device with DISK_BYTES in it."""
+    """Return a block device with DISK_BYTES of data."""
     file = directory / "disk"
     file.write_bytes(b"x" * DISK_BYTES)
     subprocess.run(["modprobe", "loop"], check=True)
@@ -103,7 +103,7 @@ def disk(directory: Path) -> Iterator[str]:
 
 @dataclass
 class Witness:
-    """What the kernel counted itself while all ran."""
+    """The kernel's own counts while the scripts ran."""
 
     device: str = ""
     sectors: int = 0
@@ -112,7 +112,7 @@ class Witness:
 
 @dataclass
 class Together:
-    """What the scripts told that ran together, and what a witness did."""
+    """The output of the scripts that ran together, and the counts of the witness."""
 
     told: Told
     witness: Witness
@@ -120,7 +120,7 @@ class Together:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """Run the scripts that run together, and all that they count."""
+    """Run the scripts that run together, and do what they count."""
     witness = Witness()
 
     def during() -> None:
@@ -150,7 +150,7 @@ def total(values: Mapping[tuple[str, ...], object]) -> int:
 
 
 def test_all_well(together: Together) -> None:
-    """They have run to their end, and no row is bad but those that shall be."""
+    """The scripts run to their end, and only the expected rows are bad."""
     assert together.told.status == 0, together.told.errors
     bad = {each.why for each in together.told.bad}
     assert bad == {"the average of values whose sum is negative"}
@@ -160,7 +160,7 @@ script("syscall::getpriority:entry /pid == $1 && arg0 == 0/ { @calls[execname] =
 
 
 def test_predicate_and_argument(together: Together) -> None:
-    """$1 in a predicate, and execname with whatever bytes in it."""
+    """$1 works in a predicate, and execname may contain any bytes."""
     name = ODD_NAME.decode("utf-8", "backslashreplace")
     assert together.told.of("calls") == {(name,): CALLS}
 
@@ -173,7 +173,7 @@ script(f"""{PUT}
 
 
 def test_sum_min_max(together: Together) -> None:
-    """Aggregations of one clause are told each by itself, with and without keys."""
+    """Aggregations of one clause are read separately, with and without keys."""
     assert together.told.of("sum") == {(): sum(VALUES)}
     assert together.told.of("min") == {("a", str(ME)): min(VALUES)}
     assert together.told.of("max") == {(): max(VALUES)}
@@ -185,11 +185,11 @@ script(f"""{PUT} {{ @avg[pid] = avg({NUMBER} + 200000); @cold = avg({NUMBER} - 2
 
 
 def test_average(together: Together) -> None:
-    """Averages are exact; those of a sum below 0, which lose their sign, are bad rows."""
+    """Averages are exact; those with a negative sum, which lose their sign, are bad rows."""
     model = MODELS["avg"]([value + 200000 for value in VALUES])
     assert together.told.of("avg") == {(str(ME),): model}
     assert together.told.of("dev") == {(): MODELS["stddev"](VALUES)}
-    # The first value alone has a sign.
+    # Only an average of one value has a sign.
     assert together.told.of("cold") in ({}, {(): VALUES[0] - 200000})
 
 
@@ -202,7 +202,7 @@ script(f"""{PUT}
 
 
 def test_histograms(together: Together) -> None:
-    """Tables of all three kinds have each value in the line of the model, negative ones too."""
+    """Tables of all three kinds have each value in the model's line, negative values too."""
     for name, function in (("q", "quantize"), ("l", "lquantize"), ("ll", "llquantize")):
         (value,) = together.told.of(name).values()
         assert counts(value) == MODELS[function](VALUES)
@@ -213,7 +213,7 @@ tick-100ms {{ normalize(@normal, 1000); printa(@normal); printf("in the middle o
 
 
 def test_normalize(together: Together) -> None:
-    """What a script normalizes for itself is told as it was counted; its output does no harm."""
+    """An aggregation that a script normalizes is read as it was counted, amid its output."""
     assert together.told.of("normal") == {(str(ME),): sum(VALUES)}
 
 
@@ -225,7 +225,7 @@ syscall::getpriority:return /self->in/
 
 
 def test_clauses(together: Together) -> None:
-    """Several clauses with one aggregation, the bare one, and a thread's own variable."""
+    """Clauses can share an aggregation, the bare one too, and use a thread-local variable."""
     assert together.told.of("") == {("entry",): CALLS, ("return",): CALLS, ("both",): CALLS}
 
 
@@ -234,7 +234,7 @@ tick-100ms {{ printa(@kept); clear(@kept); clear(@one); clear(@two); }}""")
 
 
 def test_clear(together: Together) -> None:
-    """clear() ten times a second loses no count; it ends no run, and begins gauges anew."""
+    """clear() ten times a second loses no count, does not end the run, and resets gauges."""
     assert together.told.of("kept") == {(str(ME),): CALLS}
     assert together.told.of("one") == {(): 1}
     assert together.told.of("two") == {(): 1}
@@ -244,7 +244,7 @@ script(f"{CALL} {{ @gone[pid] = count(); }}\ntick-500ms {{ trunc(@gone); }}")
 
 
 def test_trunc(together: Together) -> None:
-    """What trunc() takes has been told in final rows; it loses what is counted at that moment."""
+    """Final rows have what trunc() removes, except counts of that very moment."""
     assert together.told.finals > 0
     assert CALLS * 0.9 <= total(together.told.of("gone")) <= CALLS
 
@@ -253,7 +253,7 @@ script(f"{CALL} {{ @most[probefunc, probename] = count(); }}\ntick-100ms {{ trun
 
 
 def test_trunc_of_some(together: Together) -> None:
-    """A trunc() that keeps some keys takes none."""
+    """A trunc() that keeps some keys removes none."""
     assert together.told.of("most") == {("getpriority", "entry"): CALLS}
 
 
@@ -261,7 +261,7 @@ script(f"{CALL} {{ @kernel[stack(3)] = count(); @user[ustack(2)] = count(); }}")
 
 
 def test_stacks(together: Together) -> None:
-    """Stacks are one line each, that of the kernel with several frames."""
+    """A stack is one line, and kernel stacks have several frames."""
     for name in ("kernel", "user"):
         assert total(together.told.of(name)) == CALLS
         assert all("\n" not in key for (key,) in together.told.of(name))
@@ -273,7 +273,7 @@ script(f"""{CALL} {{ @k[sym((uint64_t)&`jiffies), mod((uint64_t)&`jiffies)] = co
 
 
 def test_symbols(together: Together) -> None:
-    """Symbols and modules of the kernel and of a process are told by their names."""
+    """Symbols and modules of the kernel and of a process are read by their names."""
     ((key, value),) = together.told.of("k").items()
     assert (key[0].partition("`")[0], key[1], value) == ("vmlinux", "vmlinux", CALLS)
     assert total(together.told.of("m")) == CALLS
@@ -285,7 +285,7 @@ syscall::rmdir:entry {MINE} {{ @path[copyinstr(arg0)] = count(); }}""")
 
 
 def test_paths(together: Together) -> None:
-    """A process' own strings, long ones and such with newlines, quotes, and a mark of rows."""
+    """Strings of a process are read exactly: long, with newlines, quotes, or a mark of rows."""
     odd = ODD_PATH.decode("utf-8", "backslashreplace")
     assert together.told.of("path") == {(odd,): 2, (LONG_PATH.decode(),): 1}
 
@@ -298,7 +298,7 @@ tick-50ms
 
 
 def test_forged_rows(together: Together) -> None:
-    """Rows that a script prints as if they were ours are none."""
+    """Rows that a script forges are ignored."""
     assert together.told.of("real") == {(): CALLS}
 
 
@@ -306,7 +306,7 @@ script("profile-97 { @cpu[cpu] = count(); }")
 
 
 def test_profile(together: Together) -> None:
-    """By profile what each CPU was about, at a rate."""
+    """The profile provider shows each CPU at a rate."""
     assert set(together.told.of("cpu")) <= {(str(cpu),) for cpu in range(os.cpu_count() or 1)}
     assert total(together.told.of("cpu")) > 0
 
@@ -316,7 +316,7 @@ proc:::exit /ppid == {ME}/ {{ @ended = count(); }}""")
 
 
 def test_proc(together: Together) -> None:
-    """By proc children that begin and end, against those that were begun."""
+    """The proc provider counts children that start and end, as many as were started."""
     assert together.told.of("made") == {(str(ME),): FORKS}
     assert together.told.of("ended") == {(): FORKS}
 
@@ -325,8 +325,8 @@ script(f"sched:::off-cpu /tid == {threading.get_native_id()}/ {{ @off = count();
 
 
 def test_sched(together: Together) -> None:
-    """By sched how often a thread leaves its CPU, against what the kernel counts for it."""
-    # It waits before and behind, too.
+    """The sched provider counts how often a thread leaves its CPU, as the kernel does."""
+    # The thread also waits before and after.
     beside = total(together.told.of("off")) - together.witness.switches
     assert together.witness.switches >= BURSTS
     assert 0 <= beside <= 100
@@ -337,7 +337,7 @@ rawtp:::sched_process_fork {MINE} {{ @rawtp = count(); }}""")
 
 
 def test_fbt_and_rawtp(together: Together) -> None:
-    """A function of the kernel by fbt, and a trace point by rawtp, as often as they were called."""
+    """The fbt and rawtp providers count a kernel function's calls and a trace point's events."""
     assert together.told.of("fbt") == {("__x64_sys_getpriority",): CALLS}
     assert together.told.of("rawtp") == {(): FORKS}
 
@@ -346,7 +346,7 @@ script("io:::start { @io[args[1]->dev_statname] = sum(args[0]->b_bcount); }")
 
 
 def test_io(together: Together) -> None:
-    """By io the bytes that were read of a block device, against what the kernel counts for it."""
+    """The io provider sums the bytes that were read from a block device, as the kernel does."""
     name = Path(together.witness.device).name
     assert together.told.of("io")[(name,)] == 512 * together.witness.sectors
     assert together.witness.sectors >= DISK_BYTES / 512
@@ -367,7 +367,7 @@ tick-100ms {{ trunc(@sum, $2); }}
 
 
 def test_flags() -> None:
-    """A #! line's -Z, defaultargs, a constant by inline, and a probe that is not there."""
+    """A #! line's -Z, defaultargs, an inline constant and a missing probe work together."""
     told = run(FLAGS, lambda: put(*VALUES), ask=True)
     assert told.of("sum") == {("none", "0"): 2 * sum(VALUES)}
     assert counts(told.of("l")[()])[-1] == (100, sum(value >= 100 for value in VALUES))
@@ -384,7 +384,7 @@ for line in sys.stdin:
 
 
 def test_target_and_arguments() -> None:
-    """$target is the process that -p names; an argument may serve a trunc() alone."""
+    """$target is the process that -p names, and an argument may be used only by trunc()."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", CALLER], stdin=pipe, stdout=pipe, text=True
@@ -405,7 +405,7 @@ def test_target_and_arguments() -> None:
 
 
 def test_exit() -> None:
-    """A script that ends itself has told what it counted until then."""
+    """A script that calls exit() still gives its last counts."""
     text = f"int n;\n{CALL} {{ @a = count(); n++; }}\n{CALL[:-1]} && n == 5/ {{ exit(0); }}"
     told = run(text, lambda: call(5), ends_itself=True)
     assert told.of("a") == {(): 5}
@@ -413,7 +413,7 @@ def test_exit() -> None:
 
 
 def test_types() -> None:
-    """The types of keys that are not seen in the script are asked for, and printed as they are."""
+    """The types of keys that the text does not show are asked for, and printed correctly."""
     text = f"{CALL} {{ this->p = curthread; @[this->p, curthread->comm, (char)-5] = count(); }}"
     told = run(text, lambda: call(3), ask=True)
     ((key, value),) = told.of("").items()
@@ -423,7 +423,7 @@ def test_types() -> None:
 
 
 def joined(several: list[Program]) -> Program:
-    """Return one program that does what several do, under other names."""
+    """Return one program that does the work of several, under other names."""
     names = [
         {name: f"p{number}_{name}" for name in each.functions}
         for number, each in enumerate(several)
@@ -452,11 +452,11 @@ def joined(several: list[Program]) -> Program:
 )
 @given(st.lists(programs(), min_size=6, max_size=6).map(joined))
 def check_programs(program: Program) -> None:
-    """Run generated programs, and compare what they tell with their model."""
+    """Run generated programs, and compare their output with their model."""
     told = run(program.text, lambda: None)
     assert told.status == 0, told.errors
     expected = program.expected()
-    # Averages below 0 are told where they are of one value alone.
+    # Negative averages are only known if they are of one value.
     below = {
         each
         for each, value in expected.items()
@@ -473,5 +473,5 @@ def check_programs(program: Program) -> None:
 
 
 def test_generated() -> None:
-    """What generated programs count equals what a model of them counts."""
+    """Generated programs count the same as their model."""
     check_programs()

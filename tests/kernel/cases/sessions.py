@@ -1,4 +1,4 @@
-"""Many sessions at once."""
+"""Many sessions at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_fifteen_sessions(
     listen: Listen,
     count_syns: CountSyns,
 ) -> None:
-    """Fifteen sessions, each on its port, and as many generators: each counts its own exactly."""
+    """Fifteen sessions count fifteen floods, each exactly the SYNs of its own port."""
     watched = ports(15)
     running = exporter({"source": "dtrace", "listeners": [{"port": port} for port in watched]})
     assert len(running.pids()) == 16
@@ -30,7 +30,7 @@ def test_fifteen_sessions(
         assert int(sent) == SYNS
         syns.wait(port, SYNS)
     metrics = running.settle()
-    # One that was ended, for it had no heartbeat, takes with it what it had not told.
+    # A session that is ended for a missing heartbeat would lose its last counts.
     assert not any(restarts for _, restarts in metrics.select("dtrace_session_restarts_total"))
     counted = {port: metrics.value("dtrace_tcp_listen_syns_total", port=port) for port in watched}
     assert counted == dict.fromkeys(watched, SYNS)

@@ -1,4 +1,4 @@
-"""A long life: traffic, reloads, kills and scrapes all at once, and nothing that grows."""
+"""A long run with traffic, reloads, kills and scrapes, in which nothing grows."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SYNS = "dtrace_tcp_listen_syns_total"
 ESTABLISHED = "dtrace_tcp_listen_established_total"
 ACCEPTS = "dtrace_tcp_listen_accepts_total"
 BURST, CONNECTIONS = 400, 20
-"""In each round: SYNs that nobody answers to one port, and connections to the other one."""
+"""In each round: unanswered SYNs to one port, and connections to the other."""
 RELOAD_SECONDS, KILL_SECONDS = 4, 20
 GROWTH = 6 << 20
-"""Bytes of resident memory that may come and go: the buffers of a scrape and of the allocator."""
+"""Bytes of resident memory that may vary, for the buffers of a scrape and of the allocator."""
 
 
 MOST_THREADS = 8
-"""The event loop's, and those that make the text of a scrape: two processors' default and one."""
+"""The event loop's thread, and those that render scrapes: by default two processors' and one."""
 
 
 class Process:
-    """What a process holds of the machine, followed over time.
+    """The resources that a process holds, followed over time.
 
     Args:
         pid: the process.
@@ -45,7 +45,7 @@ class Process:
         self.threads: list[int] = []
 
     def look(self) -> None:
-        """Take down what it has now."""
+        """Record the current resources."""
         pages = (self._proc / "statm").read_text().split()[1]
         self.resident.append(int(pages) * os.sysconf("SC_PAGE_SIZE"))
         self.descriptors.append(len(list((self._proc / "fd").iterdir())))
@@ -53,23 +53,24 @@ class Process:
 
     @property
     def growth(self) -> int:
-        """Bytes by which the memory of its last third is above that of its second one, least of
-        each: what was needed at some time is not what it keeps.
+        """The growth of memory in bytes: the least of the last third minus the least of the second.
+
+        The least of each is taken, because memory that was needed for a moment is not kept.
         """
         third = len(self.resident) // 3
         return min(self.resident[-third:]) - min(self.resident[third : 2 * third])
 
     def megabytes(self) -> str:
-        """Return the least and the most memory since the first third."""
+        """Return the least and the most memory after the first third."""
         later = self.resident[len(self.resident) // 3 :]
         return f"{min(later) / 1e6:.1f} to {max(later) / 1e6:.1f} MB"
 
 
 class Scraper(threading.Thread):
-    """Scrapes without a pause, and remembers each counter that fell.
+    """Scrapes all the time, and remembers each counter that fell.
 
     Args:
-        exporter: whose metrics.
+        exporter: the exporter to scrape.
     """
 
     def __init__(self, exporter: Exporter) -> None:
@@ -81,7 +82,7 @@ class Scraper(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Scrape until it is over."""
+        """Scrape until end() is called."""
         before: Metrics | None = None
         while not self._over.wait(0.5):
             try:
@@ -94,18 +95,18 @@ class Scraper(threading.Thread):
             self.scrapes += 1
 
     def end(self) -> None:
-        """Scrape no more."""
+        """Stop scraping."""
         self._over.set()
         self.join()
 
 
 def consumer(running: Exporter, session: str) -> int:
-    """Return a session's process, by what the log says."""
+    """Return the process ID of a session, as in the log."""
     return int(re.findall(rf'msg="session up" session={session} pid=(\d+)', running.log())[-1])
 
 
 def test_soak(exporter: StartExporter, ports: Ports, listen: Listen, count_syns: CountSyns) -> None:
-    """Flat memory, no descriptor or thread more, no counter that fell, and exact totals."""
+    """Memory stays flat, no descriptor or thread is added, no counter falls, totals are exact."""
     flooded, used = ports(2)
     listen(flooded, 64, HERE4)
     server = listen(used, 64, HERE4)
@@ -115,7 +116,7 @@ def test_soak(exporter: StartExporter, ports: Ports, listen: Listen, count_syns:
     watched, kept = Process(running.process.pid), Process(consumer(running, f"port-{used}"))
     scraper = Scraper(running)
     kills = reloads = rounds = 0
-    # One that is killed has no output, one that is stopped for good has no heartbeat.
+    # A killed process has no output, and a stopped one no heartbeat.
     ways = cycle([signal.SIGKILL, signal.SIGSTOP])
     began = reloaded = killed = time.monotonic()
     try:
@@ -136,7 +137,7 @@ def test_soak(exporter: StartExporter, ports: Ports, listen: Listen, count_syns:
                 reloads += 1
                 reloaded = time.monotonic()
             if time.monotonic() - killed > KILL_SECONDS:
-                # What came since its last tick goes with it, so let there be nothing.
+                # A kill loses all events since the last tick, so there must be none.
                 running.settle()
                 os.kill(consumer(running, f"port-{flooded}"), next(ways))
                 kills += 1

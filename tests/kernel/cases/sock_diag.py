@@ -1,4 +1,4 @@
-"""Without DTrace: the kernel's own numbers of each listener, read at the scrape."""
+"""Without DTrace: the kernel's own numbers of each listener, read at each scrape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_values(
     count_syns: CountSyns,
     held_back: HoldBack,
 ) -> None:
-    """Q0, Q, Qmax and drops are those of ss; what the kernel does not keep is not made up."""
+    """Q0, Q, Qmax and drops are those of ss, and what the kernel does not have is absent."""
     full, six = ports(2)
     syns = count_syns(full)
     running = exporter({"source": "sock_diag"})
@@ -41,7 +41,7 @@ def test_values(
         assert drops == queue.drops
     assert half_open(six) == 2
     ours = {name for name in metrics.names() if name.startswith("dtrace_tcp_")}
-    # Whose they are is known some time after they are opened.
+    # The owners are known some time after the sockets are opened.
     ours.discard("dtrace_tcp_listen_info")
     assert ours == {
         "dtrace_tcp_listen_q0_length",
@@ -61,7 +61,7 @@ def test_network_namespaces(
     clients: Clients,
     count_syns: CountSyns,
 ) -> None:
-    """A port in two network namespaces is two listeners, each as ss shows it there."""
+    """A port in two network namespaces is two listeners, each with the numbers of ss there."""
     syns = count_syns(port, netns=away)
     running = exporter(
         {
@@ -102,7 +102,7 @@ def test_a_dtrace_that_comes_later(
     count_syns: CountSyns,
     tmp_path: Path,
 ) -> None:
-    """After a reload DTrace counts, if it is there by then; no drop is lost, or counted twice."""
+    """After a reload DTrace counts if it has become available, and drops count exactly once."""
     syns = count_syns(port)
     command = tmp_path / "dtrace"
     running = exporter({"dtrace": {"command": [str(command)]}, "listeners": [{"port": port}]})

@@ -1,4 +1,4 @@
-"""A consumer that does not get to run, and one that is killed."""
+"""A consumer that cannot run for a while, and one that is killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOPPED_SECONDS = 20
 
 @pytest.mark.usefixtures("foreign")
 def test_stopped(exporter: StartExporter, port: int, listen: Listen, count_syns: CountSyns) -> None:
-    """A dtrace(1) that is stopped for 20 s under a flood has lost nothing, and is not restarted."""
+    """A dtrace(1) that is stopped for 20 s during a flood loses nothing and is not restarted."""
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     netstat, syns = Netstat(), count_syns(port)
     listen(port, 64, HERE4)
@@ -47,7 +47,7 @@ def test_stopped(exporter: StartExporter, port: int, listen: Listen, count_syns:
 
 @pytest.mark.usefixtures("foreign")
 def test_frozen(exporter: StartExporter, port: int, listen: Listen, count_syns: CountSyns) -> None:
-    """An exporter that is frozen with its sessions for 20 s has lost nothing, and none restarts."""
+    """An exporter frozen with its sessions for 20 s loses nothing and restarts none."""
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     netstat, syns = Netstat(), count_syns(port)
     listen(port, 64, HERE4)
@@ -67,7 +67,7 @@ def test_frozen(exporter: StartExporter, port: int, listen: Listen, count_syns: 
 
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    """Freeze processes together, as a container is paused; Documentation/admin-guide/cgroup-v2."""
+    """Freeze processes, as a paused container; see Documentation/admin-guide/cgroup-v2."""
     root = Path("/sys/fs/cgroup")
     group = root / "paused"
     group.mkdir()
@@ -89,7 +89,7 @@ def frozen(pids: list[int]) -> Iterator[None]:
 
 
 def test_killed(exporter: StartExporter, port: int) -> None:
-    """A dtrace(1) that is killed leaves no uprobe behind, and how long nobody counted is told."""
+    """A killed dtrace(1) leaves no uprobe, and the time without a session is exported."""
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     session = f"port-{port}"
     before = time.monotonic()

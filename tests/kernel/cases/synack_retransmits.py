@@ -1,4 +1,4 @@
-"""SYN-ACKs that are sent again, as the kernel counts them itself in the whole namespace."""
+"""Retransmitted SYN-ACKs, compared with the kernel's count for the whole namespace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRANSMITS = "dtrace_tcp_listen_synack_retransmits_total"
 def test_synack_retransmits(
     everything: Exporter, ports: Ports, listen: Listen, clients: Clients
 ) -> None:
-    """Those of each listener add up to TCPSynRetrans; who answers at once has none."""
+    """All listeners' retransmits add up to TCPSynRetrans; one with prompt clients has none."""
     everything.wait(
         "dtrace_session_feature_enabled", 1, session="all", feature="synack_retransmits"
     )
@@ -27,7 +27,7 @@ def test_synack_retransmits(
         clients.connect(3, none, HERE4)
         assert send_syns(few, 2, HERE4) == 2
         assert send_syns(many, 5, HERE6) == 5
-        # Each is sent again after one second, and after two more; in the end they are given up.
+        # Each is retransmitted after one second and after two more, and is then given up.
         until(lambda: half_open(few) == half_open(many) == 0, "the kernel gives them up")
     metrics = everything.settle()
     assert [metrics.value(RETRANSMITS, port=port) for port in (few, many, none)] == [4, 10, 0]

@@ -1,4 +1,4 @@
-"""The units of systemd/ under a real systemd, which runs these cases too: see ../systemd.sh."""
+"""The units of systemd/ under a real systemd, which also runs these cases; see ../systemd.sh."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SYNS = "dtrace_tcp_listen_syns_total"
 
 
 def systemctl(*words: str) -> str:
-    """Return what a call of systemctl prints, which has to succeed."""
+    """Run systemctl, which must succeed, and return its output."""
     done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, f"{words}: {done.stderr}{journal()}"
     return done.stdout.strip()
@@ -44,13 +44,13 @@ def show(name: str) -> str:
 
 
 def journal() -> str:
-    """Return what the journal has of the service."""
+    """Return the service's lines in the journal."""
     command = ["journalctl", "--no-pager", "-o", "cat", "-u", UNIT]
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def get(path: str) -> tuple[int, str]:
-    """Return status and body of a request; status 0 when nobody answers."""
+    """Return the status and body of a request; status 0 if there is no answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:9748{path}", timeout=30) as answer:
             return answer.status, answer.read().decode()
@@ -61,7 +61,7 @@ def get(path: str) -> tuple[int, str]:
 
 
 def wait_ready() -> None:
-    """Wait until the sessions are up, and systemd knows."""
+    """Wait until the sessions are up and systemd shows it."""
     try:
         until(lambda: get("/-/ready")[0] == 200, "/-/ready answers 200", READY_SECONDS, every=0.5)
         until(lambda: "2 of 2 sessions up" in show("StatusText"), "the status says it")
@@ -70,7 +70,7 @@ def wait_ready() -> None:
 
 
 def processes() -> dict[str, int]:
-    """Return the processes of the service by their names."""
+    """Return the processes of the service by name."""
     group = Path("/sys/fs/cgroup") / show("ControlGroup").lstrip("/") / "cgroup.procs"
     found = {}
     for pid in group.read_text().split():
@@ -79,7 +79,7 @@ def processes() -> dict[str, int]:
 
 
 def counts(port: int, listen: Listen, clients: Clients) -> None:
-    """Show that a listener's SYNs are counted."""
+    """Check that a listener's SYNs are counted."""
     listen(port, 8)
     clients.connect(3, port)
     until(
@@ -90,7 +90,7 @@ def counts(port: int, listen: Listen, clients: Clients) -> None:
 
 
 def test_boot(port: int, listen: Listen, clients: Clients) -> None:
-    """Enabled, it is there after the boot, counts, and has no more than its unit leaves it."""
+    """The enabled service starts at boot, counts, and has only the rights that its unit leaves."""
     assert systemctl("is-enabled", UNIT) == "enabled"
     wait_ready()
     assert show("NRestarts") == "0"
@@ -99,13 +99,13 @@ def test_boot(port: int, listen: Listen, clients: Clients) -> None:
     main, consumer = int(show("MainPID")), processes()["dtrace"]
     for pid in (main, consumer):
         status = Path(f"/proc/{pid}/status").read_text()
-        # CAP_SYS_ADMIN is 21, CAP_SYSLOG 34. Without CAP_SETPCAP the unit's bound stays, with
-        # CAP_SYS_PTRACE, 19, which no program can get any more.
+        # CAP_SYS_ADMIN is 21, CAP_SYSLOG 34. Without CAP_SETPCAP the unit's bounding set stays,
+        # with CAP_SYS_PTRACE, 19, which no program can get any more.
         for kind, more in (("Prm", 0), ("Eff", 0), ("Bnd", 1 << 19)):
             assert f"Cap{kind}:\t{1 << 21 | 1 << 34 | more:016x}\n" in status
         assert "NoNewPrivs:\t1\n" in status
         assert "Seccomp:\t2\n" in status
-    # What its unit hides is an empty file or directory that nobody may open.
+    # A path that the unit hides is an empty file or directory without permissions.
     for secret in ("etc/shadow", "etc/wireguard", "run/systemd/private"):
         state = Path(f"/proc/{main}/root/{secret}").stat()
         assert (stat.S_IMODE(state.st_mode), state.st_uid) == (0, 0), secret
@@ -120,14 +120,14 @@ def test_boot(port: int, listen: Listen, clients: Clients) -> None:
 
 
 def by_ss(port: int) -> str:
-    """Return the cgroup of a port's listener, by ss(8)."""
+    """Return the cgroup of a port's listener, as in ss(8)."""
     command = ["ss", "-Hltn", "--cgroup", "sport", "=", f":{port}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return "".join(re.findall(r"cgroup:(\S+)", done.stdout))
 
 
 def test_owners(port: int) -> None:
-    """A listener in a unit, and one that systemd has opened for a unit, have systemctl's names."""
+    """Listeners of a unit, and of a socket that systemd opened, have the unit's name."""
     wait_ready()
     server = f"import socket, time; s = socket.create_server(('', {port})); time.sleep(600)"
     run = ["systemd-run", "--quiet", "--collect"]
@@ -158,7 +158,7 @@ def test_owners(port: int) -> None:
 
 
 def test_verify() -> None:
-    """Nothing is found wrong with the units, and the service is rated as the guide says."""
+    """The units are valid, and the service's exposure level is the one in the guide."""
     analyze = ["systemd-analyze", "--no-pager"]
     done = subprocess.run(
         [*analyze, "verify", "--man=no", UNIT, SOCKET], capture_output=True, text=True
@@ -171,7 +171,7 @@ def test_verify() -> None:
 
 
 def test_reload() -> None:
-    """A reload is one, by the process that there is; a wrong file changes nothing."""
+    """A reload keeps the process, and a bad file changes nothing."""
     wait_ready()
     main, consumer = show("MainPID"), processes()["dtrace"]
     good = CONFIG.read_text()
@@ -188,7 +188,7 @@ def test_reload() -> None:
 
 
 def test_watchdog() -> None:
-    """A service whose event loop stands still is ended by the watchdog and started again."""
+    """If the event loop stops, the watchdog ends the service, and systemd restarts it."""
     wait_ready()
     had = processes()
     main = int(show("MainPID"))
@@ -201,7 +201,7 @@ def test_watchdog() -> None:
 
 
 def test_stop() -> None:
-    """It stops at once and cleanly, with all that it had started."""
+    """The service stops at once and cleanly, with all of its processes."""
     wait_ready()
     had = processes()
     assert "dtrace" in had
@@ -211,7 +211,7 @@ def test_stop() -> None:
 
 
 def test_bad_configuration() -> None:
-    """With a wrong file it does not start, says where it is wrong, and is not tried again."""
+    """With a bad file the service does not start, says where the error is, and is not restarted."""
     good = CONFIG.read_text()
     CONFIG.write_text("listeners: [{port: 0}]\n")
     try:
@@ -226,15 +226,15 @@ def test_bad_configuration() -> None:
 
 
 def test_socket_and_ssh(port: int, listen: Listen, clients: Clients) -> None:
-    """By the socket unit the first connection starts it, and is answered when it has started.
+    """With the socket unit, the first connection starts the service and waits for its answer.
 
-    Another host can be watched from within the unit: ssh runs there.
+    The service can watch another host, because ssh runs inside the unit.
     """
     arguments, config = ARGUMENTS.read_text(), CONFIG.read_text()
     ARGUMENTS.write_text(arguments.replace('yml"', 'yml --web.systemd-socket"'))
     far = Far("east")
     try:
-        # Where the service can read it: it has no home.
+        # A place that the service can read, because it has no home.
         here = shutil.copytree(far.directory, CONFIG.parent / "east")
         ssh_config = (here / "ssh_config").read_text().replace(str(far.directory), str(here))
         (here / "ssh_config").write_text(ssh_config)
@@ -250,7 +250,7 @@ def test_socket_and_ssh(port: int, listen: Listen, clients: Clients) -> None:
         wait_ready()
         counts(port, listen, clients)
         assert "ssh" in processes()
-        # While it is down, connections wait.
+        # During the restart, connections wait.
         systemctl("restart", UNIT)
         assert get("/-/healthy") == (200, "healthy\n")
         systemctl("stop", SOCKET, UNIT)
@@ -275,7 +275,7 @@ def test_socket_and_ssh(port: int, listen: Listen, clients: Clients) -> None:
     ids=["CAP_SYS_ADMIN", "root"],
 )
 def test_privileges(less: list[str], says: str) -> None:
-    """Without CAP_SYS_ADMIN, or as somebody else with all capabilities, dtrace(1) refuses."""
+    """Without CAP_SYS_ADMIN, or as another user with all capabilities, dtrace(1) refuses."""
     done = subprocess.run(
         ["setpriv", *less, *COMMAND, "check"], capture_output=True, text=True, timeout=400
     )

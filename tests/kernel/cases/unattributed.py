@@ -1,4 +1,4 @@
-"""What the kernel has dropped and no counter has, listener by listener and in all."""
+"""Drops that the kernel counts but the exporter does not, for one listener and in all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 def refused(listener: socket.socket, count: int) -> None:
-    """Have the kernel discard so many SYNs before TCP looks at them."""
+    """Let the kernel discard some SYNs before TCP sees them."""
     code = ctypes.create_string_buffer(NOTHING)
     program = struct.pack("HP", 1, ctypes.addressof(code))
     listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
@@ -33,7 +33,7 @@ def refused(listener: socket.socket, count: int) -> None:
 
 
 def deferred(listener: socket.socket, count: int) -> None:
-    """Have the kernel discard the first ACK of so many connections, none of which is dropped."""
+    """Let the kernel discard the first ACK of some connections, none of which is dropped."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     for _ in range(count):
         with socket.create_connection((HERE4, listener.getsockname()[1])) as client:
@@ -42,9 +42,9 @@ def deferred(listener: socket.socket, count: int) -> None:
 
 
 def unseen(listener: socket.socket, count: int) -> None:
-    """Have the kernel drop so many SYNs before the function that a session watches.
+    """Let the kernel drop some SYNs before the function that a session watches.
 
-    It never answers those to a broadcast address: net/ipv4/tcp_ipv4.c, tcp_v4_conn_request().
+    It never answers SYNs to a broadcast address: net/ipv4/tcp_ipv4.c, tcp_v4_conn_request().
     """
     send_syns(listener.getsockname()[1], count, BROADCAST)
 
@@ -52,7 +52,7 @@ def unseen(listener: socket.socket, count: int) -> None:
 def check_missing(
     running: Exporter, port: int, listener: socket.socket, discard: Callable[..., None]
 ) -> None:
-    """Check that what is dropped unseen is told, and not the more that is discarded before."""
+    """Check that only unseen drops are exported as unattributed, and no packets discarded before."""
 
     def missing() -> float | None:
         return running.value(UNATTRIBUTED, session=f"port-{port}", kind="drops")
@@ -71,7 +71,7 @@ def check_missing(
 
 @pytest.mark.usefixtures("foreign")
 def test_of_a_port(exporter: StartExporter, port: int, listen: Listen, clients: Clients) -> None:
-    """Drops for a full Q are all counted; SYNs to a broadcast address are missing."""
+    """All drops for a full Q are counted, and SYNs to a broadcast address are unattributed."""
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     listener = listen(port, 1, "0.0.0.0")
     netstat = Netstat()
@@ -86,7 +86,7 @@ def test_of_a_port(exporter: StartExporter, port: int, listen: Listen, clients: 
 
 @pytest.mark.usefixtures("foreign")
 def test_deferred(exporter: StartExporter, port: int, listen: Listen) -> None:
-    """No connection of a listener with TCP_DEFER_ACCEPT is missing."""
+    """With TCP_DEFER_ACCEPT, no connection counts as an unattributed drop."""
     listener = listen(port, 64, "0.0.0.0")
     running = exporter({"source": "dtrace", "listeners": [{"port": port}]})
     check_missing(running, port, listener.socket, deferred)
