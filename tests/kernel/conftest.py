@@ -1,4 +1,4 @@
-"""Collection of the kernel tests: the cases themselves run inside the guests only."""
+"""Collection of the kernel tests; the cases themselves run only inside the guests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ collect_ignore = ["cases", "lab"]
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Give the cases' figures, and say which guests had to be booted again, or were not at all."""
+    """Print the cases' figures, and which guests were booted again or not at all."""
     for note in guest.notes:
         terminalreporter.write_line(note)
     for death in guest.deaths:

@@ -1,6 +1,6 @@
 """Builds and boots the guests: Debian with a real DTrace under the kernels of its releases.
 
-For people: ``python tests/kernel/guest.py build`` and ``python tests/kernel/guest.py shell 6.12``.
+By hand: ``python tests/kernel/guest.py build`` and ``python tests/kernel/guest.py shell 6.12``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LEFT_OUT = (
 )
 SYSTEMD = "systemd"
 SYSTEMD_FILES = "usr/lib/systemd"
-"""The files that a machine with systemd has beside the base."""
+"""The files that a machine with systemd has in addition to the base."""
 EXTRAS = {"prometheus": ("prometheus", "promtool")}
 """The packages whose usr/bin some cases need, by the beginning of the case's name."""
 
@@ -121,7 +121,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Guest:
-    """What QEMU needs to boot one kernel: ``archives`` are unpacked over each other, in order."""
+    """The files that QEMU boots for a kernel; ``archives`` are unpacked over each other, in order."""
 
     kernel: str
     vmlinuz: Path
@@ -161,7 +161,7 @@ def build(kernel: str, extras: Iterable[str] = ()) -> Guest:
 
 
 def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
-    """Return what a kernel's guest needs besides the base.
+    """Return what a kernel's guest needs in addition to the base.
 
     Args:
         kernel: a key of KERNELS.
@@ -175,14 +175,14 @@ def extras_of(kernel: str, cases: Iterable[str] | None = None) -> list[str]:
 
 
 def machine(case: str) -> str:
-    """Return which machine of a kernel a case needs: MODEL, SYSTEMD or an empty string."""
+    """Return the machine that a case needs on its kernel: MODEL, SYSTEMD or an empty string."""
     if case.startswith(f"{SYSTEMD}::"):
         return SYSTEMD
     return MODEL if wants_model(case) else ""
 
 
 def wants_model(case: str) -> bool:
-    """Return whether a case is one of those that need the model."""
+    """Return whether a case needs the model."""
     return case.startswith(MODEL_CASES)
 
 
@@ -214,10 +214,10 @@ def require_host() -> None:
 
 
 def initrd(guest: Guest, selection: Iterable[str], path: Path) -> None:
-    """Write a boot's initramfs: the guest's archives, then the working tree and what to run.
+    """Write a boot's initramfs: the guest's archives, the working tree and the cases to run.
 
     Args:
-        guest: what to boot.
+        guest: the guest to boot.
         selection: pytest arguments for the guest, from the directory of the cases.
         path: the file to write.
     """
@@ -260,19 +260,19 @@ def soak_seconds() -> int:
 
 
 def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
-    """Return the command that boots a guest; the serial ports are the caller's to add.
+    """Return the command that boots a guest; the caller adds the serial ports.
 
     Args:
-        guest: what to boot.
-        initrd_file: as ``initrd`` wrote it.
+        guest: the guest to boot.
+        initrd_file: the file that ``initrd`` wrote.
         mode: ``cases``, ``bench`` or ``shell``; init.sh reads it.
     """
     return [
         "qemu-system-x86_64",
         *("-M", "q35", "-smp", "2", "-m", "4096"),
-        # No hardware virtualisation: it is seldom there in CI. Without -cx16 QEMU 7.2 emulates
-        # cmpxchg16b wrongly now and then, and the kernel dies in its allocator. With a thread for
-        # each CPU one may still run code that the other has patched, and the kernel dies of int3.
+        # Hardware virtualisation is rare in CI. Without -cx16, QEMU 7.2 sometimes emulates
+        # cmpxchg16b wrongly, and the kernel dies in its allocator. With a thread for each CPU, one
+        # may still run code that the other has patched, and the kernel dies of int3.
         *("-accel", "tcg,thread=single", "-cpu", "Nehalem,-cx16"),
         *("-no-reboot", "-nic", "none", "-display", "none"),
         *("-kernel", str(guest.vmlinuz), "-initrd", str(initrd_file)),
@@ -308,7 +308,7 @@ def _missing() -> list[str]:
 
 
 def _cached(name: str, recipe: Iterable[str], make: Callable[[Path], None]) -> Path:
-    """Return the cache's directory for a recipe; ``make`` fills it when it is not there yet."""
+    """Return the cache's directory for a recipe; ``make`` fills it if it does not exist yet."""
     default = Path.home() / ".cache/dtrace-exporter/guest"
     cache = Path(os.environ.get("DTRACE_EXPORTER_CACHE", default))
     digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
@@ -370,7 +370,7 @@ def _build_linux(suite: str, flavour: str, directory: Path) -> None:
         root = scratch / "root"
         shutil.copytree(have, root / "usr/lib/modules", symlinks=True)
         (release,) = (root / "usr/lib/modules").iterdir()
-        # No guest has hardware; its drivers are nearly all that there is of some flavours.
+        # Guests have no hardware, and drivers are most of some flavours.
         for drivers in release.glob("kernel/drivers/*"):
             if drivers.name not in ("block", "net", "virtio"):
                 shutil.rmtree(drivers)
@@ -402,7 +402,7 @@ def _build_bench(directory: Path) -> None:
         for pattern in LEFT_OUT:
             for path in root.glob(pattern):
                 shutil.rmtree(path)
-        # Only what is new: nothing here was configured, and the base was.
+        # Only the new files: nothing is configured here, and the base is.
         for path in root.iterdir():
             if path.name != "usr":
                 path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
@@ -410,7 +410,7 @@ def _build_bench(directory: Path) -> None:
 
 
 def _release(vmlinuz: Path) -> str:
-    """Return a kernel's release, from its image's header: 6.12.9-cloud-amd64 for one."""
+    """Return a kernel's release from the header of its image, such as 6.12.9-cloud-amd64."""
     head = vmlinuz.read_bytes()[:0x10000]
     start = int.from_bytes(head[0x20E:0x210], "little") + 0x200
     return head[start : head.index(b" ", start)].decode()
@@ -450,7 +450,7 @@ def _build_model(suite: str, release: str, directory: Path) -> None:
 
 
 def _build_toolchain(suite: str, packages: list[str], directory: Path) -> None:
-    # Nothing is configured in it: a compiler only has to be there.
+    # Nothing in it is configured, because only a compiler is needed.
     _run(
         *("mmdebstrap", "--quiet", "--variant=extract"),
         *(f'--aptopt={key} "{value}"' for key, value in APT.items()),
@@ -466,7 +466,7 @@ def _build_toolchain(suite: str, packages: list[str], directory: Path) -> None:
 
 
 def _private_apt(suite: str, scratch: Path) -> list[str]:
-    """Return apt options that know one suite only and leave the machine's own lists alone."""
+    """Return apt options that use only one suite, and not the machine's own lists."""
     (scratch / "lists/partial").mkdir(parents=True)
     (scratch / "cache/archives/partial").mkdir(parents=True)
     (scratch / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
@@ -491,7 +491,8 @@ def _unpack(package: str, apt: list[str], scratch: Path) -> Path:
 
 def _archive(root: Path, path: Path) -> None:
     """Pack a tree as an initramfs archive."""
-    # The guest's root takes the mode of the last archive's, and not all there is root's.
+    # The guest's root directory gets the mode of the last archive's, and some programs in the
+    # guest are not root.
     root.chmod(0o755)
     subprocess.run(
         ["sh", "-c", 'find . | cpio -o -H newc --quiet -R 0:0 | zstd -q -1 -f -o "$0"', str(path)],

@@ -1,4 +1,4 @@
-"""Every case of cases/ under every kernel: the exporter and a real DTrace in a virtual machine."""
+"""Every case of cases/ on every kernel: the exporter and a real DTrace in a virtual machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 HERE = Path(__file__).resolve().parent
 BOOT_SECONDS = 240
 SILENT_SECONDS = 600
-"""Longer than lab.report lets a case run, with its fixtures."""
+"""Longer than lab.report lets a case and its fixtures run."""
 BOOTS = 3
 
 
@@ -36,16 +36,16 @@ def all_cases() -> list[str]:
 
 
 _building = threading.Lock()
-# An emulated machine keeps one processor busy; more of them would only make cases slow.
+# An emulated machine keeps one processor busy; more machines would only make cases slow.
 _running = threading.Semaphore(os.cpu_count() or 1)
 
 EVERYTHING = bool(os.environ.get("EVERY_KERNEL"))
 """Whether every case runs on every kernel that can run it; ``make kernel`` says so."""
 UNTIL = float(os.environ.get("KERNEL_UNTIL", "inf"))
-"""After this Unix time no more cases are run, and those that are left are named as such."""
+"""After this Unix time no more cases start, and those that are left are listed."""
 _TOO_LATE = "not before the time of KERNEL_UNTIL"
 
-# What depends on how a kernel does it: all else is run on one of them.
+# Cases that depend on the kernel's implementation; all others run on one kernel.
 _BY_KERNEL = (
     "addresses",
     "backlog",
@@ -62,7 +62,7 @@ _BY_KERNEL = (
     "unattributed",
 )
 
-# What needs its own exporters only, and a machine of its own for the sake of time.
+# Cases that need only their own exporters, and a machine of their own to save time.
 _ALONE = (
     "prometheus_alerts",
     "prometheus_verdicts",
@@ -74,22 +74,23 @@ _ALONE = (
 )
 
 Group = tuple[str, str]
-"""Which cases share a machine: those of a kernel that need nothing special, or the same; and those
-that have one of their own."""
+"""A kernel and a machine. Cases of a kernel share a machine if they need nothing special or the
+same extras; some have a machine of their own.
+"""
 
 
 def group(kernel: str, case: str) -> Group:
-    """Return which machine a case runs in."""
+    """Return the machine in which a case runs."""
     return kernel, guest.machine(case) or ("alone" if file_of(case) in _ALONE else "")
 
 
 def file_of(case: str) -> str:
-    """Return the file that a case is in, without its ending."""
+    """Return the file that has a case, without its suffix."""
     return case.partition("::")[0]
 
 
 def runs_on(kernel: str, case: str) -> bool:
-    """Tell whether a case is run on a kernel."""
+    """Tell whether a case runs on a kernel."""
     if kernel == guest.REALTIME or case.startswith(guest.REALTIME_CASES):
         return kernel == guest.REALTIME and case.startswith(guest.REALTIME_CASES)
     if kernel == guest.MODEL_KERNEL:
@@ -100,12 +101,12 @@ def runs_on(kernel: str, case: str) -> bool:
 
 
 class Run:
-    """One boot of a guest; the results come in while it runs.
+    """One boot of a guest; the results arrive while it runs.
 
     Args:
         kernel: a key of guest.KERNELS.
-        cases: which cases to run in it.
-        logs: a directory for what the console and the second serial port say.
+        cases: the cases to run in it.
+        logs: a directory for the output of the console and of the second serial port.
     """
 
     def __init__(self, kernel: str, cases: list[str], logs: Path) -> None:
@@ -121,7 +122,7 @@ class Run:
         self._thread.start()
 
     def result(self, case: str) -> dict[str, Any]:
-        """Wait for a case's result; keys are ``outcome`` and ``text``."""
+        """Wait for a case's result; its keys are ``outcome`` and ``text``."""
         with self._change:
             self._change.wait_for(lambda: case in self._results or self._ended)
             if case in self._results:
@@ -129,12 +130,12 @@ class Run:
             end = self._ended
             assert end is not None
             if end["outcome"] == "failed":
-                # The console once is enough.
+                # Show the console only once.
                 self._ended = {"outcome": "failed", "text": end["text"].partition("\n")[0]}
             return end
 
     def cancel(self) -> None:
-        """End the guest, at whatever point it is."""
+        """End the guest at any point."""
         self._cancelled = True
         if self._qemu is not None:
             self._qemu.kill()
@@ -148,12 +149,12 @@ class Run:
                     end = self._boot()
                 if not (end.get("died") and self._left()):
                     break
-                # The emulation is not perfect: now and then a kernel trips over an int3 that it
-                # had patched out, or dies before init. A fault of ours comes again.
+                # The emulation is not perfect: sometimes a kernel hits an int3 that it had patched out, or
+                # dies before init. A real fault occurs again.
                 first = end["text"].partition("\n")[0]
                 guest.deaths.append(f"Linux {self._kernel}: {first}, in {self._left()[0]}")
         except guest.UnavailableError as error:
-            # Where it is known that guests can run, not running them is a failure.
+            # Where guests are known to run, it is a failure if they do not.
             outcome = "failed" if os.environ.get("CI") else "skipped"
             guest.left_out.append(f"Linux {self._kernel}: {error}")
             end = {"outcome": outcome, "text": str(error)}
@@ -198,7 +199,7 @@ class Run:
         return {"outcome": "skipped", "text": _TOO_LATE}
 
     def _read(self, report: Path) -> tuple[bool, str]:
-        """Read the report while it grows; return whether the guest died, and how it ended."""
+        """Read the report while it grows; return whether the guest died, and how the run ended."""
         assert self._qemu is not None
         offset = 0
         deadline = time.monotonic() + BOOT_SECONDS
@@ -231,7 +232,7 @@ class Run:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of every case under every kernel that can run it."""
+    """Create a test of every case for every kernel that can run it."""
     pairs = [
         (kernel, case) for kernel in guest.KERNELS for case in all_cases() if runs_on(kernel, case)
     ]

@@ -15,10 +15,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Kept(NamedTuple):
-    """How long and how often a program has run while statistics were enabled.
+    """How long and how often a program ran while statistics were enabled.
 
-    A run that ends at once, because another program of the same consumer runs on the CPU, counts as
-    well.
+    A run counts even if it ends at once because another program of the same consumer runs on the
+    CPU.
     """
 
     ns: int

@@ -68,7 +68,7 @@ class Consumer:
             self._take(line)
 
     def end(self) -> str:
-        """End it, read its last rows, and return its other output."""
+        """End dtrace(1), read its last rows, and return its other output."""
         self._process.send_signal(signal.SIGTERM)
         assert self._process.stderr is not None
         errors = self._process.stderr.read()
@@ -78,12 +78,12 @@ class Consumer:
         return errors
 
     def kill(self) -> None:
-        """End it in any case."""
+        """Kill dtrace(1)."""
         self._process.kill()
         self._process.wait()
 
     def caught_up(self) -> bool:
-        """Return whether every line that has been printed so far is taken."""
+        """Return whether every line that has been printed so far is read."""
         return self._lines.empty()
 
     def _read(self) -> None:
@@ -110,7 +110,7 @@ class Consumer:
 
 @contextmanager
 def consumer(*options: str) -> Iterator[Consumer]:
-    """Run one that is ready; the arguments are Consumer's."""
+    """Run a Consumer that is ready; the arguments are Consumer's."""
     made = Consumer(options)
     try:
         made.until(lambda: made.rows_of_tick >= 0, "the first tick")

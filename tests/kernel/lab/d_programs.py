@@ -42,7 +42,7 @@ class Program:
         return f"{function}({', '.join(map(str, arguments.get(function, [value])))})"
 
     def expected(self) -> dict[tuple[str, tuple[str, ...]], Value]:
-        """Return the values of all aggregations by name and keys; of tables what is not empty."""
+        """Return the values of all aggregations by name and keys; tables without empty lines."""
         gathered: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for name, keys, value in self.put:
             gathered.setdefault((name, tuple(map(str, keys))), []).append(value)
@@ -50,7 +50,7 @@ class Program:
 
 
 def _keys(keys: Keys) -> str:
-    # All 64 bits of it, as a long literal alone does not make the others of its place long.
+    # All 64 bits, because a long literal does not make other keys at its place long.
     written = (f'"{key}"' if isinstance(key, str) else f"(int64_t){key}" for key in keys)
     return f"[{', '.join(written)}]" if keys else ""
 

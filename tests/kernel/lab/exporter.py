@@ -22,8 +22,9 @@ from lab.waiting import until
 
 READY_SECONDS = 400
 LEFT_SECONDS = 15
-"""How long consumers may live on, in seconds. They notice within a second that nobody reads their
-output; then an emulated kernel needs 2 to 4 seconds for each to detach its probes."""
+"""How long consumers may live on, in seconds. They notice within a second that their output is not
+read; an emulated kernel then needs 2 to 4 seconds for each to detach its probes.
+"""
 UP = "dtrace_session_up"
 LAST_RECORD = "dtrace_session_last_record_timestamp_seconds"
 COMMAND = [sys.executable, "-m", "dtrace_exporter"]
@@ -53,7 +54,7 @@ class Metrics:
         ]
 
     def value(self, name: str, **labels: object) -> float | None:
-        """Return the value of the one sample that fits, None when none does."""
+        """Return the value of the only sample that fits, or None if none does."""
         found = self.select(name, **labels)
         assert len(found) <= 1, f"{name}{labels} fits {len(found)} samples: {found}"
         return found[0][1] if found else None
@@ -73,7 +74,7 @@ class Metrics:
         return bounds
 
     def fell_since(self, before: Metrics) -> dict[str, tuple[float, float | None]]:
-        """Return our counters that have fallen or disappeared: value before, and value now."""
+        """Return dtrace_ counters that fell or disappeared: the value before and the value now."""
         now = self._counters()
         return {
             f"{name}{sorted(labels)}": (was, now.get((name, labels)))
@@ -147,7 +148,7 @@ class Exporter:
         self.config_file.write_text(text)
 
     def get(self, path: str, method: str = "GET") -> tuple[int, str]:
-        """Return status and body of a request; status 0 when nobody answers."""
+        """Return status and body of a request; status 0 if there is no answer."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -172,7 +173,7 @@ class Exporter:
             raise AssertionError(f"{error}\n{self.log()}") from None
 
     def wait_answers(self) -> None:
-        """Wait until the web server answers, whatever the sessions do."""
+        """Wait until the web server answers, even if sessions are down."""
         until(lambda: self.get("/-/healthy")[0] == 200, "/-/healthy answers 200", READY_SECONDS)
 
     def reload(self) -> int:
@@ -187,13 +188,13 @@ class Exporter:
         return Metrics(text)
 
     def value(self, name: str, **labels: object) -> float | None:
-        """Scrape, and return the value of the one sample that fits, None when none does."""
+        """Scrape, and return the value of the only sample that fits, or None if none does."""
         return self.metrics(name).value(name, **labels)
 
     def wait(
         self, name: str, expected: float | None, seconds: float = 60.0, **labels: object
     ) -> None:
-        """Wait until the one sample that fits has the expected value, or is absent for None."""
+        """Wait until the only sample that fits has the expected value, or for None is absent."""
         last: list[float | None] = []
 
         def equal() -> bool:
@@ -206,7 +207,7 @@ class Exporter:
             raise AssertionError(f"{error}; last value {last}\n{self.log()[-2000:]}") from None
 
     def settle(self) -> Metrics:
-        """Wait until everything that has happened so far is in the metrics; return them."""
+        """Wait until all events so far are in the metrics, and return the metrics."""
         since = time.time() + SETTLE_SECONDS
 
         def told() -> bool:
@@ -220,7 +221,7 @@ class Exporter:
         return self.metrics()
 
     def pids(self) -> list[int]:
-        """Return the processes of its sessions, oldest first."""
+        """Return the process IDs of the sessions, oldest first."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -234,7 +235,7 @@ class Exporter:
         return sorted(found)
 
     def log(self) -> str:
-        """Return what it has written to its log."""
+        """Return the content of the exporter's log."""
         return self.log_file.read_text(errors="replace")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -247,7 +248,7 @@ class Exporter:
             self.pids()
             self.process.send_signal(number)
         try:
-            # To detach hundreds of probes takes an emulated machine a while.
+            # An emulated machine takes a while to detach hundreds of probes.
             status = self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
@@ -264,11 +265,11 @@ class Exporter:
 StartExporter = Callable[..., Exporter]
 """The fixture ``exporter``: takes what Exporter takes, and ``ready=False`` not to wait."""
 SETTLE_SECONDS = 2.5
-"""A row that is printed so many seconds after an event has it for certain: two and a half ticks."""
+"""A row printed this many seconds after an event certainly has it: two and a half ticks."""
 
 
 def run(*args: str, config: Config | None = None, **options: Any) -> tuple[int, str]:
-    """Run a command of the exporter to its end; return exit status and all it printed."""
+    """Run a command of the exporter to its end; return the exit status and its output."""
     with tempfile.TemporaryDirectory(prefix="exporter-") as directory:
         os.chmod(directory, 0o755)  # noqa: PTH101
         words = [*COMMAND, *args]
@@ -288,7 +289,7 @@ def run(*args: str, config: Config | None = None, **options: Any) -> tuple[int, 
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 

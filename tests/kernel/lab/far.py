@@ -1,4 +1,4 @@
-"""Hosts that are watched from here: each has its own sshd, at the far end of its own cable.
+"""Remote hosts for the cases: each has its own sshd, at the far end of its own cable.
 
 They share this machine's kernel, so the dtrace(1) of each of them, and the local one, see all
 listeners of this machine.
@@ -36,7 +36,7 @@ Host *
 """
 """The near side's ssh_config, as in docs/remote-hosts.md; a test compares the two."""
 ALIVE_SECONDS = 4 * (2 + 1)
-"""How long ssh takes with this to give up a silent server, in seconds."""
+"""After this many seconds, ssh with this configuration gives up a silent server."""
 
 _numbers = itertools.count()
 
@@ -99,12 +99,12 @@ class Far:
         return self.directory / "sshd.log"
 
     def command(self, *options: str, dtrace: tuple[str, ...] = (DTRACE,)) -> list[str]:
-        """Return the command that runs dtrace(1) there; ``options`` are for ssh."""
+        """Return the command that runs dtrace(1) on this host; ``options`` are for ssh."""
         config = self.directory / "ssh_config"
         return ["ssh", "-F", str(config), *options, self.name, *dtrace]
 
     def trust(self, public_key: Path) -> None:
-        """Let ssh accept only one key of the host."""
+        """Let ssh accept only this key for the host."""
         line = f"{self.address} {public_key.read_text()}"
         (self.directory / "known_hosts").write_text(line)
 
@@ -124,17 +124,17 @@ class Far:
 
     @contextlib.contextmanager
     def slow(self, milliseconds: int, kilobytes: int) -> Iterator[None]:
-        """Delay packets, and limit how many kilobytes pass in a second, in each direction."""
+        """Delay packets, and limit the kilobytes per second, in each direction."""
         with self._emulated("delay", f"{milliseconds}ms", "rate", f"{8 * kilobytes}kbit"):
             yield
 
     def give_up_soon(self) -> None:
-        """Let its TCP give up a silent peer after seconds instead of 15 minutes."""
+        """Let the host's TCP give up a silent peer after seconds instead of 15 minutes."""
         netns = f"--net=/run/netns/{self._cable}"
         _run("nsenter", netns, "sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5")
 
     def close(self) -> None:
-        """Remove it with everything that runs there."""
+        """Remove the host and everything that runs on it."""
         left = [self._sshd.pid, *_descendants(self._sshd.pid)]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -154,7 +154,7 @@ class Far:
         for ip, this, other in ((["ip"], 0, 1), (["ip", "-n", name], 1, 0)):
             _run(*ip, "address", "add", f"{ends[this]}/30", "dev", name)
             _run(*ip, "link", "set", name, "up")
-            # As behind a router: nobody reports that a host on a cut cable does not answer.
+            # As behind a router, no error is sent if the host on a cut cable does not answer.
             neighbour = ("lladdr", macs[other], "dev", name, "nud", "permanent")
             _run(*ip, "neigh", "replace", ends[other], *neighbour)
 
@@ -189,7 +189,7 @@ def near_ends(exporter: Exporter) -> list[int]:
 
 
 def settle(exporter: Exporter) -> Metrics:
-    """Wait until everything so far is in the metrics of all sessions that are up."""
+    """Wait until all events so far are in the metrics of all sessions that are up."""
     since = time.time() + SETTLE_SECONDS
 
     def told() -> bool:
@@ -203,19 +203,19 @@ def settle(exporter: Exporter) -> Metrics:
 
 
 def gone_after(pids: list[int], seconds: float) -> float:
-    """Wait until processes are gone; return how many seconds it took."""
+    """Wait until processes have ended; return how many seconds it took."""
     start = time.monotonic()
     until(lambda: not any(runs(pid) for pid in pids), f"{pids} are gone", seconds)
     return time.monotonic() - start
 
 
 def note(text: str) -> None:
-    """Write a measurement to the guest's console, which is in the log of a run."""
+    """Write a measurement to the guest's console, which is in the run's log."""
     Path("/dev/console").write_text(f"measured: {text}\n")
 
 
 def _descendants(ancestor: int, name: str = "") -> list[int]:
-    """Return the descendants of a process that have a name, oldest first."""
+    """Return the descendants of a process with a name, oldest first."""
     parents: dict[int, tuple[int, str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

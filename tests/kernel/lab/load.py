@@ -1,8 +1,8 @@
 """Thousands of connections between two CPUs, and packets that arrive in an interrupt.
 
-Over the loopback interface the sender itself handles a packet after it has sent it. With receive
-packet steering another CPU handles it in an interrupt, whatever this CPU is doing. This is like a
-network interface.
+On the loopback interface, the sender itself handles a packet after sending it. With receive packet
+steering another CPU handles it in an interrupt, whatever that CPU is doing, as it is with a network
+interface.
 
 Run as a program: ``serve PORT COUNT CPU`` accepts and closes, ``connect ADDRESS PORT COUNT CPU``
 connects and closes, ``spin PORT CPU`` calls accept() without waiting, for connections that never
@@ -26,7 +26,7 @@ def steered(interface: str, cpu: int, netns: str | None = None) -> Iterator[None
     path = f"/sys/class/net/{interface}/queues/rx-0/rps_cpus"
     write = f"echo {1 << cpu:x} >{path}"
     undo = f"echo 0 >{path}"
-    # sysfs has the devices of the namespace that it was mounted in.
+    # sysfs has the devices of the namespace in which it was mounted.
     inside = ("ip", "netns", "exec", netns) if netns else ()
     subprocess.run([*inside, "sh", "-c", write], check=True)
     try:

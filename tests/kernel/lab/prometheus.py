@@ -101,11 +101,11 @@ class Prometheus:
             return None
 
     def log(self) -> str:
-        """Return the end of its log."""
+        """Return the end of the server's log."""
         return self._log_file.read_text(errors="replace")[-4000:]
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server and remove its files."""
         self._process.terminate()
         self._process.wait()
         self._directory.cleanup()
@@ -130,11 +130,11 @@ def hasten(rules: str, times: int) -> str:
 
 
 def shorten(rules: str, times: int) -> str:
-    """Return rules that look back only a fraction of the time: ranges, offsets, and ``>= 600``.
+    """Return rules that look back over shorter times: ranges, offsets, and ``>= 600``.
 
     Args:
         rules: the text of a file of rules.
-        times: how many times shorter; no range is less than a second.
+        times: the factor; no range becomes shorter than a second.
     """
 
     def shorter(found: re.Match[str]) -> str:

@@ -32,7 +32,7 @@ def _send(**fields: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Report something that people may want to know about a case that passes."""
+    """Report something of interest about a case that passes."""
     _send(event="note", text=text)
 
 
@@ -64,7 +64,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Tell a case's result once all of its parameters are done."""
+    """Report a case's result once all of its parameters are done."""
     name = case_of(nodeid)
     _left[name] -= 1
     if not _left[name]:
@@ -72,7 +72,7 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Tell that no more comes."""
+    """Report that no more results come."""
     _send(event="end")
 
 

@@ -1,4 +1,4 @@
-"""A user's own script under the real DTrace, as the exporter would run it, less the exporter."""
+"""A user's own script under the real DTrace, run as the exporter runs it, but without it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Value = int | Histogram
 
 @dataclass
 class Told:
-    """What one run of a script told; values by the aggregation's name and the keys."""
+    """The records of one run of a script; values by the aggregation's name and the keys."""
 
     values: dict[tuple[str, tuple[str, ...]], Value] = field(default_factory=dict)
     finals: int = 0
@@ -43,13 +43,13 @@ class Told:
 
 
 def counts(value: Value) -> Histogram:
-    """Return the lines of a table that have counted something."""
+    """Return the lines of a table that are not 0."""
     assert isinstance(value, tuple)
     return tuple((low, count) for low, count in value if count)
 
 
 def compiled(script: Script, arguments: Iterable[str] = ()) -> tuple[tuple[str, ...], ...]:
-    """Return the conversions of a script's keys, after asking dtrace(1) as the exporter does."""
+    """Return the conversions of a script's keys by asking dtrace(1), as the exporter does."""
     command = ["dtrace", *script.flags, "-e", "-s", "/dev/stdin", *arguments]
 
     async def ask(text: str) -> tuple[int, str]:
@@ -63,7 +63,7 @@ def compiled(script: Script, arguments: Iterable[str] = ()) -> tuple[tuple[str, 
 
 
 def likely(script: Script) -> tuple[tuple[str, ...], ...]:
-    """Return the conversions of a script whose keys have the types that they look like."""
+    """Return the conversions of a script if its keys have the types that they seem to have."""
 
     async def ask(_: str) -> tuple[int, str]:
         return 0, ""
@@ -83,11 +83,11 @@ def run(
 
     Args:
         text: the script.
-        during: what happens while it runs; at the tick after that it is ended.
-        arguments: those of the script.
+        during: is called while it runs; the tick after that ends it.
+        arguments: the script's arguments.
         options: more words for dtrace(1).
-        ask: whether dtrace(1) is asked for the types of keys, or they are what they look like.
-        ends_itself: whether it ends after that by itself.
+        ask: whether to ask dtrace(1) for the types of keys, and not to guess them.
+        ends_itself: whether the script ends by itself after that.
     """
     script = read("script.d", text)
     words = [str(each) for each in arguments]

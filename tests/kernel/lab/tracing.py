@@ -24,14 +24,14 @@ def tracing(
     *options: str,
     header: str = HEADER,
 ) -> Iterator[Path]:
-    """Run ``trace PORT`` with its output in a file; the block begins when it traces.
+    """Run ``trace PORT`` with its output in a file; the block starts once it traces.
 
     Args:
         port: the port.
         directory: where to put the output, and the configuration if there is one.
-        config: the configuration, None for none.
-        options: of the command.
-        header: the first line.
+        config: the configuration; None for none.
+        options: options of the command.
+        header: the first line of the output.
     """
     output = directory / f"{'-'.join(['trace', *options])}.csv"
     given = []
@@ -50,6 +50,6 @@ def tracing(
 
 
 def rows_of(output: Path) -> list[dict[str, str]]:
-    """Return the rows of a finished trace, each by its columns' names."""
+    """Return the rows of a trace, each by the names of its columns."""
     with output.open() as lines:
         return list(csv.DictReader(lines))

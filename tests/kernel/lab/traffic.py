@@ -1,4 +1,4 @@
-"""Listeners and clients, both well-behaved and others."""
+"""Listeners and clients, well-behaved and otherwise."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Clients:
         return times
 
     def fill(self, count: int, port: int, address: str = "127.0.0.1") -> None:
-        """Make connections, each only after the one before is in Q; nobody may accept meanwhile."""
+        """Make connections, each after the previous one is in Q; no accept() may run meanwhile."""
 
         def in_q() -> int:
             return sum(queue.q for queue in listen_queues(port))
@@ -136,7 +136,7 @@ class Clients:
     def knock(
         self, count: int, port: int, address: str = "127.0.0.1", netns: str | None = None
     ) -> None:
-        """Begin to connect, and let the kernel go on: it sends a SYN now and more of them later."""
+        """Start to connect without waiting; the kernel sends a SYN now and more of them later."""
         for _ in range(count):
             client = _socket(address, netns)
             self._knocking.append(client)
@@ -145,11 +145,11 @@ class Clients:
 
     @property
     def source_ports(self) -> list[int]:
-        """The local ports of the clients that have connected."""
+        """The local ports of the connected clients."""
         return [client.getsockname()[1] for client in self._connected]
 
     def give_up(self) -> None:
-        """End all attempts to connect: after this they send no more SYNs."""
+        """End all attempts to connect, so that they send no more SYNs."""
         for client in self._knocking:
             client.close()
         self._knocking.clear()
@@ -162,14 +162,14 @@ class Clients:
         address: str = "127.0.0.1",
         netns: str | None = None,
     ) -> None:
-        """Try to connect until each has sent its SYN again, by the counter; then give up."""
+        """Try to connect until the counter has each client's SYN twice, and then give up."""
         before = syns[port]
         self.knock(count, port, address, netns)
         until(lambda: syns[port] >= before + 2 * count, "every client sends its SYN again")
         self.give_up()
 
     def close(self) -> None:
-        """End all."""
+        """End all connections and attempts."""
         self.give_up()
         for client in self._connected:
             client.close()
@@ -179,8 +179,8 @@ class Clients:
 class HeldBack:
     """A client that got a SYN-ACK but whose final ACK does not arrive.
 
-    For the client it is connected, for the server the connection is half open. ``release`` lets its
-    segments through again and sends one.
+    The client is connected, and on the server the connection is half open. ``release`` lets the
+    client's segments through again and sends one.
 
     Args:
         port: the listener's port.
@@ -201,12 +201,12 @@ class HeldBack:
         self.socket.connect((address, port))
 
     def release(self) -> None:
-        """Let its segments through."""
+        """Let the client's segments through, and send one."""
         self._free()
         self.socket.send(b"x")
 
     def close(self) -> None:
-        """End it with a reset, so that nothing is left on either side."""
+        """End the connection with a reset, so that nothing is left on either side."""
         if self.socket.fileno() < 0:
             return
         self._free()
@@ -233,7 +233,7 @@ def send_syns(port: int, count: int, address: str = HERE4) -> int:
 
 
 def start_syns(port: int, count: int, address: str = HERE4) -> subprocess.Popen[str]:
-    """Start ``send_syns`` in a process, which prints how many were sent."""
+    """Start a process that sends SYNs as ``send_syns`` does, and prints how many were sent."""
     words = [SYNLOAD, address, port, next(_numbers), count]
     return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True)
 
@@ -252,7 +252,7 @@ def nowhere() -> Iterator[None]:
         ip("-6", "address", "add", f"{HERE6}/128", "dev", "nowhere", "nodad")
         ip("route", "add", "198.18.0.0/15", "dev", "nowhere")
         ip("-6", "route", "add", "2001:db8::/48", "dev", "nowhere")
-        # However late the machine handles them, no packet may be lost before TCP.
+        # However late the machine handles the packets, none may be lost before TCP.
         with sysctl("net.core.netdev_max_backlog", 1_000_000):
             yield
     finally:
@@ -296,7 +296,7 @@ def _socket(address: str, netns: str | None = None) -> socket.socket:
 
 @contextmanager
 def _inside(netns: str | None) -> Iterator[None]:
-    """Enter a network namespace with this thread only; sockets stay where they were made."""
+    """Let only this thread enter a network namespace; sockets stay where they were created."""
     if netns is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the kernel itself reports, by ways that are independent of the exporter."""
+"""The kernel's own reports, independent of the exporter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ListenQueue:
 
 
 def listen_queues(port: int, netns: str | None = None) -> list[ListenQueue]:
-    """Return the listening sockets of a port, by ss(8)."""
+    """Return the listening sockets of a port, as in ss(8)."""
     text = _in(netns, "ss", "-Hlntm", "sport", "=", f":{port}")
     # The second line of a socket has its memory: skmem:(r0,rb131072,...,d4), d for drops.
     return [
@@ -32,7 +32,7 @@ def listen_queues(port: int, netns: str | None = None) -> list[ListenQueue]:
 
 
 def unix_queues(path: str, netns: str | None = None) -> tuple[int, int]:
-    """Return Q and Qmax of the UNIX socket that listens at a path, from ss(8)."""
+    """Return Q and Qmax of the UNIX socket that listens at a path, as in ss(8)."""
     rows = [row.split() for row in _in(netns, "ss", "-xlH").splitlines()]
     ((q, qmax),) = [row[2:4] for row in rows if row[1] == "LISTEN" and row[4] == path]
     return int(q), int(qmax)
@@ -55,7 +55,7 @@ class Netstat:
         self._before = self._read()
 
     def __getitem__(self, counter: str) -> int:
-        """Return the increment of a TcpExt counter, ``ListenDrops`` for one."""
+        """Return the increment of a TcpExt counter, such as ``ListenDrops``."""
         return self._read()[counter] - self._before[counter]
 
     def _read(self) -> dict[str, int]:
@@ -70,7 +70,7 @@ def passive_opens(netns: str | None = None) -> int:
 
 
 def tcp_counter(name: str, netns: str | None = None) -> int:
-    """Return a counter of TCP in /proc/net/snmp of a network namespace."""
+    """Return a network namespace's TCP counter in /proc/net/snmp."""
     text = _in(netns, "cat", "/proc/net/snmp")
     lines = [line for line in text.splitlines() if line.startswith("Tcp:")]
     names, values = (line.split() for line in lines)
@@ -78,10 +78,10 @@ def tcp_counter(name: str, netns: str | None = None) -> int:
 
 
 def round_trips(port: int) -> list[int]:
-    """Return the round-trip times in us of a port's connections, by ss(8).
+    """Return the round-trip times in us of a port's connections, as in ss(8).
 
-    Of one that nobody has used it is that of the handshake, and those whose SYN-ACK was sent again,
-    which have none, are left out.
+    For an unused connection this is the time of the handshake. Connections whose SYN-ACK was
+    retransmitted have no such time, and are left out.
     """
     rows = _in(None, "ss", "-HntiO", "state", "established", "sport", "=", f":{port}")
     found = [

@@ -1,4 +1,4 @@
-"""Make increments of the counts in a program's rows that Linux' DTrace prints: see dtrace here."""
+"""Turns the cumulative counts in rows of Linux' DTrace into increments; see dtrace beside this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COUNTS = ("syn", "drop", "opened", "established", "left")
 
 
 def main() -> None:
-    """Copy standard input to standard output, less what rows of the same key have told before."""
+    """Copy standard input to standard output, with each count reduced by its earlier row's."""
     told: dict[str, int] = {}
     for line in sys.stdin:
         key, _, value = line.rpartition(" ")
