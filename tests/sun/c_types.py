@@ -1,4 +1,4 @@
-"""C types as D sees them: from the type information (BTF) of a kernel or a library, and D's own.
+"""C types in D: those in the type information (BTF) of a kernel or a library, and D's own.
 
 The format is that of Documentation/bpf/btf.rst in Linux.
 """
@@ -49,7 +49,7 @@ _TYPEDEFS = {
 
 
 class TypeInformationError(ValueError):
-    """Type information that is malformed, or of no kind known here."""
+    """Type information that is malformed or of an unknown kind."""
 
 
 @dataclass(eq=False, slots=True)
@@ -68,13 +68,13 @@ class Type:
 
     Args:
         kind: int, enum, pointer, array, struct, union, forward, typedef, function, void or string.
-        name: the tag of a struct, a typedef's or an integer's name.
-        size: in bytes; 0 where there is none.
-        signed: of an int.
-        to: what a pointer points to, an array consists of, a typedef stands for.
-        count: elements of an array.
-        members: of a struct or union.
-        values: of an enum.
+        name: the tag of a struct, or the name of a typedef or integer.
+        size: in bytes; 0 if there is none.
+        signed: whether an int is signed.
+        to: what a pointer points to, an array consists of, or a typedef stands for.
+        count: the number of elements of an array.
+        members: the members of a struct or union.
+        values: the values of an enum, by name.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Type:
 
     @property
     def target(self) -> Type:
-        """What it points to, consists of or stands for."""
+        """The type that this one points to, consists of or stands for."""
         assert self.to is not None
         return self.to
 
@@ -102,7 +102,7 @@ class Type:
 
     @property
     def by_reference(self) -> bool:
-        """Whether a value of this type is handed on as its address."""
+        """Whether a value of this type is passed as its address."""
         return self.base.kind in {"struct", "union", "array", "function", "forward", "string"}
 
     def __str__(self) -> str:
@@ -118,12 +118,12 @@ class Type:
         return f"struct {self.name}" if self.kind == "forward" else self.name
 
     def byte_size(self) -> int:
-        """Return its size, of arrays and typedefs too."""
+        """Return the size of the type, also of arrays and typedefs."""
         base = self.base
         return base.target.byte_size() * base.count if base.kind == "array" else base.size
 
     def member(self, name: str) -> Member | None:
-        """Look up a member of a struct or union, in the anonymous ones within it too."""
+        """Look up a member of a struct or union, also in anonymous ones within it."""
         for member in self.base.members:
             if member.name == name:
                 return member
@@ -133,12 +133,12 @@ class Type:
 
 
 def pointer(to: Type) -> Type:
-    """Make the type of a pointer to another."""
+    """Return the type of a pointer to a type."""
     return Type("pointer", size=POINTER_SIZE, to=to)
 
 
 def compatible(one: Type, other: Type) -> bool:
-    """Tell whether two types are the same behind their names."""
+    """Tell whether two types are the same apart from their names."""
     one, other = one.base, other.base
     if one is other:
         return True
@@ -192,18 +192,18 @@ class Types:
         )
 
     def pointer_to(self, type_: Type) -> Type:
-        """Return a pointer, to what a typedef stands for if only of that there is one."""
+        """Return a pointer, to what a typedef stands for if only that has a pointer type."""
         base = type_.base
         if id(type_) not in self._pointed and id(base) in self._pointed:
             return pointer(base)
         return pointer(type_)
 
     def get(self, name: str) -> Type:
-        """Return a type that is known to be there, as all of D's own are."""
+        """Return a type that is known to exist, such as D's own."""
         return self._named[name]
 
     def whole(self, type_: Type) -> Type:
-        """Return what a forward declaration declares, if that is known; else the type itself."""
+        """Return what a forward declaration declares if that is known, or else the type itself."""
         return (
             (self.find(f"struct {type_.base.name}") or type_)
             if type_.base.kind == "forward"
@@ -212,7 +212,7 @@ class Types:
 
 
 class _Reader:
-    """Reads the types of a .BTF section into the two tables given."""
+    """Reads the types of a .BTF section into the two given tables."""
 
     def __init__(
         self, btf: bytes, named: dict[str, Type], variables: dict[str, Type], void: Type
@@ -242,7 +242,7 @@ class _Reader:
                 named[name] = type_
 
     def _records(self) -> Iterator[tuple[int, int, int, bool, int, tuple[int, ...]]]:
-        """Yield of each type its kind, name, size or type, flag, number of members, other words."""
+        """Yield each type's kind, name, size or type, flag, number of members and other words."""
         once = {1: 1, 3: 3, 14: 1, 17: 1}
         each = {4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3}
         at = 0
@@ -292,7 +292,7 @@ class _Reader:
         elif kind == 7:
             type_.kind = "forward"
         elif kind in (8, 9, 10, 11, 14, 18):
-            # const and volatile, which have no name, mean nothing to D.
+            # const and volatile have no name, and no meaning for D.
             type_.kind, type_.to = "typedef", self._types[size]
         elif kind in (12, 13):
             type_.kind = "function"
@@ -303,7 +303,7 @@ def section(elf: bytes, name: str) -> bytes:
 
     Args:
         elf: the file.
-        name: the section's, such as ``.BTF``.
+        name: the name of the section, such as ``.BTF``.
     """
     table, entry, count, names = (
         *struct.unpack_from("<Q", elf, 40),

@@ -1,4 +1,4 @@
-"""A D program compiled: what each clause computes, records and aggregates at each of its probes."""
+"""A compiled D program: what each clause computes, records and aggregates at each probe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PASSED = "{}( ) prototype mismatch: {} arg{} passed, {} expected"
 
 @dataclass(eq=False, slots=True)
 class Aggregation:
-    """An aggregation: its function, and the types of its keys where it was used first."""
+    """An aggregation: its function, and the types of its keys at its first use."""
 
     name: str
     function: str
@@ -50,13 +50,13 @@ class Action:
 
     Args:
         kind: expression, record, key or aggregate.
-        difo: what is evaluated; None for count().
-        size: how many bytes are recorded.
-        is_text: whether they are a string's.
-        aggregation: into which, for kind aggregate.
-        record_size: of that in the aggregation buffer; limits.lay_out() finds it.
+        difo: the expression to evaluate; None for count().
+        size: the number of recorded bytes.
+        is_text: whether the bytes are a string.
+        aggregation: the aggregation, for kind aggregate.
+        record_size: its size in the aggregation buffer; limits.lay_out() finds it.
         mask: the bits of a number that are recorded.
-        run: the compiled code; None where the value is a constant nobody looks at.
+        run: the compiled code; None for a constant that is never read.
     """
 
     kind: str
@@ -75,10 +75,10 @@ class Statement:
 
     Args:
         kind: printf, printa, trunc, clear or exit.
-        first: which of the record's values is its first.
-        count: how many of them are its.
-        format: of printf and printa.
-        aggregations: those of printa, trunc and clear.
+        first: the index of its first value in the record.
+        count: the number of its values.
+        format: the format of printf and printa.
+        aggregations: the aggregations of printa, trunc and clear.
     """
 
     kind: str
@@ -93,11 +93,11 @@ class Compiled:
     """A clause for one of its probes.
 
     Args:
-        probe: its description.
-        line: where that is.
-        predicate: None if there is none.
-        actions: in order.
-        statements: in order.
+        probe: the description of the probe.
+        line: the line of the description.
+        predicate: the predicate; None if there is none.
+        actions: the actions, in order.
+        statements: the statements, in order.
         test: the predicate's compiled code.
         source: the clause as it was read.
     """
@@ -112,13 +112,13 @@ class Compiled:
 
     @property
     def difos(self) -> list[Difo]:
-        """All that is compiled in it."""
+        """All compiled expressions of the clause."""
         found = [self.predicate, *(action.difo for action in self.actions)]
         return [difo for difo in found if difo]
 
     @property
     def aggregates(self) -> bool:
-        """Whether something is aggregated in it."""
+        """Whether the clause aggregates something."""
         return any(action.kind == "aggregate" for action in self.actions)
 
 
@@ -127,10 +127,10 @@ class Program:
     """A compiled program.
 
     Args:
-        options: those of its pragmas.
-        clauses: for each probe.
-        globals: of each plain global variable whether it is a string.
-        locals: of each ``this->`` variable whether it is one.
+        options: the options of its pragmas.
+        clauses: the clauses, one for each probe.
+        globals: for each plain global variable whether it is a string.
+        locals: for each ``this->`` variable whether it is a string.
     """
 
     options: dict[str, str]
@@ -139,11 +139,11 @@ class Program:
     locals: list[bool] = field(default_factory=list)
 
     def new_globals(self) -> list[Any]:
-        """Return plain global variables as they are at first: 0, or empty strings."""
+        """Return the initial plain global variables: 0, or empty strings."""
         return [b"" if is_text else 0 for is_text in self.globals]
 
     def new_locals(self) -> list[Any]:
-        """Return ``this->`` variables as they are at first."""
+        """Return the initial ``this->`` variables."""
         return [b"" if is_text else 0 for is_text in self.locals]
 
 
@@ -151,9 +151,9 @@ class Compiler:
     """Compiles a program.
 
     Args:
-        checker: with the types and symbols to use.
-        rules: of the engine.
-        system: on which it shall run.
+        checker: has the types and symbols to use.
+        rules: the rules of the engine.
+        system: the system that will run the program.
     """
 
     def __init__(self, checker: Checker, rules: Rules, system: System) -> None:
@@ -226,7 +226,7 @@ class Compiler:
     # A clause.
 
     def _clause(self, part: Clause, probe: str, line: int) -> Compiled:
-        """Compile a clause for one probe; what its predicate needs may come in its actions."""
+        """Compile a clause for one probe; its predicate may use variables of its actions."""
         compiled = Compiled(probe, line, source=part)
         try:
             self._statements(compiled, part)
@@ -276,7 +276,7 @@ class Compiler:
         compiled.actions.append(Action(kind, difo, size, text, mask=(1 << 8 * size) - 1))
 
     def _constant(self, instructions: int = 2) -> Difo:
-        """Return an expression that the compiler adds for itself: an aggregation's number, say."""
+        """Return an expression that the compiler adds, such as an aggregation's number."""
         integers = int(instructions > 1)
         return Difo(self._checker.types.get("int"), "", instructions, integers, is_constant=True)
 
@@ -399,17 +399,17 @@ class Compiler:
 
 
 def _strings(variables: Iterable[Variable]) -> list[bool]:
-    """Return of each slot of some variables whether it is a string's."""
+    """Return for each slot of some variables whether it is a string's."""
     found = [v for v in variables if v.scope in {"global", "this"}]
     texts = {v.slot for v in found if v.type and is_string(v.type)}
     return [slot in texts for slot in range(1 + max((v.slot for v in found), default=0))]
 
 
 def link(program: Program, namespace: dict[str, Any]) -> None:
-    """Make Python functions of all that a program computes.
+    """Make Python functions of all expressions of a program.
 
     Args:
-        program: whose clauses get them.
+        program: its clauses get the functions.
         namespace: what the code calls.
     """
     lines = []
@@ -427,12 +427,12 @@ def link(program: Program, namespace: dict[str, Any]) -> None:
 
 
 def invalid(program: Program) -> bool:
-    """Tell whether the kernel refuses a program for a register that it does not have."""
+    """Tell whether the kernel refuses a program because of a register that it does not have."""
     return any(difo.register > LAST_REGISTER for clause in program.clauses for difo in clause.difos)
 
 
 def _aggregation_of(tree: Tree) -> str:
-    """Return the name of the aggregation that a tree means, or nothing."""
+    """Return the name of the aggregation that a tree refers to, or an empty string."""
     if tree.op == "index" and tree.kids[0].op == "aggregation":
         return tree.kids[0].text
     return tree.text if tree.op == "aggregation" else ""

@@ -1,4 +1,4 @@
-"""What dtrace(1) does with what the kernel hands it: its copy of aggregations, its output."""
+"""dtrace(1) as a consumer of the kernel's data: its copy of aggregations, and its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIX = "dtrace: "
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a clause recorded; ``number`` says the order of all records."""
+    """The values that a clause recorded; ``number`` is the order of all records."""
 
     clause: Compiled
     values: tuple[Value, ...]
@@ -27,7 +27,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRecord:
-    """A fault; ``action`` is 0 in a predicate, ``number`` says the order of all records."""
+    """A fault; ``action`` is 0 in a predicate, ``number`` is the order of all records."""
 
     epid: int
     probe: Probe
@@ -40,7 +40,7 @@ class Copy:
     """dtrace(1)'s own copy of all aggregations.
 
     Args:
-        rules: of the engine.
+        rules: the rules of the engine.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -51,7 +51,7 @@ class Copy:
         self._printed: set[str] = set()
 
     def add(self, aggregation: Aggregation, keys: Keys, value: Sequence[int]) -> None:
-        """Merge what one CPU has counted since it was last asked."""
+        """Merge the counts of one CPU since the last time."""
         table = self._values.setdefault(aggregation.name, {})
         self._known.setdefault(aggregation.name, aggregation)
         old = table.get(keys)
@@ -67,12 +67,12 @@ class Copy:
             old[:] = [one + other & MASK for one, other in zip(old, value, strict=True)]
 
     def rows(self, aggregations: Sequence[Aggregation]) -> list[tuple[Keys, list[int]]]:
-        """Return keys and values of aggregations with the same keys, as they are printed."""
+        """Return the keys and values of aggregations that share keys, in the order of printing."""
         self._printed.update(name for a in aggregations if self._values.get(name := a.name))
         return self._sorted(aggregations)
 
     def unprinted(self) -> list[str]:
-        """Return as lines the rows of aggregations that were never printed."""
+        """Return the rows of aggregations that were never printed, as lines."""
         return [
             _line(keys, values[0])
             for name, aggregation in self._known.items()
@@ -104,7 +104,7 @@ class Copy:
         return rows
 
     def truncate(self, aggregation: Aggregation, keep: int) -> None:
-        """Forget all but the ``keep`` largest values, or smallest if that is negative."""
+        """Keep only the ``keep`` largest values, or the smallest if ``keep`` is negative."""
         table = self._values.get(aggregation.name, {})
         rows = self._sorted([aggregation])
         kept = rows[len(rows) - keep :] if keep > 0 else rows[: abs(keep)]
@@ -123,10 +123,10 @@ class Consumer:
     """Prints records.
 
     Args:
-        copy: of the aggregations.
-        on_exit: called when exit() is met.
+        copy: the copy of the aggregations.
+        on_exit: called when a record is of exit().
         on_empty: called with an aggregation that trunc() or clear() empties.
-        rules: of the engine.
+        rules: the rules of the engine.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Consumer:
         self.errors: list[str] = []
 
     def consume(self, records: Sequence[Record | ErrorRecord]) -> None:
-        """Do what the records say, in order."""
+        """Carry out the statements of records, in order."""
         for record in records:
             if isinstance(record, ErrorRecord):
                 self._error(record)
@@ -155,13 +155,13 @@ class Consumer:
                 self._act(statement, record.values[first : first + statement.count])
 
     def drops(self, count: int, kind: str = "", cpu: int | None = None, behind: str = "") -> None:
-        """Tell on stderr how much was lost, if anything was."""
+        """Report on stderr how much was lost, if anything was."""
         if count:
             where = behind if cpu is None else f" on CPU {cpu}"
             self.errors.append(f"{_PREFIX}{count} {kind}drop{'s' * (count > 1)}{where}")
 
     def rest(self) -> None:
-        """Print the aggregations that no printa() has printed, less the newline at the end."""
+        """Print the aggregations that no printa() has printed, without the newline at the end."""
         rows = self._copy.unprinted()
         if rows:
             self.pieces.append("\n" + "\n".join(rows))
@@ -183,7 +183,8 @@ class Consumer:
         else:
             aggregation = statement.aggregations[0]
             if statement.kind == "trunc":
-                # Recorded in 32 bits, or in 64; no aggregation has as many keys as a sign takes.
+                # The number is recorded in 32 or 64 bits; no aggregation has so many keys that the
+                # sign bit counts.
                 keep = values[1]
                 bits = 64 if keep >> 32 else 32
                 self._copy.truncate(aggregation, keep - ((keep >> (bits - 1)) << bits))
@@ -211,29 +212,29 @@ class Consumer:
 def _result(aggregation: Aggregation, value: list[int]) -> int:
     if aggregation.function != "avg":
         return value[0]
-    # Whatever its sign was, printa() divides it as a number without one.
+    # printa() divides it as an unsigned number.
     return value[1] // value[0] if value[0] else 0
 
 
 def _rank(aggregation: Aggregation, table: dict[Keys, list[int]], value: int, keys: Keys) -> int:
-    """Return by what a row is sorted: of an average its sign counts, whatever is printed."""
+    """Return the sort key of a row: an average sorts by its signed value, whatever is printed."""
     if aggregation.function == "avg":
         return _average(table.get(keys, [0, 0]))
     return signed(value)
 
 
 def _average(value: Sequence[int]) -> int:
-    """Return an average with its sign, towards zero."""
+    """Return an average with its sign, rounded towards zero."""
     count, sum_ = value[0], signed(value[1])
     average = abs(sum_) // count if count else 0
     return average if sum_ >= 0 else -average
 
 
 def _layout(keys: Keys) -> tuple[Any, ...]:
-    """Return what makes dtrace(1) see keys as the same: where they are, and their bytes.
+    """Return what dtrace(1) compares to find equal keys: their places and bytes.
 
-    Keys are compared in the places that they have, behind the number of their aggregation, and
-    by the size of the whole, in which smaller keys leave gaps.
+    Keys are compared at their places, after the number of their aggregation, and by the size of the
+    whole, in which smaller keys leave gaps.
     """
     at, places = 8, []
     for size, value in keys:
@@ -245,7 +246,7 @@ def _layout(keys: Keys) -> tuple[Any, ...]:
 
 
 def _line(keys: Keys, value: int) -> str:
-    """Return a row as dtrace(1) prints those that it was not told how."""
+    """Return a row in dtrace(1)'s own format."""
     widths = {1: 3, 2: 5, 4: 8, 8: 16}
     words = []
     for size, key in keys:

@@ -30,12 +30,12 @@ _OWN_PROBES = ("BEGIN", "END", "ERROR")
 
 
 class Refused(Exception):  # noqa: N818 - dtrace(1) refuses a program
-    """A program that dtrace(1) does not start; the text is what it says.
+    """A program that dtrace(1) does not start; the text is its message.
 
     Args:
-        message: what it says.
-        dof_size: of the program; 0 if it was not compiled.
-        registers: the highest that its code uses; 0 if it was not compiled.
+        message: dtrace(1)'s message.
+        dof_size: the size of the program; 0 if it was not compiled.
+        registers: the highest register that its code uses; 0 if it was not compiled.
     """
 
     def __init__(self, message: str, dof_size: int = 0, registers: int = 0) -> None:
@@ -48,23 +48,23 @@ class Engine:
     """A host with Sun's DTrace.
 
     Args:
-        types: the kernel's.
+        types: the types of the kernel.
         symbols: addresses of the kernel's variables, whose types are in ``types``.
-        cpus: how many there are.
-        rules: of the engine.
+        cpus: the number of CPUs.
+        rules: the rules of the engine.
         system: illumos or solaris10.
-        load: returns memory by address and size, or raises Fault or OSError; this process' own
-            unless told.
-        dof_maxsize: the largest program that the kernel takes; the system's own unless told.
-        probes: descriptions of all probes that there are; any unless told.
+        load: returns memory by address and size, or raises Fault or OSError; by default this
+            process's own memory.
+        dof_maxsize: the largest program that the kernel takes; by default the system's limit.
+        probes: descriptions of all probes that exist; by default any probe exists.
 
     Attributes:
-        time: now, in nanoseconds.
-        wall_time: by how much the time of day is ahead of that.
-        tick_cpu: where ticks fire.
-        own_cpu: where dtrace(1) is, and so BEGIN and END.
-        between: called between two expressions of an event, to let another CPU go on; None for no.
-        sessions: those that run.
+        time: the current time, in nanoseconds.
+        wall_time: how far the time of day is ahead of ``time``.
+        tick_cpu: the CPU of ticks.
+        own_cpu: the CPU of dtrace(1), and so of BEGIN and END.
+        between: called between two expressions of an event, to let another CPU run; or None.
+        sessions: the running sessions.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Engine:
 
         Args:
             text: the program.
-            options: those of the command line.
-            name: of the program's file, for messages.
+            options: options of the command line.
+            name: the name of the program's file, for messages.
 
         Raises:
-            Refused: it does not start.
+            Refused: dtrace(1) does not start.
         """
         session = Session(self, text, options or {}, name)
         self.sessions.append(session)
@@ -125,13 +125,13 @@ class Engine:
         """Let a probe fire.
 
         Args:
-            description: of the probe, in full.
-            args: arg0 and so on, 64 bits each; of a return probe arg1 is the value.
-            cpu: where it is.
+            description: the full description of the probe.
+            args: arg0 and so on, 64 bits each; at a return probe, arg1 is the value.
+            cpu: the CPU.
             thread: the address of the thread.
-            pid: of its process.
-            execname: of its process.
-            sessions: for which; all unless told.
+            pid: the process ID.
+            execname: the name of the process.
+            sessions: the sessions that see it; by default all.
         """
         probe = self._numbers.get(description) or self._probe(description)
         wanting = [session for session in sessions or self.sessions if session.kernel.wants(probe)]
@@ -149,7 +149,7 @@ class Engine:
             session.kernel.fire(probe, cpu, seen)
 
     def advance(self, nanoseconds: int) -> None:
-        """Let time pass, with all that is due in it."""
+        """Let time pass, and do all that is due meanwhile."""
         end = self.time + nanoseconds
         while due := [(when, s) for s in self.sessions if (when := s.due()) <= end]:
             when, session = min(due, key=lambda one: one[0])
@@ -158,7 +158,7 @@ class Engine:
         self.time = end
 
     def _probe(self, description: str) -> Probe:
-        """Return a probe, which gets its number when it is first met."""
+        """Return a probe, which gets its number at its first use."""
         probe = Probe(len(self._numbers) + 1, *fields(description))
         self._numbers[description] = probe
         return probe
@@ -168,11 +168,11 @@ class Session:
     """A running dtrace(1); see Engine.start().
 
     Attributes:
-        kernel: what it has there.
+        kernel: the kernel's part of the session.
         errors: the lines of stderr so far.
-        dof_size: of its program.
-        registers: the highest that its code uses.
-        options: what holds for it.
+        dof_size: the size of its program.
+        registers: the highest register that its code uses.
+        options: the options in force.
         is_running: whether it has not ended.
     """
 
@@ -232,7 +232,7 @@ class Session:
         return program
 
     def _find(self, clause: Compiled) -> None:
-        """Check that a clause's probe is one that there is."""
+        """Check that the probe of a clause exists."""
         pattern = fields(clause.probe)
         own = pattern[3] in _OWN_PROBES or _tick(clause.probe)
         probes = self._engine.probes
@@ -242,12 +242,12 @@ class Session:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         return "".join(self._consumer.pieces)
 
     @property
     def memory_per_cpu(self) -> int:
-        """Kernel memory that it has for each CPU, in bytes."""
+        """The session's kernel memory for each CPU, in bytes."""
         return memory_per_cpu(self.options, self._engine.cpus)
 
     def begin(self) -> None:
@@ -258,7 +258,7 @@ class Session:
             self.stop()
 
     def due(self) -> int:
-        """Return when a tick or the next round of dtrace(1) is due."""
+        """Return when the next tick or round of dtrace(1) is due."""
         rounds = [last + self._periods[what] for what, last in self._last.items()]
         return min([*self._ticks.values(), *([] if self._is_stalled else rounds)], default=_NEVER)
 
@@ -277,12 +277,12 @@ class Session:
         self._is_stalled = True
 
     def go(self) -> None:
-        """Let dtrace(1) go on; what was due is done at once."""
+        """Let dtrace(1) continue; what was due is done at once."""
         self._is_stalled = False
         self._round(self._engine.time)
 
     def stop(self) -> None:
-        """End it as a signal does: END fires, and all that is left is printed."""
+        """End the session as a signal does: END fires, and all that is left is printed."""
         if not self.is_running:
             return
         self.is_running = False
@@ -298,7 +298,7 @@ class Session:
         self._consumer.rest()
 
     def _round(self, now: int) -> None:
-        """Do one round of dtrace(1)'s loop, whose steps each have their own rate."""
+        """Do one round of dtrace(1)'s loop, whose steps each have a rate of their own."""
         due = {what for what, last in self._last.items() if now - last >= self._periods[what]}
         for what in due:
             self._last[what] += self._periods[what]
@@ -315,7 +315,7 @@ class Session:
         dynamic.drops.clear()
 
     def _take(self, cpus: list[Cpu], aggregations: bool, records: bool) -> None:
-        """Take from the kernel what it has, aggregations before the records that print them."""
+        """Take the kernel's data, aggregations before the records that print them."""
         rules = self._engine.rules
         if aggregations and rules.snapshot_first:
             self._snapshot()
@@ -344,7 +344,7 @@ class Session:
                 self._copy.add(action.aggregation, keys, value)
 
     def _fire(self, description: str, cpu: int) -> None:
-        """Let a probe of its own fire."""
+        """Let one of dtrace(1)'s own probes fire."""
         self._engine.fire(description, cpu=cpu, execname=b"dtrace", sessions=[self])
 
     def _exit(self) -> None:
@@ -355,6 +355,6 @@ class Session:
 
 
 def _tick(description: str) -> int:
-    """Return the period of a tick's probe; 0 if it is another probe."""
+    """Return the period of a tick's probe; 0 for another probe."""
     name = fields(description)[3]
     return period(name.removeprefix("tick-")) if name.startswith("tick-") else 0

@@ -1,4 +1,4 @@
-"""What compiled code works on: memory, variables and strings, and the faults that end a clause."""
+"""What compiled code works on: memory, variables and strings, and faults that end a clause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sun.expressions import MASK, signed
 from sun.rules import Rules
 
 SCRATCH = 0xFFFF_FC00_0000_0000
-"""Where the scratch memory of CPU 0 is, for alloca(); that of the next is 4 GB further."""
+"""The address of CPU 0's scratch memory for alloca(); the next CPU's is 4 GB higher."""
 _STEP = 1 << 32
 BAD_ADDRESS = "invalid address"
 BAD_ALIGNMENT = "invalid alignment"
@@ -21,12 +21,12 @@ _TEXT_CHUNK = 16
 
 
 class Fault(Exception):  # noqa: N818 - it is DTrace's word
-    """What ends a clause.
+    """A fault, which ends a clause.
 
     Args:
-        what: in dtrace(1)'s words.
-        address: at which.
-        offset: of the instruction in its code, or None if it was none of that.
+        what: the kind, in dtrace(1)'s words.
+        address: the address.
+        offset: the offset of the instruction in its code; None without an instruction.
     """
 
     def __init__(self, what: str, address: int = 0, offset: int | None = None) -> None:
@@ -37,7 +37,7 @@ class Fault(Exception):  # noqa: N818 - it is DTrace's word
 
 
 class Memory:
-    """This process' own memory, of which what is not there faults."""
+    """This process's own memory; missing memory faults."""
 
     def __init__(self) -> None:
         self._file = os.open("/proc/self/mem", os.O_RDONLY)
@@ -46,10 +46,10 @@ class Memory:
         os.close(self._file)
 
     def __call__(self, address: int, size: int) -> bytes:
-        """Return what is at an address.
+        """Return the bytes at an address.
 
         Raises:
-            Fault: it is not there.
+            Fault: there is no such memory.
         """
         try:
             found = os.pread(self._file, size, address)
@@ -78,14 +78,14 @@ class Context:
     """What a clause can see on a CPU.
 
     Args:
-        cpu: its number.
-        this: its clause-local variables.
-        scratch: its memory for alloca(), as large as the principal buffer whose rest it is.
+        cpu: the number of the CPU.
+        this: the clause-local variables.
+        scratch: the memory for alloca(), as large as the principal buffer whose rest it is.
         args: arg0 to arg9.
-        probe: which fired.
-        epid: which enabling of it runs.
-        thread: the address of the one that runs.
-        scratch_used: where its unused part begins.
+        probe: the probe that fired.
+        epid: the number of the running enabling.
+        thread: the address of the running thread.
+        scratch_used: the offset of the unused part.
     """
 
     cpu: int
@@ -115,7 +115,7 @@ class Dynamic:
     _state: str | None = None
 
     def keep(self, value: Any, key: tuple[Any, ...]) -> Any:
-        """Assign; 0 gives the place back, and without a place nothing is kept."""
+        """Assign a value; 0 frees the place, and without a free place the value is lost."""
         if not value and value != b"" and self.rules.zero_frees:
             if self.values.pop(key, None) is not None and self.rules.freed_later:
                 self.dirty += 1
@@ -129,21 +129,21 @@ class Dynamic:
         return value
 
     def clean(self) -> None:
-        """Make room of what was freed, as the kernel's cleaner does."""
+        """Make the freed places usable, as the kernel's cleaner does."""
         self.dirty = 0
         self._state = None
 
 
 class Machine:
-    """What the code of a program calls.
+    """The functions that a program's code calls.
 
     Args:
         load: returns memory by address and size, or raises Fault or OSError.
-        contexts: of all CPUs.
+        contexts: the contexts of all CPUs.
         dynamic: the dynamic variables.
-        globals_: the plain ones, as they are at first.
-        string_size: of a string in a variable or record.
-        rules: of the engine.
+        globals_: the initial plain global variables.
+        string_size: the size of a string in a variable or record.
+        rules: the rules of the engine.
     """
 
     def __init__(
@@ -192,10 +192,10 @@ class Machine:
         }
 
     def read(self, address: int, size: int) -> bytes:
-        """Return memory, scratch included.
+        """Return memory, including scratch memory.
 
         Raises:
-            Fault: it is not there.
+            Fault: there is no such memory.
         """
         if SCRATCH <= address < SCRATCH + _STEP * len(self._contexts):
             cpu, at = divmod(address - SCRATCH, _STEP)
@@ -209,17 +209,17 @@ class Machine:
             raise Fault(BAD_ADDRESS, address) from None
 
     def text(self, value: int | bytes) -> bytes:
-        """Return a string as it is stored: its bytes up to the end, or a string's size.
+        """Return a string as it is stored: its bytes up to its end, or up to the size of a string.
 
         Args:
-            value: the bytes themselves, or the address where they are.
+            value: the bytes themselves, or their address.
         """
         most = self._string_size
         if isinstance(value, bytes):
             return value.partition(b"\0")[0][:most]
         found = b""
         while len(found) < most:
-            # Never over the end of what is aligned, for the next page may not be there.
+            # Never read beyond an aligned chunk, because the next page may be missing.
             address = value + len(found)
             found += self.read(address, _TEXT_CHUNK - address % _TEXT_CHUNK)
             if b"\0" in found:
@@ -283,7 +283,7 @@ class Machine:
         return address
 
     def _address(self, context: Context, offset: int, address: int, size: int, room: int) -> bytes:
-        """Return an address of the network, if there is scratch memory to write it out."""
+        """Return a network address, if there is scratch memory for its text."""
         try:
             data = self.read(address, size)
         except Fault as fault:
@@ -312,7 +312,7 @@ def _ipv6(data: bytes) -> str:
         end = at
         while end < 8 and not groups[end]:
             end += 1
-        # A zero byte that begins the next group makes a run look longer than one that ends so.
+        # A run looks longer if a zero byte follows it, at the beginning of the next group.
         length = 2 * (end - at) + (end > at and end < 8 and groups[end] < 256)
         if end > at and (at == 0 or groups[at - 1]) and length > longest:
             start, longest = at, 2 * (end - at)

@@ -1,6 +1,6 @@
-"""Scripts of events for the model, for Hypothesis: whatever can happen to a few listeners.
+"""Random scripts of events for the model, by Hypothesis: anything that a few listeners can meet.
 
-A line that cannot be when it comes is refused by the model and does nothing.
+A line that is impossible when it comes is refused by the model and does nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sun.library import FREEBSD, Library, Line, Nested
 
 ZONES = ("zone 1 www", "zone 2 db exclusive", "zone 3 mail exclusive")
 PLACES = {"A": (0, 80), "B": (1, 80), "C": (2, 80), "D": (0, 81), "E": (3, 443)}
-"""Zone and port of each listener; some have the same port, zones 0 and 1 the same IP stack."""
+"""Zone and port of each listener; some share a port, and zones 0 and 1 share an IP stack."""
 ADDRESSES = (
     *("*", "*", "* family 4", "192.0.2.1", "192.0.2.1 family 6", "2001:db8::7", "255.0.254.1"),
 )
@@ -30,17 +30,17 @@ HOOKS_MOST = 9
 
 
 class Script(NamedTuple):
-    """What happens in a model."""
+    """The events in a model."""
 
     setup: tuple[str, ...]
     threads: tuple[tuple[Line, ...], ...]
-    """What each thread does, all at once."""
+    """The lines of each thread; all threads run concurrently."""
     seed: int
-    """Of the order in which the threads run."""
+    """The seed of the order in which the threads run."""
     migrate: bool
 
     def play(self, library: Library) -> None:
-        """Let it happen; without hooks threads take turns between lines only."""
+        """Play the script; without hooks, threads switch only between lines."""
         alone = self.threads[0] if len(self.threads) == 1 else ()
         for line in (*self.setup, *alone):
             library.play(line)
@@ -49,7 +49,7 @@ class Script(NamedTuple):
 
 
 def places(generation: str) -> dict[str, tuple[int, int]]:
-    """Return zone or jail, and port, of each listener."""
+    """Return the zone or jail and the port of each listener."""
     return freebsd_events.PLACES if generation in FREEBSD else PLACES
 
 
@@ -57,8 +57,8 @@ def listens(generation: str, name: str) -> list[str]:
     """Return lines that open a listener, of every kind.
 
     Args:
-        generation: only illumos has limits of connections.
-        name: the listener's, a key of PLACES.
+        generation: the generation; only illumos has limits of connections.
+        name: the name of the listener, a key of PLACES.
     """
     if generation in FREEBSD:
         return freebsd_events.listens(name)
@@ -73,7 +73,7 @@ def listens(generation: str, name: str) -> list[str]:
 
 
 def _of(name: str, generation: str) -> list[tuple[str, ...]]:
-    """Return what can happen to a listener, each as often as it shall be among all."""
+    """Return the events of one listener, each as often as its share among all."""
     if generation in FREEBSD:
         return freebsd_events.of(name)
     ack, accept, reset = f"ack {name}", f"accept {name}", f"abort {name}"
@@ -98,7 +98,7 @@ def _of(name: str, generation: str) -> list[tuple[str, ...]]:
         zone, _ = PLACES[name]
         several.append((f"reclaim {zone} 1", f"syn {name} count 2", f"reclaim {zone} 0"))
     opened = listens(generation, name)
-    # A line of its own in another thread can be on its way when the listener closes.
+    # If it is a line of its own, one in another thread can be under way when the listener closes.
     again: list[tuple[str, ...]] = [(f"close {name}", line, f"syn {name}") for line in opened]
     shares: list[tuple[int, list[tuple[str, ...]]]] = [
         (5, [(line,) for line in syns]),
@@ -115,7 +115,7 @@ def _of(name: str, generation: str) -> list[tuple[str, ...]]:
 
 
 def _of_all(generation: str) -> list[tuple[str, ...]]:
-    """Return what can happen to all listeners, or to none."""
+    """Return events that concern all listeners or none."""
     if generation in FREEBSD:
         return freebsd_events.of_all()
     lines = ["alloc_fail 1", "alloc_fail 2", "alloc_fail 1", "forget"]
@@ -127,11 +127,11 @@ def _of_all(generation: str) -> list[tuple[str, ...]]:
 
 @cache
 def _plain(generation: str, names: str) -> st.SearchStrategy[tuple[str, ...]]:
-    """Return a strategy for lines that belong together, mostly one."""
+    """Return a strategy for groups of lines, mostly of one line."""
     every = [lines for name in names for lines in _of(name, generation)]
     of_all = _of_all(generation)
     every += [of_all[slot % len(of_all)] for slot in range(len(every) // 10)]
-    # One choice for each, as there are many to make.
+    # A single choice for each group, because there are many to make.
     return st.sampled_from(every)
 
 
@@ -139,11 +139,11 @@ def _plain(generation: str, names: str) -> st.SearchStrategy[tuple[str, ...]]:
 def events(
     generation: str, names: str = "".join(PLACES), nested: bool = True
 ) -> st.SearchStrategy[tuple[Line, ...]]:
-    """Return a strategy for what happens next: a line, or a few that belong together.
+    """Return a strategy for the next event: a line, or a group of them.
 
     Args:
         generation: one of library.GENERATIONS.
-        names: of which listeners, keys of PLACES.
+        names: the listeners, as keys of PLACES.
         nested: whether events can happen inside others.
     """
     plain = _plain(generation, names)
@@ -161,7 +161,7 @@ def events(
 fixed_profile = settings(
     derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
-"""For tests of these scripts: the same ones in each run, however long they take to make."""
+"""For tests with these scripts: the same scripts in each run, however long their creation takes."""
 
 
 @st.composite
@@ -176,12 +176,12 @@ def scripts(
     """Return a strategy for scripts.
 
     Args:
-        draw: Hypothesis' own.
+        draw: Hypothesis' function.
         generation: one of library.GENERATIONS.
-        threads: how many threads there are at most.
+        threads: the largest number of threads.
         nested: whether events can happen inside others.
-        least: how many events a thread has at least.
-        most: how many it has at most.
+        least: the smallest number of events of a thread.
+        most: the largest number of events of a thread.
     """
     some_names = ["A", "AB", "ABD", "".join(places(generation))]
     if generation in FREEBSD:

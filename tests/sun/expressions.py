@@ -1,7 +1,7 @@
 """Expressions with their types: the typing rules of Sun's compiler, not those of C.
 
-No operation widens small integers; the type of the greater rank wins, where the rank is the number
-of bits and unsigned counts for more. Constants are folded as soon as they are read.
+No operation widens small integers. The type of the greater rank wins; the rank is the number of
+bits, and unsigned counts for more. Constants are folded as soon as they are read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Variable:
     """A name that an expression can use.
 
     Args:
-        name: without its scope.
+        name: the name without its scope.
         scope: global, self, this, built-in, inline or symbol.
         type: None until something is assigned.
-        keys: types of an associative array's keys.
-        slot: its number among those of its scope; a symbol's address.
-        value: an inline's.
+        keys: the types of an associative array's keys.
+        slot: the number within its scope; for a symbol the address.
+        value: the value of an inline.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Variable:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A typed expression; see syntax.Tree for ``op``, of which variable and constant are new.
+    """A typed expression; see syntax.Tree for ``op``, which can also be variable or constant.
 
-    ``register`` is where its value is while code is made.
+    While code is generated, ``register`` is the register of the value.
     """
 
     op: str
@@ -57,13 +57,13 @@ class Node:
 
     @property
     def is_constant(self) -> bool:
-        """Whether it is a number known now."""
+        """Whether the expression is a number that is known now."""
         return self.op == "constant"
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A subroutine: since which version of D, what it returns, and its arguments' types."""
+    """A subroutine: its first version of D, its result type, and its arguments' types."""
 
     version: tuple[int, int]
     returns: str
@@ -105,7 +105,7 @@ _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 
 def is_integer(type_: Type) -> bool:
-    """Tell whether a type is an integer's or an enum."""
+    """Tell whether a type is an integer or an enum."""
     return type_.base.kind in {"int", "enum"}
 
 
@@ -146,7 +146,7 @@ def _unassigned(variable: Variable, line: int) -> UndefinedError:
 
 
 def _cast_constant(type_: Type, node: Node) -> int:
-    """Return a constant's value as of another type, as dt_cast() does: a smaller has no sign."""
+    """Return a constant cast to a type, as dt_cast() does: a smaller type loses the sign."""
     have, want = 8 * node.type.byte_size(), 8 * type_.byte_size()
     value = node.value & ((1 << min(have, want)) - 1)
     if have == want:
@@ -162,13 +162,13 @@ def signed(value: int) -> int:
 
 
 class Checker:
-    """Gives expressions their types, and variables those of what is assigned to them first.
+    """Gives expressions their types, and variables the types of their first assignment.
 
     Args:
-        types: what there is.
+        types: the types that exist.
         symbols: the kernel's variables, by name.
-        rules: of the engine.
-        system: on which the program shall run.
+        rules: the rules of the engine.
+        system: the system that will run the program.
     """
 
     def __init__(
@@ -186,15 +186,15 @@ class Checker:
         self.scopes["global"]["NULL"] = Variable("NULL", "inline", null.type, value=null)
 
     def prototype(self, name: str) -> Type:
-        """Return a type by the name that it has in a prototype here."""
+        """Return a type by its name in the prototypes of this module."""
         of = self.types.get(name.rstrip(" *"))
         return pointer(of) if name.endswith("*") else of
 
     def named(self, name: TypeName, line: int) -> Type:
-        """Return the type that the program names.
+        """Return the type that a program names.
 
         Raises:
-            ProgramError: there is none of that name.
+            ProgramError: there is no type with that name.
         """
         found = self.types.find(name.name)
         if found is None and name.name.startswith(("struct ", "union ")) and name.stars:
@@ -208,7 +208,7 @@ class Checker:
     def declare(
         self, line: int, name: str, scope: str, type_: Type, keys: list[Type] | None
     ) -> None:
-        """Make a variable that is declared."""
+        """Create a variable from its declaration."""
         if name in self.scopes[scope]:
             before = self.scopes[scope][name]
             if before.scope == "built-in":
@@ -221,11 +221,11 @@ class Checker:
         """Type an expression.
 
         Args:
-            tree: as it was read.
-            reads: whether its value is needed, and not the place where it is.
+            tree: the expression as it was read.
+            reads: whether its value is needed, or only its place.
 
         Raises:
-            ProgramError: it makes no sense.
+            ProgramError: the expression is invalid.
         """
         match tree.op:
             case "number":
@@ -256,7 +256,7 @@ class Checker:
             return self._assignment(tree)
         return self._unary(tree) if len(tree.kids) == 1 else self._binary(tree)
 
-    # What there is in an expression.
+    # Operands
 
     def _number(self, tree: Tree) -> Node:
         suffix = tree.text[len(tree.text.rstrip("uUlL")) :].lower()
@@ -313,7 +313,7 @@ class Checker:
         )
 
     def _scoped(self, tree: Tree) -> Variable | None:
-        """Return the variable that ``self->x`` or ``this->x`` means, made new if need be."""
+        """Return the variable of ``self->x`` or ``this->x``, which is created if necessary."""
         if (
             tree.op != "->"
             or tree.kids[0].op != "name"
@@ -394,7 +394,7 @@ class Checker:
     def match(
         self, name: str, what: str, types: Sequence[Type], nodes: list[Node], line: int
     ) -> None:
-        """Compare arguments or keys with what is expected.
+        """Compare arguments or keys with the expected types.
 
         Raises:
             ProgramError: there are too few, too many, or of other types.
@@ -428,7 +428,7 @@ class Checker:
         self.match(f"{tree.text}( )", "argument", types, arguments, tree.line)
         return Node("call", tree.line, self.prototype(function.returns), arguments, text=tree.text)
 
-    # Operators.
+    # Operators
 
     def _unary(self, tree: Tree) -> Node:
         node = self.check(tree.kids[0])
@@ -499,7 +499,7 @@ class Checker:
         return Node(tree.op, tree.line, self._result(tree.op, left, right), [left, right])
 
     def _enumerator(self, left: Node, right: Tree) -> Node | None:
-        """Return the value of the right side if it is a name of the left side's enum."""
+        """Return the value of the right side if that is a name of the left side's enum."""
         values = left.type.base.values
         if right.op != "name" or right.text not in values or right.text in self.scopes["global"]:
             return None
@@ -607,7 +607,7 @@ class Checker:
         elif is_text(yes.type) and is_text(no.type) and (is_string(yes.type) or is_string(no.type)):
             type_ = self.types.string
         elif self._pointers_fit(yes, no):
-            # The more telling of the two, by the rule of dt_node_is_ptrcompat().
+            # The more specific of the two types, by the rule of dt_node_is_ptrcompat().
             vague = is_integer(no.type) or no.type.base.target.base.kind == "void"
             type_ = yes.type if vague else no.type
         else:
@@ -639,7 +639,7 @@ class Checker:
         ):
             message = f'invalid cast expression: "{node.type}" to "{type_}"'
             raise ProgramError(message, tree.line)
-        # Of a pointer that was cast one may assign to what it points to.
+        # What a cast pointer points to can be assigned to.
         writable = type_.base.kind == "pointer" and not self._system.old_compiler
         return Node("cast", tree.line, type_, [node], is_writable=writable)
 
@@ -655,7 +655,7 @@ class Checker:
         return Node("constant", tree.line, self.types.get("size_t"), value=size)
 
     def _place(self, tree: Tree) -> Node:
-        """Type the left side of an assignment, whose variable may be new."""
+        """Type the left side of an assignment, which may be a new variable."""
         if tree.op == "aggregation":
             raise ProgramError(f"{tree.text} may not be used in an expression", tree.line)
         if tree.op == "name" and "`" not in tree.text and tree.text not in self.scopes["global"]:
@@ -702,7 +702,7 @@ class Checker:
         return Node("=", tree.line, left.type, [left, right])
 
     def _valueless(self, tree: Tree) -> None:
-        """Refuse to make a variable of what has no value."""
+        """Refuse to create a variable from something without a value."""
         right = tree.kids[1]
         types = None
         if right.op == "aggregation":
@@ -726,10 +726,10 @@ class Checker:
         self._modifiable(tree.op, left, tree.line)
         return Node(tree.op, tree.line, left.type, [left, right])
 
-    # What fits.
+    # Assignability
 
     def fits(self, type_: Type, node: Node) -> bool:
-        """Tell whether a value can be assigned to what has a type."""
+        """Tell whether a value can be assigned to something with a type."""
         if is_integer(type_) and is_integer(node.type):
             return True
         if is_text(type_) and is_text(node.type):

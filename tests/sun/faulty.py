@@ -1,4 +1,4 @@
-"""Memory that a test makes fail: the faults that a program in the kernel has to live with."""
+"""Memory that a test can make fail: the faults that a program in the kernel must survive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sun.watching import Host
 
 
 class Faulty:
-    """This process' memory, of which some loads fail."""
+    """This process's memory, from which some loads fail."""
 
     def __init__(self) -> None:
         self.host: Host | None = None

@@ -1,6 +1,6 @@
-"""Fixed scripts in which everything happens once: what a program gets wrong shows in one of them.
+"""Fixed scripts that contain every event once; a program's error shows in one of them.
 
-Each is a function from a host's options to what is wrong in the end, an empty list if nothing is.
+Each is a function from a host's options to a list of what is wrong; an empty list means success.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def open_line(name: str, kind: str = "", port: int = 80, backlog: int = 2, zone:
 
 
 def wrong(watch: Watch, gauges: str = "all") -> list[str]:
-    """Return all that is wrong when what happened has been printed."""
+    """Return all that is wrong once all rows are printed."""
     watch.seconds(2)
     found = watch.differences(gauges) + watch.messages
     found += [row for row in watch.rows if row.startswith(COUNTS) and row.endswith(" 0")]
@@ -41,7 +41,7 @@ def decisions(start: Start) -> list[str]:
             watch.run(open_line(name, kind, port, zone=port - 80))
             watch.play(f"{syn} count 4", syn, ack, ack, syn, ack, accept, f"abort {name} q")
             watch.play(f"abort {name} deferred", f"abort {name} q0", accept, accept, accept)
-            # A flood, in which the oldest have to go, and SYNs that the kernel gives up silently.
+            # A flood that evicts the oldest, and SYNs that the kernel drops silently.
             watch.play(f"{syn} count 9", f"timeout {name}", f"{syn} count 3", "alloc_fail 2")
             watch.play(f"timeout {name} count 1", syn, f"segment {name} a", f"segment {name} sa")
             watch.play(f"reclaim {port - 80} 1", syn, f"reclaim {port - 80} 0", f"{ack} refused")
@@ -58,7 +58,7 @@ def limit(start: Start) -> list[str]:
 
 
 def lifes(start: Start) -> list[str]:
-    """Memory that is used again at once, for another port, or for the same."""
+    """Memory that is used again at once, for another port or for the same."""
     with start() as watch:
         for number in range(4):
             for kind in KINDS:
@@ -70,7 +70,7 @@ def lifes(start: Start) -> list[str]:
 
 
 def drift(start: Start) -> list[str]:
-    """One event a second for a long time, each of which tells its listener anew."""
+    """One event a second for a long time, each of which makes a new row of its listener."""
     found = []
     with start() as watch:
         watch.run(open_line("L", "streams", backlog=9))
@@ -81,13 +81,13 @@ def drift(start: Start) -> list[str]:
             watch.seconds()
             found += watch.differences()
         told = sum(row.startswith("listener") for row in watch.rows)
-        # On Solaris 10 an accept tells nobody anew.
+        # On Solaris 10 an accept makes no new row.
         expected = 28 if watch.generation == "illumos" else 19
         return [*found, *([] if told == expected else [f"told {told} times"]), *wrong(watch)]
 
 
 def idle(start: Start) -> list[str]:
-    """Nothing happens for minutes; then each of what may come first does."""
+    """Nothing happens for minutes, and then each possible first event does."""
     with start() as watch:
         for port, kind in enumerate(KINDS, 80):
             name = f"L{port}"
@@ -101,7 +101,7 @@ def idle(start: Start) -> list[str]:
 
 
 def deferred(start: Start) -> list[str]:
-    """Connections that wait in Q0 for room in Q, for longer than a second."""
+    """Connections that wait in Q0 for room in Q, longer than a second."""
     found = []
     for kind in KINDS:
         with start() as watch:
@@ -115,7 +115,7 @@ def deferred(start: Start) -> list[str]:
 
 
 def older(start: Start) -> list[str]:
-    """Listeners that are older than the session, each met first by another kind of event."""
+    """Listeners older than the session, each with another kind of first event."""
     opened = [open_line(f"L{port}", port=port, backlog=3) for port in range(80, 86)]
     before = [f"syn L{port} count 3" for port in range(80, 86)]
     before += [line for port in range(80, 86) for line in (f"ack L{port}", f"ack L{port}")]
@@ -129,7 +129,7 @@ def older(start: Start) -> list[str]:
 
 
 def closed(start: Start) -> list[str]:
-    """A listener that is older than the session closes, and one that has just been told."""
+    """Closes of a listener older than the session, and of one with a fresh row."""
     with start(before=[open_line("L"), open_line("M", port=81), "syn L", "ack L"]) as watch:
         watch.run(
             "syn L", "close L", "unlisten M", open_line("N", port=82), "syn N", "ack N", "close N"
@@ -138,7 +138,7 @@ def closed(start: Start) -> list[str]:
 
 
 def waits(start: Start) -> list[str]:
-    """Times in Q on both sides of every bucket's end."""
+    """Times in Q on both sides of every bucket's limit."""
     with start() as watch:
         watch.run(open_line("L", backlog=60))
         expected = [0] * 14
@@ -154,7 +154,7 @@ def waits(start: Start) -> list[str]:
 
 
 def saturation(start: Start) -> list[str]:
-    """SYNs that find Q at every length, and more than its limit."""
+    """SYNs that find Q at every length, also beyond its limit."""
     with start() as watch:
         watch.run("q0max 0 40", open_line("L", backlog=10), "syn L count 13")
         for _ in range(12):
@@ -164,7 +164,7 @@ def saturation(start: Start) -> list[str]:
 
 
 def nested(start: Start) -> list[str]:
-    """Events that interrupt others, wherever they can, of the same listener and of another."""
+    """Events that interrupt others of the same and of another listener, wherever they can."""
     found = []
     for kind in KINDS:
         with start() as watch:
@@ -184,19 +184,19 @@ def nested(start: Start) -> list[str]:
 
 
 def same_thread(start: Start) -> list[str]:
-    """A SYN in the thread of another, behind its decisions, as its answer comes by loopback."""
+    """A SYN in the thread of another, after its decisions, as answers on loopback are."""
     with start() as watch:
         watch.library.is_interrupted = False
         watch.run(
             open_line("L", backlog=1), open_line("M", port=81), "syn L", "syn M", "syn L", "ack L"
         )
-        # The hooks of a SYN behind the first are its entry, what becomes of it, and its return.
+        # The hooks of each further SYN are its entry, its outcome and its return.
         watch.play(*[Nested("syn M", 2, ("syn L", "syn L"))] * 3, "syn L", "syn M")
         return wrong(watch)
 
 
 def stall(start: Start) -> list[str]:
-    """Seconds in which dtrace(1) does nothing, in the middle of a listener's life."""
+    """Seconds in which dtrace(1) does not run, during a listener's life."""
     with start() as watch:
         watch.run(open_line("L", "streams", backlog=3), "syn L count 2")
         watch.session.stall()
@@ -208,7 +208,7 @@ def stall(start: Start) -> list[str]:
 
 
 def together(start: Start) -> list[str]:
-    """Threads at once on all CPUs, in some orders of theirs."""
+    """Concurrent threads on all CPUs, in several orders."""
     found = []
     for seed in range(2):
         for kind in KINDS:
@@ -224,7 +224,7 @@ def together(start: Start) -> list[str]:
 
 
 def quick(start: Start) -> list[str]:
-    """Accepts and resets that do not wait for the return of what has put a connection into Q."""
+    """Accepts and resets before the return of the function that puts a connection into Q."""
     found = []
     with start(cpus=3) as watch:
         for seed in range(16):
@@ -239,7 +239,7 @@ def quick(start: Start) -> list[str]:
 
 
 def full(start: Start) -> list[str]:
-    """The principal buffer is full when the heartbeat comes, where nothing else happens."""
+    """A principal buffer without room for the heartbeat, while nothing else happens."""
     with start(options={"bufsize": "2k"}) as watch:
         cpu = watch.session.kernel.cpus[0]
         tick = next(e for e in watch.session.kernel.enablings if e.pattern[3].startswith("tick"))
@@ -247,7 +247,7 @@ def full(start: Start) -> list[str]:
         watch.library.run(open_line("L"), "syn L count 3", "ack L", "accept L")
         watch.library.cpu = 0
         watch.advance(SECOND * 3 // 4)
-        # So that there is room for what is small, and not for the heartbeat.
+        # Fill the buffer until small records fit, but not the heartbeat.
         while cpu.used + tick.room.needed <= watch.session.options.bufsize:
             watch.library.run(open_line("F", port=81), "close F")
         watch.library.cpu = 1
@@ -257,7 +257,7 @@ def full(start: Start) -> list[str]:
 
 
 def one_port(start: Start) -> list[str]:
-    """A session of one port sees the others' SYNs, drops and closes pass by."""
+    """A session of one port, while other ports have SYNs, drops and closes."""
     with start(port=81) as watch:
         watch.run("q0max 0 1", open_line("L", backlog=1), open_line("M", port=81, backlog=1))
         for name in ("M", "L", "M"):
@@ -290,12 +290,12 @@ CASES: tuple[Callable[[Start], list[str]], ...] = (
 
 
 def starting(generation: str, **options: Any) -> Start:
-    """Return what the cases start a host with."""
+    """Return the function with which the cases start a host."""
     return partial(Watch, generation, **options)
 
 
 def first_wrong(start: Start, cases: Iterable[Callable[[Start], list[str]]] = CASES) -> str:
-    """Return in which case something is wrong, and what; an empty string where nothing is."""
+    """Return the first case with an error, and the error; an empty string if there is none."""
     for case in cases:
         if found := case(start):
             return f"{case.__name__}: {found[0]}"

@@ -1,4 +1,4 @@
-"""What can happen to FreeBSD's listeners, for the scripts of events.py."""
+"""The possible events of FreeBSD's listeners, for the scripts of events.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import product
 
 JAILS = ("zone 1 www", "zone 2 db exclusive", "zone 3 mail exclusive")
 PLACES = {"A": (0, 80), "B": (1, 80), "C": (2, 80), "D": (0, 81), "E": (3, 443), "F": (0, 80)}
-"""Jail and port of each listener; A and F are of one identity where they have the same address."""
+"""Jail and port of each listener; A and F have one identity if their addresses are equal."""
 ADDRESSES = (
     *("*", "*", "* family 4", "* v6only", "192.0.2.1", "192.0.2.1 family 6", "2001:db8::7"),
     "255.0.254.1",
@@ -24,7 +24,7 @@ def listens(name: str) -> list[str]:
 
 
 def of(name: str) -> list[tuple[str, ...]]:
-    """Return what can happen to a listener, each as often as it shall be among all."""
+    """Return the events of one listener, each as often as its share among all."""
     ack, accept, data, again = f"ack {name}", f"accept {name}", f"data {name}", f"again {name}"
     syns = [
         f"syn {name} count {count} {packet}".rstrip()
@@ -42,7 +42,7 @@ def of(name: str) -> list[tuple[str, ...]]:
     flood = (f"syn {name} count 9", again, f"syn {name} count 3", ack)
     several: list[tuple[str, ...]] = [life, fill, fill, held, dead, flood, flood]
     opened = listens(name)
-    # A line of its own in another thread can be on its way when the listener closes.
+    # If it is a line of its own, one in another thread can be under way when the listener closes.
     reopened: list[tuple[str, ...]] = [(f"close {name}", line, f"syn {name}") for line in opened]
     shares: list[tuple[int, list[tuple[str, ...]]]] = [
         (5, [(line,) for line in syns]),
@@ -58,7 +58,7 @@ def of(name: str) -> list[tuple[str, ...]]:
 
 
 def of_all() -> list[tuple[str, ...]]:
-    """Return what can happen to all listeners, or to none."""
+    """Return events that concern all listeners or none."""
     lines = ["alloc_fail 1", "alloc_fail 2", "alloc_fail 3", "forget", "local 2"]
     lines += [f"bucketlimit {jail} {limit}" for jail in (0, 2) for limit in (1, 3, 5)]
     return [(line,) for line in lines]

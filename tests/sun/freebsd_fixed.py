@@ -1,4 +1,4 @@
-"""Fixed scripts for FreeBSD's listeners, in which everything happens once: as in fixed.py."""
+"""Fixed scripts for FreeBSD's listeners that contain every event once, as in fixed.py."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def decisions(start: Start) -> list[str]:
             watch.run(open_line(name, kind, port, zone=port - 80, backlog=1))
             watch.play(f"{syn} count 4", f"{ack} count 4", data, data, data, accept, f"poll {name}")
             watch.play(syn, f"again {name}", ack, data, f"abort {name} q", accept, accept, accept)
-            # A flood, in which the oldest have to go, and those that come back with a cookie.
+            # A flood that evicts the oldest, and evicted ones that return with a cookie.
             watch.play(f"{syn} count 9", f"cookie {name} count 2", f"timeout {name}", data, data)
-            # No memory: for the syncache, for a socket, for an inpcb.
+            # No memory for the syncache, for a socket, and for an inpcb.
             watch.play(accept, accept, accept, syn, "alloc_fail 1", ack, syn, "alloc_fail 1", syn)
             watch.play("alloc_fail 2", syn, f"{ack} count 2", accept, data, accept, "local 3")
-            # An accept filter holds more than it may.
+            # An accept filter holds more than its limit.
             watch.play(f"{syn} count 4", f"{ack} count 4", f"{data} count 2", f"backlog {name} 3")
             watch.play(syn, ack, f"backlog {name} -1", syn, f"backlog {name} 0", syn, ack, data)
         return wrong(watch)
 
 
 def capacity(start: Start) -> list[str]:
-    """Final ACKs when Q has one place left, and none: it holds 3 * limit / 2 + 1."""
+    """Final ACKs when Q has one place left, and none; Q holds 3 * limit / 2 + 1."""
     found = []
     for backlog, most in ((0, 1), (1, 2), (2, 4), (3, 5), (5, 8), (128, 193)):
         with start() as watch:
             watch.run("bucketlimit 0 1000", open_line("L", "", backlog=backlog))
             watch.run(f"syn L count {most + 2}", f"ack L count {most - 1}")
-            # Without memory for a socket, with one place left.
+            # Without memory for a socket, while one place is left.
             watch.run("syn L", "alloc_fail 1", "ack L")
             watch.library.run("ack L")
             watch.run("ack L", "ack L", "accept L", "syn L", "ack L", "syn L", "ack L")
@@ -52,7 +52,7 @@ def capacity(start: Start) -> list[str]:
 
 
 def evictions(start: Start) -> list[str]:
-    """Half-open connections that another listener's SYNs throw out, of every kind of address."""
+    """Half-open connections that another listener's SYNs evict, with every kind of address."""
     with start() as watch:
         watch.run("bucketlimit 0 3", "zone 1 www")
         kinds = {
@@ -68,17 +68,17 @@ def evictions(start: Start) -> list[str]:
         for _ in range(2):
             for name in "ABCDEFA":
                 watch.play(f"syn {name} count 2", f"syn {name} from 2001:db8::5", f"syn {name}")
-        # Two of one port and process, each with its own: whose it is tells the address.
+        # Two listeners of one port and process; the address decides whose a connection is.
         watch.run("listen G zone 0 address 192.0.2.1 port 90 backlog 3")
         watch.run("listen H zone 0 address * v6only port 90 backlog 3")
         watch.run("syn G count 2", "syn H count 2", "syn A count 3", "syn G count 2", "close G")
-        # Of those whose listener has closed no evictions are counted.
+        # Evictions of closed listeners are not counted.
         watch.run("syn H count 2", "syn A count 3")
         return wrong(watch)
 
 
 def balanced(start: Start) -> list[str]:
-    """Several sockets of one address and port, as SO_REUSEPORT_LB has them: a queue each."""
+    """Several sockets of one address and port, as with SO_REUSEPORT_LB, each with its queue."""
     with start() as watch:
         watch.run("bucketlimit 0 3", open_line("N", port=81))
         for name in ("L", "M"):
@@ -86,13 +86,13 @@ def balanced(start: Start) -> list[str]:
         watch.run("syn L count 3", "ack L count 2", "syn M count 2", "ack M", "accept L", "syn L")
         watch.run("ack L count 2", "close M", "syn L", "ack L", open_line("M"), "syn M", "ack M")
         watch.run("accept M", "syn L count 2", "syn M", "close M", "syn N count 2", "syn L count 2")
-        # Of those whose listeners have all closed no evictions are counted.
+        # Evictions are not counted once all listeners of an address and port are closed.
         watch.run("close L", "syn N count 4")
         return wrong(watch)
 
 
 def beside(start: Start) -> list[str]:
-    """Sockets of one port that take the connections of some address from each other."""
+    """Sockets of one port that take each other's connections at some addresses."""
     found = []
     kinds = ("address *", "address * v6only", "address * family 4", "address 192.0.2.1")
     froms = ("to 192.0.2.1", "to 192.0.2.9", "from 2001:db8::5")
@@ -115,7 +115,7 @@ def beside(start: Start) -> list[str]:
 
 
 def asked(start: Start) -> list[str]:
-    """Backlogs that are granted, and others of which the kernel makes less, again and again."""
+    """Backlogs that are granted, and others that the kernel reduces, several times."""
     found = []
     with start(before=[open_line("O", port=82)]) as watch:
         watch.run("syn O", open_line("L", backlog=200), open_line("M", port=81, backlog=7), "syn M")
@@ -130,7 +130,7 @@ def asked(start: Start) -> list[str]:
 
 
 def lifes(start: Start) -> list[str]:
-    """Memory that is used again at once, for another port, or for the same."""
+    """Memory that is used again at once, for another port or for the same."""
     with start() as watch:
         for number in range(4):
             for kind in KINDS:
@@ -140,7 +140,7 @@ def lifes(start: Start) -> list[str]:
 
 
 def drift(start: Start) -> list[str]:
-    """One event a second for a long time, each of which tells its listener anew."""
+    """One event a second for a long time, each of which makes a new row of its listener."""
     found = []
     with start() as watch:
         watch.run(open_line("L", backlog=9))
@@ -155,7 +155,7 @@ def drift(start: Start) -> list[str]:
 
 
 def idle(start: Start) -> list[str]:
-    """Nothing happens for minutes; then each of what may come first does."""
+    """Nothing happens for minutes, and then each possible first event does."""
     with start() as watch:
         for port, kind in enumerate(KINDS, 80):
             watch.run(open_line(f"L{port}", kind, port, backlog=9), f"syn L{port} count 4")
@@ -168,7 +168,7 @@ def idle(start: Start) -> list[str]:
 
 
 def older(start: Start) -> list[str]:
-    """Listeners that are older than the session, each met first by another kind of event."""
+    """Listeners older than the session, each with another kind of first event."""
     opened = [open_line(f"L{port}", port=port, backlog=3) for port in range(80, 86)]
     before = ["bucketlimit 0 100", *opened, *[f"syn L{port} count 3" for port in range(80, 86)]]
     before += [line for port in range(80, 86) for line in (f"ack L{port}", f"ack L{port}")]
@@ -180,7 +180,7 @@ def older(start: Start) -> list[str]:
 
 
 def closed(start: Start) -> list[str]:
-    """A listener that is older than the session closes, and one that has just been told."""
+    """Closes of a listener older than the session, and of one with a fresh row."""
     with start(before=[open_line("L"), open_line("M", port=81), "syn L", "ack L"]) as watch:
         watch.run("syn L", "close L", "close M", open_line("N", port=82), "syn N", "ack N")
         watch.run("close N", open_line("N", port=82))
@@ -188,7 +188,7 @@ def closed(start: Start) -> list[str]:
 
 
 def saturation(start: Start) -> list[str]:
-    """SYNs that find Q at every length, and more than its limit."""
+    """SYNs that find Q at every length, also beyond its limit."""
     with start() as watch:
         watch.run("bucketlimit 0 100", open_line("L", backlog=10), "syn L count 13")
         for _ in range(17):
@@ -198,7 +198,7 @@ def saturation(start: Start) -> list[str]:
 
 
 def nested(start: Start) -> list[str]:
-    """Events that interrupt others, wherever they can, of the same listener and of another."""
+    """Events that interrupt others of the same and of another listener, wherever they can."""
     found = []
     for kind in KINDS:
         with start() as watch:
@@ -225,7 +225,7 @@ def nested(start: Start) -> list[str]:
 
 
 def stall(start: Start) -> list[str]:
-    """Seconds in which dtrace(1) does nothing, in the middle of a listener's life."""
+    """Seconds in which dtrace(1) does not run, during a listener's life."""
     with start() as watch:
         watch.run(open_line("L", backlog=1), "syn L count 2")
         watch.session.stall()
@@ -237,7 +237,7 @@ def stall(start: Start) -> list[str]:
 
 
 def together(start: Start) -> list[str]:
-    """Threads at once on all CPUs, in some orders of theirs."""
+    """Concurrent threads on all CPUs, in several orders."""
     found = []
     for seed in range(3):
         for kind in KINDS:
@@ -254,11 +254,11 @@ def together(start: Start) -> list[str]:
 
 
 def quick(start: Start) -> list[str]:
-    """Accepts that do not wait for the return of what has put a connection into Q."""
+    """Accepts before the return of the function that puts a connection into Q."""
     found = []
     with start(cpus=3) as watch:
         watch.run("bucketlimit 0 100")
-        # Each of its own port: what its close kills leaves some of its counts open.
+        # Each has its own port, because connections that a close kills leave some counts open.
         for port, (seed, kind) in enumerate(product(range(16), KINDS), 80):
             watch.run(open_line("L", kind, port, backlog=1 + seed % 3), "syn L count 6")
             watch.run(*["ack L"] * (seed % 4))
@@ -271,7 +271,7 @@ def quick(start: Start) -> list[str]:
 
 
 def full(start: Start) -> list[str]:
-    """The principal buffer is full when the heartbeat comes, where nothing else happens."""
+    """A principal buffer without room for the heartbeat, while nothing else happens."""
     with start(options={"bufsize": "2k"}) as watch:
         cpu = watch.session.kernel.cpus[0]
         tick = next(e for e in watch.session.kernel.enablings if e.pattern[3].startswith("tick"))
@@ -283,7 +283,7 @@ def full(start: Start) -> list[str]:
         watch.library.run(open_line("L"), "syn L count 3", "ack L", "accept L")
         watch.library.cpu = 0
         watch.advance(SECOND * 3 // 4)
-        # Rows of closed listeners are small: until there is no room for the heartbeat.
+        # Rows of closed listeners are small; they fill the buffer until the heartbeat does not fit.
         while cpu.used + tick.room.needed <= watch.session.options.bufsize:
             watch.library.run(f"close {names.pop()}")
         watch.library.cpu = 1
@@ -293,7 +293,7 @@ def full(start: Start) -> list[str]:
 
 
 def one_port(start: Start) -> list[str]:
-    """A session of one port sees the others' SYNs, drops and closes pass by."""
+    """A session of one port, while other ports have SYNs, drops and closes."""
     with start(port=81) as watch:
         watch.run("bucketlimit 0 2", open_line("L", backlog=1))
         watch.run(open_line("M", port=81, backlog=1))

@@ -1,8 +1,8 @@
-"""Code for an expression: Python's for the simulator, and a count of what the real one is made of.
+"""Code of an expression: Python code for the simulator, and the counts of the real code.
 
-What the kernel runs for an expression is an object (DIFO) of instructions for a machine with eight
-registers, with tables of its integers, strings and variables. Here instructions are only counted:
-by that go a program's size, its registers, and where a fault is reported.
+The kernel runs an expression as an object (DIFO) of instructions for a machine with eight
+registers, with tables of its integers, strings and variables. Here instructions are only counted.
+A program's size, its registers and the places of faults follow from the counts.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class Difo:
     """A compiled expression.
 
     Args:
-        type: of its value.
-        code: Python, of a function's one parameter ``c``.
-        instructions: how many.
-        integers: its table of them.
-        strings: its table of them, the variables' names included.
-        variables: how many it names.
-        register: the highest that it uses.
-        keys: for each dynamic variable that it stores, its number of keys and size of by-reference
-            data.
-        is_constant: whether it is one that the compiler itself adds, which has no strings.
+        type: the type of its value.
+        code: Python code with one parameter ``c``.
+        instructions: the number of instructions.
+        integers: the size of its table of integers.
+        strings: its table of strings, which includes the variables' names.
+        variables: the number of variables that it names.
+        register: the highest register that it uses.
+        keys: for each dynamic variable that it stores, its number of keys and the size of
+            by-reference data.
+        is_constant: whether the compiler itself adds it, without strings.
     """
 
     type: Type
@@ -73,13 +73,13 @@ class Difo:
 
 
 class Generator:
-    """Makes code for typed expressions.
+    """Generates code for typed expressions.
 
     Args:
-        checker: who typed them.
-        rules: of the engine.
-        system: on which the program shall run.
-        string_size: of a string in a variable.
+        checker: the checker that typed them.
+        rules: the rules of the engine.
+        system: the system that will run the program.
+        string_size: the size of a string in a variable.
     """
 
     def __init__(self, checker: Checker, rules: Rules, system: System, string_size: int) -> None:
@@ -122,7 +122,7 @@ class Generator:
             self._keys,
         )
 
-    # The machine.
+    # The machine
 
     def _take(self) -> int:
         last = LAST_REGISTER + self._old if self._rules.registers_limited else 64
@@ -145,17 +145,17 @@ class Generator:
         self._variables[variable.scope, variable.name] = None
 
     def _scratch(self, instructions: int, *integers: int) -> None:
-        """Count instructions that need one register more, and integers set in it before them."""
+        """Count instructions that need one more register, and integers that are put into it."""
         register = self._take()
         for value in integers:
             self._integer(value)
         self._count += instructions
         self._free(register)
 
-    # Expressions.
+    # Expressions
 
     def _value(self, node: Node, address: bool = False) -> str:
-        """Return the code of a value, or of the address where it is."""
+        """Return the code of a value, or of its address."""
         match node.op:
             case "constant":
                 node.register = self._take()
@@ -242,7 +242,7 @@ class Generator:
         node.register = self._take()
         self._count += 1
         if variable.name == "cpu" and variable.scope == "built-in":
-            # curthread->t_cpu->cpu_id, through a translator.
+            # A translator turns it into curthread->t_cpu->cpu_id.
             self._integers |= {-1, -2}
             self._count += 6
         if variable.scope == "built-in":
@@ -259,7 +259,7 @@ class Generator:
         return f"({variable.scope == 'self'}, {variable.slot}, {thread}{keys})"
 
     def _arguments(self, types: list[Type], nodes: list[Node]) -> str:
-        """Return code for keys or arguments, which are all computed before the first is pushed."""
+        """Return the code of keys or arguments; all are computed before the first is pushed."""
         codes = [self._value(node) for node in nodes]
         self._count += 1
         for at, (type_, node) in enumerate(zip(types, nodes, strict=True)):
@@ -291,7 +291,7 @@ class Generator:
         return code if address or node.type.by_reference else self._load(node.type, code)
 
     def _converted(self, source: Type, target: Type, code: str) -> str:
-        """Return the code of a cast, which changes nothing unless bits have to go or come."""
+        """Return the code of a cast, which does nothing unless bits are removed or added."""
         if not is_scalar(target) or not (is_scalar(source) or is_pointer(source)):
             return code
         have, want = source.byte_size() if is_scalar(source) else 8, target.byte_size()
@@ -316,11 +316,11 @@ class Generator:
         return _narrowed(code, 8 * want, is_signed(target))
 
     def _scaled(self, type_: Type, code: str) -> str:
-        """Return the code of a number of elements as one of bytes."""
+        """Return the code that converts a number of elements to a number of bytes."""
         size = 1 if is_string(type_) else type_.base.target.byte_size()
         if size == 1:
             if self._old and self._rules.registers_leak:
-                # It is never used, so the kernel does not see it.
+                # The register is never used, so the kernel does not see it.
                 highest = self._highest
                 self._take()
                 self._highest = highest
@@ -439,7 +439,7 @@ class Generator:
         node.register = target.register
         self._scratch(1, size)
         if target.variable and target.variable.keys is not None:
-            # The keys are still there for the store, which need not push them again.
+            # The keys still exist for the store, which need not push them again.
             before, taken = self._count, set(self._taken)
             new = self._store(node, target, f"({old} {sign} {size} & {MASK})")
             self._count, self._taken = before + 1, taken

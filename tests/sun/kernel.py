@@ -1,7 +1,7 @@
-"""What a session has in the kernel: enabled clauses, variables, and each CPU's two buffers.
+"""The kernel's part of a session: enabled clauses, variables, and two buffers for each CPU.
 
-A principal buffer takes records and an aggregation buffer counts, till dtrace(1) asks for them.
-What finds no room is lost, and how much that was is counted.
+A principal buffer holds records and an aggregation buffer counts, until dtrace(1) takes them.
+What has no room is lost, and the losses are counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Counts = dict[tuple[Action, tuple[Any, ...]], list[int]]
 
 @dataclass(eq=False, slots=True)
 class Enabling:
-    """A clause at its probe, with its number and what it needs."""
+    """A clause at its probe, with its number and the room that it needs."""
 
     epid: int
     clause: Compiled
@@ -40,7 +40,7 @@ class Enabling:
 
 @dataclass(eq=False, slots=True)
 class Cpu:
-    """What a session has on a CPU: buffers, how full they are, and what did not fit."""
+    """A session's buffers on a CPU, how full they are, and what did not fit."""
 
     context: Context
     used: int = 0
@@ -52,13 +52,13 @@ class Cpu:
     is_busy: bool = False
 
     def switch(self) -> list[Record | ErrorRecord]:
-        """Hand over the records."""
+        """Return the records, and empty the buffer."""
         records, self.records = self.records, []
         self.used = 0
         return records
 
     def snapshot(self) -> Counts:
-        """Hand over the counts."""
+        """Return the counts, and empty the buffer."""
         counts, self.counts = self.counts, {}
         self.counts_used = 0
         return counts
@@ -68,18 +68,18 @@ class Kernel:
     """The kernel's part of a session.
 
     Args:
-        program: what to run.
-        options: that hold for it.
-        cpus: how many there are.
-        header: size of a record's header.
+        program: the program to run.
+        options: the options in force.
+        cpus: the number of CPUs.
+        header: the size of a record's header.
         load: returns memory by address and size.
-        between: called between two expressions of an event, if it returns a function.
-        rules: of the engine.
+        between: returns None, or a function to call between two expressions of an event.
+        rules: the rules of the engine.
 
     Attributes:
-        cpus: what it has on each.
+        cpus: the session's state on each CPU.
         dynamic: its dynamic variables.
-        is_active: whether its probes fire; not any more when exit() was met.
+        is_active: whether its probes fire; not after exit().
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class Kernel:
         """Run a probe's clauses.
 
         Args:
-            probe: which fires.
-            cpu: where.
+            probe: the probe that fires.
+            cpu: the CPU.
             seen: what clauses can see of the event, by the names of a Context.
         """
         state = self.cpus[cpu]
@@ -161,19 +161,19 @@ class Kernel:
             state.is_busy = False
 
     def forget(self, aggregation: Aggregation) -> None:
-        """Lose an aggregation's counts, as trunc() would if it were the kernel's."""
+        """Lose an aggregation's counts, as if trunc() were the kernel's."""
         for cpu in self.cpus:
             for key in [key for key in cpu.counts if key[0].aggregation is aggregation]:
                 del cpu.counts[key]
 
     def _clean(self, now: int) -> None:
-        """Let the cleaner do what it was due to do before now."""
+        """Let the cleaner do what was due before now."""
         if self.dynamic.dirty and now // self._clean_rate > self._cleaned // self._clean_rate:
             self.dynamic.clean()
         self._cleaned = now
 
     def _wait_for(self, state: Cpu) -> None:
-        """Wait until an event on the same CPU is over, for nothing interrupts one there."""
+        """Wait until the event on the same CPU is over, because nothing interrupts an event."""
         for _ in range(_PATIENCE):
             if not state.is_busy:
                 return
@@ -184,7 +184,7 @@ class Kernel:
         raise RuntimeError(f"a probe fires within another on CPU {state.context.cpu}")
 
     def _reserve(self, room: Room, state: Cpu) -> int:
-        """Return where in the principal buffer there is room, or -1 if there is none."""
+        """Return the offset of free room in the principal buffer, or -1 if there is none."""
         offset = -(-state.used // room.alignment) * room.alignment
         if offset + room.needed > self._principal_room:
             state.drops += 1
@@ -192,7 +192,7 @@ class Kernel:
         return offset
 
     def _run(self, enabling: Enabling, state: Cpu) -> bool:
-        """Run a clause; tell whether it did not fault."""
+        """Run a clause, and tell whether it did not fault."""
         context, clause, room, rules = state.context, enabling.clause, enabling.room, self._rules
         dynamic = self.dynamic
         offset = self._reserve(room, state)
@@ -247,7 +247,7 @@ class Kernel:
         return True
 
     def _ends(self) -> bool:
-        """Tell whether a clause ends whose dynamic variable has just found no room."""
+        """Tell whether a clause ends after its dynamic variable found no room."""
         self.dynamic.has_dropped = False
         return self._rules.drop_ends_clause
 
@@ -287,14 +287,14 @@ class Kernel:
 
 
 def fields(description: str) -> tuple[str, str, str, str]:
-    """Return provider, module, function and name of a probe's description."""
+    """Return the provider, module, function and name in a probe's description."""
     given = description.split(":")
     provider, module, function, name = [""] * (4 - len(given)) + given
     return provider, module, function, name
 
 
 def matches(pattern: tuple[str, ...], probe: tuple[str, ...]) -> bool:
-    """Tell whether a description, as fields, is one of a probe."""
+    """Tell whether a description, split into fields, matches a probe."""
     return all(
         not wanted or wanted == given or fnmatchcase(given, wanted)
         for wanted, given in zip(pattern, probe, strict=True)

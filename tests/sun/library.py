@@ -1,11 +1,11 @@
-"""The models of TCP listeners as libraries of this process: see ../kernel/model.
+"""The models of TCP listeners as libraries of this process; see ../kernel/model.
 
-The same C sources as the kernel module's, with what they need of Linux in native/. A script drives
-it as it drives the module. Functions that the module offers to DTrace call a hook here, at their
-entries and returns, and so do the mib probes.
+They have the kernel module's C sources, and native/ has what these need of Linux. A script drives
+a library as it drives the module. Functions that the module offers to DTrace call a hook here, at
+their entries and returns, and so do the mib probes.
 
-Threads are simulated: each is one of Python's, but one at a time runs, and another can go on only
-where one meets a hook, waits for a lock or a squeue, or is between two events.
+Threads are simulated: each is a Python thread, but only one runs at a time. Another can run only
+when one meets a hook, waits for a lock or a squeue, or is between two events.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ MODEL = NATIVE.parents[1] / "kernel/model"
 
 
 class Build(NamedTuple):
-    """How the library of a generation is made."""
+    """How the library of a generation is built."""
 
     family: str
-    """The family whose programs are for it."""
+    """The family whose programs fit it."""
     directory: str
-    """Where its sources are; others lie beside that."""
+    """The directory of its sources; shared ones are beside it."""
     unit: tuple[str, ...]
-    """What is compiled as one, for the types of all to be in one place."""
+    """The sources that are compiled as one unit, so that all types are in one place."""
     module: str
-    """What DTrace calls the part of the kernel that the functions are in."""
+    """DTrace's name for the part of the kernel that contains the functions."""
     flags: tuple[str, ...] = ()
 
 
@@ -69,14 +69,14 @@ GENERATIONS = tuple(BUILDS)
 SOLARIS = tuple(name for name, build in BUILDS.items() if build.unit is _SOLARIS)
 FREEBSD = tuple(name for name, build in BUILDS.items() if build.unit is _FREEBSD)
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fcf-protection=none")
-# As ../kernel/model/Kbuild; and calls of __fentry__, and types.
+# As in ../kernel/model/Kbuild, with calls of __fentry__ and with types.
 MODEL_CFLAGS = (
     *("-fno-ipa-sra", "-fno-ipa-cp", "-fno-ipa-icf", "-fno-partial-inlining"),
     *("-fno-optimize-sibling-calls", "-fno-inline-functions-called-once"),
     *("-pg", "-mfentry", "-gbtf", "-fno-eliminate-unused-debug-types"),
 )
 LEAST_GCC = 12
-"""The first version that can write BTF."""
+"""The first version that writes BTF."""
 SWITCH_ODDS = 0.5
 WAITS_MOST = 100_000
 
@@ -87,11 +87,11 @@ _NO_YIELD = _YIELD()
 
 
 class Nested(NamedTuple):
-    """A line with others inside."""
+    """A line with other lines inside."""
 
     line: str
     at: int
-    """At the how manieth hook that is called from the line's beginning on; 1 is the first."""
+    """The number of the hook, counted from the beginning of the line; 1 is the first."""
     inner: tuple[str, ...]
 
 
@@ -99,7 +99,7 @@ Line = str | Nested
 
 
 class UnavailableError(Exception):
-    """The library cannot be built here; the text says why."""
+    """The library cannot be built here; the text is the reason."""
 
 
 class Symbol(NamedTuple):
@@ -108,11 +108,11 @@ class Symbol(NamedTuple):
     address: int
     size: int
     type: int | None
-    """The number of its type in the BTF, if it has one there."""
+    """The number of its type in the BTF, if it has one."""
 
 
 def why_not() -> str:
-    """Return why the library cannot be built here; an empty string where it can."""
+    """Return why the library cannot be built here; an empty string if it can."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         return f"the hooks are for Linux on x86-64, not {sys.platform} on {platform.machine()}"
     if not shutil.which("gcc"):
@@ -125,7 +125,7 @@ def why_not() -> str:
 
 @functools.cache
 def built(generation: str) -> Path:
-    """Build the library of a generation, unless the same sources have been built before.
+    """Build the library of a generation, unless the same sources were built before.
 
     Args:
         generation: one of GENERATIONS.
@@ -134,7 +134,7 @@ def built(generation: str) -> Path:
         The shared object, in a directory that other processes share.
 
     Raises:
-        UnavailableError: there is no fitting compiler.
+        UnavailableError: there is no suitable compiler.
         RuntimeError: the compiler fails; the text has its messages.
     """
     if reason := why_not():
@@ -154,7 +154,7 @@ def built(generation: str) -> Path:
     directory.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         for name, text in texts.items():
-            # What Linux' own headers have is in kernel.h.
+            # kernel.h replaces Linux' own headers.
             (Path(scratch) / name).write_text(re.sub(r"(?m)^#include <linux/.*$", "", text))
         (Path(scratch) / "unit.c").write_text(
             "".join(f'#include "{name}"\n' for name in build.unit)
@@ -168,32 +168,32 @@ def built(generation: str) -> Path:
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-        # Another process may have been as fast.
+        # Another process may have built it meanwhile.
         (Path(scratch) / "ip.so").replace(target)
     return target
 
 
 class Library:
-    """A model of its own, with no listeners yet.
+    """A separate model without listeners.
 
     Args:
         generation: one of GENERATIONS.
 
     Attributes:
-        types: the types of all that the model has, as BTF.
+        types: the types of the whole model, as BTF.
         symbols: its global variables.
-        family: the name of the family whose programs are for it.
-        probes: what ``hook`` can be given, as ``fbt:ip:tcp_accept:entry`` or
+        family: the name of the family whose programs fit it.
+        probes: the probes for ``hook``, such as ``fbt:ip:tcp_accept:entry`` or
             ``mib:::tcpListenDrop``.
-        thread: the number of the simulated thread that runs, from 1.
-        cpu: the number of the CPU that it is on, from 0.
+        thread: the number of the running simulated thread, from 1.
+        cpu: the number of its CPU, from 0.
     """
 
     def __init__(self, generation: str) -> None:
         self.generation = generation
         self.family, _, _, module, _ = BUILDS[generation]
         source = built(generation)
-        # A file of its own, as the same one is loaded once only.
+        # A separate file, because the same file is loaded only once.
         handle, name = tempfile.mkstemp(suffix=".so")
         os.close(handle)
         try:
@@ -250,7 +250,7 @@ class Library:
         self.close()
 
     def close(self) -> None:
-        """Give back all that the model has; no address of it can be read any more."""
+        """Free all memory of the model; its addresses cannot be read any more."""
         if self._c._handle:
             self.hook({}, None)
             self._c.stop_model()
@@ -260,7 +260,7 @@ class Library:
 
     @property
     def now(self) -> int:
-        """The time in nanoseconds, as the model sees it; it stands still until it is set."""
+        """The time in nanoseconds, as the model sees it; it changes only when it is set."""
         return self._time.value
 
     @now.setter
@@ -274,20 +274,20 @@ class Library:
             lines: commands of ../kernel/model/script.c, such as ``syn web count 3``.
 
         Raises:
-            OSError: EINVAL: a line cannot be; those before it have happened.
+            OSError: EINVAL: a line is impossible; those before it have happened.
         """
         for line in "\n".join(lines).split("\n"):
             self._depth += 1
             error = self._c.model_run(line.encode())
             self._depth -= 1
             if self._error is not None:
-                # The outermost line tells.
+                # The outermost line raises it.
                 raise self._raised() if not self._depth and not self._threads else self._error
             if error:
                 raise OSError(-error, f"{os.strerror(-error)}: {line}")
 
     def refuses(self, line: str) -> bool:
-        """Run a line; tell whether it is one that cannot be."""
+        """Run a line, and tell whether it is impossible."""
         try:
             self.run(line)
         except OSError as error:
@@ -297,7 +297,7 @@ class Library:
         return False
 
     def play(self, line: Line) -> bool:
-        """Run a line, if it can be; tell whether it was, whatever became of those inside."""
+        """Run a line if it is possible; tell whether it ran, whatever happened to inner lines."""
         if isinstance(line, str):
             return not self.refuses(line)
         nests = self._nests.setdefault(self.thread, [])
@@ -308,29 +308,29 @@ class Library:
             nests.pop()
 
     def all_totals(self) -> list[dict[str, Any]]:
-        """Return the totals of every listener that there was, oldest first."""
+        """Return the totals of every listener so far, oldest first."""
         size = self._c.model_totals(None, 0) + 1
         text = ctypes.create_string_buffer(size)
         self._c.model_totals(text, size)
         return [json.loads(line) for line in text.value.decode().splitlines()]
 
     def totals(self, name: str) -> dict[str, Any]:
-        """Return the totals of the listener that had a name last; see ../kernel/model/model.h."""
+        """Return the totals of the last listener with a name; see ../kernel/model/model.h."""
         return [totals for totals in self.all_totals() if totals["name"] == name][-1]
 
     def eagers(self) -> int:
-        """Return how many connections that nobody has accepted are in memory."""
+        """Return how many connections are in memory that have not been accepted."""
         return int(self._c.model_eagers())
 
     def kthread(self, number: int) -> int:
-        """Return where the kthread_t of a thread is, by any number that is its own; 0 for nowhere.
+        """Return the address of a thread's kthread_t, by any number of its own; 0 if it has none.
 
-        There are some where the model has processes, and each is now the process's that runs.
+        A model with processes has some; each now belongs to the running process.
         """
         return int(self._c.model_kthread(number)) if self.generation in SOLARIS else 0
 
     def process(self) -> tuple[int, bytes]:
-        """Return the number of the process that runs, and the name of its program."""
+        """Return the number of the running process, and the name of its program."""
         if self.generation not in SOLARIS:
             return 0, b"sched"
         comm = ctypes.create_string_buffer(17)
@@ -340,7 +340,7 @@ class Library:
         """Return memory of this process.
 
         Raises:
-            OSError: EFAULT: not all of it is there.
+            OSError: EFAULT: part of it does not exist.
         """
         found = ctypes.create_string_buffer(size)
         if self._c.model_read(address & 0xFFFF_FFFF_FFFF_FFFF, found, size):
@@ -348,14 +348,14 @@ class Library:
         return found.raw
 
     def hook(self, probes: Mapping[str, int] | Iterable[str], callback: Callback | None) -> None:
-        """Have probes reported, these and no others.
+        """Report these probes, and no others.
 
         Args:
-            probes: some of ``probes``, with the numbers to report them by; without, they are
-                numbered as they come, from 0.
+            probes: some of ``probes``, with the numbers to report them by; without numbers, they
+                are numbered in their order, from 0.
             callback: called with the number and arg0 to arg5, in the thread that met the probe.
-                At a return arg1 is the value, and arg0 is 0. What it raises comes out of ``run``
-                or ``concurrently``, when the event is done; until then it is not called again.
+                At a return arg1 is the value, and arg0 is 0. ``run`` or ``concurrently`` raises its
+                exception after the event; until then it is not called again.
         """
         numbers = dict(probes) if isinstance(probes, Mapping) else _numbered(probes)
         wanted: dict[str, list[int]] = {}
@@ -378,16 +378,16 @@ class Library:
         cpus: Sequence[int] | None = None,
         migrate: bool = False,
     ) -> list[list[Line]]:
-        """Let several threads run their scripts at once, in an order that the seed makes.
+        """Let several threads run their scripts concurrently, in an order that the seed decides.
 
         Args:
             scripts: lines for each of the threads.
-            seed: the same makes the same happen in the same order.
-            cpus: where each of the threads is; each on its own unless told.
+            seed: the same seed gives the same order.
+            cpus: the CPU of each thread; by default each has its own.
             migrate: whether threads move between these CPUs.
 
         Returns:
-            For each thread the lines that could not be when they came, and did nothing.
+            For each thread the lines that were impossible when they came, and did nothing.
         """
         places = list(range(len(scripts)) if cpus is None else cpus)
         first = self._threads_made + 1
@@ -405,15 +405,15 @@ class Library:
         return refused
 
     def pause(self) -> None:
-        """In a callback: let another thread go on, or none, as the seed has it.
+        """In a callback: perhaps let another thread run, as the seed decides.
 
-        What is in a probe keeps its CPU for itself, as interrupts are off there.
+        A thread in a probe keeps its CPU, because interrupts are off there.
         """
         if self._threads:
             self._threads.pause()
 
     def run_on_both(self, *lines: str) -> None:
-        """Let the same events happen in two threads at once, each on its own CPU."""
+        """Let the same events happen in two concurrent threads, each on its own CPU."""
         for refused in self.concurrently(lines, lines):
             if refused:
                 raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {refused[0]}")
@@ -461,15 +461,15 @@ class _Thread:
 
 
 class _Threads:
-    """Threads of which one has the baton.
+    """Threads of which only one runs at a time.
 
     Args:
-        library: whose events they run.
-        scripts: a script for each.
-        numbers: their numbers.
-        cpus: where they are.
-        migrate: whether one that goes on may do so on another of these CPUs.
-        chance: who goes on.
+        library: the library whose events they run.
+        scripts: a script for each thread.
+        numbers: the numbers of the threads.
+        cpus: the CPUs of the threads.
+        migrate: whether a thread may continue on another of these CPUs.
+        chance: decides which thread runs.
     """
 
     def __init__(
@@ -493,7 +493,7 @@ class _Threads:
         self._ended = threading.Semaphore(0)
 
     def run(self) -> list[list[Line]]:
-        """Run all to their ends."""
+        """Run all threads to their ends."""
         threads = list(self._alive)
         if not threads:
             return []
@@ -506,14 +506,14 @@ class _Threads:
         return [thread.refused for thread in threads]
 
     def pause(self) -> None:
-        """Let another go on, or the same."""
+        """Let another thread run, or the same."""
         self._waits = 0
         if self._chance.random() < SWITCH_ODDS:
             self._switch(self._ready())
 
     @contextmanager
     def in_probe(self) -> Iterator[None]:
-        """Have the thread that runs keep its CPU for as long as the block lasts."""
+        """Let the running thread keep its CPU during the block."""
         here = self._current
         assert here is not None
         before, here.in_probe = here.in_probe, True
@@ -546,7 +546,7 @@ class _Threads:
         others = [thread for thread in self._ready() if thread is not self._current]
         self._waits += 1
         if not others or self._waits > WAITS_MOST:
-            # There is no way out of the C code that waits.
+            # The waiting C code cannot be left.
             os.write(2, b"every thread waits, one for " + reason + b"\n")
             os.abort()
         self._switch(others)
@@ -585,7 +585,7 @@ class _Threads:
 
 
 class _Elf(NamedTuple):
-    """What is read from the shared object itself."""
+    """Data from the shared object itself."""
 
     types: bytes
     variables: dict[str, int]
@@ -619,7 +619,8 @@ def _elf(path: Path) -> _Elf:
     return _Elf(types, variables, objects, sorted(traced))
 
 
-# By kind, the 32-bit words that follow the three of struct btf_type: once, and for each member.
+# For each kind, the number of 32-bit words after the three of struct btf_type: once, and for each
+# member.
 _BTF_VAR = 14
 _BTF_KINDS = {
     **dict.fromkeys((2, 7, 8, 9, 10, 11, 12, 16, 18), (0, 0)),
@@ -631,7 +632,7 @@ _BTF_KINDS = {
 
 
 def _variables(types: bytes) -> dict[str, int]:
-    """Return the type numbers of the global variables that BTF knows."""
+    """Return the type numbers of the global variables in the BTF."""
     header, type_at, type_size, string_at = struct.unpack_from("<IIII", types, 4)
     strings = types[header + string_at :]
     at, end = header + type_at, header + type_at + type_size

@@ -1,4 +1,4 @@
-"""What a program may not exceed: its size, its kernel memory, and how records fill buffers."""
+"""The limits of a program: its size, its kernel memory, and how records fill buffers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from sun.compiler import Compiled
 from sun.generate import Difo
 from sun.syntax import OptionError, ProgramError
 
-# Of the structures in sys/dtrace.h: headers of the file and of a section, descriptions of a probe,
-# of what is enabled there, of an action, and of a variable.
+# Sizes of structures in sys/dtrace.h: headers of the file and of a section, descriptions of a
+# probe, of an enabling, of an action, and of a variable.
 _HEADER = 64
 _SECTION = 32
 _PROBE = 24
 _ENABLING = 24
 _ACTION = 32
 _VARIABLE = 20
-# Of sys/dtrace_impl.h: what an aggregation buffer has for each key and for itself, a dynamic
-# variable with one key, each further key, and a place in their hash table.
+# Sizes in sys/dtrace_impl.h: of a key in an aggregation buffer and of the buffer itself, of a
+# dynamic variable with one key, of each further key, and of a place in the hash table.
 _AGGREGATION_KEY = 24
 _AGGREGATION_BUFFER = 24
 _DYNAMIC_VARIABLE = 48
 _DYNAMIC_KEY = 16
 _DYNAMIC_HASH = 64
 _DYNAMIC_DEFAULT = 256
-# Dynamic variables are dealt out to so many CPUs, whether they are there or not.
+# Dynamic variables are divided among this many CPUs, even if fewer exist.
 _CPUS_MOST = 64
 SECOND = 1_000_000_000
 _UNITS = {"k": 10, "m": 20, "g": 30}
@@ -46,7 +46,7 @@ _TIMES = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a program or the command line sets; sizes in bytes, rates as periods in nanoseconds."""
+    """Settings of a program or command line: sizes in bytes, rates as periods in nanoseconds."""
 
     bufsize: int = 4 << 20
     aggsize: int = 4 << 20
@@ -59,10 +59,10 @@ class Options:
 
     @classmethod
     def of(cls, *sets: Mapping[str, str]) -> Options:
-        """Read options, of which later sets win over earlier ones.
+        """Read options, of which later sets override earlier ones.
 
         Raises:
-            ProgramError: one has no such value.
+            ProgramError: an option is unknown, or cannot have its value.
         """
         values = {name: value for options in sets for name, value in options.items()}
         known: dict[str, int] = {}
@@ -88,7 +88,7 @@ def period(text: str) -> int:
     """Return the nanoseconds of a rate such as ``10hz``, ``100ms`` or ``1s``.
 
     Raises:
-        ProgramError: it is none.
+        ProgramError: the text is not a rate.
     """
     digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(digits) :]
@@ -102,13 +102,13 @@ def period(text: str) -> int:
 def memory_per_cpu(options: Options, cpus: int) -> int:
     """Return the kernel memory of a session for each CPU.
 
-    Both buffers are there twice, to be switched; dynamic variables are the same for all CPUs.
+    Both buffers exist twice, to be switched; all CPUs share the dynamic variables.
     """
     return 2 * (options.bufsize + options.aggsize) + options.dynvarsize // cpus
 
 
 def dof_size(clauses: Iterable[Compiled]) -> int:
-    """Return the size of the file (DOF) that dtrace(1) hands the kernel for a program."""
+    """Return the size of the file (DOF) that dtrace(1) gives the kernel for a program."""
     file = _File()
     for clause in clauses:
         fields = clause.probe.split(":")
@@ -125,7 +125,7 @@ def dof_size(clauses: Iterable[Compiled]) -> int:
 
 class _File:
     def __init__(self) -> None:
-        # The string table is there from the beginning, with an empty string.
+        # The string table exists from the beginning, with an empty string.
         self.sections = 1
         self.data = 0
         self.strings = 1
@@ -148,12 +148,12 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a clause needs of the principal buffer.
+    """The room that a clause needs in the principal buffer.
 
     Args:
-        size: of its record, 0 if it makes none.
-        needed: for that and for the keys of its aggregations.
-        alignment: of where it begins.
+        size: the size of its record; 0 if it makes none.
+        needed: the room for the record and for the keys of its aggregations.
+        alignment: the alignment of its beginning.
     """
 
     size: int
@@ -162,13 +162,13 @@ class Room:
 
 
 def lay_out(clause: Compiled, header: int) -> Room:
-    """Place what a clause records, as dtrace_ecb_resize() does, keys behind the record.
+    """Lay out a clause's record, as dtrace_ecb_resize() does, with keys after the record.
 
-    What records nothing needs room for a header, too.
+    A clause that records nothing needs room for a header, too.
 
     Args:
-        clause: whose aggregating actions learn the size of their records, too.
-        header: size of a record's header.
+        clause: the clause; its aggregating actions get the size of their records.
+        header: the size of a record's header.
     """
     size, alignment = header, 4
     needed = header
@@ -189,13 +189,13 @@ def lay_out(clause: Compiled, header: int) -> Room:
             needed = max(needed, at)
             action.record_size = _rounded(at - base, 8) + _AGGREGATION_KEY
             at = 0
-    # A clause without any action records that it ran.
+    # A clause without actions records that it ran.
     has_record = size > header or not clause.actions
     return Room(_rounded(size, 4) if has_record else 0, _rounded(needed, 4), alignment)
 
 
 def aggregation_room(aggsize: int) -> int:
-    """Return how many bytes of an aggregation buffer are for records; the rest is a hash table."""
+    """Return how many bytes of an aggregation buffer hold records; the rest is a hash table."""
     buckets = (aggsize >> 3) // 8
     if buckets > 17 << 3:
         buckets -= 17
@@ -203,7 +203,7 @@ def aggregation_room(aggsize: int) -> int:
 
 
 def dynamic_variables(clauses: Iterable[Compiled], dynvarsize: int) -> int:
-    """Return how many dynamic variables a program can have: each has room for the largest."""
+    """Return how many dynamic variables a program can have; each has room for the largest."""
     largest = 0
     for clause in clauses:
         for difo in clause.difos:
@@ -217,7 +217,7 @@ def dynamic_variables(clauses: Iterable[Compiled], dynvarsize: int) -> int:
     each = rest // _CPUS_MOST // chunk * chunk
 
     def fits(room: int) -> int:
-        # The last place of each CPU's part is left, unless it is the only one.
+        # The last place of each CPU's part stays free, unless it is the only one.
         return max(1, (room - 1) // chunk)
 
     if not each:

@@ -1,4 +1,4 @@
-"""How printf() and printa() read their formats, and what they print."""
+"""How printf() and printa() parse their formats, and what they print."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class _Conversion:
 
 
 class Format:
-    """A format string, fit to the types of what it prints.
+    """A format string that fits the types of its arguments.
 
     Args:
         text: the format.
         function: printf or printa, for messages.
-        types: of the arguments, or the keys.
-        value: of an aggregation's value, which ``%@d`` prints; for printf None.
-        line: of the program.
-        string_size: of strings, which ``%S`` fills up.
-        small_unsigned: whether ``%d`` prints what is smaller than an int without its sign.
+        types: the types of the arguments or keys.
+        value: the type of an aggregation's value, which ``%@d`` prints; None for printf.
+        line: the line of the program.
+        string_size: the size of strings, to which ``%S`` pads.
+        small_unsigned: whether ``%d`` prints types smaller than int without a sign.
 
     Raises:
-        ProgramError: they do not fit.
+        ProgramError: the format does not fit.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class Format:
             raise ProgramError(f"{message} required by this format string", line)
 
     def fill(self, values: Sequence[Value], results: Sequence[int] = ()) -> str:
-        """Return what it prints.
+        """Return the text that the format prints.
 
         Args:
-            values: of the arguments, or the keys, as they were recorded.
-            results: of the aggregations.
+            values: the arguments or keys, as they were recorded.
+            results: the values of the aggregations.
         """
         rest = iter(values)
-        # The last of the results goes on, if there are more conversions.
+        # The last result is repeated if there are more conversions.
         of = chain(results, repeat(results[-1] if results else 0))
         return "".join(
             piece if isinstance(piece, str) else _text(piece, next(of if piece.is_value else rest))
@@ -152,7 +152,7 @@ def _text(piece: _Conversion, value: Value) -> str:
         text = escaped(value, piece.size) if is_escaped else value.decode("utf-8", "replace")
         return f"%{flags}{width}{precision}s" % text
     if letter == "Y":
-        # In UTC, for a test to be the same everywhere.
+        # UTC, so that a test is the same everywhere.
         return time.strftime("%Y %b %e %H:%M:%S", time.gmtime(value // 1_000_000_000))
     if letter == "c":
         return f"%{flags}{width}s" % chr(value & 0xFF)
@@ -167,7 +167,7 @@ def _text(piece: _Conversion, value: Value) -> str:
 
 
 def escaped(value: bytes, size: int) -> str:
-    """Write all of a record as strchr2esc() does, the zeros behind the string's end too."""
+    """Write a whole record as strchr2esc() does, including the zeros after the string's end."""
     return "".join(
         f"\\{_ESCAPES[byte]}"
         if byte in _ESCAPES

@@ -1,4 +1,4 @@
-"""What the programs print that have a line for each event."""
+"""The output of trace programs, which have a line for each event."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sun.watching import Host, text
 
 
 def started(host: Host, port: int = 0) -> Session:
-    """Start the program that prints."""
+    """Start the trace program."""
     return host.engine.start(text(host.generation, port, trace=True))
 
 
 def printed(session: Session) -> list[str]:
-    """End a session; return its lines but for empty ones, as CSV."""
+    """End a session; return its lines without empty ones, as CSV."""
     session.stop()
     return [csv(line) for line in session.output.splitlines() if line]
 
 
 def short(lines: list[str]) -> list[str]:
-    """Return lines less their times."""
+    """Return lines without their times."""
     return [",".join(line.split(",")[2:]) for line in lines]
 
 
@@ -38,10 +38,10 @@ def per_action(session: Session) -> Counter[tuple[str, str]]:
 
 
 def only_its_port(generation: str, lines: Sequence[str]) -> None:
-    """Show that a session of one port prints that port's lines only, whatever came before.
+    """Check that a session of one port prints only lines of that port, whatever came before.
 
     Args:
-        generation: of which system.
+        generation: the generation of the system.
         lines: what happens first.
     """
     with Host(generation) as host:
@@ -56,10 +56,10 @@ def only_its_port(generation: str, lines: Sequence[str]) -> None:
 
 
 def nothing_wrong(with_faults: Callable[[frozenset[int]], tuple[int, Counter[str]]]) -> None:
-    """Show that no line is printed for a fault that would not have been, and none twice.
+    """Check that no fault causes a line to be printed that is wrong or repeated.
 
     Args:
-        with_faults: has some loads fail, and returns how many there were and what was printed.
+        with_faults: lets some loads fail; returns the number of loads and the printed lines.
     """
     loads, whole = with_faults(frozenset())
     assert max(whole.values()) == 1

@@ -1,7 +1,7 @@
-"""The rules of Sun's engine that this simulator follows, each of which can be switched off.
+"""The rules of Sun's engine that this simulator follows; each can be switched off.
 
-A test that passes with a rule switched off does not depend on it, so a simulator without one of
-them is a mutant: something should notice.
+A test that passes with a rule switched off does not depend on it. So a simulator without one of
+the rules is a mutant, which some test should notice.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which rules hold; what happens otherwise stands in brackets.
+    """The rules in force; what happens without a rule is in brackets.
 
     Rules about memory and faults:
-        alignment_checked: an n-byte load from an address that n does not divide faults [it loads].
-        fault_ends_clause_only: the later clauses of an event run after a fault [they do not].
-        errors_fire: a fault lets dtrace:::ERROR fire at once, before the event's later clauses [not
-            at all].
-        faults_told_each_time: each fault is a line on stderr [a clause's first one is].
-        drop_ends_clause: a clause whose dynamic variable finds no room ends there, and no more is
-            told than the drop [it goes on].
-        this_kept: ``this->`` keeps what the CPU left in it [each event begins with zeros].
-        lazy: what ``?:``, ``&&`` and ``||`` do not need is not evaluated [it is].
+        alignment_checked: a load of n bytes from an address that n does not divide faults [it
+            works].
+        fault_ends_clause_only: later clauses of an event run after a fault [they do not run].
+        errors_fire: a fault fires dtrace:::ERROR at once, before the event's later clauses [it does
+            not fire].
+        faults_told_each_time: each fault is a line on stderr [only a clause's first fault is].
+        drop_ends_clause: a clause ends if its dynamic variable finds no room, and only the drop is
+            reported [the clause continues].
+        this_kept: ``this->`` keeps what an earlier event left on the CPU [each event starts with
+            zeros].
+        lazy: operands that ``?:``, ``&&`` and ``||`` do not need are not evaluated [they are].
 
     Rules about types:
         shifts_narrow: a shift has the type of its left side, so ``uint8_t << n`` is recorded in
@@ -30,45 +32,46 @@ class Rules:
         shifts_folded_unsigned: a constant is shifted right without its sign [with it].
         small_types_stay: no operation widens char or short to int [they are widened].
         small_unsigned: on Solaris 10 ``%d`` prints a char or a short without its sign [with it].
-        records_truncated: what is printed or a key has its type's size, whatever a register holds
-            [it is recorded whole].
-        constants_cut: on illumos a constant is cut to what it is assigned to, without a sign [it is
-            not].
-        constants_signed: a constant with a minus is negative wherever it is compared [it has only
-            the bits of its type].
+        records_truncated: a printed value or a key has the size of its type, whatever its register
+            holds [it has the whole register].
+        constants_cut: on illumos a constant is cut to the type that it is assigned to, without a
+            sign [it is not cut].
+        constants_signed: a constant with a minus is negative in every comparison [it has only the
+            bits of its type].
         old_casts: on Solaris 10 a cast of another sign keeps the smaller type's bits, so a negative
             int becomes a positive uint64_t [the sign is extended, as on illumos].
 
     Rules of the compiler:
-        clause_per_probe: a clause is compiled anew for each of its probes [once].
-        comment_refused: on Solaris 10 no comment stands between a predicate and its brace [it may].
+        clause_per_probe: a clause is compiled for each of its probes [once].
+        comment_refused: on Solaris 10 a comment between a predicate and its brace is an error [it
+            is allowed].
         registers_leak: on Solaris 10 an addition to a pointer to bytes loses a register [it does
             not].
-        registers_limited: seven registers are all there are [there are plenty].
-        versions_differ: a system lacks what its version of D does not have yet [all have all].
-        program_limited: a program that is too large is refused [it is taken].
+        registers_limited: there are only seven registers [there are enough].
+        versions_differ: a system lacks what its version of D does not have yet [it has everything].
+        program_limited: a program that is too large is refused [it is accepted].
 
     Rules about buffers:
         room_first: a clause that prints reserves its room before its predicate, and does nothing
-            without it [predicates and assignments need none].
-        keys_need_room: keys are built in the principal buffer, so without room there nothing is
-            aggregated [it is].
-        buffers_limited: a principal buffer holds bufsize [it has no end].
-        aggregations_limited: an aggregation buffer holds aggsize [it has no end].
-        dynvars_limited: dynamic variables share dynvarsize [they have no end].
-        freed_later: what was freed has room again after the cleaner came, a hundred times a second
-            [at once].
-        buffers_grow: a session with aggregations has room for its largest record at least [only
+            without it [predicates and assignments need no room].
+        keys_need_room: keys are built in the principal buffer, so nothing is aggregated without
+            room there [it is aggregated].
+        buffers_limited: a principal buffer holds bufsize [it is unlimited].
+        aggregations_limited: an aggregation buffer holds aggsize [it is unlimited].
+        dynvars_limited: dynamic variables share dynvarsize [they are unlimited].
+        freed_later: a freed place can be used again after the cleaner has run, a hundred times a
+            second [at once].
+        buffers_grow: a session with aggregations has at least room for its largest record [only
             bufsize].
-        zero_frees: to assign 0 to a dynamic variable frees it [it stays].
+        zero_frees: assigning 0 to a dynamic variable frees it [it stays].
 
     Rules of dtrace(1):
         snapshot_first: aggregations are taken from the kernel before the records [after them].
         trunc_on_copy: trunc() and clear() change dtrace(1)'s copy [the kernel's counts are lost
-            with it].
-        rows_by_cpu: records come CPU by CPU [in the order of events].
-        rows_merged: keys of different sizes are the same if they lie in the same places and have
-            the same bytes [only those of the same sizes are].
+            too].
+        rows_by_cpu: records are printed CPU by CPU [in the order of events].
+        rows_merged: keys of different sizes are equal if they have the same places and bytes [only
+            if they have the same sizes].
         sorted_by_value: printa() sorts by value [by key].
     """
 
@@ -110,13 +113,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What differs from one generation of Sun's DTrace to the other.
+    """The differences between the generations of Sun's DTrace.
 
     Args:
-        version: of D.
+        version: the version of D.
         old_compiler: the compiler of 2005, with its lexer, casts and registers.
-        header: bytes that begin each record: its probe's id, and in illumos a time.
-        dof_maxsize: the largest program that its kernel takes.
+        header: the bytes before each record: its probe's id, and in illumos a time.
+        dof_maxsize: the largest program that its kernel accepts.
         addresses: types of the arguments of inet_ntoa() and inet_ntoa6().
     """
 
@@ -130,6 +133,6 @@ class System:
 SYSTEMS = {
     "solaris10": System((1, 2), True, 4, 256 << 10),
     "illumos": System((1, 13), False, 12, 8 << 20),
-    # What its kernel takes at most has not been read: the least of the others'.
+    # The limit of its kernel is not known, so this is the smaller of the others'.
     "freebsd": System((1, 13), False, 12, 256 << 10, ("in_addr_t *", "struct in6_addr *")),
 }

@@ -1,4 +1,4 @@
-"""Small things to try the simulator on: a few C types, memory to put them in, short programs."""
+"""Small inputs for the simulator: a few C types, memory to put them in, and short programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ thing_t things[2];
 int answer = 42;
 """
 BASE = 0xFFFFFF00_00001000
-"""Where memory begins: an address as the kernel's are."""
+"""Where memory begins: an address like those of the kernel."""
 
 ALL = Rules()
 
@@ -49,7 +49,7 @@ Event = tuple[str, Sequence[int]]
 
 @functools.cache
 def types() -> Types:
-    """Return the types above; a test that needs them is skipped where there is no gcc."""
+    """Return the types above; without gcc, a test that needs them is skipped."""
     if not shutil.which("gcc"):
         pytest.skip("there is no gcc to make type information")
     with tempfile.TemporaryDirectory() as directory:
@@ -60,7 +60,7 @@ def types() -> Types:
 
 
 class Ram:
-    """A kernel's memory: what was put there, and faults elsewhere."""
+    """A kernel's memory: what a test has put there; other addresses fault."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -73,7 +73,7 @@ class Ram:
         return address
 
     def thing(self, **values: int | bytes) -> int:
-        """Make a ``thing_t`` with these members; return its address."""
+        """Put a ``thing_t`` with these members; return its address."""
         type_ = types().get("thing_t")
         data = bytearray(type_.byte_size())
         for name, value in values.items():
@@ -106,7 +106,7 @@ def run(
     system: str = "illumos",
     rules: Rules = ALL,
 ) -> Session:
-    """Run a program on some events, a second and its end; return the session."""
+    """Run a program on some events, and end it after a second; return the session."""
     host = engine(ram, system, rules)
     session = host.start(text)
     for probe, args in events:
@@ -117,7 +117,7 @@ def run(
 
 
 def printed(expression: str, *args: int, ram: Ram | None = None, system: str = "illumos") -> str:
-    """Return what ``%d``, or ``%s`` of a string, prints of an expression of arg0 and so on."""
+    """Return what ``%d``, or ``%s`` for a string, prints for an expression of arg0 and so on."""
     letter = "s" if expression.startswith(("stringof", "inet", "(string)")) else "d"
     text = f'fbt:ip:f:entry {{ printf("%{letter}", {expression}); }}'
     session = run(text, ("f", args), ram=ram, system=system)
@@ -126,7 +126,7 @@ def printed(expression: str, *args: int, ram: Ram | None = None, system: str = "
 
 
 def refusal(start: Callable[[], object]) -> str:
-    """Return with which words a program is refused, less those in front of them."""
+    """Return dtrace(1)'s reason for refusing a program, without the words before it."""
     with pytest.raises(Exception, match=r"^dtrace: ") as caught:
         start()
     return (

@@ -1,6 +1,6 @@
-"""The text of a D program, read into a tree: what this project's programs use of the language.
+"""The text of a D program, parsed into a tree: the parts of D that this project's programs use.
 
-Words that are D's but not used here (translators, offsetof, macro variables and so on) are refused.
+Words of D that are not used here (translators, offsetof, macro variables and so on) are refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class ProgramError(Exception):
     """A program that dtrace(1) would not run.
 
     Args:
-        message: what is wrong, in dtrace(1)'s words.
-        line: where, or 0 where dtrace(1) does not tell.
+        message: the error, in dtrace(1)'s words.
+        line: the line; 0 if dtrace(1) does not give it.
     """
 
     def __init__(self, message: str, line: int = 0) -> None:
@@ -25,12 +25,12 @@ class ProgramError(Exception):
 
 
 class OptionError(ProgramError):
-    """An option that there is not, or that has no such value.
+    """An option that does not exist, or that cannot have its value.
 
     Args:
         option: its name.
-        value: what it should have.
-        reason: in dtrace(1)'s words.
+        value: the value that it should have.
+        reason: the reason, in dtrace(1)'s words.
     """
 
     def __init__(self, option: str, value: str, reason: str) -> None:
@@ -39,7 +39,7 @@ class OptionError(ProgramError):
 
 
 class UndefinedError(ProgramError):
-    """A name that nothing has given a meaning to, yet."""
+    """A name that has no meaning yet."""
 
 
 class TypeName(NamedTuple):
@@ -53,9 +53,9 @@ class TypeName(NamedTuple):
 class Tree:
     """An expression.
 
-    ``op`` is an operator, or what else it is: number, string, name, aggregation, call, index, cast,
-    sizeof, ?:; ``neg``, ``deref`` and so on for unary operators; ``x++`` and ``++x``. ``text`` is a
-    name, a string, or the suffix of a number.
+    ``op`` is an operator, or the kind of another expression: number, string, name, aggregation,
+    call, index, cast, sizeof, ?:. Unary operators are ``neg``, ``deref`` and so on, and steps are
+    ``x++`` and ``++x``. ``text`` is a name, a string, or the suffix of a number.
     """
 
     op: str
@@ -68,7 +68,7 @@ class Tree:
 
 @dataclass(slots=True)
 class Declaration:
-    """A variable's: ``scope`` is global, self or this, ``keys`` are an associative array's."""
+    """A variable's declaration: ``scope`` is global, self or this; only an array has ``keys``."""
 
     line: int
     scope: str
@@ -89,7 +89,7 @@ class Inline:
 
 @dataclass(slots=True)
 class Clause:
-    """A clause; ``probes`` with the line of each."""
+    """A clause; ``probes`` has the line of each description."""
 
     probes: list[tuple[str, int]]
     predicate: Tree | None
@@ -106,7 +106,7 @@ class Text:
 
 
 class Token(NamedTuple):
-    """A word: its kind is number, string, name, aggregation, end or the operator itself."""
+    """A token: its kind is number, string, name, aggregation, end or the operator itself."""
 
     kind: str
     text: str
@@ -150,15 +150,15 @@ _REFUSED = frozenset(["translator", "provider", "xlate", "offsetof", "if", "else
 
 
 def parse(text: str, is_type: Callable[[str], bool], comment_refused: bool) -> Text:
-    """Read a program.
+    """Parse a program.
 
     Args:
         text: the program.
         is_type: tells whether a name is that of a type.
-        comment_refused: whether a comment behind a predicate is an error, as for the old compiler.
+        comment_refused: whether a comment after a predicate is an error, as for the old compiler.
 
     Raises:
-        ProgramError: it is not D, or more of D than is known here.
+        ProgramError: the text is not D, or uses parts of D that are not supported here.
     """
     return _Parser(text, is_type, comment_refused).program()
 
@@ -175,7 +175,7 @@ class _Parser:
         self._variables: set[str] = set()
 
     def program(self) -> Text:
-        """Read all of it."""
+        """Parse the whole program."""
         while True:
             self._skip()
             if self._at == len(self._text):
@@ -185,7 +185,7 @@ class _Parser:
             else:
                 self._clause()
 
-    # Words.
+    # Tokens
 
     def _skip(self) -> None:
         while True:
@@ -236,7 +236,7 @@ class _Parser:
         return Token(kind, text, self._line)
 
     def _slash(self) -> str:
-        """Tell a division from the end of a predicate by what follows."""
+        """Distinguish a division from the end of a predicate by the next character."""
         following = self._text[self._at :].lstrip("\f\n\r\t\v ")[:1]
         closing = {"", ";", "{"} if self._comment_refused else {"", ";", "{", "/"}
         return "end of predicate" if following in closing else "/"
@@ -254,7 +254,7 @@ class _Parser:
         self._ahead = None
         return True
 
-    # Declarations and clauses.
+    # Declarations and clauses
 
     def _at_declaration(self) -> bool:
         found = _PROBE.match(self._text, self._at)
@@ -375,7 +375,7 @@ class _Parser:
                 self._next(";")
         self._program.parts.append(Clause(probes, predicate, statements))
 
-    # Expressions.
+    # Expressions
 
     def _expression(self) -> Tree:
         tree = self._assignment()

@@ -1,16 +1,16 @@
-"""The table of small D texts and of what Sun's engine did with them: how it is read and played.
+"""The table of small D texts with the results of Sun's engine: how it is read and played.
 
-A line of a text's events is one of
+Each line of a text's events is one of
 
     f 1 -2 thing+8      fbt:ip:f:entry fires, with arg0, arg1 and so on
-    f:return 0 5        another probe of it; mib:::name is one, too
+    f:return 0 5        another probe of f; mib:::name works too
     f 1 cpu 1 thread 7  where it fires, if not on CPU 0 as thread 1
     20 times f n 8*n    for each n from 0 to 19
-    wait 2s             time passes, as ms or s
-    stall, go           dtrace(1) does nothing till it goes on
+    wait 2s             time passes, in ms or s
+    stall, go           dtrace(1) does nothing until go
 
-A text's memory is named blocks: ``thing_t count=-3 next=&other``, ``text words``, ``hex 00 ff``, or
-numbers, ``uint32 1 2 3``; each begins at a multiple of 64.
+A text's memory consists of named blocks: ``thing_t count=-3 next=&other``, ``text words``,
+``hex 00 ff``, or numbers, ``uint32 1 2 3``; each begins at a multiple of 64.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TABLE = Path(__file__).with_name("table.toml")
 BASE = 0x100_0000_0000
 """Where a text's memory begins."""
 MEMORY = 1 << 16
-"""How much there is: zeros beyond the blocks, and nothing else anywhere."""
+"""The size of memory: zeros after the blocks; other addresses do not exist."""
 SIZES_DIFFER_MOST = 0.1
 ALL = Rules()
 _NUMBERS = {
@@ -55,14 +55,14 @@ _FIRE = re.compile(r"(?:(\d+) times )?(\S+)(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a text.
+    """The result of a text.
 
     Args:
         refused: why dtrace(1) did not start; empty if it did.
         output: on stdout, without the newline that dtrace(1) adds at its end.
         errors: lines on stderr, without the numbers of probes.
-        dof: size of the compiled program, 0 if it was not compiled.
-        register: the highest that its code uses, told where the kernel refuses it.
+        dof: the size of the compiled program; 0 if it was not compiled.
+        register: the highest register that its code uses, given where the kernel refuses it.
     """
 
     refused: str = ""
@@ -78,12 +78,12 @@ class Text:
 
     Args:
         about: what it shows.
-        d: the text.
-        events: lines, see above.
-        memory: blocks by name, see above.
-        rules: names of the rules that it does not do the same without.
-        results: by system.
-        unlike: what of it is not simulated; empty if all is.
+        d: the D text.
+        events: the lines of events; see above.
+        memory: the blocks by name; see above.
+        rules: names of the rules without which it behaves differently.
+        results: the results by system.
+        unlike: what is not simulated in it; empty if all is.
     """
 
     about: str
@@ -96,7 +96,7 @@ class Text:
 
 
 class Host(Protocol):
-    """What a text is played on: the simulator, or Sun's engine."""
+    """A host that plays a text: the simulator, or Sun's engine."""
 
     def fire(self, probe: str, args: list[int], cpu: int, thread: int) -> None:
         """Let a probe fire."""
@@ -105,11 +105,11 @@ class Host(Protocol):
         """Let time pass."""
 
     def stall(self, on: bool) -> None:
-        """Let dtrace(1) do nothing, or go on."""
+        """Let dtrace(1) do nothing, or continue."""
 
 
 def difference(told: Result, got: Result) -> str:
-    """Return in what a result differs from that in the table; nothing if it does not."""
+    """Return how a result differs from that in the table; an empty string if it does not."""
     for name in ("refused", "output", "errors"):
         if getattr(told, name) != getattr(got, name):
             return f"{name}: {getattr(got, name)!r}, and not {getattr(told, name)!r}"
@@ -141,7 +141,7 @@ def _text(entry: Mapping[str, Any]) -> Text:
 
 @functools.cache
 def types_of(source: str) -> Types:
-    """Compile C types; a test that needs them is skipped where there is no gcc."""
+    """Compile C types; without gcc, a test that needs them is skipped."""
     if not shutil.which("gcc"):
         pytest.skip("there is no gcc to make type information")
     with tempfile.TemporaryDirectory() as directory:
@@ -192,14 +192,14 @@ def _block(block: str, types: Types, addresses: Mapping[str, int]) -> bytes:
 
 
 def _number(word: str, names: Mapping[str, int]) -> int:
-    """Return the value of a number, or of a name with what is added to it."""
+    """Return the value of a number, or of a name plus an offset."""
     if word.startswith("&"):
         return names.get(word[1:], 0)
     return int(eval(word, {"__builtins__": {}}, dict(names)))
 
 
 def play(text: Text, host: Host, addresses: Mapping[str, int]) -> None:
-    """Let a text's events happen."""
+    """Play the events of a text."""
     for line in text.events:
         word, _, rest = line.partition(" ")
         if word == "wait":
@@ -249,7 +249,7 @@ class Simulated:
         self._host.advance(nanoseconds)
 
     def stall(self, on: bool) -> None:
-        """Let dtrace(1) do nothing, or go on."""
+        """Let dtrace(1) do nothing, or continue."""
         if on:
             self._session.stall()
         else:
@@ -260,10 +260,10 @@ def simulate(text: Text, system: str, source: str, rules: Rules = ALL) -> Result
     """Return what the simulator does with a text.
 
     Args:
-        text: which.
+        text: the text.
         system: illumos or solaris10.
         source: the C types that the table's texts use.
-        rules: of the engine.
+        rules: the rules of the engine.
     """
     types = types_of(source)
     data, addresses = memory(text, types)

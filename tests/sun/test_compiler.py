@@ -1,4 +1,4 @@
-"""Types, sizes and refusals are those of Sun's compiler."""
+"""Types, sizes and errors are those of Sun's compiler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLAUSE = "fbt:ip:f:entry {{ {} }}"
 
 
 def refused(statements: str, system: str = "illumos") -> str:
-    """Return why a clause with these statements is refused."""
+    """Return the error for a clause with these statements."""
     return refusal(lambda: engine(system=system).start(CLAUSE.format(statements)))
 
 
@@ -23,7 +23,7 @@ def dof_size(text: str, system: str = "illumos") -> int:
 
 
 def test_type_information() -> None:
-    """Structures, unions, enums, typedefs and variables come out of an object file."""
+    """Structures, unions, enums, typedefs and variables are read from an object file."""
     thing = types().get("thing_t")
     assert str(thing) == "thing_t"
     assert thing.byte_size() == 128
@@ -39,7 +39,7 @@ def test_type_information() -> None:
 
 
 def test_type_information_is_malformed() -> None:
-    """What is no type information is refused, and an ELF file may have none."""
+    """Malformed type information is an error, and an ELF file may have none."""
     with pytest.raises(TypeInformationError, match="no BTF header"):
         Types(b"something else, and long enough")
     with pytest.raises(TypeInformationError, match="unknown kind of type 31"):
@@ -56,7 +56,7 @@ def test_type_information_is_malformed() -> None:
 @pytest.mark.parametrize(
     ("expression", "value"),
     [
-        # No operation widens what is small; what is printed is cut to its type.
+        # No operation widens small types; a printed value is cut to its type.
         ("((thing_t *)arg0)->flags + ((thing_t *)arg0)->flags", "144"),
         ("((thing_t *)arg0)->flags << 4", "128"),
         ("256 * ((thing_t *)arg0)->flags", "51200"),
@@ -72,7 +72,7 @@ def test_type_information_is_malformed() -> None:
         ("(unsigned char)((thing_t *)arg0)->tiny", "249"),
         ("((thing_t *)arg0)->as_unsigned", "4294967295"),
         ("((thing_t *)arg0)->in_union", "-1"),
-        # An enum has no sign when it is printed, and its names need no more than a comparison.
+        # A printed enum has no sign, and its names are known in a comparison.
         ("((thing_t *)arg0)->color", "5"),
         ("((thing_t *)arg0)->color == GREEN", "1"),
         # Constants.
@@ -100,7 +100,7 @@ def test_type_information_is_malformed() -> None:
     ],
 )
 def test_values(expression: str, value: str) -> None:
-    """Expressions have the values that Sun's compiler and the kernel give them."""
+    """Expressions have the values that they have with Sun's compiler and kernel."""
     ram = Ram()
     thing = ram.thing(flags=200, count=-3, tiny=-7, in_union=-1, color=5)
     assert printed(expression, thing, ram=ram) == value
@@ -116,7 +116,7 @@ def test_casts() -> None:
 
 
 def test_inlines() -> None:
-    """An inline is its value where it is a constant, and else computed where it is used."""
+    """A constant inline is its value, and any other is computed where it is used."""
     text = """
     inline int LISTEN = -3;
     inline int64_t minute = arg1 / 60 + 1;
@@ -127,7 +127,7 @@ def test_inlines() -> None:
 
 
 def test_symbols() -> None:
-    """A variable of the kernel is read by its name, with the type that it has there."""
+    """A variable of the kernel is read by its name, with its type in the kernel."""
     ram = Ram()
     first, second = ram.thing(count=1), ram.thing(count=2)
     assert second - first == 128
@@ -143,7 +143,7 @@ def test_symbols() -> None:
 
 
 def test_predicate_may_make_a_variable() -> None:
-    """What a clause's actions do not know yet may come from its predicate."""
+    """The predicate of a clause may create a variable that its actions use."""
     assert run('BEGIN / x++ == 0 / { printf("%d", x); }').output == "1"
 
 
@@ -275,7 +275,7 @@ def test_predicate_may_make_a_variable() -> None:
     ],
 )
 def test_errors(statements: str, message: str) -> None:
-    """What makes no sense is refused in dtrace(1)'s words, with its line."""
+    """An invalid statement gives dtrace(1)'s error with its line."""
     assert refused(statements) == message
 
 
@@ -311,13 +311,13 @@ def test_errors(statements: str, message: str) -> None:
     ],
 )
 def test_program_errors(text: str, message: str) -> None:
-    """Declarations and options are checked, too."""
+    """Declarations and options are checked too."""
     assert refusal(lambda: engine().start(text)) == message
 
 
 @pytest.mark.parametrize("name", ["ntohs", "ntohl", "htonl", "inet_ntoa", "inet_ntoa6"])
 def test_versions(name: str) -> None:
-    """Solaris 10 has an early version of D, which lacks some functions."""
+    """Solaris 10 has an early version of D, without some functions."""
     assert refused(f"{name}(0);", system="solaris10") == f"line 1: undefined function name: {name}"
     argument = "(in6_addr_t *)0" if name == "inet_ntoa6" else "0"
     engine().start(CLAUSE.format(f"this->x = {name}({argument});"))
@@ -327,7 +327,7 @@ FAILED = "failed to enable '/dev/stdin': DIF program content is invalid"
 
 
 def bytes_of(count: int) -> str:
-    """Return an expression that has so many bytes in it."""
+    """Return an expression with some bytes in it."""
     return " | ".join(f"(uint64_t)this->p[{n}] << {8 * n}" for n in range(count))
 
 
@@ -340,7 +340,7 @@ def bytes_of(count: int) -> str:
     ],
 )
 def test_registers(count: int, message: str) -> None:
-    """On Solaris 10 more than five bytes in one expression need registers that are not there."""
+    """On Solaris 10, more than five bytes in one expression need too many registers."""
     text = CLAUSE.format(f"this->p = (uint8_t *)arg0; this->x = {bytes_of(count)};")
     engine().start(text)
     if message:
@@ -350,13 +350,13 @@ def test_registers(count: int, message: str) -> None:
 
 
 def test_registers_are_free_again() -> None:
-    """Each expression has all registers to itself, each argument of printf() too."""
+    """Each expression can use all registers, and so can each argument of printf()."""
     text = f'printf("%d %d %d", {bytes_of(4)}, {bytes_of(4)}, {bytes_of(4)});'
     engine(system="solaris10").start(CLAUSE.format(f"this->p = (uint8_t *)arg0; {text}"))
 
 
 def test_registers_of_deep_expressions() -> None:
-    """An expression that needs eight registers is refused, by the older system's kernel only."""
+    """Eight registers are too many: illumos' compiler or Solaris 10's kernel refuses them."""
     deep = f"this->x = {'arg0 + (' * 7}arg0{')' * 7};"
     assert refused(deep) == "line 1: Insufficient registers to generate code"
     assert refused(deep, system="solaris10") == FAILED
@@ -373,7 +373,7 @@ def test_program_size() -> None:
 
 
 def test_program_size_by_probes() -> None:
-    """A clause counts for each of its probes, and a comma joins what else are two expressions."""
+    """A clause counts once for each of its probes, and a comma makes one expression of two."""
     one = dof_size("fbt:ip:a:entry { x = 1; y = 2; }")
     two = dof_size("fbt:ip:a:entry, fbt:ip:b:entry { x = 1; y = 2; }")
     joined = dof_size("fbt:ip:a:entry { x = 1, y = 2; }")
@@ -382,7 +382,7 @@ def test_program_size_by_probes() -> None:
 
 
 def test_program_too_large() -> None:
-    """Solaris 10 takes less than 256 KB, illumos less than 8 MB."""
+    """Solaris 10 refuses a program of more than 256 KB, which illumos accepts."""
     probes = ", ".join(f"fbt:ip:f{n}:entry" for n in range(1000))
     text = f"{probes} {{ this->x = arg0; }}"
     assert 256 << 10 < dof_size(text) < 500 << 10
@@ -391,7 +391,7 @@ def test_program_too_large() -> None:
 
 
 def test_clause_per_probe_is_a_rule() -> None:
-    """Without that rule probes cost nothing."""
+    """Without the rule clause_per_probe, more probes do not make a program larger."""
     text = "fbt:ip:a:entry, fbt:ip:b:entry { x = 1; }"
     host = engine(rules=Rules(clause_per_probe=False))
     assert host.start(text).dof_size == dof_size("fbt:ip:a:entry { x = 1; }")

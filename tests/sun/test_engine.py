@@ -1,4 +1,4 @@
-"""Sessions: probes, buffers, and what dtrace(1) makes of them."""
+"""Sessions: probes, buffers, and what dtrace(1) does with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ tick-1s, END { printf("tick\\n"); printa("%d %@d\\n", @n); trunc(@n); }
 
 
 def test_begin_end_and_ticks() -> None:
-    """BEGIN fires at once, ticks in their time, END when it is stopped."""
+    """BEGIN fires at once, ticks fire at their times, and END fires when the session stops."""
     host = engine()
     session = host.start(
         'BEGIN { printf("begin\\n"); } tick-1s { printf("1s %d\\n", timestamp); }'
@@ -24,7 +24,7 @@ def test_begin_end_and_ticks() -> None:
     )
     assert session.output == "begin\n"
     host.advance(SECOND)
-    # dtrace(1) has had a round, in which it met what had been recorded till then.
+    # dtrace(1) has done a round, in which it printed all records so far.
     ticks = [*["tick-5hz"] * 5, *["tick-400ms"] * 2, "1s 1001000000000"]
     assert sorted(session.output.split("\n")) == sorted(["", "begin", *ticks])
     session.stop()
@@ -36,7 +36,7 @@ def test_begin_end_and_ticks() -> None:
 
 
 def test_rates() -> None:
-    """What is recorded is printed at the next switch."""
+    """Records are printed at the next switch of buffers."""
     host = engine()
     session = host.start('#pragma D option switchrate=4hz\nfbt:ip:f:entry { printf("x"); }')
     host.advance(SECOND)
@@ -48,7 +48,7 @@ def test_rates() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    """An option of the command line wins over that of the program."""
+    """An option of the command line overrides that of the program."""
     text = "#pragma D option bufsize=64k\n#pragma D option aggsize=1m\nBEGIN { }"
     session = engine(cpus=4).start(text, {"bufsize": "128k", "dynvarsize": "4m"})
     assert session.options.bufsize == 128 << 10
@@ -56,7 +56,7 @@ def test_options_of_the_command_line() -> None:
 
 
 def test_probes() -> None:
-    """Probes are matched by what a description tells, and must be there."""
+    """A description matches probes by the parts that it gives, and must match at least one."""
     host = Engine(types(), probes=["fbt:ip:f:entry", "mib:ip:g:tcpListenDrop", "fbt:ip:g:return"])
     session = host.start(
         "mib:::tcpListenDrop, fbt::g:return, fbt::: {"
@@ -75,7 +75,7 @@ def test_probes() -> None:
 
 
 def test_globs() -> None:
-    """Asterisks and question marks stand for what they do in a shell."""
+    """Asterisks and question marks work as in a shell."""
     host = engine()
     session = host.start('fbt:ip:tcp_*:?ntry { printf("%s ", probefunc); }')
     for function in ("tcp_accept", "ip_input", "tcp_"):
@@ -86,7 +86,7 @@ def test_globs() -> None:
 
 @pytest.mark.parametrize(("tick_cpu", "output"), [(0, "tick0 f0 f1 "), (1, "f0 f1 tick1 ")])
 def test_rows_of_different_cpus(tick_cpu: int, output: str) -> None:
-    """Rows come CPU by CPU, so a tick's may come before what happened long before it."""
+    """Rows are printed CPU by CPU, so a tick's row may come before much older ones."""
     host = engine()
     host.tick_cpu = tick_cpu
     session = host.start(
@@ -100,7 +100,7 @@ def test_rows_of_different_cpus(tick_cpu: int, output: str) -> None:
 
 
 def test_clauses_run_in_their_order() -> None:
-    """A probe's clauses run in the order of the program, those that its predicate lets."""
+    """A probe's clauses run in the order of the program, if their predicates are true."""
     text = """
     fbt:ip:f:entry { printf("1 "); }
     fbt:ip:f:entry / arg0 == 2 / { printf("2 "); }
@@ -111,7 +111,7 @@ def test_clauses_run_in_their_order() -> None:
 
 
 def test_exit() -> None:
-    """exit() ends a session when dtrace(1) meets it; no probe but END fires any more."""
+    """exit() ends a session when dtrace(1) reads it; after it only END fires."""
     host = engine()
     session = host.start('fbt:ip:f:entry { printf("x"); exit(0); } END { printf("end"); }')
     host.fire("fbt:ip:f:entry")
@@ -122,7 +122,7 @@ def test_exit() -> None:
 
 
 def test_threads_and_cpus() -> None:
-    """``self->`` is a thread's, wherever it runs; ``this->`` is a CPU's, whoever runs there."""
+    """``self->`` belongs to a thread on any CPU, and ``this->`` to a CPU for any thread."""
     host = engine()
     session = host.start(
         "fbt:ip:set:entry { self->x = arg0; this->y = arg0; }"
@@ -139,7 +139,7 @@ def test_threads_and_cpus() -> None:
 
 
 def test_built_ins() -> None:
-    """A clause sees where it is, and in which process."""
+    """A clause can see its CPU and its process."""
     host = engine()
     session = host.start(
         'fbt:ip:f:entry { printf("%d %d %s %d %d", cpu, pid, execname, curthread == NULL, epid); }'
@@ -150,7 +150,7 @@ def test_built_ins() -> None:
 
 
 def test_printa_and_trunc() -> None:
-    """What is printed and truncated in one clause is counted once, at whatever rate."""
+    """An aggregation that is printed and truncated in one clause is counted exactly once."""
     host = engine()
     session = host.start(COUNTS)
     for second in range(3):
@@ -162,7 +162,7 @@ def test_printa_and_trunc() -> None:
 
 
 def test_stall() -> None:
-    """A consumer that stalls prints later, and loses nothing as long as its buffers hold it."""
+    """A stalled consumer prints later, and loses nothing while its buffers have room."""
     host = engine()
     session = host.start(COUNTS)
     session.stall()
@@ -176,7 +176,7 @@ def test_stall() -> None:
 
 
 def test_two_sessions() -> None:
-    """Sessions have nothing in common but the probes."""
+    """Sessions share only the probes."""
     host = engine()
     one, other = (
         host.start(f'fbt:ip:{name}:entry {{ x++; }} END {{ printf("%d", x); }}')
@@ -191,7 +191,7 @@ def test_two_sessions() -> None:
 
 
 def test_aggregations() -> None:
-    """Each function does what it says, with keys of several types, over all CPUs."""
+    """Each aggregating function works, with keys of several types, over all CPUs."""
     host = engine()
     session = host.start("""
     fbt:ip:f:entry {
@@ -211,7 +211,7 @@ def test_aggregations() -> None:
 
 
 def test_trunc_keeps_the_largest() -> None:
-    """trunc() with a number keeps so many of the largest, or of the smallest; clear() all keys."""
+    """trunc() keeps some of the largest or smallest values, and clear() keeps all keys."""
     text = """
     fbt:ip:f:entry { @a[arg0] = sum(arg1); @b[arg0] = sum(arg1); @c[arg0] = sum(arg1); }
     END {
@@ -224,7 +224,7 @@ def test_trunc_keeps_the_largest() -> None:
 
 
 def test_keys_of_different_sizes() -> None:
-    """Keys of different sizes are the same row, as long as their bytes lie in the same place."""
+    """Keys of different sizes are the same row if their bytes are at the same place."""
     text = """
     fbt:ip:f:entry { @[1] = count(); } fbt:ip:g:entry { @[1L] = count(); }
     END { printa("%d %@d\\n", @); }
@@ -233,14 +233,14 @@ def test_keys_of_different_sizes() -> None:
 
 
 def test_drops() -> None:
-    """What finds no room is counted, by CPU, and told when its buffer is switched."""
+    """Records without room are counted by CPU, and reported when their buffer is switched."""
     host = engine()
     session = host.start('#pragma D option bufsize=64\nfbt:ip:f:entry { printf("%d ", arg0); }')
     for number in range(5):
         host.fire("fbt:ip:f:entry", [number], cpu=1)
     host.fire("fbt:ip:f:entry", [9], cpu=0)
     host.advance(SECOND)
-    # A record is 12 bytes of header, and 8 at a multiple of 8.
+    # A record has a header of 12 bytes, and 8 bytes at a multiple of 8.
     assert session.output == "9 0 1 "
     assert session.errors == ["dtrace: 3 drops on CPU 1"]
     host.fire("fbt:ip:f:entry", [6], cpu=1)
@@ -250,7 +250,7 @@ def test_drops() -> None:
 
 
 def test_faults_need_room_too() -> None:
-    """A fault is told by a record, which finds no room in a full buffer."""
+    """A fault takes a record, which has no room in a full buffer."""
     text = "#pragma D option bufsize=128\nfbt:ip:f:entry { *(int *)arg0; }"
     session = run(text, *[("f", [0])] * 3)
     assert len(session.errors) == 3
@@ -258,7 +258,7 @@ def test_faults_need_room_too() -> None:
 
 
 def test_one_drop() -> None:
-    """Two aggregated keys where one fits are one aggregation drop."""
+    """Two keys in a buffer with room for one are one aggregation drop."""
     text = "#pragma D option aggsize=120\nfbt:ip:f:entry { @[arg0] = count(); }"
     session = run(text, ("f", [1]), ("f", [2]), ("f", [1]))
     assert session.errors == ["dtrace: 1 aggregation drop on CPU 0"]
@@ -269,7 +269,7 @@ def test_one_drop() -> None:
     [("uint64_t t[uint64_t];", 15_357), ("uint64_t t[uint64_t, uint64_t];", 13_734)],
 )
 def test_dynamic_variables(text: str, capacity: int) -> None:
-    """Two megabytes hold some 15,400 dynamic variables; more are told with the next status."""
+    """Two megabytes hold some 15,400 dynamic variables, and the next status reports the losses."""
     key = "arg0, arg0" if "," in text else "arg0"
     host = engine()
     session = host.start(
@@ -282,7 +282,7 @@ def test_dynamic_variables(text: str, capacity: int) -> None:
 
 
 def test_aggregation_buffer() -> None:
-    """An eighth of aggsize is a hash table; a record of two keys takes 64 bytes of the rest."""
+    """An eighth of aggsize is a hash table, and a record of two keys takes 64 bytes of the rest."""
     text = "#pragma D option aggsize=512k\nfbt:ip:f:entry { @[arg0, (int)arg1] = count(); }"
     host = engine()
     session = host.start(text)
@@ -293,7 +293,7 @@ def test_aggregation_buffer() -> None:
 
 
 def test_faults_leave_what_was_aggregated() -> None:
-    """Of a clause that faults no record stays, but what it has counted and assigned."""
+    """A clause that faults leaves no record, but its counts and assignments stay."""
     text = """
     fbt:ip:f:entry { x = 1; @n = count(); printf("no"); *(int *)arg0; x = 2; }
     END { printf("%d ", x); printa("%@d", @n); }
@@ -302,7 +302,7 @@ def test_faults_leave_what_was_aggregated() -> None:
 
 
 def test_another_cpu_goes_on_within_an_event() -> None:
-    """Between two expressions of an event another CPU may go on, and change what both see."""
+    """Between two expressions of an event, another CPU may run and change shared variables."""
     host = engine()
     session = host.start(
         "fbt:ip:f:entry { x = arg0; this->y = arg0; this->z = x; }"
@@ -323,7 +323,7 @@ def test_another_cpu_goes_on_within_an_event() -> None:
 
 
 def test_nothing_interrupts_an_event_on_its_cpu() -> None:
-    """A probe that fires within another on the same CPU is a mistake of who lets it fire."""
+    """A probe that fires within another one on the same CPU is an error of the test."""
     host = engine()
 
     def load(_: int, size: int) -> bytes:
@@ -337,7 +337,7 @@ def test_nothing_interrupts_an_event_on_its_cpu() -> None:
 
 
 def test_records_hold_what_was_then() -> None:
-    """What is printed is what memory held at the event."""
+    """A printed value is that of the memory at the event."""
     ram = Ram()
     thing = ram.thing(count=1)
     host = engine(ram)

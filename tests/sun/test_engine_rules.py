@@ -1,4 +1,4 @@
-"""Each rule of the engine matters: without it some program does something else."""
+"""Each rule of the engine matters: without it, some program behaves differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Drive = Callable[[Engine, Session], None]
 
 
 def fire(*events: tuple[str, int], advance: int = 1) -> Drive:
-    """Return what lets these probes fire, of CPU and argument, and then some seconds pass."""
+    """Return a function that fires these probes, with an argument each, and waits some seconds."""
 
     def drive(host: Engine, _: Session) -> None:
         for probe, arg in events:
@@ -38,14 +38,14 @@ ONCE = fire(("f", 0))
 
 @dataclass(frozen=True)
 class Case:
-    """A program that a rule matters to.
+    """A program to which a rule matters.
 
     Args:
         text: the program.
-        result: what it prints, and behind it the beginning of what dtrace(1) says.
-        drive: what happens.
-        system: where.
-        dof_maxsize: of its kernel.
+        result: its output, followed by the beginning of dtrace(1)'s messages.
+        drive: fires its probes.
+        system: the system that runs it.
+        dof_maxsize: the size limit of that kernel.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Case:
 
 
 def byte_terms(count: int) -> str:
-    """Return a clause with so many bytes in one expression."""
+    """Return a clause with some bytes in one expression."""
     terms = " | ".join(f"(uint64_t)this->p[{n}]" for n in range(count))
     return (
         f'fbt:ip:f:entry {{ this->p = (uint8_t *)arg0; this->x = {terms}; printf("%d", this->x); }}'
@@ -228,7 +228,7 @@ CASES = {
 
 
 def result(case: Case, rules: Rules) -> str:
-    """Return what a case's program prints, and what dtrace(1) says."""
+    """Return the output of a case's program, and dtrace(1)'s messages."""
     ram = Ram()
     assert ram.thing(count=-3, flags=200) == THING
     host = Engine(
@@ -244,13 +244,13 @@ def result(case: Case, rules: Rules) -> str:
 
 
 def test_every_rule_has_a_case() -> None:
-    """No rule is without a program that it matters to."""
+    """There is a case for each rule."""
     assert list(CASES) == [field.name for field in fields(Rules)]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_rule(name: str) -> None:
-    """A rule does what it says, and without it the program does something else."""
+    """A rule has its effect, and without it the program behaves differently."""
     case = CASES[name]
     with_rule = result(case, Rules())
     assert with_rule.startswith(case.result)
@@ -259,7 +259,7 @@ def test_rule(name: str) -> None:
 
 @pytest.mark.parametrize("system", ["illumos", "solaris10"])
 def test_other_rules_do_not_matter(system: str) -> None:
-    """A program that needs none of them does the same without any of them."""
+    """A program that needs none of the rules behaves the same without them."""
     text = 'fbt:ip:f:entry { @n = count(); } END { printa("%@d", @n); }'
     none = Rules(**{field.name: False for field in fields(Rules)})
     assert result(Case(text, "", system=system), none) == "1"

@@ -1,4 +1,4 @@
-"""Expressions are evaluated on memory, and what is not there faults, as in the kernel."""
+"""Expressions are evaluated on memory, and missing memory faults, as in the kernel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ U64 = (1 << 64) - 1
 
 
 def errors(statements: str, *args: int, ram: Ram | None = None, probes: int = 1) -> list[str]:
-    """Return the ends of what dtrace(1) tells of a clause's faults, behind the probe's name."""
+    """Return the ends of dtrace(1)'s messages about a clause's faults, after the probe's name."""
     events = [("f", args)] * probes
     session = run(f"fbt:ip:f:entry {{ {statements} }}", *events, ram=ram)
     return [line.partition("f:entry): ")[2] for line in session.errors]
 
 
 def test_loads() -> None:
-    """Members are loaded with their size and sign, through pointers and arrays."""
+    """Members are read with their size and sign, through pointers and arrays."""
     ram = Ram()
     inner = (7).to_bytes(4, "little") + bytes([1, 2, 3, 250])
     second = ram.thing(count=-5, port=0xFFFE, tiny=-1, list=inner * 3)
@@ -49,7 +49,7 @@ def test_loads() -> None:
 
 
 def test_strings() -> None:
-    """Strings end with a zero byte or at their size, wherever they come from."""
+    """Strings end at a zero byte or at their size, whatever their source is."""
     ram = Ram()
     text = ram.put(b"global\0more")
     thing = ram.thing(text=text, name=b"zone\0x")
@@ -72,7 +72,7 @@ def test_strings() -> None:
 
 
 def test_long_strings() -> None:
-    """A string is cut to strsize, in variables and in what is printed."""
+    """A string is cut to strsize, in variables and when it is printed."""
     ram = Ram()
     text = ram.put(b"x" * 40)
     program = """
@@ -86,7 +86,7 @@ def test_long_strings() -> None:
 
 
 def test_escaped_strings() -> None:
-    """%S escapes all of a record, what is behind the string's end too."""
+    """The conversion %S escapes the whole record, also after the string's end."""
     ram = Ram()
     text = ram.put(b'a "\n\x01\xff\\\0rest')
     program = """
@@ -99,7 +99,7 @@ def test_escaped_strings() -> None:
 
 
 def test_strings_at_the_end_of_memory() -> None:
-    """A string is not read further than to its end."""
+    """A string is not read beyond its end."""
     ram = Ram()
     assert printed("stringof(arg0)", ram.put(b"end\0"), ram=ram) == "end"
 
@@ -114,7 +114,7 @@ def test_strings_at_the_end_of_memory() -> None:
     ],
 )
 def test_byte_order(function: str, value: int, result: int) -> None:
-    """ntohs() and its like swap bytes, of as many as they take."""
+    """ntohs() and similar functions swap as many bytes as their types have."""
     assert printed(f"{function}(arg0)", value) == str(result)
 
 
@@ -132,7 +132,7 @@ def test_byte_order(function: str, value: int, result: int) -> None:
     ],
 )
 def test_addresses_of_ipv6(address: str, text: str) -> None:
-    """inet_ntoa6() writes an address with its longest run of zeros left out, and IPv4's as such."""
+    """inet_ntoa6() leaves out the longest run of zeros, and writes IPv4 addresses as such."""
     ram = Ram()
     pointer = ram.put(bytes.fromhex(address))
     assert printed("inet_ntoa6((in6_addr_t *)arg0)", pointer, ram=ram) == text
@@ -147,7 +147,7 @@ def test_addresses_of_ipv4() -> None:
 
 
 def test_scratch() -> None:
-    """What bcopy() puts into memory of alloca() can be loaded from there, aligned."""
+    """What bcopy() copies into memory of alloca() can be read from there, aligned."""
     ram = Ram()
     pointer = ram.put(bytes(4) + (0x1122334455667788).to_bytes(8, "little"))
     text = """fbt:ip:f:entry {
@@ -161,7 +161,7 @@ def test_scratch() -> None:
 
 
 def test_variables() -> None:
-    """Variables of each scope keep what is assigned, with all 64 bits of it."""
+    """Variables of each scope keep all 64 bits of what is assigned to them."""
     text = """
     int small; uint64_t table[int, thing_t *]; self thing_t *thing;
     fbt:ip:f:entry {
@@ -187,7 +187,7 @@ def test_variables() -> None:
 
 
 def test_comparison_of_assigned_pointers() -> None:
-    """++ on a pointer goes on by what it points to."""
+    """The operator ++ on a pointer adds the size of what it points to."""
     text = """fbt:ip:f:entry {
         this->p = (thing_t *)arg0; this->q = this->p++; ++this->p;
         printf("%d %d", this->p - this->q, (uint64_t)this->p - arg0);
@@ -196,7 +196,7 @@ def test_comparison_of_assigned_pointers() -> None:
 
 
 def test_branches() -> None:
-    """Only the branch that is taken is evaluated, and && and || stop when they can."""
+    """Only the branch that is taken is evaluated, and && and || stop as soon as they can."""
     for expression in (
         "arg0 ? *(int *)arg0 : 7",
         "arg0 && *(int *)arg0 ? 1 : 7",
@@ -229,7 +229,7 @@ def test_branches() -> None:
             0,
             "invalid address (0x0) in action #1 at DIF offset",
         ),
-        # The address is loaded when the string is recorded, by no instruction.
+        # The address is read when the string is recorded, by no instruction.
         ('printf("%s", stringof(arg0));', 0, "invalid address (0x0) in action #1"),
         (
             "inet_ntoa6((in6_addr_t *)arg0);",
@@ -239,14 +239,14 @@ def test_branches() -> None:
     ],
 )
 def test_faults(statements: str, address: int, error: str) -> None:
-    """A fault tells what, where and in which instruction it was."""
+    """A fault reports its kind, its address and its instruction."""
     found = errors(statements, address)
     assert len(found) == 1
     assert found[0].startswith(error)
 
 
 def test_faults_in_predicates() -> None:
-    """NULL dereferenced in a predicate is an error at every event."""
+    """A NULL dereference in a predicate is an error at every event."""
     text = "fbt:ip:f:entry / ((thing_t *)arg0)->count == 1 / { x = 1; }"
     session = run(text, ("f", [0]), ("f", [0]))
     line = (
@@ -257,7 +257,7 @@ def test_faults_in_predicates() -> None:
 
 
 def test_scratch_is_what_is_left_of_the_buffer() -> None:
-    """alloca() takes of what the principal buffer has left, which records make less."""
+    """alloca() takes memory from the rest of the principal buffer, which records reduce."""
     text = "#pragma D option bufsize=64\nfbt:ip:f:entry { alloca(arg0); }"
     assert run(text, ("f", [48])).errors == []
     assert "out of scratch space" in run(text, ("f", [49])).errors[0]
@@ -267,7 +267,7 @@ def test_scratch_is_what_is_left_of_the_buffer() -> None:
 
 
 def test_own_memory() -> None:
-    """Without memory of its own an engine reads that of this process, which may not be there."""
+    """By default an engine reads this process's memory, and missing memory faults."""
     value = ctypes.c_uint32(0xDEADBEEF)
     session = Engine(Types()).start(
         f'BEGIN {{ printf("%x", *(uint32_t *){ctypes.addressof(value)}); }}'
@@ -280,7 +280,7 @@ def test_own_memory() -> None:
 
 @given(S64, S64)
 def test_arithmetic(one: int, other: int) -> None:
-    """Arithmetic is that of 64 bits, signed or unsigned by its types, constant or not."""
+    """Arithmetic has 64 bits, signed or unsigned by the types, for constants and variables."""
     quotient = abs(one) // abs(other) * (-1 if (one < 0) != (other < 0) else 1) if other else 0
     shift = other & 31
     expected = {
@@ -316,14 +316,14 @@ def test_arithmetic(one: int, other: int) -> None:
 
 
 def test_signed_shift() -> None:
-    """A signed value is shifted with its sign, so an address that was packed comes out again."""
+    """A signed value is shifted with its sign, so that a packed address can be unpacked."""
     address = 0xFFFFFF0012345678
     text = "(uint64_t)((int64_t)((uint64_t)arg0 << 16 | 7) >> 16) == (uint64_t)arg0"
     assert printed(text, address) == "1"
 
 
 def test_time() -> None:
-    """Both clocks are those of the host, and stand still within an event."""
+    """Both clocks are the host's, and stand still during an event."""
     host = engine()
     session = host.start('fbt:ip:f:entry { printf("%d %Y\\n", timestamp - 1, walltimestamp); }')
     host.fire("fbt:ip:f:entry")

@@ -1,4 +1,4 @@
-"""The library of FreeBSD's model: its own totals agree, and its hooks see what happens."""
+"""The library of FreeBSD's model: its totals are consistent, and its hooks see all events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def library(request: pytest.FixtureRequest) -> Iterator[Library]:
 
 
 class Seen:
-    """What the hooks of a library see, of some probes or all."""
+    """The events that the hooks of a library see, for some probes or all."""
 
     def __init__(self, library: Library, *probes: str) -> None:
         self.names = probes or library.probes
@@ -36,14 +36,14 @@ class Seen:
         self.events.append((self.names[number].removeprefix("fbt:kernel:"), arguments))
 
     def take(self) -> list[str]:
-        """Return the names of what has been seen since."""
+        """Return the names of the events since the last call."""
         names = [name for name, _ in self.events]
         self.events.clear()
         return names
 
 
 def test_which_function_exists() -> None:
-    """The builds are told apart by the functions that a kernel has."""
+    """The builds differ by the functions that only one of the kernels has."""
     probes = {}
     for generation in FREEBSD:
         with Library(generation) as library:
@@ -57,7 +57,7 @@ def test_which_function_exists() -> None:
 
 
 def test_probes(library: Library) -> None:
-    """A connection's whole life is seen, in the order of FreeBSD's own functions."""
+    """The hooks see a connection's whole life, in the order of FreeBSD's own functions."""
     seen = Seen(library)
     library.run("syn L")
     assert seen.take() == ["syncache_add:entry", "syncache_add:return"]
@@ -77,7 +77,7 @@ def test_probes(library: Library) -> None:
 
 @each_generation
 def test_every_probe(generation: str) -> None:
-    """There is no probe that a script cannot meet, but for sonewconn() of UNIX sockets on 14."""
+    """A script can reach every probe, except sonewconn() of UNIX sockets on FreeBSD 14."""
     with Library(generation) as library:
         seen = Seen(library)
         library.run("bucketlimit 0 1", "local 1")
@@ -93,7 +93,7 @@ def test_every_probe(generation: str) -> None:
 @each_generation
 @pytest.mark.parametrize(("limit", "most"), [(0, 1), (1, 2), (2, 4), (3, 5), (128, 193)])
 def test_capacity(generation: str, limit: int, most: int) -> None:
-    """Q holds 3 * limit / 2 + 1, and the final ACK of one more is refused, its SYN never."""
+    """Q holds 3 * limit / 2 + 1; the final ACK of one more is refused, but its SYN is not."""
     with Library(generation) as library:
         library.run("bucketlimit 0 1000", f"listen L zone 0 address * port 80 backlog {limit}")
         library.run(f"syn L count {most + 3}", f"ack L count {most}")
@@ -107,7 +107,7 @@ def test_capacity(generation: str, limit: int, most: int) -> None:
 
 
 def test_memory_is_used_again(library: Library) -> None:
-    """A listener gets the memory of the one that closed last, at once."""
+    """A new listener gets the memory of the one that closed last."""
     seen = Seen(library, "fbt:kernel:solisten_dequeue:entry")
     library.run("syn L", "ack L", "accept L", "close L", OPEN.format("M", 81))
     library.run("syn M", "ack M", "accept M")
@@ -116,7 +116,7 @@ def test_memory_is_used_again(library: Library) -> None:
 
 
 def test_whose_is_evicted(library: Library) -> None:
-    """A SYN that has no room throws out the oldest connection of the stack, of whomever."""
+    """A SYN without room evicts the oldest connection of the stack, whichever listener has it."""
     library.run("bucketlimit 0 2", OPEN.format("M", 81), "syn L count 2", "syn M")
     assert [library.totals(name)["q0_evicted"] for name in "LM"] == [1, 0]
     library.run("zone 1 www exclusive", "listen N zone 1 address * port 80 backlog 2", "syn N")
@@ -124,9 +124,9 @@ def test_whose_is_evicted(library: Library) -> None:
 
 
 def consistent(library: Library) -> None:
-    """Check that a model's queues are what its totals say, and its own counts too."""
+    """Check that a model's queues match its totals and its own counts."""
     for totals in library.all_totals():
-        # A backlog of -1 asks for the most that there is.
+        # A backlog of -1 asks for the largest possible one.
         numbers = {name: one for name, one in totals.items() if isinstance(one, int)}
         assert numbers.pop("asked") >= -1
         assert min(totals["saturation"] + [*numbers.values()]) >= 0, totals
@@ -146,7 +146,7 @@ def consistent(library: Library) -> None:
 @each_generation
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_script(generation: str, threads: int) -> None:
-    """Whatever happens, in others' midst or beside them, totals and queues stay consistent."""
+    """In any script, with nested or concurrent events, totals and queues stay consistent."""
 
     @settings(max_examples=150, derandomize=True)
     @given(scripts(generation, threads=threads))

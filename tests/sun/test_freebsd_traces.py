@@ -1,4 +1,4 @@
-"""The program for FreeBSD that prints a line for each event prints the right ones, each once."""
+"""FreeBSD's trace program prints the right line for each event, once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LINES = [
 
 @each_generation
 def test_every_action(generation: str) -> None:
-    """Each action is a line with the right source, ports and queue; UNIX sockets have none."""
+    """Each action is a line with the right source, ports and queue, except for UNIX sockets."""
     with Host(generation) as host:
         session = started(host)
         host.run(*ALL)
@@ -75,7 +75,7 @@ def test_every_action(generation: str) -> None:
 @each_generation
 @pytest.mark.parametrize("kind", KINDS)
 def test_quick(generation: str, kind: str) -> None:
-    """Each connection is established once, and an accept that does not wait is no hindrance."""
+    """Each connection is established once, even if its accept comes very early."""
     for seed in range(12):
         with Host(generation, cpus=3, seed=seed) as host:
             session = started(host)
@@ -91,13 +91,13 @@ def test_quick(generation: str, kind: str) -> None:
 
 @each_generation
 def test_port(generation: str) -> None:
-    """A session of one port prints that port's lines only."""
+    """A session of one port prints only lines of that port."""
     only_its_port(generation, ALL)
 
 
 @each_generation
 def test_any_script(generation: str) -> None:
-    """Whatever happens, of each port every action has as many lines as there were events."""
+    """In any script, each port has as many lines of each action as it had events."""
 
     @settings(fixed_profile, max_examples=40)
     @given(scripts(generation))
@@ -111,7 +111,7 @@ def test_any_script(generation: str) -> None:
             for totals in host.library.all_totals():
                 for action, name in ACTIONS.items():
                     expected[str(totals["port"]), action] += totals[name]
-                # Those of listeners that have closed are printed, too.
+                # Lines of closed listeners are printed too.
                 evicted = str(totals["port"]), "drop:q0_evicted"
                 expected[evicted] = max(expected[evicted], found[evicted])
             assert found == +expected
@@ -121,7 +121,7 @@ def test_any_script(generation: str) -> None:
 
 
 def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[str]]:
-    """Return how many loads there were, and what was printed, with some of them failing."""
+    """Return the number of loads and the printed lines, if some loads fail."""
     memory = Faulty()
     with Host(generation, load=memory) as host:
         session = started(host)
@@ -137,5 +137,5 @@ def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[
 
 @each_generation
 def test_any_fault(generation: str) -> None:
-    """Whichever load fails, no line is printed that would not have been, and none twice."""
+    """If a load fails, no wrong line is printed, and no line is printed twice."""
     nothing_wrong(partial(with_faults, generation))

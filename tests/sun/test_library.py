@@ -1,4 +1,4 @@
-"""The library of Solaris' model behaves as the module does, and its hooks see what happens."""
+"""The library of Solaris' model behaves like the module, and its hooks see all events."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sun.library import SOLARIS, Library, why_not
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 NOT_HERE = ("test_kernel_log",)
-"""Of the module's own cases the ones that ask the kernel."""
+"""The cases of the module that look at the kernel's log."""
 FIRST = {"illumos": "tcp_input_listener", "solaris10": "tcp_conn_request"}
 
 
 def _cases() -> Iterator[tuple[str, str, str]]:
-    """Yield name, generation and kind of each of the module's cases."""
+    """Yield the name, the generation and the kind of each of the module's cases."""
     for name, case in inspect.getmembers(model_itself, inspect.isfunction):
         if not name.startswith("test_") or name in NOT_HERE:
             continue
@@ -43,7 +43,7 @@ def _cases() -> Iterator[tuple[str, str, str]]:
 def test_as_the_module(
     name: str, generation: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every case that holds for the module in a kernel holds for the library."""
+    """Every case that the module passes in a kernel also holds for the library."""
     monkeypatch.setattr(model_itself, "Model", Library)
     case = getattr(model_itself, name)
     parameters = inspect.signature(case).parameters
@@ -63,11 +63,11 @@ def library(request: pytest.FixtureRequest) -> Iterator[Library]:
 
 
 class Seen:
-    """What the hooks of a library see.
+    """The events that the hooks of a library see.
 
     Args:
-        library: whose.
-        probes: of which; all unless told.
+        library: the library.
+        probes: the probes to hook; all by default.
     """
 
     def __init__(self, library: Library, *probes: str) -> None:
@@ -79,18 +79,18 @@ class Seen:
         self.events.append((self.names[number].replace("fbt:ip:", ""), arguments))
 
     def take(self) -> list[str]:
-        """Return the names of what has been seen since."""
+        """Return the names of the events since the last call."""
         names = [name for name, _ in self.events]
         self.events.clear()
         return names
 
     def arguments(self, name: str) -> list[int]:
-        """Return the arguments of the last event of a name."""
+        """Return the arguments of the last event with a name."""
         return [arguments for have, arguments in self.events if have == name][-1]
 
 
 def test_probes(library: Library) -> None:
-    """A connection's whole life is seen, in the order of Solaris' own functions."""
+    """The hooks see a connection's whole life, in the order of Solaris' own functions."""
     seen = Seen(library)
     library.run("syn L")
     first = FIRST[library.generation]
@@ -117,7 +117,7 @@ def test_probes(library: Library) -> None:
 
 @pytest.mark.parametrize("generation", SOLARIS)
 def test_every_probe(generation: str) -> None:
-    """There is no probe that a script cannot meet."""
+    """A script can reach every probe."""
     with Library(generation) as library:
         seen = Seen(library)
         library.run("q0max 0 1")
@@ -131,12 +131,12 @@ def test_every_probe(generation: str) -> None:
 
 
 def test_arguments(library: Library) -> None:
-    """A function's arguments come as it got them, a counter's as increment and address."""
+    """A hook gets a function's arguments, or a counter's increment and address."""
     first = FIRST[library.generation]
     looked: list[bytes] = []
 
     def look(_: int, arguments: list[int]) -> None:
-        # All of it is there only as long as the function runs.
+        # The memory is valid only while the function runs.
         (start,) = struct.unpack("<Q", library.read(arguments[1] + 24, 8))
         looked.append(library.read(start, 22))
         if library.generation == "illumos":
@@ -161,7 +161,7 @@ def test_arguments(library: Library) -> None:
 
 
 def test_returns(library: Library) -> None:
-    """A return comes with its value, after all that happened in the function, without its entry."""
+    """A return's hook gets the value after all events in the function, even without its entry."""
     if library.generation == "illumos":
         seen = Seen(library, "fbt:ip:tcp_accept:return", "fbt:ip:tcp_eager_unlink:entry")
         library.run("syn L count 2", "ack L count 2", "abort L q", "accept L count 2")
@@ -175,7 +175,7 @@ def test_returns(library: Library) -> None:
 
 
 def test_nested(library: Library) -> None:
-    """An event can happen inside another's hook, and both are seen whole."""
+    """An event can happen inside another's hook, and the hooks see both completely."""
     library.run("listen M zone 0 address * port 81 backlog 2")
     passive = "mib:::tcpPassiveOpens"
     seen: list[str] = []
@@ -203,7 +203,7 @@ def test_nested(library: Library) -> None:
 
 
 def test_nested_that_cannot_be(library: Library) -> None:
-    """Inside an event a line that would have to wait for it is refused, and changes nothing."""
+    """A line that would have to wait for the event around it is refused, and changes nothing."""
     library.run("syn L count 2", "ack L")
     tried: list[tuple[str, bool]] = []
 
@@ -212,7 +212,7 @@ def test_nested_that_cannot_be(library: Library) -> None:
 
     library.hook([f"fbt:ip:{FIRST[library.generation]}:entry"], inside("syn L", "close L", "ack L"))
     library.run("syn L")
-    # A plain socket's completion is in its own squeue, a STREAMS listener's in the listener's.
+    # A plain socket completes in its own squeue, and a STREAMS listener's in the listener's.
     waits = library.generation == "solaris10"
     assert tried == [("syn L", True), ("close L", True), ("ack L", waits)]
     tried.clear()
@@ -222,7 +222,7 @@ def test_nested_that_cannot_be(library: Library) -> None:
 
 
 def test_error_in_a_hook(library: Library) -> None:
-    """What a hook raises comes out of run(), and the event is done nevertheless."""
+    """An exception in a hook leaves run(), and the event is still completed."""
 
     def broken(number: int, _: list[int]) -> None:
         raise LookupError(f"{number}")
@@ -238,7 +238,7 @@ def test_error_in_a_hook(library: Library) -> None:
 
 
 def test_memory_is_used_again(library: Library) -> None:
-    """A listener gets the memory of the one that closed last, or of a connection, at once."""
+    """A new listener gets the memory of the listener or connection that closed last."""
     first = FIRST[library.generation]
     seen = Seen(library, f"fbt:ip:{first}:entry", "fbt:ip:tcp_eager_unlink:entry")
     library.run("syn L")
@@ -253,7 +253,7 @@ def test_memory_is_used_again(library: Library) -> None:
 
 
 def test_read(library: Library) -> None:
-    """Memory that is not there is an error of its own."""
+    """Reading missing memory raises OSError."""
     for address in (0, 8, 1 << 63, (1 << 64) - 8):
         with pytest.raises(OSError, match="nothing at"):
             library.read(address, 8)
@@ -270,7 +270,7 @@ def test_symbols() -> None:
 
 @pytest.mark.parametrize("generation", SOLARIS)
 def test_types(generation: str) -> None:
-    """All types that a D program names are there."""
+    """All types that a D program names exist in the library."""
     names = (
         *("conn_t", "tcp_t", "mblk_t", "queue_t", "squeue_t", "kthread_t", "in6_addr_t", "ipha_t"),
         *("ip6_t", "tcph_t", "tcpha_t", "cred_t", "zone_t", "T_conn_ind", "T_conn_res"),
@@ -282,7 +282,7 @@ def test_types(generation: str) -> None:
 
 
 def test_time(library: Library) -> None:
-    """Time is what it is set to, so a wait is known to the nanosecond."""
+    """Time is what the test sets, so a wait is known to the nanosecond."""
     library.run("syn L", "ack L")
     library.now += 12_345
     library.run("accept L")
@@ -290,7 +290,7 @@ def test_time(library: Library) -> None:
 
 
 def test_fresh() -> None:
-    """Of several libraries each has state of its own."""
+    """Several libraries have separate states."""
     with Library("illumos") as one, Library("illumos") as other, Library("solaris10") as third:
         for number, library in enumerate((one, other, third), 1):
             library.run(f"listen L zone 0 address * port 80 backlog {number}")
@@ -300,7 +300,7 @@ def test_fresh() -> None:
 
 
 def order(library: Library, *threads: list[str], **how: Any) -> list[tuple[int, int, str]]:
-    """Return which thread met which probe on which CPU, in order; the threads begin with 0."""
+    """Return the thread, CPU and probe of each event, in order; threads are numbered from 0."""
     found: list[tuple[int, int, str]] = []
 
     def met(number: int, _: list[int]) -> None:
@@ -314,7 +314,7 @@ def order(library: Library, *threads: list[str], **how: Any) -> list[tuple[int, 
 
 
 def test_order(library: Library) -> None:
-    """Threads take turns at hooks; the order is the seed's, and each keeps to its own."""
+    """Threads switch at hooks, in an order that the seed decides, and each keeps its own order."""
     scripts_of_three = [["syn L", "ack L"], ["syn L count 2"], ["accept L", "syn L"]]
 
     def of(seed: int) -> list[tuple[int, int, str]]:
@@ -327,7 +327,7 @@ def test_order(library: Library) -> None:
     assert len({str(found) for found in orders}) > 5
     assert all(thread == cpu for found in orders for thread, cpu, _ in found)
     entry = f"fbt:ip:{FIRST[library.generation]}:entry"
-    # A listener's squeue has one thread at a time in it.
+    # Only one thread at a time is in a listener's squeue.
     assert all(
         found[at + 1][2] == "mib:::tcpPassiveOpens" or found[at + 1][0] != found[at][0]
         for found in orders
@@ -337,7 +337,7 @@ def test_order(library: Library) -> None:
 
 
 def test_cpus(library: Library) -> None:
-    """Threads share a CPU where that is asked for, or move."""
+    """Threads share CPUs or move between them, as the test asks."""
     lines = [["syn L", "segment L r", "syn L"]] * 3
     assert {cpu for _, cpu, _ in order(library, *lines, cpus=[5, 5, 7])} == {5, 7}
     moved = order(library, *lines, cpus=[0, 1, 2], migrate=True)
@@ -345,7 +345,7 @@ def test_cpus(library: Library) -> None:
 
 
 def test_pause(library: Library) -> None:
-    """A thread in a probe lets others go on, but for those on its own CPU."""
+    """A thread in a probe lets threads on other CPUs run, but none on its own CPU."""
     busy: dict[int, int] = {}
     beside = 0
 
@@ -369,9 +369,9 @@ def test_pause(library: Library) -> None:
 
 
 def test_syn_in_flight(library: Library) -> None:
-    """A SYN that waits for the squeue of a listener that closes comes to a closed one.
+    """A SYN that waits for the squeue of a closing listener reaches a closed one.
 
-    Its memory stays until that SYN is done with, and is the next listener's then.
+    The listener's memory stays until that SYN is handled, and then goes to the next listener.
     """
     first = FIRST[library.generation]
     late = 0
@@ -388,7 +388,7 @@ def test_syn_in_flight(library: Library) -> None:
 
 
 def test_locks(library: Library) -> None:
-    """A thread that waits for a lock lets its holder go on; all that they do is counted once."""
+    """A thread that waits for a lock lets its holder run, and all events are counted once."""
     library.hook(library.probes, lambda _number, _: None)
     library.run("q0max 0 100", "backlog L 50")
     for seed in range(10):
@@ -405,14 +405,14 @@ def test_locks(library: Library) -> None:
 
 
 def consistent(library: Library) -> None:
-    """Check that a model's queues are what its totals say, and its own counts too."""
+    """Check that a model's queues match its totals and its own counts."""
     left = 0
     for totals in library.all_totals():
         assert min(totals["saturation"] + [totals[name] for name in ("q", "q0", "waiting")]) >= 0
         there = totals["q0"] + totals["q"]
         ended = totals["accepts"] + totals["refused"] + totals["killed"]
         gone = totals["created"] - there - ended - totals["aborts_q0"] - totals["q0_evicted"]
-        # On Solaris 10 a deferred one goes with its reset, if no accept moves it to Q meanwhile.
+        # On Solaris 10 a reset removes a deferred connection, unless an accept has moved it to Q.
         assert 0 <= gone <= (totals["aborts_deferred"] if library.generation != "illumos" else 0)
         assert totals["syns"] == sum(totals["saturation"]), totals
         drops = ("reclaim", "q_full", "q0_full", "limit", "alloc")
@@ -428,7 +428,7 @@ def consistent(library: Library) -> None:
 @pytest.mark.parametrize("generation", SOLARIS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_script(generation: str, threads: int) -> None:
-    """Whatever happens, in others' midst or beside them, totals and queues stay consistent."""
+    """In any script, with nested or concurrent events, totals and queues stay consistent."""
 
     @settings(max_examples=200, derandomize=True)
     @given(scripts(generation, threads=threads))

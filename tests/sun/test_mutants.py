@@ -1,4 +1,4 @@
-"""Programs with something wrong in them: the fixed scripts notice each."""
+"""Mutants, which are programs with an error: some fixed script notices each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOTH = "both"
 
 
 class Mutant(NamedTuple):
-    """What is wrong in a program."""
+    """An error to put into a program."""
 
     name: str
     generation: str
@@ -280,7 +280,7 @@ OWN_CLAUSE = "emptied by a clause of its own"
 
 
 def mutants() -> list[tuple[str, Mutant]]:
-    """Return all mutants, each of every generation that it is of."""
+    """Return all mutants, each with every generation that it applies to."""
     found = [
         (generation, mutant)
         for mutant in MUTANTS
@@ -299,7 +299,7 @@ def _cases(generation: str) -> Sequence[Callable[[Start], list[str]]]:
 
 
 def mutated(generation: str, mutant: Mutant) -> str:
-    """Return a program with something wrong in it."""
+    """Return a program with an error."""
     source = text(generation, mutant.port)
     assert mutant.old in source, mutant.name
     source = source.replace(mutant.old, mutant.new)
@@ -308,7 +308,7 @@ def mutated(generation: str, mutant: Mutant) -> str:
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_no_mutant(generation: str) -> None:
-    """The programs as they are pass all fixed scripts."""
+    """The programs without errors pass all fixed scripts."""
     assert first_wrong(starting(generation), _cases(generation)) == ""
 
 
@@ -316,11 +316,11 @@ def test_no_mutant(generation: str) -> None:
     ("generation", "mutant"), mutants(), ids=lambda one: getattr(one, "name", one)
 )
 def test_mutant(generation: str, mutant: Mutant) -> None:
-    """What is wrong in a program shows in one of the fixed scripts."""
+    """Some fixed script notices the error in the program."""
     start = starting(generation, source=mutated(generation, mutant))
     cases = _cases(generation)
     if generation in FREEBSD:
-        # The program is that of all ports.
+        # The program watches all ports.
         cases = tuple(case for case in cases if case.__name__ != "one_port")
     if mutant.port:
         cases = tuple(case for case in cases if case.__name__ == "one_port")

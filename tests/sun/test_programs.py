@@ -1,4 +1,4 @@
-"""The programs for Sun's engine count what happens, exactly, whatever happens."""
+"""The programs for Sun's engine count all events exactly, in any script."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def _fixed(generation: str) -> ModuleType:
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_fixed(generation: str, case: Callable[[Start], list[str]]) -> None:
-    """Of each fixed script all counts and gauges are the model's."""
+    """In each fixed script, all counts and gauges are those of the model."""
     assert case(starting(generation)) == []
 
 
 @each_generation
 @pytest.mark.parametrize(("threads", "examples"), [(1, 60), (4, 60)])
 def test_any_script(generation: str, threads: int, examples: int) -> None:
-    """Whatever happens to listeners that the session saw from the first, all is the model's."""
+    """For listeners that open during the session, all numbers are the model's in any script."""
     met: Counter[str] = Counter()
 
     @settings(fixed_profile, max_examples=examples)
@@ -80,7 +80,7 @@ def test_any_script(generation: str, threads: int, examples: int) -> None:
 @each_generation
 @pytest.mark.parametrize(("threads", "examples"), [(1, 30), (4, 30)])
 def test_any_older_listener(generation: str, threads: int, examples: int) -> None:
-    """Of listeners older than the session the gauges are right after two single events of each."""
+    """After two events of each, the gauges of listeners older than the session are right."""
 
     @settings(fixed_profile, max_examples=examples)
     @given(scripts(generation, threads=threads), st.integers(2, 4), st.booleans())
@@ -101,7 +101,7 @@ def test_any_older_listener(generation: str, threads: int, examples: int) -> Non
 @each_generation
 @pytest.mark.parametrize("port", [80, 81])
 def test_any_script_of_one_port(generation: str, port: int) -> None:
-    """A session of one port counts what is that port's, and nothing else."""
+    """A session of one port counts that port's events, and no others."""
 
     @settings(fixed_profile, max_examples=20)
     @given(scripts(generation, threads=3), st.booleans())
@@ -117,7 +117,7 @@ def test_any_script_of_one_port(generation: str, port: int) -> None:
 
 
 def test_a_syn_a_second() -> None:
-    """A listener that is told anew by each of its SYNs counts each with the newest telling."""
+    """A listener with a new row at each of its SYNs counts each SYN once."""
     for generation in GENERATIONS:
         with Watch(generation) as watch:
             watch.run("listen L zone 0 address * port 80 backlog 100")
@@ -129,7 +129,7 @@ def test_a_syn_a_second() -> None:
                 assert watch.counted()[Identity("", watch.own_place, "*", 80)]["syns"] == number
 
 
-# Buffers that are too small, which no session's are.
+# Buffers that are smaller than those of any session
 
 
 @each_generation
@@ -142,9 +142,9 @@ def test_a_syn_a_second() -> None:
     ],
 )
 def test_full(generation: str, kind: str, options: dict[str, str]) -> None:
-    """What finds no room is told, no count is too high, and gauges are not known till told anew."""
+    """Losses are reported, no count is too high, and gauges are unknown until new rows come."""
     if kind == "dynamic_variable" and generation in FREEBSD:
-        # So that three listeners find room.
+        # The size lets three listeners fit.
         options = {"dynvarsize": "8k"}
     with Watch(generation, options=options, cpus=2) as watch:
         names = [f"L{number}" for number in range(30)]
@@ -153,15 +153,15 @@ def test_full(generation: str, kind: str, options: dict[str, str]) -> None:
         for name in names:
             for line in ("syn {} count 3", "ack {} count 2", "syn {}", "accept {}"):
                 watch.library.run(line.format(name))
-        # dtrace(1) tells of a loss while rows are on their way.
+        # dtrace(1) reports a loss while rows are still coming.
         watch.seconds(1)
         assert watch.errors[kind]
-        # Where an entry's variable is lost its return faults.
+        # If an entry's variable is lost, its return faults.
         assert {*watch.errors} - {"fault"} == {kind}
         assert not watch.errors["fault"] or kind == "dynamic_variable"
         assert too_much(watch) == []
         assert {one.q for gauges in watch.lengths().values() for one in gauges} <= {None, 1}
-        # What has found no room in the kernel's memory tries again with each telling.
+        # A listener without room in the kernel's memory tries again with each row.
         watch.library.run(*(f"close {name}" for name in names[3:] if kind == "dynamic_variable"))
         watch.seconds(2)
         lost = watch.errors[kind]
@@ -177,7 +177,7 @@ def test_full(generation: str, kind: str, options: dict[str, str]) -> None:
 
 @each_generation
 def test_small_buffers(generation: str) -> None:
-    """With any sizes of buffers all is exact, or a loss has been told and no count is too high."""
+    """With buffers of any size, all is exact, or a loss is reported and no count is too high."""
 
     @settings(fixed_profile, max_examples=40)
     @given(
@@ -198,10 +198,10 @@ def test_small_buffers(generation: str) -> None:
 
 
 def too_much(watch: Watch) -> list[str]:
-    """Return which counts are higher than the model's, or of listeners that it does not have."""
+    """Return counts that are higher than the model's, or whose listeners the model lacks."""
     expected = watch.expected()
     found = []
-    # A listen() that found no room for a variable, or nothing to read, has told of no limit.
+    # A listen() without room for a variable, or with nothing to read, reports no limit.
     untold = watch.errors["dynamic_variable"]
     untold += watch.errors["fault"] if watch.generation in FREEBSD else 0
     for identity, sums in watch.counted().items():
@@ -215,7 +215,7 @@ def too_much(watch: Watch) -> list[str]:
     return found
 
 
-# Faults.
+# Faults
 
 
 SOLARIS_LINES = (
@@ -257,10 +257,10 @@ FREEBSD_LINES = (
 def with_faults(
     generation: str, port: int, failing: frozenset[int], source: str = ""
 ) -> tuple[int, list[str], list[str]]:
-    """Let all happen with some loads failing.
+    """Run all kinds of events while some loads fail.
 
     Returns:
-        How many loads there were, which counts are too high, and which gauges stay wrong.
+        The number of loads, the counts that are too high, and the gauges that stay wrong.
     """
     memory = Faulty()
     with Watch(generation, port=port, source=source, load=memory) as watch:
@@ -284,7 +284,7 @@ def with_faults(
 @each_generation
 @pytest.mark.parametrize("port", [0, 80])
 def test_any_fault(generation: str, port: int) -> None:
-    """Whichever load fails, no count is too high, and the gauges come right again."""
+    """If a load fails, no count is too high, and the gauges become right again."""
     loads, *rest = with_faults(generation, port, frozenset())
     assert rest == [[], []]
     chance = random.Random(1)
@@ -303,7 +303,7 @@ def test_any_fault(generation: str, port: int) -> None:
     ],
 )
 def test_faults_need_error(generation: str, gone: str) -> None:
-    """If ERROR does not forget what an earlier event left, some fault makes a count too high."""
+    """If ERROR does not clear an earlier event's pointers, some fault makes a count too high."""
     source = re.sub(rf"(?m)^(ERROR .*){gone}", r"\1", text(generation))
     assert source != text(generation)
     loads, *_ = with_faults(generation, 0, frozenset())
@@ -316,7 +316,7 @@ def test_faults_need_error(generation: str, gone: str) -> None:
 @each_generation
 @pytest.mark.parametrize("port", [0, 80])
 def test_fault_at_a_syn(generation: str, port: int) -> None:
-    """Where a SYN's listener cannot be read, its drop is not that of the thread's last SYN."""
+    """If a SYN's listener cannot be read, its drop does not count for the thread's last SYN."""
     memory, failing = Memory(), False
 
     def load(address: int, size: int) -> bytes:
@@ -338,7 +338,7 @@ def test_fault_at_a_syn(generation: str, port: int) -> None:
         assert too_much(watch) == []
 
 
-# Optional parts.
+# Optional parts
 
 
 def _parts() -> Iterator[tuple[str, str]]:
@@ -349,15 +349,15 @@ def _parts() -> Iterator[tuple[str, str]]:
 
 
 MOVES = {"streams", "deferred", "tli_accepts"}
-"""Without one of these the queues are as they were told last."""
+"""Without one of these parts, the queues are those of the last row."""
 
 
 @pytest.mark.parametrize(("generation", "part"), list(_parts()))
 def test_without_a_part(generation: str, part: str) -> None:
-    """Without any one part the program starts, and what does not need it is exact."""
+    """Without any one part, the program starts, and what does not need the part is exact."""
     left_out = _loaded(generation).with_dependents({part, *LACKS.get(generation, ())})
     start = starting(generation, without=[part])
-    # Streams: what they establish is missing, and so are the counts that need it.
+    # Without streams, their completions are missing, and so are counts that need those.
     kinds = bool(left_out & {"streams", "streams_accepts", "tli_accepts", "established"})
     kinds |= bool(left_out & {"departures", "half_open", "accepts", "open_close", "q0_limit"})
     kinds |= bool(left_out & {"deferred"})
@@ -381,10 +381,10 @@ def test_without_a_part(generation: str, part: str) -> None:
 def run_as_a_session(
     generation: str, host: Callable[[], Host], port: int = 0
 ) -> tuple[list[str], str]:
-    """Start a program, leaving out what it is refused for, one part after the other.
+    """Start a program, leaving out each part for which it is refused, one after the other.
 
     Returns:
-        The parts that were blamed, in order, and why it does not start at all, if it does not.
+        The blamed parts, in order, and the reason if the program does not start at all.
     """
     chosen = _loaded(generation)
     blamed: list[str] = []
@@ -471,7 +471,7 @@ REQUIRED = {*ENTRIES.values(), "fbt:kernel:sonewconn:entry", "fbt:kernel:sonewco
 
 @each_generation
 def test_missing_probes(generation: str) -> None:
-    """Of each probe that a kernel may lack the part that needs it is left out, and only that."""
+    """For each probe that a kernel may lack, exactly the part that needs it is left out."""
     owners = OWNERS_OF[generation]
     lacks = {*LACKS.get(generation, ())}
     with Host(generation) as host:
@@ -516,7 +516,7 @@ def test_missing_probes(generation: str) -> None:
     ],
 )
 def test_missing_types(generation: str, member: str, part: str) -> None:
-    """A member that the kernel's types lack leads to the parts that need it."""
+    """If the kernel's types lack a member, the parts that need it are left out."""
     blamed, why = run_as_a_session(generation, partial(Host, generation, missing=[member]))
     lacks = [*LACKS.get(generation, ())]
     if part:
@@ -528,7 +528,7 @@ def test_missing_types(generation: str, member: str, part: str) -> None:
 
 @each_generation
 def test_spare(generation: str) -> None:
-    """Where the kernel takes less and less, parts go in their order, one more at a time."""
+    """If the kernel accepts smaller and smaller programs, spare parts go in their order."""
     chosen = _loaded(generation)
     spare = chosen.family.spare
     lacks = LACKS.get(generation, ())
@@ -546,19 +546,19 @@ def test_spare(generation: str) -> None:
     assert "DIF program exceeds maximum program size" in why
 
 
-# What it needs, and what it says of itself.
+# Its needs, and what its head says
 
 
 @each_generation
 def test_sizes(generation: str) -> None:
-    """Every program fits into kernels of old, and needs little memory on many CPUs."""
+    """Every program fits into old kernels, and needs little memory on many CPUs."""
     with Host(generation, cpus=64) as host:
         for port in (0, 80):
             for is_trace in (False, True):
                 session = host.engine.start(text(generation, port, trace=is_trace))
                 assert session.dof_size < DOF_MOST
                 options = session.options
-                # Without aggregations there are no buffers for any.
+                # Without aggregations there are no aggregation buffers.
                 buffers = options.bufsize + (0 if is_trace else options.aggsize)
                 assert 2 * buffers <= MEMORY_MOST
                 session.stop()
@@ -569,7 +569,7 @@ FREEBSD_EXAMPLE = ("syn L count 3", "ack L count 3", "syn L")
 
 
 def example(generation: str) -> list[str]:
-    """Return what a session prints of a small backlog, some clients and two accepts."""
+    """Return a session's output for a small backlog, some clients and two accepts."""
     is_freebsd = generation in FREEBSD
     backlog, lines = (1, FREEBSD_EXAMPLE) if is_freebsd else (2, EXAMPLE)
     with Watch(generation, cpus=1) as watch:
@@ -585,13 +585,13 @@ def example(generation: str) -> list[str]:
         rows, address = watch.rows, "f80003a1c000" if is_freebsd else "ff01d3b2ac80"
         for word in [line.split()[1] for line in rows if line.startswith("listener")]:
             rows = [line.replace(word[:-4], address) for line in rows]
-        # As the kernel's addresses are.
+        # The addresses look like the kernel's.
         return [line.replace("limit ", "limit ffff") for line in rows]
 
 
 @each_generation
 def test_example(generation: str) -> None:
-    """What the program's head shows of its output is what it prints."""
+    """The program prints the output that its head shows."""
     head = (PROGRAMS / f"{BUILDS[generation].family}.d").read_text()
     shown = [line[5:] for line in head.partition("*/")[0].splitlines() if line[:5] == " *   "]
     assert shown == example(generation)

@@ -1,4 +1,4 @@
-"""The programs that watch processes on Solaris and illumos: they tell who accepts, nobody else."""
+"""The calls programs of Solaris and illumos: they report who accepts, and nobody else."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ HTTP = "svc:/network/http:apache24"
 
 
 def rendered(generation: str, without: set[str] | None = None) -> str:
-    """Return the program as the session `calls` runs it."""
+    """Return the program that the session `calls` runs."""
     return rendering.render(
         program.load(f"{generation}_calls"), rendering.window(1.0), without=without or set()
     )
 
 
 def rows(session: Session) -> list[Accepted]:
-    """Return what a session has told so far of who accepted."""
+    """Return the rows of acceptors that a session has printed so far."""
     reader = Reader()
     found = [reader.read(line) for line in session.output.splitlines() if line]
     return [row for row in found if isinstance(row, Accepted)]
 
 
 def names(session: Session) -> Counter[tuple[str, str]]:
-    """Return how many rows there are of each name."""
+    """Return the number of rows with each name."""
     return Counter((row.kind, row.name) for row in rows(session))
 
 
 class Owned(Watch):
-    """A host that has both sessions; what they tell is in one table."""
+    """A host with both sessions, whose rows fill one table."""
 
     def __init__(self, generation: str, **options: Any) -> None:
         super().__init__(generation, **options)
@@ -63,12 +63,12 @@ class Owned(Watch):
         self._taken = 0
 
     def process(self, name: str, comm: str, pid: int, fmri: str = "") -> None:
-        """Start a process; Solaris 10 knows no services."""
+        """Start a process; Solaris 10 has no services."""
         service = f"fmri {fmri}" if fmri and self.generation == "illumos" else ""
         self.run(f"process {name} {comm} pid {pid} {service}")
 
     def accepted(self, *lines: str) -> None:
-        """Let each line make a connection and have it accepted, and read what that tells."""
+        """Make a connection for each line, accept it, and read the rows."""
         for line in lines:
             listener = line.split()[0]
             self.run(f"syn {listener}", f"ack {listener}", f"accept {line}")
@@ -80,18 +80,18 @@ class Owned(Watch):
         assert self.calls.errors == []
 
     def owner(self, port: int) -> Owner | None:
-        """Return whose the only listener of a port is, as a scrape has it."""
+        """Return the owner of a port's only listener, as a scrape has it."""
         return State(self.table).owner(listener_of(self.table, port))
 
     def has(self, port: int, programs: str, fmris: str = "") -> None:
-        """Check whose a listener is."""
+        """Check a listener's owner."""
         fmris = fmris if self.generation == "illumos" else ""
         assert self.owner(port) == Owner(programs, fmri=fmris)
 
 
 @each_generation
 def test_two_listeners(generation: str) -> None:
-    """Each listener is whose processes accept there; several of one program are one owner."""
+    """A listener's owner is the program of the processes that accept there, once per program."""
     with Owned(generation) as host:
         host.run("zone 1 www", "listen L zone 0 address * port 22 backlog 9")
         host.run("listen M zone 1 address * port 80 backlog 9")
@@ -110,7 +110,7 @@ def test_two_listeners(generation: str) -> None:
 
 @each_generation
 def test_once_a_minute(generation: str) -> None:
-    """However many connections a process accepts, it is told once a minute for each listener."""
+    """A process that accepts many connections has one row a minute for each listener."""
     with Host(generation) as host:
         session = host.engine.start(rendered(generation))
         service = f"fmri {SSH}" if generation == "illumos" else ""
@@ -124,7 +124,7 @@ def test_once_a_minute(generation: str) -> None:
             host.advance(SECOND)
         minutes = host.engine.time // (60 * SECOND) - begin + 1
         assert 5 <= minutes <= 6
-        # Two processes of a name that are told in the same second are one row.
+        # Two processes with the same name in the same second are one row.
         told = Counter((row.socket, row.name) for row in rows(session))
         assert [*told.values()] == [minutes] * (4 if service else 2)
         assert session.errors == []
@@ -132,7 +132,7 @@ def test_once_a_minute(generation: str) -> None:
 
 @each_generation
 def test_time(generation: str) -> None:
-    """A row's time is that of the last accept that it tells of."""
+    """A row's time is that of the last accept that it reports."""
     with Host(generation) as host:
         session = host.engine.start(rendered(generation))
         host.run("listen L zone 0 address * port 22 backlog 9")
@@ -147,14 +147,14 @@ def test_time(generation: str) -> None:
 
 
 def test_without_a_service() -> None:
-    """A process of no contract, or of one without service, is told by its program's name alone."""
+    """A process without a contract, or whose contract has no service, has only a program name."""
     with Owned("illumos") as host:
         host.run("listen L zone 0 address * port 22 backlog 9")
         host.run("listen M zone 0 address * port 23 backlog 9")
         host.run("process A one pid 7", "process B other pid 8 contract")
         host.accepted("L by A", "M by B")
         assert (host.owner(22), host.owner(23)) == (Owner("one"), Owner("other"))
-        # The kernel itself listens, too.
+        # The kernel itself also accepts connections.
         host.accepted("M")
         assert host.owner(23) == Owner("other,sched")
 
@@ -175,7 +175,7 @@ def test_without_a_service() -> None:
     ],
 )
 def test_odd_names(generation: str, comm: str, shown: str) -> None:
-    """A name of any bytes stays within its row, and is shown without what terminals obey."""
+    """A name of any bytes stays within its row, and is shown without terminal commands."""
     with Owned(generation) as host:
         host.run("listen L zone 0 address * port 22 backlog 9")
         host.process("A", comm, 7, comm)
@@ -185,7 +185,7 @@ def test_odd_names(generation: str, comm: str, shown: str) -> None:
 
 
 def test_long_services() -> None:
-    """A service's name that is cut off is a bad row, and no owner."""
+    """A service's name that is cut short is a bad row, and not an owner."""
     with Host("illumos") as host:
         session = host.engine.start(rendered("illumos"))
         host.run("listen L zone 0 address * port 22 backlog 9")
@@ -208,7 +208,7 @@ def test_long_services() -> None:
 @each_generation
 @pytest.mark.parametrize("port", [22, 80])
 def test_memory_that_is_used_again(generation: str, port: int) -> None:
-    """A listener whose conn_t was another's does not have that one's owner."""
+    """A listener in another listener's memory does not get that one's owner."""
     with Owned(generation) as host:
         host.run("listen L zone 0 address * port 22 backlog 9")
         host.process("A", "sshd", 7, SSH)
@@ -227,7 +227,7 @@ def test_memory_that_is_used_again(generation: str, port: int) -> None:
 
 @each_generation
 def test_closed(generation: str) -> None:
-    """Who has accepted is nobody's owner any more when the listener closes."""
+    """After its listener closes, a process is not its owner any more."""
     with Owned(generation) as host:
         host.run("listen L zone 0 address * port 22 backlog 9")
         host.process("A", "sshd", 7, SSH)
@@ -240,7 +240,7 @@ def test_closed(generation: str) -> None:
 
 @each_generation
 def test_more_processes_than_places(generation: str) -> None:
-    """Where processes want the same place each of them is told, and the places stay as many."""
+    """If processes compete for a place, each is reported, and the number of places stays fixed."""
     count = PLACES + 500
     with Host(generation) as host:
         session = host.engine.start(rendered(generation))
@@ -267,7 +267,7 @@ def test_more_processes_than_places(generation: str) -> None:
     ],
 )
 def test_kinds(generation: str, kind: str, told: bool) -> None:
-    """What any thread may accept, as TLI does, tells nobody; and nothing faults there."""
+    """An accept that any thread may do, as with TLI, reports nobody, and does not fault."""
     with Owned(generation) as host:
         host.run(f"listen L zone 0 address * port 22 backlog 9 {kind}")
         host.process("A", "sshd", 7, SSH)
@@ -277,7 +277,7 @@ def test_kinds(generation: str, kind: str, told: bool) -> None:
 
 @each_generation
 def test_any_script(generation: str) -> None:
-    """Whatever happens, nothing faults, and nobody is told but who accepts."""
+    """In any script, nothing faults, and only acceptors are reported."""
 
     @settings(fixed_profile, max_examples=40)
     @given(scripts(generation, threads=3))
@@ -295,7 +295,7 @@ def test_any_script(generation: str) -> None:
 
 @each_generation
 def test_any_fault(generation: str) -> None:
-    """Whichever load fails, only what it is of is missing, and told in the next minute."""
+    """If a load fails, only the row that needs it is missing, and it comes in the next minute."""
 
     def run(failing: frozenset[int]) -> tuple[int, Counter[tuple[bool, str, str]], Session]:
         memory = Faulty()
@@ -305,7 +305,7 @@ def test_any_fault(generation: str) -> None:
             host.run(f"process A sshd pid 7 {services[0]}", f"process B httpd pid 8 {services[1]}")
             host.run("listen L zone 0 address * port 22 backlog 9", "syn L", "ack L")
             host.run("listen M zone 0 address * port 80 backlog 9", "syn M", "ack M")
-            # What one event leaves behind on a CPU the next one there must not use.
+            # An event must not use what an earlier one left on its CPU.
             host.run("accept M by B")
             memory.host, memory.failing = host, failing
             host.run("accept L by A")
@@ -329,12 +329,12 @@ def test_any_fault(generation: str) -> None:
         assert {*names(session)} == {(kind, name) for _, kind, name in whole}
         assert len(session.errors) == 1
         lost.update(kind for _, kind, _ in whole - left)
-    # What is only of the service never costs the program.
+    # A load for the service alone does not lose the program.
     assert lost["program"] < loads if generation == "illumos" else lost["program"] == loads
 
 
 def as_a_session(host: Callable[[], Host], generation: str) -> tuple[list[str], list[str]]:
-    """Start the program as a session does; return what is left out, and what is told then."""
+    """Start the program as a session does; return the parts left out and the kinds of rows."""
     chosen = program.load(f"{generation}_calls")
     left_out: set[str] = set()
     while True:
@@ -372,14 +372,14 @@ def as_a_session(host: Callable[[], Host], generation: str) -> tuple[list[str], 
     ],
 )
 def test_missing_types(generation: str, member: str, left_out: list[str], told: list[str]) -> None:
-    """A type that the kernel lacks costs what is told with it; the session is up all the same."""
+    """If the kernel lacks a type, only the parts that need it are missing; the session is up."""
     found = as_a_session(partial(Host, generation, missing=[member]), generation)
     assert found == (left_out, told)
 
 
 @each_generation
 def test_missing_probes(generation: str) -> None:
-    """Without the function that accepts nobody is told; no other function is needed."""
+    """Only the function that accepts is needed; without it, nobody is reported."""
     with Host(generation) as host:
         probes = host.library.probes
     function = {"illumos": ":tcp_accept:entry", "solaris10": ":tcp_wput_accept:entry"}[generation]
@@ -392,7 +392,7 @@ def test_missing_probes(generation: str) -> None:
 
 @each_generation
 def test_sizes(generation: str) -> None:
-    """The program fits into any kernel, and takes little of its memory."""
+    """The program fits into any kernel, and takes little memory."""
     with Host(generation, cpus=64) as host:
         session = host.engine.start(rendered(generation))
         assert session.dof_size < DOF_MOST
@@ -401,7 +401,7 @@ def test_sizes(generation: str) -> None:
 
 @each_generation
 def test_example(generation: str) -> None:
-    """What the program's head shows of its output is what it prints."""
+    """The program prints the output that its head shows."""
     with Host(generation, cpus=1) as host:
         session = host.engine.start(rendered(generation))
         host.advance(300_000_000)
@@ -414,7 +414,7 @@ def test_example(generation: str) -> None:
         printed = session.output.replace(socket, "ffffff01d3b2ac80").splitlines()
     head = program.load(f"{generation}_calls").text.partition("*/")[0]
     shown = [line[5:] for line in head.splitlines() if line[:5] == " *   "]
-    # Rows of names go on with as many zeros as there is room for.
+    # Rows with names are followed by as many zeros as fit.
     assert shown == [
         line[: line.index("\\0") + 6] + "..." if "\\0" in line else line for line in printed if line
     ]

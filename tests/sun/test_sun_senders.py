@@ -1,4 +1,4 @@
-"""The programs that count by sender: each SYN once, whosever it is, and no more rows than slots."""
+"""The senders programs count each SYN once, whoever sends it, with a bounded number of rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 each_generation = pytest.mark.parametrize("generation", GENERATIONS)
 each_that_drops = pytest.mark.parametrize("generation", SOLARIS)
-"""FreeBSD drops no SYN."""
+"""FreeBSD drops no SYNs."""
 SLOTS = 1024
 Counted = Counter[tuple[str, str]]
-"""By sender and what, which is nothing for a SYN and else why it was dropped."""
+"""Counts by sender and reason of a drop; the reason is empty for a SYN."""
 
 
 def started(host: Host, port: int = 0, networks: int = 0, without: tuple[str, ...] = ()) -> Session:
@@ -34,7 +34,7 @@ def started(host: Host, port: int = 0, networks: int = 0, without: tuple[str, ..
 
 
 def counted(session: Session, *, networks: bool = False) -> Counted:
-    """End a session, and return all that it has counted."""
+    """End a session, and return all of its counts."""
     session.stop()
     assert session.errors == []
     read = Senders(networks=networks)
@@ -51,7 +51,7 @@ def counted(session: Session, *, networks: bool = False) -> Counted:
 
 
 def traced(session: Session) -> Counted:
-    """End a session of the program that prints each event; return who sent, and was dropped."""
+    """End a session of the trace program; return the SYNs and drops by sender."""
     session.stop()
     found: Counted = Counter()
     for line in session.output.splitlines()[1:]:
@@ -65,7 +65,7 @@ def traced(session: Session) -> Counted:
 
 @each_generation
 def test_any_script(generation: str) -> None:
-    """Whatever happens, each sender has as many SYNs and drops as are printed one by one."""
+    """In any script, each sender has as many SYNs and drops as the trace program prints."""
 
     @settings(fixed_profile, max_examples=40)
     @given(scripts(generation))
@@ -82,7 +82,7 @@ def test_any_script(generation: str) -> None:
 
 @each_generation
 def test_networks(generation: str) -> None:
-    """By network the senders of a /24 or a /48 are one, and no others."""
+    """By network, senders in the same /24 or /48 are one, and others are separate."""
     senders = ["192.0.2.1", "192.0.2.255", "192.0.3.1", "2001:db8:1:2::3", "2001:db8:1::", "::2"]
     with Host(generation) as host:
         session = started(host, networks=1)
@@ -99,7 +99,7 @@ def test_networks(generation: str) -> None:
 
 @each_generation
 def test_port(generation: str) -> None:
-    """A session of one port counts what comes to that one."""
+    """A session of one port counts only the SYNs of that port."""
     with Host(generation) as host:
         session = started(host, 81)
         host.run("listen L zone 0 address * port 22 backlog 1")
@@ -111,7 +111,7 @@ def test_port(generation: str) -> None:
 
 @each_generation
 def test_more_than_have_room(generation: str) -> None:
-    """Of a flood each SYN is counted once, in a row of its sender or in that of the others."""
+    """Each SYN of a flood is counted once, for its sender or for others."""
     many = [f"syn L from 198.18.{at // 250}.{at % 250} port 7" for at in range(3000)]
     with Host(generation) as host:
         session = started(host)
@@ -125,7 +125,7 @@ def test_more_than_have_room(generation: str) -> None:
     syns = {sender: count for (sender, reason), count in found.items() if not reason}
     assert sum(syns.values()) == 3005
     assert syns[OTHERS] > 0
-    # A slot is free again when a second is over.
+    # A slot is free again after a second.
     assert syns["192.0.2.1"] == 5
     seconds = host.engine.time // SECOND
     assert len(syns) <= SLOTS * seconds
@@ -135,7 +135,7 @@ def test_more_than_have_room(generation: str) -> None:
 
 @each_that_drops
 def test_without_drops(generation: str) -> None:
-    """Where the kernel does not tell of drops SYNs are counted."""
+    """If the kernel does not report drops, SYNs are still counted."""
     with Host(generation) as host:
         session = started(host, without=("syn_drops",))
         host.run("q0max 0 0", "listen L zone 0 address * port 22 backlog 1")
@@ -146,7 +146,7 @@ def test_without_drops(generation: str) -> None:
 
 @each_generation
 def test_any_fault(generation: str) -> None:
-    """Whichever load fails, nothing is counted that did not happen, nor for another sender."""
+    """If a load fails, nothing is counted that did not happen, and nothing for a wrong sender."""
 
     def run(failing: frozenset[int]) -> tuple[int, Counted]:
         memory = Faulty()

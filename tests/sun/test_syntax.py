@@ -1,4 +1,4 @@
-"""The text of a D program is read as Sun's compiler reads it."""
+"""The text of a D program is parsed as Sun's compiler does."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ tick-1s, END { ; }
 
 
 def text_of(tree: Tree) -> str:
-    """Return an expression with all its brackets."""
+    """Return an expression with all of its brackets."""
     kids = [text_of(kid) for kid in tree.kids]
     name = tree.text or (f"{tree.type.name}{'*' * tree.type.stars}" if tree.type else "")
     return f"{tree.op}({', '.join(filter(None, [name, *kids]))})"
 
 
 def expression(text: str) -> str:
-    """Return how an expression is understood."""
+    """Return the tree of an expression, as text."""
     program = parse(f"BEGIN {{ {text}; }}", TYPES.__contains__, comment_refused=False)
     clause = program.parts[0]
     assert isinstance(clause, Clause)
@@ -55,7 +55,7 @@ def error(text: str, comment_refused: bool = False) -> tuple[int, str]:
 
 
 def test_program() -> None:
-    """Options, declarations and clauses come out in their order, each with its lines."""
+    """Options, declarations and clauses are parsed in their order, each with its lines."""
     program = parse(PROGRAM, TYPES.__contains__, comment_refused=True)
     assert program.options == {"quiet": "", "aggsize": "512k"}
     inline, life, listener, sum_, begin, accept, end = program.parts
@@ -116,7 +116,7 @@ def test_program() -> None:
     ],
 )
 def test_expressions(text: str, tree: str) -> None:
-    """Operators bind as in C; a cast is told from brackets by the name of a type."""
+    """Operators bind as in C, and a type's name in brackets makes a cast."""
     assert expression(text) == tree
 
 
@@ -129,14 +129,14 @@ def test_numbers(text: str, value: int) -> None:
 
 
 def test_variables_hide_types() -> None:
-    """A variable that is declared under a type's name is meant, not the type."""
+    """A variable that is declared with a type's name hides the type."""
     program = parse("int size_t; BEGIN { (size_t); }", TYPES.__contains__, comment_refused=False)
     assert isinstance(program.parts[1], Clause)
     assert text_of(program.parts[1].statements[0]) == "name(size_t)"
 
 
 def test_end_of_predicate() -> None:
-    """A slash ends a predicate if a brace follows it, else it divides."""
+    """A slash ends a predicate if a brace follows it; otherwise it divides."""
     program = parse("BEGIN / 8 / 2 / { 1; }", TYPES.__contains__, comment_refused=True)
     assert isinstance(program.parts[0], Clause)
     assert program.parts[0].predicate
@@ -144,7 +144,7 @@ def test_end_of_predicate() -> None:
 
 
 def test_comment_behind_a_predicate() -> None:
-    """The old compiler takes the slash before a comment for a division, the newer does not."""
+    """The old compiler takes a slash before a comment for a division, and the new one does not."""
     text = "BEGIN\n/ 1 / /* always */\n{ 1; }"
     parse(text, TYPES.__contains__, comment_refused=False)
     assert error(text, comment_refused=True) == (3, 'syntax error near "{"')
@@ -171,5 +171,5 @@ def test_comment_behind_a_predicate() -> None:
     ],
 )
 def test_errors(text: str, line: int, message: str) -> None:
-    """An error tells its line and what it met there."""
+    """An error gives its line and what was found there."""
     assert error(text) == (line, message)

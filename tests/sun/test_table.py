@@ -1,4 +1,4 @@
-"""The simulator does with small D texts what Sun's engine did with them: see table.toml."""
+"""The simulator handles small D texts as Sun's engine did; see table.toml."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ ENGINE_RULES = {
     "printa and trunc lose nothing": ["snapshot_first", "trunc_on_copy"],
     "the order of rows": ["rows_by_cpu", "sorted_by_value", "rows_merged"],
 }
-"""What the programs of this project rely on, and the simulator's rules that say so."""
+"""What the programs of this project rely on, with the simulator's rules for it."""
 SILENT = (
     "Insufficient registers to generate code",
     "DIF program content is invalid",
     "DIF program exceeds maximum program size",
 )
-"""Reasons for which dtrace(1) names no line."""
+"""Reasons of refusals for which dtrace(1) names no line."""
 
 
 def about(text: str) -> Text:
-    """Return the text of the table about something."""
+    """Return the table's text with a description."""
     return next(entry for entry in TEXTS if entry.about == text)
 
 
 def caught(text: Text, rules: Rules) -> bool:
-    """Tell whether a simulator with these rules differs from the table in a text."""
+    """Tell whether a simulator with these rules differs from the table for a text."""
     return any(
         difference(result, simulate(text, system, TYPES, rules))
         for system, result in text.results.items()
@@ -56,7 +56,7 @@ def caught(text: Text, rules: Rules) -> bool:
 
 
 def test_size() -> None:
-    """The table has enough texts, each of them on some system, and none twice."""
+    """The table has enough texts, each with a result on some system, and none twice."""
     assert len({text.d + str(text.events) for text in TEXTS}) == len(TEXTS) >= TEXTS_LEAST
     assert len({text.about for text in TEXTS}) == len(TEXTS)
     assert all(text.results for text in TEXTS)
@@ -66,7 +66,7 @@ def test_size() -> None:
     ("text", "system"), PLAYED, ids=[f"{system}-{text.about[:60]}" for text, system in PLAYED]
 )
 def test_text(text: Text, system: str) -> None:
-    """The simulator refuses, prints, tells and counts what Sun's engine did."""
+    """The simulator refuses, prints, reports and counts as Sun's engine did."""
     got = simulate(text, system, TYPES)
     if text.unlike:
         assert text.unlike in got.refused
@@ -76,7 +76,7 @@ def test_text(text: Text, system: str) -> None:
 
 
 def test_sizes() -> None:
-    """Over all texts together the predicted sizes of programs are within a hundredth."""
+    """Over all texts together, the predicted sizes of programs are within one percent."""
     told = predicted = 0
     for text, system in PLAYED:
         if text.results[system].dof and not text.unlike:
@@ -86,7 +86,7 @@ def test_sizes() -> None:
 
 
 def test_every_rule_is_in_the_table() -> None:
-    """Each of the simulator's rules is one that texts say they depend on, and no other is."""
+    """The rules that texts depend on are exactly the simulator's rules."""
     names = {field.name for field in fields(Rules)}
     assert {name for text in TEXTS for name in text.rules} == names
     assert {name for group in ENGINE_RULES.values() for name in group} == names
@@ -94,7 +94,7 @@ def test_every_rule_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Rules)])
 def test_mutant(name: str) -> None:
-    """A simulator without one of its rules differs in each of the texts that depend on it."""
+    """Without one of its rules, the simulator differs in each text that depends on it."""
     rules = replace(Rules(), **{name: False})
     texts = [text for text in TEXTS if name in text.rules]
     assert texts
@@ -102,7 +102,7 @@ def test_mutant(name: str) -> None:
 
 
 def test_a_comma_joins_what_is_compiled() -> None:
-    """Two assignments joined by a comma are a smaller program than two statements."""
+    """Two assignments that a comma joins are a smaller program than two statements."""
     joined = about("The size of a program with two assignments joined by a comma.")
     apart = about("The size of a program with two assignments.")
     for system, result in joined.results.items():
@@ -110,14 +110,14 @@ def test_a_comma_joins_what_is_compiled() -> None:
 
 
 def test_refusals_without_a_line() -> None:
-    """Every refusal that names no line is in the table, in the words that people will see."""
+    """The table has every refusal without a line, in the words that users see."""
     refusals = [result.refused for text in TEXTS for result in text.results.values()]
     for reason in SILENT:
         assert any(reason in refused and "line " not in refused for refused in refusals)
 
 
 def test_a_difference_is_told() -> None:
-    """What differs is named: words, output, errors, sizes beyond a tenth, and registers."""
+    """Differences are named: messages, output, errors, sizes by more than a tenth, registers."""
     told = Result(output="a", dof=100)
     assert difference(told, Result(output="a", dof=110)) == ""
     assert difference(told, Result(output="b", dof=100)) == "output: 'b', and not 'a'"

@@ -1,4 +1,4 @@
-"""The programs for Solaris that print a line for each event print the right ones, each once."""
+"""Solaris' trace programs print the right line for each event, once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_action(generation: str) -> None:
     """Each action is a line with the right source, ports and queues."""
     expected = list(LINES)
     if generation == "solaris10":
-        # Behind extension headers the port is not looked for.
+        # The port after extension headers is not searched for.
         expected[6] = expected[6].replace(",8,", ",0,")
     with Host(generation) as host:
         session = started(host)
@@ -73,7 +73,7 @@ def test_every_action(generation: str) -> None:
 
 @each_generation
 def test_columns(generation: str) -> None:
-    """The columns are those of the first script: a time, a date, an action, addresses, queues."""
+    """The columns are a time, a date, an action, addresses and queues."""
     with Host(generation) as host:
         session = started(host)
         host.library.run("listen L zone 0 address * port 22 backlog 3")
@@ -90,7 +90,7 @@ def test_columns(generation: str) -> None:
 @each_generation
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(generation: str, kind: str) -> None:
-    """What waited for room in Q is established when an accept lets it in, once."""
+    """A deferred connection is established once, when an accept lets it into Q."""
     with Host(generation) as host:
         session = started(host)
         host.run(f"listen L zone 0 address * port 22 backlog 1 {kind}")
@@ -105,7 +105,7 @@ def test_every_kind(generation: str, kind: str) -> None:
 @each_generation
 @pytest.mark.parametrize("kind", KINDS)
 def test_quick(generation: str, kind: str) -> None:
-    """Each connection is established once, and an accept that does not wait is no hindrance."""
+    """Each connection is established once, even if its accept comes very early."""
     for seed in range(12):
         with Host(generation, cpus=3, seed=seed) as host:
             session = started(host)
@@ -120,13 +120,13 @@ def test_quick(generation: str, kind: str) -> None:
 
 @each_generation
 def test_port(generation: str) -> None:
-    """A session of one port prints that port's lines only, whatever its threads did before."""
+    """A session of one port prints only lines of that port, whatever its threads did before."""
     only_its_port(generation, ALL)
 
 
 @each_generation
 def test_any_script(generation: str) -> None:
-    """Whatever happens, of each port every action has as many lines as there were events."""
+    """In any script, each port has as many lines of each action as it had events."""
 
     @settings(fixed_profile, max_examples=50)
     @given(scripts(generation))
@@ -138,7 +138,7 @@ def test_any_script(generation: str) -> None:
             found = per_action(session)
             expected: Counter[tuple[str, str]] = Counter()
             for totals in host.library.all_totals():
-                # A SYN for one that listens no more is printed, too.
+                # A SYN for a listener that has just closed is printed too.
                 counts = (
                     totals["syns"] + totals["not_listening"],
                     *(totals[name] for name in ("q_full", "q0_full", "q0_evicted")),
@@ -153,7 +153,7 @@ def test_any_script(generation: str) -> None:
 
 
 def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[str]]:
-    """Return how many loads there were, and what was printed, with some of them failing."""
+    """Return the number of loads and the printed lines, if some loads fail."""
     memory = Faulty()
     with Host(generation, load=memory) as host:
         session = started(host)
@@ -169,5 +169,5 @@ def with_faults(generation: str, failing: frozenset[int]) -> tuple[int, Counter[
 
 @each_generation
 def test_any_fault(generation: str) -> None:
-    """Whichever load fails, no line is printed that would not have been, and none twice."""
+    """If a load fails, no wrong line is printed, and no line is printed twice."""
     nothing_wrong(partial(with_faults, generation))

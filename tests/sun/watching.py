@@ -1,12 +1,12 @@
-"""A program for Sun's DTrace at work: the model's events, the simulator, our reader of its rows.
+"""A program at work under Sun's DTrace: the model's events, the simulator, and the rows' reader.
 
     with Watch("illumos") as watch:
         watch.run("listen L zone 0 address * port 80 backlog 2", "syn L count 3")
         watch.seconds(2)
         assert not watch.differences()
 
-The model's time and the engine's are one clock. It moves a little at each probe, more between
-lines, and by seconds where a test says so.
+The model and the engine share one clock. It moves a little at each probe, more between lines, and
+by seconds where a test says so.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sun.library import BUILDS, Library, Line, Nested
 
 SECOND = 1_000_000_000
 PROBE_NS = 10
-"""By how much time moves at each probe."""
+"""How far time moves at each probe."""
 STEPS = (1_000, 20_000, 700_000, 30_000_000, 400_000_000, 2_300_000_000)
-"""By how much it moves between lines, the first ones more often."""
+"""How far time moves between lines; the first steps are more frequent."""
 STEP_WEIGHTS = (8, 6, 4, 3, 2, 1)
 PHASE_LINES = 8
-"""How many lines of each thread run till all are done."""
+"""How many lines of each thread run in one phase."""
 STALL_ODDS = 0.1
-"""How often dtrace(1) stalls when time passes, or goes on."""
+"""How often dtrace(1) stalls, or continues, when time passes."""
 BETWEEN_ODDS = 0.15
-"""How often another thread goes on between two expressions of an event."""
+"""How often another thread runs between two expressions of an event."""
 CLOSES = (
     "tcp_usr_detach:entry",
     "closei_local:return",
@@ -48,31 +48,32 @@ CLOSES = (
     "tcp_bind:return",
 )
 LACKS = {"freebsd13": ("enqueue",), "freebsd14": ("newconn",)}
-"""Parts that a generation of a family cannot do."""
+"""Parts that a generation of a family cannot run."""
 _THREAD = 0xFFFF_FE00_0000_0000
 _ME = SessionId("", "all")
 _SUMS = ("syns", "not_listening", "established", "accepts", "q_sum", "wait_ns", "unsure", "killed")
 UNSEEN = "no_inpcb"
-"""Of `no_memory` the final ACKs that got a socket, and then no more, which the program misses."""
+"""Final ACKs in `no_memory` that got a socket but then failed, which the program misses."""
 UNSURE = "unsure_evicted"
-"""Evictions that may be taken for another listener's of the same jail and port, or for nobody's.
+"""Evictions that may be counted for another listener of the same jail and port, or for none.
 
-It is while one of these is older than the session and nothing has happened to it since, or closes.
+This happens while one of these listeners is older than the session and has had no event since, or
+closes.
 """
 OTHER = ("no_memory", "overflown")
-"""What FreeBSD's model tells apart, and the program does not: the reason `other`."""
+"""Reasons in FreeBSD's model that the program counts as one: the reason `other`."""
 
 
 @functools.cache
 def _types(types: bytes, missing: tuple[str, ...]) -> Types:
-    """Read types, of which some names are others than they were."""
+    """Read types, after changing some of their names."""
     for name in missing:
         types = types.replace(f"\0{name}\0".encode(), f"\0{name[:-1]}#\0".encode())
     return Types(types)
 
 
 class Gauges(NamedTuple):
-    """A listening socket's queues; of the limit of Q0 see ``q0max_told``."""
+    """A listening socket's queues; ``limits`` compares the limits of Q0."""
 
     q0: int | None
     q: int | None
@@ -88,12 +89,12 @@ def text(generation: str, port: int = 0, without: Collection[str] = (), trace: b
 
 
 class _Library(Library):
-    """A model that knows how deep a line is in others.
+    """A model that knows how deeply a line is nested in others.
 
     Attributes:
-        depths: by thread.
-        is_interrupted: whether what happens inside a line is a thread of its own, as an interrupt
-            is; else it is the same.
+        depths: the depths by thread.
+        is_interrupted: whether an event inside a line is a thread of its own, like an interrupt; or
+            else runs in the same thread.
     """
 
     def __init__(self, generation: str) -> None:
@@ -102,7 +103,7 @@ class _Library(Library):
         super().__init__(generation)
 
     def refuses(self, line: str) -> bool:
-        """As Library's."""
+        """Do as Library does, and count the depth."""
         self.depths[self.thread] += 1
         try:
             return super().refuses(line)
@@ -111,19 +112,19 @@ class _Library(Library):
 
 
 class Host:
-    """A model of a generation and an engine that sees what happens in it.
+    """A model of a generation, and an engine that sees its events.
 
     Args:
         generation: one of library.GENERATIONS.
-        cpus: how many there are.
-        seed: the same makes time go on in the same way.
+        cpus: the number of CPUs.
+        seed: the same seed makes time pass in the same way.
         stalls: whether dtrace(1) stalls now and then.
         missing: names of members and types that the kernel's types lack.
-        options: of the engine.
+        options: options of the engine.
 
     Attributes:
         library: the model.
-        engine: where sessions start.
+        engine: the engine, on which sessions start.
         met: the probe that fires, and its arguments.
     """
 
@@ -141,7 +142,7 @@ class Host:
         symbols = {name: symbol.address for name, symbol in self.library.symbols.items()}
         chosen: dict[str, Any] = {"cpus": cpus, "system": self.library.family} | options
         if "freebsd" in generation:
-            # By which of them there are its program tells 13 and 14 apart.
+            # Its program distinguishes 13 and 14 by the probes that exist.
             chosen.setdefault("probes", self.library.probes)
         self.engine = Engine(_types(self.library.types, (*missing,)), symbols, **chosen)
         self.cpus = cpus
@@ -171,7 +172,7 @@ class Host:
 
     def advance(self, nanoseconds: int) -> None:
         """Let time pass."""
-        # dtrace(1) takes nothing from a CPU in the middle of an event.
+        # dtrace(1) takes nothing from a CPU during an event.
         while any(cpu.is_busy for session in self._sessions() for cpu in session.kernel.cpus):
             self.library.pause()
         if self._stalls and self._chance.random() < STALL_ODDS:
@@ -188,14 +189,14 @@ class Host:
             self.library.run(line)
 
     def play(self, *lines: Line) -> None:
-        """Let those of some events happen that can."""
+        """Let the possible ones of some events happen."""
         for line in lines:
             self.step()
             if left := _remembered(line):
                 self.library.play(left)
 
     def play_script(self, script: Script) -> None:
-        """Let a script happen, its threads at once."""
+        """Play a script, with its threads running concurrently."""
         self.play(*script.setup)
         if len(script.threads) == 1:
             self.play(*script.threads[0])
@@ -203,10 +204,10 @@ class Host:
             self.concurrently(*script.threads, seed=script.seed, migrate=script.migrate)
 
     def concurrently(self, *threads: Sequence[Line], seed: int = 0, migrate: bool = True) -> None:
-        """Let threads run at once, on all CPUs, some lines of each at a time.
+        """Let threads run concurrently, on all CPUs, some lines of each at a time.
 
-        Once in each such phase time passes in the middle of what they do; so no event lasts longer
-        than a second, but for those in which a line waits for another.
+        Once in each such phase, time passes during their work; so no event lasts longer than a
+        second, unless a line waits for another.
         """
         kept = [[left for line in lines if (left := _remembered(line))] for lines in threads]
         places = [number % self.cpus for number in range(len(kept))]
@@ -251,7 +252,7 @@ class Host:
                 self.step()
 
     def _look_for_closed(self) -> None:
-        """Note how many connections each listener that has closed had established till then."""
+        """Record how many connections each closed listener had established until it closed."""
         for number, totals in enumerate(self.library.all_totals()):
             is_open = not totals["closed"] and totals["listens"]
             if not is_open:
@@ -260,7 +261,7 @@ class Host:
                 self._late[number] += totals["established"] - self._closed.pop(number)
 
     def late(self, number: int) -> int:
-        """Return how many connections of a listener came into Q when it did not listen any more."""
+        """Return how many connections entered a listener's Q after it stopped listening."""
         if number not in self._closed:
             return self._late[number]
         established: int = self.library.all_totals()[number]["established"]
@@ -276,22 +277,22 @@ class Watch(Host):
 
     Args:
         generation: one of library.GENERATIONS.
-        cpus: how many there are.
-        seed: as of Host.
-        stalls: likewise.
-        source: the program; the generation's own unless told.
-        port: the only one that it watches, 0 for all.
+        cpus: the number of CPUs.
+        seed: as for Host.
+        source: the program; by default the generation's own.
+        port: the only port that it watches; 0 for all.
         without: optional parts that are left out.
         before: lines that happen before the session starts.
-        options: of dtrace(1).
+        stalls: as for Host.
+        options: options of dtrace(1).
         engine: options of the engine.
 
     Attributes:
         session: the session.
-        tally: our reader.
-        table: what it has found.
+        tally: the reader of its rows.
+        table: the reader's listener table.
         rows: all rows.
-        errors: what dtrace(1) has told of, classified.
+        errors: the kinds and counts of dtrace(1)'s messages.
     """
 
     def __init__(
@@ -333,7 +334,7 @@ class Watch(Host):
         self.read()
 
     def read(self) -> None:
-        """Read what has been printed since, and what dtrace(1) has told of meanwhile."""
+        """Read the rows since the last time, and dtrace(1)'s messages."""
         errors = self.session.errors[len(self.messages) :]
         self.messages += errors
         for line in errors:
@@ -351,7 +352,7 @@ class Watch(Host):
                 self.wrong += filter(None, self.tally.settle(record))
 
     def seconds(self, count: int = 1) -> None:
-        """Let seconds pass in which nothing happens, not even a stall, and read the rows."""
+        """Let seconds pass without any event or stall, and read the rows."""
         for session in self._stalled:
             session.go()
         self._stalled.clear()
@@ -363,16 +364,16 @@ class Watch(Host):
     def quiet(self, name: str) -> None:
         """Let a single event happen to a listener, and a second pass.
 
-        Where another one of its port takes the SYNs to an address, it has those to another address.
+        If another listener of its port gets the SYNs to an address, this one gets those to others.
         """
         ends = ("", " from 2001:db8::5", " to 192.0.2.9", " from 2001:db8::5 to 2001:db8::9")
         any(self.library.play(f"syn {name}{end}") for end in ends)
         self.seconds()
 
-    # What the model knows, by who a listener is.
+    # The model's knowledge, by listener
 
     def _records(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Yield totals of each listener since the session began, and whether it is older."""
+        """Yield each listener's totals since the session began, and whether it is older."""
         for number, totals in enumerate(self.library.all_totals()):
             if self.port and totals["port"] != self.port:
                 continue
@@ -395,7 +396,7 @@ class Watch(Host):
         return Identity("", place, totals["address"], totals["port"])
 
     def expected(self) -> dict[Identity, Counter[str]]:
-        """Return what has been counted of each listener in the model since the session began."""
+        """Return the model's counts for each listener since the session began."""
         found: dict[Identity, Counter[str]] = {}
         for totals, older in self._records():
             sums = found.setdefault(self._identity(totals), Counter())
@@ -407,7 +408,7 @@ class Watch(Host):
         return found
 
     def counted(self) -> dict[Identity, Counter[str]]:
-        """Return what our reader has counted, by the same names."""
+        """Return the reader's counts, by the same names."""
         found = {}
         for listener in self.table:
             sums = Counter(listener.drops)
@@ -421,11 +422,11 @@ class Watch(Host):
             )
             sums.update({f"found {at}": n for at, n in enumerate(listener.saturation)})
             found[listener.identity] = sums
-        # A configured port that nobody has seen is one with zeros.
+        # A configured port that has not been seen is a listener with zeros.
         return {who: sums for who, sums in found.items() if who in self.table}
 
     def lengths(self) -> dict[Identity, list[Gauges]]:
-        """Return the queues of all sockets that our reader knows."""
+        """Return the queues of all sockets in the reader's table."""
         return {
             listener.identity: sorted(
                 Gauges(one.q0, one.q, one.q_limit) for one in listener.sockets.values()
@@ -438,7 +439,7 @@ class Watch(Host):
         """Return the queues of all listening sockets of the model.
 
         Args:
-            older: those too that listened when the session began.
+            older: whether to include those that listened before the session began.
         """
         found: dict[Identity, list[Gauges]] = {}
         for totals, is_older in self._records():
@@ -448,7 +449,7 @@ class Watch(Host):
         return {identity: sorted(gauges) for identity, gauges in found.items()}
 
     def asked(self) -> dict[Identity, list[int | None]]:
-        """Return the backlogs that the sockets that our reader knows were asked for."""
+        """Return the requested backlogs of the sockets in the reader's table."""
         return {
             listener.identity: sorted((one.requested for one in listener.sockets.values()), key=str)
             for listener in self.table
@@ -456,7 +457,7 @@ class Watch(Host):
         }
 
     def requested(self) -> dict[Identity, list[int | None]]:
-        """Return these backlogs of all listening sockets of the model, where one saw listen()."""
+        """Return the backlogs that the model's sockets requested; None without a listen()."""
         found: dict[Identity, list[int | None]] = {}
         for totals, is_older in self._records():
             if not totals["closed"] and totals["listens"]:
@@ -467,7 +468,7 @@ class Watch(Host):
         return {identity: sorted(backlogs, key=str) for identity, backlogs in found.items()}
 
     def limits(self) -> bool:
-        """Tell whether all limits of Q0 are as the model has them."""
+        """Tell whether all limits of Q0 are the model's."""
         ours = sorted(
             (listener.identity, queues.q0_limit)
             for listener in self.table
@@ -480,16 +481,16 @@ class Watch(Host):
         )
 
     def differences(self, gauges: str = "all") -> list[str]:
-        """Return where our reader's counts are not the model's, and its gauges.
+        """Return how the reader's counts and gauges differ from the model's.
 
-        Open is which Q a SYN found where Q changed while it was at the listener. Open is where
-        threads run at once whether a SYN is counted, and a connection, that was on its way when its
-        listener closed, and found it closed. Open are on FreeBSD UNSEEN, and whose an eviction of
-        UNSURE is. Of times in Q a microsecond each is open, and what they are of connections that
-        are older than the session.
+        Some differences are allowed. A SYN may have found another Q, if Q changed while the SYN was
+        at the listener. With concurrent threads, a SYN or a connection on its way to a listener
+        that closes may be counted or not. On FreeBSD, UNSEEN may be missing, and evictions in
+        UNSURE may be another listener's. Times in Q may differ by a microsecond each, and more for
+        connections that are older than the session.
 
         Args:
-            gauges: of which listeners; those of ``new`` ones, ``all`` of them or ``none``.
+            gauges: the listeners whose gauges are compared: ``new`` ones, ``all`` or ``none``.
         """
         found = [*self.wrong]
         expected, counted = self.expected(), self.counted()
@@ -532,9 +533,9 @@ class Watch(Host):
         return names
 
     def _raced(self, want: Mapping[str, int]) -> int:
-        """Return of how many connections the program may not have seen that they came into Q.
+        """Return how many connections may have entered Q unseen by the program.
 
-        On FreeBSD that is known when soisconnected() returns, if its listener has not closed.
+        FreeBSD's program sees that when soisconnected() returns, if the listener has not closed.
         """
         return want["killed"] if self.was_concurrent and "freebsd" in self.generation else 0
 
@@ -553,7 +554,7 @@ class Watch(Host):
                 return have["waits"] <= want["accepts"]
             if have["waits"] != want["accepts"]:
                 return False
-            # A few probes lie between the model's times and the program's, and jumps.
+            # A few probes, and jumps, are between the model's times and the program's.
             off = want["accepts"] * (1000 + 8 * PROBE_NS)
             return bool(self.jumps) or abs(want[name] - have[name]) <= off
         if name == "q0_evicted":
@@ -566,7 +567,7 @@ class Watch(Host):
 
 
 def _remembered(line: Line) -> Line | None:
-    """Return a line less what would make the model forget totals."""
+    """Return a line without parts that make the model forget totals."""
     if isinstance(line, str):
         return None if line == "forget" else line
     inner = tuple(one for one in line.inner if one != "forget")
