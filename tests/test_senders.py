@@ -90,7 +90,7 @@ def test_without_sets() -> None:
 
 
 def test_late() -> None:
-    """A heartbeat that comes later than the rest of a set is noticed: events may be lost."""
+    """A heartbeat that comes after a set's rest is over is noticed: events may be lost."""
     made = Senders()
     read(made, *FIRST, "set 10", "set 11", f"tick {8 * 10**9}")
     assert not made.late

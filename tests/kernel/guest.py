@@ -121,7 +121,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Guest:
-    """The files that QEMU boots for a kernel; ``archives`` are unpacked over each other, in order."""
+    """The files that boot a kernel in QEMU; ``archives`` are unpacked over each other, in order."""
 
     kernel: str
     vmlinuz: Path

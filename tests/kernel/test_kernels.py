@@ -149,8 +149,8 @@ class Run:
                     end = self._boot()
                 if not (end.get("died") and self._left()):
                     break
-                # The emulation is not perfect: sometimes a kernel hits an int3 that it had patched out, or
-                # dies before init. A real fault occurs again.
+                # The emulation is not perfect: sometimes a kernel hits an int3 that it had patched
+                # out, or dies before init. A real fault occurs again.
                 first = end["text"].partition("\n")[0]
                 guest.deaths.append(f"Linux {self._kernel}: {first}, in {self._left()[0]}")
         except guest.UnavailableError as error:
@@ -243,7 +243,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Group, Run]]:
-    """Boot each machine that a selected test needs, once."""
+    """Boot each machine that a selected test needs once."""
     wanted: dict[Group, list[str]] = {}
     for item in request.session.items:
         if isinstance(item, pytest.Function) and item.function is test_case:

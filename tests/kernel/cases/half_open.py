@@ -94,7 +94,7 @@ def test_half_open_reset(
 def test_never_half_open(
     cookies: int, syn_backlog: int, port: int, listen: Listen, count_syns: CountSyns
 ) -> None:
-    """Every SYN of a flood is counted once, and Q0 falls to 0 only by those that were in it."""
+    """Every SYN of a flood is counted once, and Q0 is 0 once those that entered it have left."""
     parameters = {
         "tcp_syncookies": cookies,
         "tcp_max_syn_backlog": syn_backlog,

@@ -52,7 +52,7 @@ def unseen(listener: socket.socket, count: int) -> None:
 def check_missing(
     running: Exporter, port: int, listener: socket.socket, discard: Callable[..., None]
 ) -> None:
-    """Check that only unseen drops are exported as unattributed, and no packets discarded before."""
+    """Check that unseen drops are exported as unattributed, and earlier discards are not."""
 
     def missing() -> float | None:
         return running.value(UNATTRIBUTED, session=f"port-{port}", kind="drops")
