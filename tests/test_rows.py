@@ -231,7 +231,7 @@ def test_every_row_of_a_program_is_read(name: str) -> None:
 
 
 def test_told() -> None:
-    """Each field of a zone's listener row is read correctly, and the row has told set."""
+    """Each field of a zone's listener row is read correctly, and ``told`` is true."""
     assert read(ZONE) == [
         Listening(
             id=0xFFFFFF0102000007,
