@@ -668,7 +668,7 @@ class TestLanding:
         assert page._line([Point(None, 0.0)]).text == page._line([]).text == ""
 
     def test_form(self) -> None:
-        """A form without scripts selects listeners, and keeps the order and the pause."""
+        """A form without JavaScript selects listeners, and keeps the order and the pause."""
         text = get(fleet(), "/?name=po&sort=port&order=reverse&refresh=off").body.decode()
         shown = Page(text)
         assert "Listeners: 1 of 7" in text

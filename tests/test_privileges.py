@@ -109,7 +109,7 @@ def test_no_way_back(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
 
 @root
 def test_dtrace(tmp_path: Path, fake_dtrace: FakeDTrace) -> None:
-    """The service keeps the two capabilities that dtrace(1) needs; some threads have none."""
+    """The service keeps two capabilities and gives them to dtrace(1); some threads have none."""
     saved = tmp_path / "start.json"
     steps = ({"save": str(saved)}, {"ready": "1"}, {"tick": True})
     command = called_dtrace(tmp_path, fake_dtrace(*steps))

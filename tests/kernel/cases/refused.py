@@ -74,7 +74,7 @@ def test_elsewhere(everything: Exporter, port: int, clients: Clients, away: str)
 
 
 def test_scan(everything: Exporter, clients: Clients) -> None:
-    """A scan creates at most a hundred series and others, and each of its SYNs is in one."""
+    """A scan creates at most a hundred series and ``other``; each of its SYNs is in one."""
     before, resets = by_port(everything.settle()), tcp_counter("OutRsts")
     for port in SCANNED:
         with pytest.raises(ConnectionRefusedError):
