@@ -47,6 +47,11 @@ this struct net *net, *known;
 this uint64_t *mib, offset, drops, overflows, slot, id, mark, found, added, qs, q0, what;
 this uint64_t qmax, part, value;
 this int64_t now, ns, over;
+inline int POWER =			/* of 4, which this->ns is up to: 0 is 5 */
+    this->ns <= 1024 ? 0 : this->ns <= 4096 ? 1 : this->ns <= 16384 ? 2 : this->ns <= 65536 ? 3 :
+    this->ns <= 262144 ? 4 : this->ns <= 1048576 ? 5 : this->ns <= 4194304 ? 6 :
+    this->ns <= 16777216 ? 7 : this->ns <= 67108864 ? 8 : this->ns <= 268435456 ? 9 :
+    this->ns <= 1073741824 ? 10 : this->ns <= 4294967296 ? 11 : this->ns <= 17179869184 ? 12 : 13;
 BEGIN
 {
 	turn = 0; turned = began0 = timestamp; began1 = began0 + 1;
@@ -65,10 +70,7 @@ fbt::tcp_conn_request:entry
 /* A final ACK: (sk, ...). A connection for Q: (sk, ...). A half-open one is dropped: (sk, req). */
 fbt::tcp_v*_syn_recv_sock:entry, fbt::inet_csk_reqsk_queue_add:entry,
 fbt::inet_csk_reqsk_queue_drop:entry
-{
-	this->sk = (struct sock *)arg0;
-	this->added = 0;
-}
+{ this->sk = (struct sock *)arg0; this->added = 0; }
 /* The timer of a half-open one, a second after its SYN and later: (timer). */
 fbt::reqsk_timer_handler:entry
 {
@@ -129,8 +131,7 @@ fbt::tcp_conn_request:entry, fbt::tcp_v*_syn_recv_sock:entry
 	this->overflows = this->mib[LISTENOVERFLOWS];
 }
 
-fbt::tcp_conn_request:return
-/ this->sk != NULL /
+fbt::tcp_conn_request:return / this->sk != NULL /
 {
 	this->value = this->found & 0xffffffff;
 	this->qmax = this->found >> 32 ? this->found >> 32 : 1;
@@ -150,8 +151,7 @@ fbt::tcp_v*_syn_recv_sock:return
 	@count0[this->id, this->what, 0, 0] = sum(turn & 2 ? 0 : 1);
 	@count1[this->id, this->what, 0, 0] = sum(turn & 2 ? 1 : 0);
 }
-fbt::tcp_rtx_synack:return
-/ this->sk != NULL && (int)arg1 == 0 /
+fbt::tcp_rtx_synack:return / this->sk != NULL && (int)arg1 == 0 /
 {
 	@count0[this->id, 50, 0, 0] = sum(turn & 2 ? 0 : 1);
 	@count1[this->id, 50, 0, 0] = sum(turn & 2 ? 1 : 0);
@@ -161,63 +161,62 @@ fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
 / this->sk != NULL && (this->what = arg1 != this->added ? 30 : 0) /
 {
 	this->added = arg1; parents[arg1] = this->id;
-	this->value = this->part = 0; this->ns = -1;
+	this->value = this->part = 0;
 	this->now = timestamp;	/* before it looks, so that the newest has seen the last */
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
+	this->q0 = ((struct inet_connection_sock *)this->sk)->icsk_accept_queue.qlen.counter;
 	/* begin handshake */
 	/* In 1/8 us, and not 0, if tcp_synack_rtt_meas() took it. A new child is in SYN_RECV. */
 	this->ns = ((struct tcp_sock *)arg1)->srtt_us;
 	this->what += this->ns && ((struct sock *)arg1)->__sk_common.skc_state == 3;
-	this->ns = this->what == 31 ? this->ns / 8 * 1000 : -1;
+	this->ns = this->what == 31 ? this->ns / 8 * 1000 : 0;
+	this->part = this->what == 31 ? POWER : 0;
+	this->value = this->ns / 1000;
 	/* end handshake */
 }
-fbt::security_sock_graft:entry
-/ this->sk != NULL /
+fbt::security_sock_graft:entry / this->sk != NULL /
 {
-	this->what = 40; this->value = 0; this->part = 14; this->ns = -1;	/* not measured */
+	this->what = 40; this->value = 0; this->part = 14;	/* not measured */
 	this->now = timestamp;
 	this->qs = *(uint64_t *)&this->sk->sk_ack_backlog;
 	/* begin accept_wait */
 	/* tcp_init_transfer() has set this time, in microseconds, unless accept() was quicker. */
 	this->ns = ((struct tcp_sock *)this->child)->rcvq_space.time * 1000;
 	this->ns = this->ns && this->now > this->ns ? this->now - this->ns : 0;
-	/* end accept_wait */
-}
-/* How long the handshake, or the time in Q, was. */
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
-fbt::security_sock_graft:entry
-/ this->sk != NULL && this->what && this->ns >= 0 /
-{
-	this->part = this->ns <= 1024 ? 0 : this->ns <= 4096 ? 1 : this->ns <= 16384 ? 2 :
-	    this->ns <= 65536 ? 3 : this->ns <= 262144 ? 4 : this->ns <= 1048576 ? 5 :
-	    this->ns <= 4194304 ? 6 : this->ns <= 16777216 ? 7 : this->ns <= 67108864 ? 8 :
-	    this->ns <= 268435456 ? 9 : this->ns <= 1073741824 ? 10 : this->ns <= 4294967296 ? 11 :
-	    this->ns <= 17179869184 ? 12 : 13;
+	this->part = POWER;
 	this->value = this->ns / 1000;
+	/* end accept_wait */
 }
 
 /* Count in the set in use. */
-fbt::tcp_conn_request:return
-/ this->sk != NULL && !(turn & 2) /
+fbt::tcp_conn_request:return / this->sk != NULL && !(turn & 2) /
 { @count0[this->id, this->what, this->qmax, this->part] = sum(10000000 * this->value + 1); }
-fbt::tcp_conn_request:return
-/ this->sk != NULL && turn & 2 /
+fbt::tcp_conn_request:return / this->sk != NULL && turn & 2 /
 { @count1[this->id, this->what, this->qmax, this->part] = sum(10000000 * this->value + 1); }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
-fbt::security_sock_graft:entry
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
 / this->sk != NULL && this->what && !(turn & 2) /
 {
 	@count0[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
 	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
+	@half0[this->id] = max(10000000 * (this->now - began0) + this->q0);
 }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
-fbt::security_sock_graft:entry
+fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return
 / this->sk != NULL && this->what && turn & 2 /
 {
 	@count1[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
 	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
+	@half1[this->id] = max(10000000 * (this->now - began1) + this->q0);
 }
-fbt::inet_csk_complete_hashdance:return, fbt::inet_csk_reqsk_queue_add:return,
+fbt::security_sock_graft:entry / this->sk != NULL && !(turn & 2) /
+{
+	@count0[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
+	@q0[this->id, this->qs >> 32] = max(10000000 * (this->now - began0) + (uint32_t)this->qs);
+}
+fbt::security_sock_graft:entry / this->sk != NULL && turn & 2 /
+{
+	@count1[this->id, this->what, 0, this->part] = sum(10000000 * this->value + 1);
+	@q1[this->id, this->qs >> 32] = max(10000000 * (this->now - began1) + (uint32_t)this->qs);
+}
 fbt::inet_csk_reqsk_queue_drop:return, fbt::reqsk_timer_handler:return
 / this->sk != NULL /
 {
