@@ -72,6 +72,7 @@ def tools() -> list[Tool]:
         Tool("tcpsynbl.bt", ["bpftrace", "/usr/sbin/tcpsynbl.bt"], None, "Tracing"),
         ours(DTRACE, "linux", numbers=numbers),
         ours(DTRACE, "linux", PORT, numbers),
+        ours(DTRACE, "linux", PORT, numbers, handshake=True),
         with_dtrace("linux_calls.d", text=program.load("linux_calls").text),
     ]
 

@@ -56,19 +56,27 @@ def counting(probe: str) -> str:
     )
 
 
-def ours(dtrace: str, name: str, port: int = 0, numbers: dict[str, int] | None = None) -> Tool:
-    """Return one of our programs as a session runs it that the configuration says nothing about.
+def ours(
+    dtrace: str,
+    name: str,
+    port: int = 0,
+    numbers: dict[str, int] | None = None,
+    *,
+    handshake: bool = False,
+) -> Tool:
+    """Return one of our programs as a session with the default configuration runs it.
 
     Args:
         dtrace: the command.
         name: the name of the program.
         port: the port that it watches, 0 for all.
         numbers: the kernel's numbers, as for rendering.render().
+        handshake: whether it measures how long handshakes take.
     """
     chosen = program.load(name)
-    plan = Plan(DTraceConfig(), chosen, port, numbers or {})
+    plan = Plan(DTraceConfig(handshake=handshake), chosen, port, numbers or {})
     text = plan.render(chosen, plan.switched_off)
-    which = "per-port" if port else "shared"
+    which = ("per-port" if port else "shared") + (", with handshake" if handshake else "")
     command = with_program(dtrace)
     return Tool(f"{name}.d, {which}", command, text, "tick", rows_seen, 4.0, bool(port))
 
