@@ -21,6 +21,7 @@ start. Without FAKE_DTRACE the steps are ready, and then ticks.
                                 if the file does not exist, create it and run these steps instead
     {"calls": [STEP, ...]}      the steps if the program is a NAME_calls.d; the default is ready,
                                 and then ticks; such a program is not saved
+    {"unix": [STEP, ...]}       the same for linux_unix.d
     {"script": [STEP, ...]}     the steps if the program is a user's own script; the default is
                                 ready, and then ticks. In these steps rows are those that each
                                 heartbeat prints, as "INDEX;KEY;...;VALUE"
@@ -73,6 +74,7 @@ _FBT_NAMES = ("entry", "return")
 _SETS = "set %d"
 # A program of ours about processes, whichever of its parts are left out.
 _CALLS = re.compile(r'\A(?!.*"listener %x).*\bready 5 ', re.DOTALL)
+_UNIX = re.compile(r"^ \* linux_unix\.d ", re.MULTILINE)
 _SCRIPT = re.compile(r"\\036(t[0-9a-f]{16}) ready")
 _DESTRUCTIVE = re.compile(r"\b(?:system|copyout|panic|breakpoint|chill|stop|raise) ?\(")
 _PRAGMA = re.compile(r"^#pragma D option destructive(=unset)?$", re.MULTILINE)
@@ -277,8 +279,9 @@ def _main() -> None:
     steps = _steps()
     home, *_ = [*_values(steps, "ready"), "4026531840"]
     calls, *_ = [*_values(steps, "calls"), [{"ready": home}, {"tick": True}]]
+    unix, *_ = [*_values(steps, "unix"), [{"ready": home}, {"tick": True}]]
     script_steps, *_ = [*_values(steps, "script"), [{"ready": home}, {"tick": True}]]
-    steps = [step for step in steps if not {"calls", "script"} & set(step)]
+    steps = [step for step in steps if not {"calls", "unix", "script"} & set(step)]
     if _values(steps, "unprivileged"):
         _fail("run as root for tracing and listing probes", _USAGE)
     if "-l" in options:
@@ -300,7 +303,8 @@ def _main() -> None:
         _out("")
         sys.exit(int(over[1]))
     if _CALLS.search(program):
-        steps = [*(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)), *calls]
+        own = unix if _UNIX.search(program) else calls
+        steps = [*(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)), *own]
     if _SCRIPT.search(program):
         steps = [
             *(step for step in steps if {"ignore", "lacks", "refuse"} & set(step)),

@@ -1,6 +1,9 @@
-"""Rows in the format of linux.d, for tests."""
+"""Rows in the format of linux.d and linux_unix.d, for tests."""
 
 from __future__ import annotations
+
+import socket as sockets
+import struct
 
 TAKEN, Q_FULL, Q0_FULL, OTHER = 10, 11, 12, 13
 ACK_Q_FULL, ACK_OTHER, ESTABLISHED, MEASURED, ACCEPTED, RESENT = 21, 23, 30, 31, 40, 50
@@ -61,3 +64,15 @@ def syns(port: int, events: int, *, place: int = 1, q: int = 1, qmax: int = 8) -
         *("tick 1", "set 1", told(port, place=place, q=q, qmax=qmax)),
         counted(port, events, place=place, qmax=qmax, part=part, value=events * q),
     ]
+
+
+def unix_refused(name: bytes, events: int, *, inode: int = 5, cookie: int = 1) -> list[str]:
+    """Return the rows of a UNIX socket's refusals; its name is as unix_diag has it."""
+    whole = struct.pack("=H", sockets.AF_UNIX) + name
+    begin, *ends = (whole.ljust(136, b"\x88")[at:end] for at, end in ((0, 40), (40, 88), (88, 136)))
+    more = [
+        f"more {inode} {part} {end.hex()} {events}"
+        for part, end in enumerate(ends, 1)
+        if len(whole) > 40 + 48 * (part - 1)
+    ]
+    return [*more, f"unix {cookie} {inode} {len(whole)} {begin.hex()} {events}"]

@@ -241,13 +241,13 @@ def test_refused() -> None:
 def test_types() -> None:
     """Every family of the contract is there under its name, with its type and a help line."""
     state = busy_port()
-    features, unattributed = {"refused": True}, {"drops": 3}
+    features, unattributed = {"refused": True, "unix_drops": True}, {"drops": 3}
     status = SessionStatus(last_record=1.5, features=features, unattributed=unattributed)
     state.sessions[LOCAL] = status
     ssh = state.table.listener(LOCAL, "", "*", 22)
     ssh.sockets[0xABC] = Queues(7, 3, 1024, 4)
     state.web = WebStatus(certificate_end=2e9)
-    state.unix = UnixQueues({("", "/run/a.sock"): (1, 8)}, 0)
+    state.unix = UnixQueues({("", "/run/a.sock"): (1, 8)}, {"": 1}, 0)
     found = families(state)
     assert {name: family.type for name, family in found.items()} == {
         "dtrace_tcp_listen_syns": "counter",
@@ -283,6 +283,7 @@ def test_types() -> None:
         "dtrace_unix_listen_q_length": "gauge",
         "dtrace_unix_listen_q_limit": "gauge",
         "dtrace_unix_listen_q_capacity": "gauge",
+        "dtrace_unix_listen_drops": "counter",
         "dtrace_unix_listen_left_out": "gauge",
     }
     for family in found.values():

@@ -23,7 +23,7 @@ each_family = pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_file_is_of_a_family() -> None:
     """Each program belongs to a family with a file of facts, and there is no other file."""
     for file in PROGRAMS.iterdir():
-        family = re.sub("_(trace|calls|senders)$", "", file.stem)
+        family = re.sub("_(trace|calls|senders|unix)$", "", file.stem)
         assert file.suffix in {".d", ".toml"}, file
         assert family in FAMILIES, file
     assert {file.stem for file in PROGRAMS.glob("*.toml")} == FAMILIES.keys()
@@ -36,6 +36,7 @@ def test_every_family_has_its_programs(name: str) -> None:
     for file in (f"{name}.d", f"{name}_trace.d"):
         assert (PROGRAMS / file).is_file()
     assert FAMILIES[name].calls == ("" if name == "freebsd" else f"{name}_calls")
+    assert FAMILIES[name].unix == ("linux_unix" if name == "linux" else "")
     assert FAMILIES[name].skips_nested == (name == "linux")
 
 
@@ -80,8 +81,8 @@ def test_places(name: str) -> None:
 
 
 def counting(name: str) -> list[Program]:
-    """Return a family's programs, without the one that prints each event."""
-    return [load(each) for each in (name, FAMILIES[name].calls) if each]
+    """Return a family's programs, without those that print each event or count senders."""
+    return [load(each) for each in (name, FAMILIES[name].calls, FAMILIES[name].unix) if each]
 
 
 @each_family

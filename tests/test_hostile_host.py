@@ -36,7 +36,7 @@ from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rende
 from dtrace_exporter.tracing.plan import Plan
 from dtrace_exporter.tracing.session import Session
 from dtrace_exporter.watched import named
-from linux_rows import told
+from linux_rows import told, unix_refused
 from step_meter import metered
 
 METER = Path(__file__).with_name("step_meter.py")
@@ -97,6 +97,11 @@ def flap(number: int) -> str:
     return zone(number, 1, name=f"z{number}", port=80) + "\n" + closed(number, 2)
 
 
+def refused(number: int) -> str:
+    """Return the rows of refusals of one of very many UNIX sockets, which has a long name."""
+    return "\n".join(unix_refused(b"/" + b"x" * 100, 1, inode=number + 1, cookie=number))
+
+
 LINUX_ATTACKS: dict[str, Lines] = {
     "ready again and again": each(LINUX, lambda _: LINUX),
     "heartbeats": each(LINUX, lambda number: f"tick {number}"),
@@ -109,6 +114,7 @@ LINUX_ATTACKS: dict[str, Lines] = {
     "limits of Q": each(LINUX, lambda number: f"count 1 10 {number} 1 10000001", 3 * MANY),
     "rows of nobody": each(LINUX, lambda number: f"count {number:x} 10 8 1 10000001"),
     "addresses of 16 KB": each(LINUX, lambda _: wide(1, address="fe80::1%" + "x" * 16000), 500),
+    "refusals of UNIX sockets": each(LINUX, refused),
     "lines that are no rows": each(LINUX, lambda _: "x", 10 * MANY),
 }
 ZONES_ATTACKS: dict[str, Lines] = {

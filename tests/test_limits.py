@@ -407,7 +407,7 @@ def test_drain() -> None:
     _, tally = taking(Limits())
     for number in range(1, 100):
         feed(tally, zone_rows.told(22, socket=number), told(number), counted(number, 1))
-        feed(tally, counted(999 + number, 1))
+        feed(tally, counted(999 + number, 1), f"more {number} 1 {'0' * 96} 1")
     held = [tally._listeners, tally._waiting, *tally._reader.held, tally._accounts.held]
     assert all(held)
     assert steps(tally.drain()) > 4 * 99

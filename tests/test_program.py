@@ -39,6 +39,7 @@ SUNS = sorted({*NAMES} - {"linux"})
 TRACES = sorted(name for name in FILES if name.endswith("_trace"))
 SENDERS = sorted(name for name in FILES if name.endswith("_senders"))
 CALLS = sorted(name for name in FILES if name.endswith("_calls"))
+UNIX = sorted(name for name in FILES if name.endswith("_unix"))
 LINUX = FILES["linux"]
 OF_ZONES = Program("own.d", 'BEGIN\n{\n\tprintf("ready 1 0\\n");\t/* place zone */\n}\n')
 
@@ -173,7 +174,8 @@ def read_and_written(text: str) -> tuple[set[str], set[str]]:
 def printed(text: str) -> list[str]:
     """Return the lines that a program prints, with a 1 in place of every number."""
     formats = re.findall(r'\bprint[af]\("([^"]*)"', code(text))
-    return re.sub(r"%@?[dx]", "1", "".join(formats)).replace("%s", "name").split("\\n")
+    padded = re.sub(r"%0(\d+)x", lambda found: "1".zfill(int(found[1])), "".join(formats))
+    return re.sub(r"%@?[dx]", "1", padded).replace("%s", "name").split("\\n")
 
 
 @given(st.integers(100, 10_000))
@@ -197,7 +199,8 @@ def test_the_programs_there_are() -> None:
     assert {name.removesuffix("_trace") for name in TRACES} <= {*NAMES}
     assert {name.removesuffix("_senders") for name in SENDERS} <= {*NAMES}
     assert {name.removesuffix("_calls") for name in CALLS} <= {*NAMES}
-    assert FILES.keys() == {*NAMES, *TRACES, *SENDERS, *CALLS}
+    assert {name.removesuffix("_unix") for name in UNIX} <= {*NAMES}
+    assert FILES.keys() == {*NAMES, *TRACES, *SENDERS, *CALLS, *UNIX}
     assert all(file.name == name for name, file in FILES.items())
 
 
@@ -507,7 +510,7 @@ def test_each_count_is_printed_once(name: str) -> None:
     assert body.rindex("tick %d") > body.rindex("trunc")
 
 
-@pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 1)])
+@pytest.mark.parametrize(("name", "sets"), [("linux", 2), ("linux_calls", 1), ("linux_unix", 2)])
 def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
     """Every line that a program for Linux prints is a row, and counts come after their set."""
     text = printed(re.sub(r'" ?\n?\s*"', "", FILES[name].text))
@@ -518,7 +521,8 @@ def test_rows_of_linux_are_those_that_are_read(name: str, sets: int) -> None:
     reader = rows.Reader()
     for line in (ready, *lines):
         words = line.replace("name", "::1").replace("count 1 1 ", "count 1 10 ")
-        assert (reader.read(words) is None) == line.startswith("set ")
+        words = words.replace("unix 1 1 1 ", "unix 1 1 14 ")
+        assert (reader.read(words) is None) == line.startswith(("set ", "more "))
     assert sum(line.startswith("set ") for line in lines) == sets
     assert any(line.startswith("tick ") for line in lines)
 
@@ -555,7 +559,7 @@ def test_markers_are_of_parts_that_there_are(name: str) -> None:
 
 def test_parts_have_words_for_people() -> None:
     """The family facts describe exactly the parts that the programs have."""
-    found = {part for name in (*NAMES, *CALLS) for part in FILES[name].parts}
+    found = {part for name in (*NAMES, *CALLS, *UNIX) for part in FILES[name].parts}
     assert found == all_parts().keys()
     assert all(part.what and part.without for part in all_parts().values())
 
@@ -605,7 +609,7 @@ def test_what_is_left_of_a_trace(name: str, port: int) -> None:
             check_what_is_left(name, port, without)
 
 
-@pytest.mark.parametrize("name", ["linux", "linux_calls"])
+@pytest.mark.parametrize("name", ["linux", "linux_calls", "linux_unix"])
 def test_what_is_printed_without_some_parts(name: str) -> None:
     """Whichever parts are left out, each aggregation that is printed or emptied is also filled."""
     parts = FILES[name].parts

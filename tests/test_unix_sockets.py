@@ -238,7 +238,7 @@ def test_no_two_names_are_alike(name: bytes, abstract: bool) -> None:
     whole = b"\0" + name if abstract else name.replace(b"\0", b"/") + b"\0"
     path = written(whole)
     assert read_back(path) == whole
-    state = State(unix=UnixQueues({("", path): (1, 2)}, 0))
+    state = State(unix=UnixQueues({("", path): (1, 2)}, {}, 0))
     text = generate_latest(registry(Collector(state))).decode()
     (value,) = (
         sample.value
@@ -318,7 +318,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
     made_up(monkeypatch, OSError(errno.ENOENT, "cannot read sock_diag: No such file"))
     source = UnixSource()
     for _ in range(2):
-        assert source.read(("*",), ()) == ({}, 0)
+        assert source.read(("*",), ()) == ({}, {}, 0)
     assert [one.getMessage() for one in caplog.records] == ["cannot read the UNIX sockets"]
 
 
@@ -387,7 +387,9 @@ async def test_service(
     try:
         await eventually(lambda: service.state.ready)
         await service.state.refresh_unix()
-        assert service.state.unix == ({("", path): (1, 2), (elsewhere, path): (2, 4)}, 0)
+        assert service.state.unix is not None
+        assert service.state.unix.by_path == {("", path): (1, 2), (elsewhere, path): (2, 4)}
+        assert service.state.unix.left_out == 0
         configure({})
         reading = asyncio.ensure_future(service.state.refresh_unix())
         await service.reload()

@@ -12,7 +12,7 @@ import pytest
 import dtrace_exporter
 
 PACKAGE = Path(dtrace_exporter.__file__).parent
-TABLES = {"limits", "sockets", "listeners", "state", "watched"}
+TABLES = {"limits", "sockets", "listeners", "state", "unix_drops", "watched"}
 """The modules of the listener table, which do not know how rows or packets are written."""
 COMMANDS = {"check", "cli", "senders", "service", "top", "trace", "__main__"}
 """The modules that connect the sides."""

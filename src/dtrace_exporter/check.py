@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Literal, TextIO
 
@@ -41,12 +40,13 @@ from dtrace_exporter.service import Service
 from dtrace_exporter.tracing import dtrace, plan, program, session, supervision
 from dtrace_exporter.tracing.session import Session
 from dtrace_exporter.untraced import Untraced
+from dtrace_exporter.watched import matches
 from dtrace_exporter.web.certificates import Validity
 from dtrace_exporter.web.configuration import WebConfig
 
 _EXACT = families.Part(
     what="no event is missed, whatever interrupts the program",
-    without="under load the counters may miss SYNs, drops, completions and accepts",
+    without="under load the counters may miss events",
 )
 
 _ELSEWHERE = "listeners of containers are missing: see docs/operations.md, Other network namespaces"
@@ -316,10 +316,10 @@ def _tell_unix(say: Say, config: Config) -> None:
         say("no", "unix", str(error), _NO_UNIX_DIAG)
         return
     wanted = config.unix.paths
-    matching = sum(any(fnmatchcase(path, one) for one in wanted) for path in paths)
+    matching = sum(matches(path, wanted) for path in paths)
     say("ok", "unix", f"Q and Qmax of UNIX sockets with {matching} paths", "")
     for pattern in wanted[:_MOST_SHOWN]:
-        if not any(fnmatchcase(path, pattern) for path in paths):
+        if not any(matches(path, [pattern]) for path in paths):
             found = f"no UNIX socket listens at {pattern} in this network namespace"
             say("hint", "unix", found, "")
 

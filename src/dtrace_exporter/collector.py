@@ -33,6 +33,7 @@ from dtrace_exporter.listeners import (
 from dtrace_exporter.scripts.metrics import ScriptMetrics
 from dtrace_exporter.sockets import MORE_THAN
 from dtrace_exporter.state import SessionStatus, State
+from dtrace_exporter.unix_drops import PART
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,10 @@ FAMILIES = {
     "dtrace_unix_listen_q_capacity": (
         "gauge",
         "How many connections the accept queue of a UNIX socket can hold, by Qmax (sock_diag).",
+    ),
+    "dtrace_unix_listen_drops": (
+        "counter",
+        "Failures of connect() with EAGAIN as the queue was full; counted in the kernel (DTrace).",
     ),
     "dtrace_unix_listen_left_out": (
         "gauge",
@@ -345,7 +350,7 @@ class Collector(prometheus_registry.Collector):
             yield partial(self._listener, listener, before.pop(listener.identity, None))
         if self._state.unix is not None:
             for (place, path), queues in self._state.unix.by_path.items():
-                yield partial(_unix, place, path, *queues)
+                yield partial(_unix, place, path, *queues, self._unix_drops(place, path))
         for session, status in [*self._state.sessions.items()]:
             yield partial(_session, session, status)
             if status.features.get("refused") and self._state.table.is_watched(session):
@@ -355,6 +360,13 @@ class Collector(prometheus_registry.Collector):
             for piece, block in script.blocks():
                 yield partial(_script, session, piece, block)
         yield partial(_exporter, self._state)
+
+    def _unix_drops(self, place: str, path: str) -> int | None:
+        """Return how many connect()s a UNIX socket has refused, None if that is not counted."""
+        state = self._state
+        counted = any(status.features.get(PART) for status in state.sessions.values())
+        cookie = state.unix.cookies.get(place) if counted and state.unix else None
+        return None if cookie is None else state.table.unix_drops.of(cookie, path)
 
     def _listener(self, listener: Listener, known: _Known | None) -> Series:
         table = self._state.table
@@ -522,12 +534,14 @@ def owner_labels(owner: Owner, place_label: str) -> dict[str, str]:
     return whose | named
 
 
-def _unix(place: str, path: str, q: int, qmax: int) -> Series:
+def _unix(place: str, path: str, q: int, qmax: int, drops: int | None) -> Series:
     series = Series({"path": path, "netns": place})
     series.gauge("dtrace_unix_listen_q_length", q)
     series.gauge("dtrace_unix_listen_q_limit", qmax)
     # net/unix/af_unix.c, unix_recvq_full(): the same as for TCP.
     series.gauge("dtrace_unix_listen_q_capacity", MORE_THAN.of(qmax))
+    if drops is not None:
+        series.counter("dtrace_unix_listen_drops", drops)
     return series
 
 

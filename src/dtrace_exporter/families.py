@@ -1,7 +1,8 @@
 """The kernel families: what differs between them, from the file of facts beside their D programs.
 
 A family consists of programs/NAME.d, which counts, NAME_trace.d, which prints events, NAME_calls.d
-if a second consumer is needed, and NAME.toml. To add a family, add these files.
+if a second consumer is needed, NAME_unix.d if UNIX sockets are watched, and NAME.toml. To add a
+family, add these files.
 """
 
 from __future__ import annotations
@@ -73,7 +74,15 @@ class Family:
     @property
     def calls(self) -> str:
         """The name of the program that watches processes, one on a host; empty if none."""
-        name = f"{self.name}_calls"
+        return self._other("calls")
+
+    @property
+    def unix(self) -> str:
+        """The name of the program that watches UNIX sockets, one on a host; empty if none."""
+        return self._other("unix")
+
+    def _other(self, kind: str) -> str:
+        name = f"{self.name}_{kind}"
         return name if (_PROGRAMS / f"{name}.d").is_file() else ""
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dtrace_exporter.limits import LimitError, Limits
 from dtrace_exporter.sockets import MORE_THAN, UNKNOWN, Acceptors, QCapacity, Queues, Sockets
+from dtrace_exporter.unix_drops import UnixDrops
 from dtrace_exporter.watched import Watched
 
 SYN_BUCKETS = 12
@@ -305,9 +306,13 @@ class ListenerTable:
     A listener that has closed keeps its counters, and goes on counting if it comes back. If its
     host reaches the limit of listeners, the one that closed first is forgotten for a new one, but
     never a configured one of the host's own place.
+
+    Attributes:
+        unix_drops: what this host's UNIX sockets have refused.
     """
 
     def __init__(self) -> None:
+        self.unix_drops = UnixDrops()
         self._watches: dict[SessionId, _Watch] = {}
         self._hosts = defaultdict[str, _Host](_Host)
 
@@ -315,6 +320,8 @@ class ListenerTable:
         """Set the limits of a host."""
         self._hosts[host].limits = limits
         self._hosts[host].sockets.most = limits.sockets
+        if not host:
+            self.unix_drops.most = limits.listeners
 
     def limits(self, host: str) -> Limits:
         """Return the limits of a host."""

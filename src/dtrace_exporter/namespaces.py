@@ -79,6 +79,19 @@ def names() -> dict[str, str]:
     return found
 
 
+def cookie(opened: socket.socket) -> int | None:
+    """Return the cookie of a socket's network namespace, which the kernel gives to no other one.
+
+    It is ``net_cookie`` of struct net. None before Linux 5.14, which does not tell it.
+    """
+    try:
+        # SOL_SOCKET of asm-generic/socket.h, net/core/sock.c.
+        told = opened.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return None
+    return int.from_bytes(told, sys.byteorder)
+
+
 class Namespace(NamedTuple):
     """A network namespace.
 
@@ -259,15 +272,9 @@ class Namespaces:
         self._say(os.strerror(refused) if refused else why if number else "")
 
     def _add(self, inode: int, netlink: socket.socket, netstat: int | None = None) -> None:
-        try:
-            # SOL_SOCKET of asm-generic/socket.h, net/core/sock.c; since Linux 5.14.
-            cookie = int.from_bytes(
-                netlink.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder
-            )
-        except OSError:
-            # The socket keeps the namespace alive, so its inode is reused only after close().
-            cookie = next(self._uses)
-        self._known[inode] = Namespace(str(inode), cookie, netlink, netstat)
+        # The socket keeps the namespace alive, so its inode is reused only after close().
+        use = cookie(netlink) or next(self._uses)
+        self._known[inode] = Namespace(str(inode), use, netlink, netstat)
 
     def _say(self, why: str) -> None:
         self.why_not = why

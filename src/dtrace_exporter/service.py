@@ -208,7 +208,7 @@ class Service:
         return any(
             session.status.up
             for session in self.of_listeners()
-            if not session.id.host and session.id.name != plan.CALLS
+            if not session.id.host and session.id.name not in plan.BESIDE
         )
 
     def _forget_failures(self) -> None:
@@ -328,6 +328,7 @@ class Service:
         while True:
             await asyncio.sleep(_FORGET_SECONDS)
             before = time.monotonic() - self._config.forget_closed_after
+            table.unix_drops.forget_closed(before)
             if await by_turns(table.forget_closed(before)):
                 await by_turns(self.this_host.forget())
                 for session in self.of_listeners():

@@ -78,9 +78,16 @@ class WebStatus:
 
 
 class UnixQueues(NamedTuple):
-    """The listening UNIX sockets: Q and Qmax by place and path, and how many are left out."""
+    """The listening UNIX sockets.
+
+    Attributes:
+        by_path: Q and Qmax by place and path.
+        cookies: the cookies of the places, where the kernel tells them.
+        left_out: how many paths are left out.
+    """
 
     by_path: Mapping[tuple[str, str], tuple[int, int]]
+    cookies: Mapping[str, int]
     left_out: int
 
 

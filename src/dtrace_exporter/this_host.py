@@ -103,6 +103,7 @@ class ThisHost:
             paths: as UnixSource.read() wants them; without any, no UNIX sockets are read.
         """
         self._unix_paths = paths
+        self._state.table.unix_drops.want(paths)
         self._state.refresh_unix = self._refresh_unix if paths else unchanged
         if not paths:
             self._state.unix = None
@@ -166,6 +167,9 @@ class ThisHost:
         # There may have been a reload meanwhile.
         if paths == self._unix_paths:
             self._state.unix = found
+            cookies = found.cookies
+            there = {(cookies[at], path) for at, path in found.by_path if at in cookies}
+            self._state.table.unix_drops.look(there)
 
     def _find_owners(self, home: str | None) -> dict[Identity, Owner]:
         if home is None:

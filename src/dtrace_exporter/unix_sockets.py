@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from fnmatch import fnmatchcase
 
 from dtrace_exporter import unix_diag
 from dtrace_exporter.log import fields
-from dtrace_exporter.namespaces import Namespace
+from dtrace_exporter.namespace_finder import NETLINK_SOCK_DIAG
+from dtrace_exporter.namespaces import Namespace, cookie
 from dtrace_exporter.sockets import MORE_THAN
 from dtrace_exporter.state import UnixQueues
 from dtrace_exporter.unix_diag import UnixListener
+from dtrace_exporter.watched import matches
 
 _log = logging.getLogger(__name__)
 
@@ -38,22 +40,26 @@ class UnixSource:
             others: the other network namespaces. Those that cannot be read are left out.
         """
         found: dict[tuple[str, str], UnixListener] = {}
+        cookies: dict[str, int | None] = {}
         try:
-            sockets = [("", one) for one in unix_diag.listeners()]
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as own:
+                listeners = [("", one) for one in unix_diag.listeners(own)]
+                cookies[""] = cookie(own)
         except OSError as error:
             why = error.strerror or str(error)
             if why != self._said:
                 self._said = why
                 _log.warning("cannot read the UNIX sockets", extra=fields(why=why))
-            return UnixQueues({}, 0)
+            return UnixQueues({}, {}, 0)
         for place, _, netlink, _ in others:
             # Errors are logged for this process's own namespace only.
             with suppress(OSError):
-                sockets += [(place, one) for one in unix_diag.listeners(netlink)]
-        for place, socket in sockets:
-            if any(fnmatchcase(socket.path, pattern) for pattern in paths):
-                known = found.get((place, socket.path), socket)
-                found[place, socket.path] = max(known, socket, key=_fullness)
+                listeners += [(place, one) for one in unix_diag.listeners(netlink)]
+                cookies[place] = cookie(netlink)
+        for place, one in listeners:
+            if matches(one.path, paths):
+                known = found.get((place, one.path), one)
+                found[place, one.path] = max(known, one, key=_fullness)
         # Paths that were exported before come first.
         order = sorted(found, key=lambda where: (where not in self._known, where))
         self._known = {*order[:MOST]}
@@ -63,7 +69,7 @@ class UnixSource:
             _log.warning("UNIX sockets left out", extra=fields(why=why))
         self._said = why
         queues = {where: (found[where].q, found[where].qmax) for where in order[:MOST]}
-        return UnixQueues(queues, left_out)
+        return UnixQueues(queues, {at: each for at, each in cookies.items() if each}, left_out)
 
 
 def _fullness(socket: UnixListener) -> tuple[float, int]:

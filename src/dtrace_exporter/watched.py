@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 FEW = 16
 """In a range of at most so many ports, each port is expected to have a listener."""
@@ -81,6 +82,16 @@ class Watched:
         return entry is not None and any(
             port in ports for ports in entry.ports if len(ports) <= FEW
         )
+
+
+def matches(path: str, patterns: Collection[str]) -> bool:
+    """Return whether a UNIX socket is watched.
+
+    Args:
+        path: its path as unix_diag.written() returns it.
+        patterns: patterns of fnmatch.
+    """
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def named(names: Mapping[int, str]) -> Watched:

@@ -15,7 +15,11 @@ from dtrace_exporter.watched import Wanted, Watched
 ALL = "all"
 """The name of the session that watches all listeners."""
 CALLS = "calls"
-"""The name of the session that watches processes, one for each host. It counts for no listener."""
+"""The name of the session that watches processes, one for each host."""
+UNIX = "unix"
+"""The name of the session that watches this host's UNIX sockets."""
+BESIDE = (CALLS, UNIX)
+"""The sessions that count for no listener of the table."""
 
 Ask = Callable[[tuple[str, ...]], Awaitable[str]]
 
@@ -115,12 +119,27 @@ def sessions(config: Config, netns: Mapping[str, str]) -> dict[SessionId, tuple[
             plans[SessionId(host.name, session)] = plan, watched
         if chosen is not None and chosen.calls:
             plans[SessionId(host.name, CALLS)] = calls(host.dtrace, chosen.calls), Watched(())
+    if planned := _unix(config):
+        plans[SessionId("", UNIX)] = planned, Watched(())
     return plans
 
 
 def calls(settings: DTraceConfig, name: str) -> Plan:
     """Return the plan of a host's session ``calls``, which runs the program of this name."""
     return Plan(settings, program.load(name))
+
+
+def _unix(config: Config) -> Plan | None:
+    """Return the plan of the session ``unix``, None if there is none.
+
+    Which UNIX sockets listen is known of this kernel only.
+    """
+    settings = config.local.dtrace
+    name = known(config.local)
+    if not (config.unix.paths and name and program.runs_here(settings.command)):
+        return None
+    unix = program.load(name).family.unix
+    return Plan(settings, program.load(unix)) if unix else None
 
 
 def watched(host: HostConfig, netns: Mapping[str, str]) -> Watched:

@@ -29,7 +29,7 @@ ONLY = re.compile(r"/\* only (\w+) \*/")
 # The part of a session that watches one port. Its test would cost other sessions time at each SYN.
 ONE_PORT = "one_port"
 # What follows the family's name in the names of its other programs.
-_KIND = re.compile(r"_(?:calls|senders|trace)$")
+_KIND = re.compile(r"_(?:calls|senders|trace|unix)$")
 _NEEDS = re.compile(r"/\* (\w+) needs ([\w, ]+) \*/")
 # A probe that a family's facts may give to a part.
 _FUNCTION = re.compile(r"fbt::([\w*]+):(entry|return)")

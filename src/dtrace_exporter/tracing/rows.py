@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dtrace_exporter.limits import LimitError, Limits
 from dtrace_exporter.listeners import SYN_BUCKETS, WAIT_BUCKETS
@@ -35,6 +35,7 @@ _ESCAPED = re.compile(r"\\([0-3][0-7]{2}|[abfnrtv\"\\0])")
 _BYTES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, '"': 34, "\\": 92, "0": 0}
 # A longer one has been cut: strsize of the programs.
 _NAME_LENGTH = 127
+_HEX = re.compile(r"[0-9a-f]*")
 
 
 class Ready(NamedTuple):
@@ -229,8 +230,41 @@ class Refused(NamedTuple):
     events: int
 
 
+class UnixRefused(NamedTuple):
+    """connect()s that a UNIX socket refused because its queue was full.
+
+    Attributes:
+        cookie: the cookie of the socket's network namespace.
+        name: its name in the kernel, as for unix_diag.written().
+        events: how many.
+    """
+
+    cookie: int
+    name: bytes
+    events: int
+
+
+class Unattributed(NamedTuple):
+    """Events of which the program does not know whose they are."""
+
+    events: int
+
+
 Counts = Syns | Found | Drops | Opened | Established | Accepts | Left | Resent
-Record = Ready | Tick | Listening | Queue | Limit | Closed | Accepted | Evicted | Refused | Counts
+Record = (
+    Ready
+    | Tick
+    | Listening
+    | Queue
+    | Limit
+    | Closed
+    | Accepted
+    | Evicted
+    | Refused
+    | UnixRefused
+    | Unattributed
+    | Counts
+)
 
 
 class RowError(ValueError):
@@ -242,6 +276,7 @@ _ACKS = {21: "q_full_ack", 23: "other"}
 _DROPS = {1: "q_full", 2: "q0_full", 3: "q0_evicted", 4: "q_full_ack", 5: "other"}
 _NO_Q0 = "-"
 _OTHERS = "other"
+_UNIX = ("unix", "more")
 _ESTABLISHED = 30
 _MEASURED = 31
 _ACCEPTED = 40
@@ -249,6 +284,11 @@ _RESENT = 50
 _NOT_LOOKED_AT = WAIT_BUCKETS
 _LEFT_Q0 = WAIT_BUCKETS + 2
 _NAMES = ("program", "fmri")
+# Of a struct sockaddr_un: how many bytes the family has, and the whole with a 0 behind 108 of the
+# path; how many of its bytes the row of a UNIX socket has, and each further row of a longer one.
+_FAMILY, _SOCKADDR = 2, 111
+_BEGIN, _PART = 40, 48
+_PARTS = (1, 2)
 
 
 class _Told(NamedTuple):
@@ -256,7 +296,7 @@ class _Told(NamedTuple):
 
     text: str
     value: int
-    record: Callable[[int, int], Record]
+    record: Callable[[int, int], Record | None]
 
 
 class Reader:
@@ -274,11 +314,13 @@ class Reader:
         self._sets: dict[int, dict[str, _Told]] = {}
         self._began = -1
         self._told: dict[str, _Told] = {}
+        # The ends of long names of UNIX sockets, by the socket's inode, of each set.
+        self._ends: dict[int, dict[int, dict[int, bytes]]] = {}
 
     @property
-    def held(self) -> list[dict[str, _Told]]:
+    def held(self) -> list[dict[Any, Any]]:
         """What is kept for each set of aggregations."""
-        return [*self._sets.values()]
+        return [*self._sets.values(), *self._ends.values()]
 
     def read(self, line: str) -> Record | None:
         """Return the record of what is new in a line, None if nothing is.
@@ -308,9 +350,11 @@ class Reader:
             return None
         if self._began < 0:
             raise RowError("not a row")
-        make = _counted(words, self._began)
         if sum(map(len, self._sets.values())) >= self._most:
             raise LimitError("rows")
+        make = self._unix(words) if words[0] in _UNIX else _counted(words, self._began)
+        if make is None:
+            return None
         value = _number(text, signed=True)
         record = make(value, 0)
         self._told[key] = _Told(text, value, make)
@@ -320,11 +364,42 @@ class Reader:
         # The newest set is the last one. Only the last two are still printed.
         self._sets[began] = self._told = self._sets.pop(began, {})
         self._began = began
+        self._ends.setdefault(began, {})
         for old in [*self._sets][:-_SETS]:
-            del self._sets[old]
+            del self._sets[old], self._ends[old]
+
+    def _unix(self, words: list[str]) -> Callable[[int, int], Record | None] | None:
+        """Read all words but the last of a row about a UNIX socket.
+
+        Returns:
+            What makes a record, or None as long as the rest of its name has not been told. The
+            kernel may have been read before that was in it; the row will come again.
+        """
+        ends = self._ends[self._began]
+        if words[0] == "more" and len(words) == 4:
+            part = _number(words[2])
+            if part not in _PARTS:
+                raise RowError(f"not a part of a name: {part}")
+            ends.setdefault(_number(words[1]), {})[part] = _bytes(words[3], _PART)
+            return _nothing
+        if words[0] != "unix" or len(words) != 5:
+            raise RowError("not a row")
+        cookie, inode, length = (_number(word) for word in words[1:4])
+        name = _bytes(words[4], _BEGIN)
+        if inode == 0:
+            return _unattributed
+        if not _FAMILY < length <= _SOCKADDR:
+            raise RowError(f"not the length of a name: {length}")
+        for part in _PARTS:
+            if len(name) < length:
+                end = ends.get(inode, {}).get(part)
+                if end is None:
+                    return None
+                name += end
+        return partial(_unix_refused, cookie, name[_FAMILY:length])
 
 
-def _counted(words: list[str], began: int) -> Callable[[int, int], Record]:
+def _counted(words: list[str], began: int) -> Callable[[int, int], Record | None]:
     """Read all words of a row but the last; return what makes a record of two of its values."""
     if words[0] == "count" and len(words) == 5:
         listener = _number(words[1], base=16)
@@ -396,6 +471,18 @@ def _resent(listener: int, value: int, before: int) -> Resent:
 
 def _refused(port: int | None, value: int, before: int) -> Refused:
     return Refused(port, _growth(value, before))
+
+
+def _unix_refused(cookie: int, name: bytes, value: int, before: int) -> UnixRefused:
+    return UnixRefused(cookie, name, _growth(value, before))
+
+
+def _unattributed(value: int, before: int) -> Unattributed:
+    return Unattributed(_growth(value, before))
+
+
+def _nothing(_: int, __: int) -> None:
+    return None
 
 
 def _q(listener: int, began: int, qmax: int, value: int, _: int) -> Queue:
@@ -582,6 +669,13 @@ def _number(word: str, base: int = 10, *, signed: bool = False) -> int:
     if value > _U64:
         raise RowError(f"number out of range: {word}")
     return value
+
+
+def _bytes(word: str, size: int) -> bytes:
+    """Return bytes that are written in hexadecimal."""
+    if len(word) != 2 * size or not _HEX.fullmatch(word):
+        raise RowError(f"not {size} bytes: {word[:24]!r}")
+    return bytes.fromhex(word)
 
 
 def _port(word: str) -> int:

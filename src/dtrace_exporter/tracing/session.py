@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace
 
-from dtrace_exporter import namespaces
+from dtrace_exporter import namespaces, unix_drops
 from dtrace_exporter.families import Part
 from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import LimitError
@@ -17,9 +17,9 @@ from dtrace_exporter.tracing import dtrace, exactness, program, refusal, renderi
 from dtrace_exporter.tracing.audit import Audits
 from dtrace_exporter.tracing.heartbeat import Beat
 from dtrace_exporter.tracing.lines import LineSplitter
-from dtrace_exporter.tracing.plan import CALLS, Plan
+from dtrace_exporter.tracing.plan import BESIDE, CALLS, UNIX, Plan
 from dtrace_exporter.tracing.program import Program
-from dtrace_exporter.tracing.rows import Ready, RowError, Tick
+from dtrace_exporter.tracing.rows import Ready, RowError, Tick, Unattributed
 from dtrace_exporter.tracing.supervision import Supervised
 from dtrace_exporter.tracing.tally import Tally
 from dtrace_exporter.turns import Turn, by_turns
@@ -162,6 +162,9 @@ class Session(Supervised):
             except LimitError as error:
                 self._refused(error)
                 continue
+            if isinstance(record, Unattributed):
+                self._lack("drops", record.events)
+                continue
             if isinstance(record, Tick):
                 assert self._tally is not None
                 for wrong in self._tally.settle(record):
@@ -201,10 +204,13 @@ class Session(Supervised):
         counts = self.id.name != CALLS and self._program.tells_listeners
         look = counts and self._program.family.skips_nested
         if look and self.status.pid and program.runs_here(self.plan.argv):
-            if why := exactness.why_not(self.status.pid):
+            in_processes = self.id.name == UNIX
+            if why := exactness.why_not(self.status.pid, in_processes=in_processes):
                 self.left_out[EXACT] = why
             features[EXACT] = not why
         self.status.features = features
+        if features.get(unix_drops.PART):
+            self._lack("drops", 0)
         watched = self._state.table.watched(self.id)
         self._state.table.watch(self.id, watched, program.capabilities(self._program, features))
         super()._is_up()
@@ -221,7 +227,9 @@ class Session(Supervised):
                 listeners is compared with these, another one with its listeners' sockets as well.
         """
         reader, table = self._tally, self._state.table
-        if reader is None or not self.status.up or reader.own_place != namespaces.own():
+        if self.id.name in BESIDE or reader is None or not self.status.up:
+            return
+        if reader.own_place != namespaces.own():
             return
         own_place = table.own_place(self.id)
         found = await by_turns(_by_listener(samples, self.id.host, own_place))
@@ -230,11 +238,15 @@ class Session(Supervised):
             return
         for limit in await by_turns(reader.seed(found, at)):
             self._refused(LimitError(limit))
-        if self.id.name == CALLS or not table.is_watched(self.id):
+        if not table.is_watched(self.id):
             return
         missing = await by_turns(self._audits.look(table, self.id, found, totals, reader.ticks))
         for kind, more in missing.items():
-            self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + more
+            self._lack(kind, more)
+
+    def _lack(self, kind: str, events: int) -> None:
+        """Count events of which it is not known whose they are."""
+        self.status.unattributed[kind] = self.status.unattributed.get(kind, 0) + events
 
     async def stop(self) -> None:
         """End the session. After ``calls``, observations of sockets from any time count again."""
@@ -249,6 +261,8 @@ class Session(Supervised):
 
     def _down(self, reason: str) -> None:
         super()._down(reason)
+        if self.id.name == UNIX:
+            return
         self._state.table.clear_queues(self.id)
         if self._tally is not None:
             self._tally.forget_listens()

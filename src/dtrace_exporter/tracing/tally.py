@@ -32,7 +32,10 @@ from dtrace_exporter.tracing.rows import (
     RowError,
     Syns,
     Tick,
+    Unattributed,
+    UnixRefused,
 )
+from dtrace_exporter.unix_diag import written
 
 _MOST_WAITING = 10_000
 _FORGET_TICKS = 60
@@ -86,7 +89,7 @@ class Tally:
         # After so many ticks, every close is certain to be seen; for a session that sees closes.
         self._blind_ticks = 1 if sees_closes else 0
 
-    def feed(self, line: str) -> Ready | Tick | None:
+    def feed(self, line: str) -> Ready | Tick | Unattributed | None:
         """Read a line and count it.
 
         Returns:
@@ -123,6 +126,12 @@ class Tally:
                 self._sockets.listened(*record)
             case Refused():
                 self._table.refuse(self._session.host, record.port, record.events)
+            case UnixRefused():
+                # Another host's namespaces may have the cookies of this one's.
+                if record.events and not self._session.host:
+                    self._table.unix_drops.count(record.cookie, written(record.name), record.events)
+            case Unattributed():
+                return record
             case Closed():
                 self._close(record.socket, record.time)
             case Accepted():
