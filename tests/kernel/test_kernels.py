@@ -60,6 +60,7 @@ _BY_KERNEL = (
     "refused",
     "synack_retransmits",
     "unattributed",
+    "unix_drops",
 )
 
 # Cases that need only their own exporters, and a machine of their own to save time.

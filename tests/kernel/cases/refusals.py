@@ -145,6 +145,8 @@ def test_missing_parts(
         ("linux", load("linux").parts),
         ("linux_calls", ["refused"]),
         ("linux_calls", load("linux_calls").parts),
+        ("linux_unix", ["unix_io_uring"]),
+        ("linux_unix", load("linux_unix").parts),
     ],
 )
 def test_less_some_parts(name: str, without: Sequence[str]) -> None:

@@ -282,10 +282,10 @@ def sysctl(name: str, value: object) -> Iterator[None]:
         path.write_text(before)
 
 
-def unix_socket(netns: str | None = None) -> socket.socket:
+def unix_socket(netns: str | None = None, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """Return a UNIX socket of a network namespace."""
     with _inside(netns):
-        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        return socket.socket(socket.AF_UNIX, kind)
 
 
 def _socket(address: str, netns: str | None = None) -> socket.socket:
