@@ -167,6 +167,12 @@ def exporter(instance: str = LABELS["instance"], **changes: str) -> list[dict[st
         f'dtrace_session_uncounted_seconds_total{{{of}, session="all"}}': "0x200",
         f'dtrace_session_unattributed_total{{{of}, session="all", kind="drops"}}': "0x200",
         f'dtrace_session_feature_enabled{{{of}, session="all", feature="exact"}}': "1x200",
+        # Nor are the losses of UNIX sockets those of listeners.
+        f'dtrace_session_lost_total{{{of}, session="unix", kind="aggregation"}}': "0+1x200",
+        f'dtrace_session_probe_errors_total{{{of}, session="unix"}}': "0+1x200",
+        f'dtrace_session_uncounted_seconds_total{{{of}, session="unix"}}': "0+1x200",
+        f'dtrace_session_unattributed_total{{{of}, session="unix", kind="drops"}}': "0+1x200",
+        f'dtrace_session_feature_enabled{{{of}, session="unix", feature="exact"}}': "0x200",
     }
     for word, values in changes.items():
         flat[next(key for key in flat if word in key)] = values
