@@ -401,12 +401,16 @@ def test_blame_looks_at_few_probes() -> None:
 SCRIPT = (
     "syscall:::entry { @a[execname] = count(); }\n"
     "syscall:::return { @b[execname] = llquantize(arg0, 10, 0, 6, 20); }\n"
+    "io:::start { @c[ustack()] = llquantize(arg0, 10, 0, 6, 20); }\n"
 )
 TABLE = "\\n".join(f"{edge} | 1" for edge in range(4000))
+ODD_TABLE = "\\n".join(f"{10**9 + edge} | {10**12 + edge}" for edge in range(4000))
 SCRIPT_ATTACKS = {
     "keys of 200 KB": f"row 0\x1f%d{'x' * 200_000}\x1f1",
     "keys of 200 KB that are escaped": "row 0\x1f" + r"\033" * 50_000 + "%d\x1f1",
     "keys as long as may be": f"row 0\x1f%d{chr(0x1F600) * 4000}\x1f1",
+    "tables of keys as long as may be": f"row 1\x1f%d{'x' * 16_000}\x1f1 | 1",
+    "tables that wait for others, without a heartbeat": f"final 2\x1f%d\x1f{ODD_TABLE}",
     "tables of 4,000 lines": f"row 1\x1f%d\x1f{TABLE}",
     "tables of 40,000 lines": f"row 1\x1f%d\x1f{'1 | 1' + chr(10) * 40_000}",
     "heartbeats": "tick %d",

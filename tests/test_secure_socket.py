@@ -114,7 +114,8 @@ async def longest_turn(said: Sequence[tuple[socket.socket, bytes]]) -> float:
     # The server does not run before all of them have said it.
     for client, data in said:
         client.sendall(data)
-    answers = asyncio.create_task(asyncio.to_thread(lambda: [one.recv(100) for one, _ in said]))
+    loop = asyncio.get_running_loop()
+    answers = loop.run_in_executor(None, lambda: [one.recv(100) for one, _ in said])
     longest, before = 0.0, time.thread_time()
     while not answers.done():
         await asyncio.sleep(0)
