@@ -200,16 +200,22 @@ def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@pytest.mark.parametrize("addresses", [2 * MANY, 1])
 def test_local_user_of_a_configured_port(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    addresses: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No step is long when the kernel's answer has 100,000 sockets of one port."""
+    """No step is long when the kernel's answer has 100,000 sockets of one port.
+
+    They may have one address (SO_REUSEPORT), and then a SYN comes to it.
+    """
     patient = replace(rendering.window(1.0), patience=math.inf)
     monkeypatch.setattr(rendering, "window", lambda _: patient)
     samples = [
-        ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, n + 1)
-        for n in range(2 * MANY)
+        ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, key + 1)
+        for key in range(2 * MANY)
+        for n in [key % addresses]
     ]
+    row = told(80, bound=samples[0].address, place=int(namespaces.own()))
 
     async def test() -> float:
         state, id_ = State(), SessionId("", "port-80")
@@ -223,7 +229,9 @@ def test_local_user_of_a_configured_port(
             for _ in range(4):
                 one._tally.ticks += 1
                 await asyncio.create_task(one.compare(samples, 5, {"drops": 0}))
-        assert len(state.table) == Limits().listeners
+            asyncio.get_running_loop().call_soon(one._tally.feed, row)
+            await asyncio.sleep(0)
+        assert len(state.table) == min(addresses, Limits().listeners)
         await one.stop()
         return 1000 * meter.longest
 

@@ -87,8 +87,8 @@ class ScriptMetrics:
             most = max(self.limit, _LEAST_LIMIT) * _SERIES_BYTES
             if sum(one.size for one in self.tables) + table.size_of(row.keys) > most:
                 raise SeriesError(
-                    f"names and labels of more than {most // 1_000_000} MB: shorten its keys, or raise its"
-                    " limit"
+                    f"names and labels of more than {most // 1_000_000} MB: shorten its keys, or"
+                    " raise its limit"
                 )
             at = table.add(row.keys)
         table.take(at, row)
