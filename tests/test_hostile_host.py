@@ -97,6 +97,13 @@ def flap(number: int) -> str:
     return zone(number, 1, name=f"z{number}", port=80) + "\n" + closed(number, 2)
 
 
+def accepting(number: int, _: int) -> str:
+    """Return the rows of a socket, and of many programs that accept there."""
+    socket = 0xFFFF << 48 | 1 << 47 | number
+    names = (f"program {socket:x} 5 {number:05}-{which:02}-{'x' * 110}" for which in range(16))
+    return "\n".join((zone(number, port=number % 10_000), *names))
+
+
 LINUX_ATTACKS: dict[str, Lines] = {
     "ready again and again": each(LINUX, lambda _: LINUX),
     "heartbeats": each(LINUX, lambda number: f"tick {number}"),
@@ -117,6 +124,7 @@ ZONES_ATTACKS: dict[str, Lines] = {
     "sockets in zones, told again": again(lambda n, turn: zone(n, turn, port=80), 3, 20_000),
     "one listener told again and again": each(ZONES, lambda n: zone(1, n % 65535 + 1)),
     "listeners that come and go": each(ZONES, flap),
+    "sockets at which many accept": again(accepting, 1, 20_000),
     "heartbeats after many closes": again(lambda n, turn: closed(n + 9 * turn), 3, 20_000),
 }
 
