@@ -173,10 +173,11 @@ class Told:
 
     Args:
         watched: these listeners.
+        most: as for DropAudit.
     """
 
-    def __init__(self, *watched: Identity) -> None:
-        self._audit = DropAudit()
+    def __init__(self, *watched: Identity, most: int = 10) -> None:
+        self._audit = DropAudit(most)
         self._watched = watched
 
     def look(
@@ -260,6 +261,15 @@ def test_what_closes() -> None:
     assert told(sockets(SSH, a=7), 10) == 0
     assert told(sockets(SSH, a=9), 12) == 2
     assert told.look({}, 15) is None
+
+
+def test_more_sockets_than_may_be() -> None:
+    """Of very many sockets nothing is told, not even of those that were there before."""
+    told = Told(SSH, most=2)
+    assert told(sockets(SSH, a=100, b=0), 100, {SSH: 100}) == 0
+    assert told(sockets(SSH, a=100, b=0, c=0), 100, {SSH: 100}) is None
+    assert told.look(sockets(SSH, a=100, b=7), 107, {SSH: 100}) is None
+    assert told(sockets(SSH, a=100, b=7), 107, {SSH: 100}) == 0
 
 
 def test_listener_that_is_forgotten() -> None:

@@ -102,6 +102,13 @@ def refused(number: int) -> str:
     return "\n".join(unix_refused(b"/" + b"x" * 100, 1, inode=number + 1, cookie=number))
 
 
+def accepting(number: int, _: int) -> str:
+    """Return the rows of a socket, and of many programs that accept there."""
+    socket = 0xFFFF << 48 | 1 << 47 | number
+    names = (f"program {socket:x} 5 {number:05}-{which:02}-{'x' * 110}" for which in range(16))
+    return "\n".join((zone(number, port=number % 10_000), *names))
+
+
 LINUX_ATTACKS: dict[str, Lines] = {
     "ready again and again": each(LINUX, lambda _: LINUX),
     "heartbeats": each(LINUX, lambda number: f"tick {number}"),
@@ -123,6 +130,7 @@ ZONES_ATTACKS: dict[str, Lines] = {
     "sockets in zones, told again": again(lambda n, turn: zone(n, turn, port=80), 3, 20_000),
     "one listener told again and again": each(ZONES, lambda n: zone(1, n % 65535 + 1)),
     "listeners that come and go": each(ZONES, flap),
+    "sockets at which many accept": again(accepting, 1, 20_000),
     "heartbeats after many closes": again(lambda n, turn: closed(n + 9 * turn), 3, 20_000),
 }
 
@@ -206,16 +214,22 @@ def test_local_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@pytest.mark.parametrize("addresses", [2 * MANY, 1])
 def test_local_user_of_a_configured_port(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    addresses: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No step is long when the kernel's answer has 100,000 sockets of one port."""
+    """No step is long when the kernel's answer has 100,000 sockets of one port.
+
+    They may have one address (SO_REUSEPORT), and then a SYN comes to it.
+    """
     patient = replace(rendering.window(1.0), patience=math.inf)
     monkeypatch.setattr(rendering, "window", lambda _: patient)
     samples = [
-        ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, n + 1)
-        for n in range(2 * MANY)
+        ListeningSocket(f"127.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80, 0, 8, 0, key + 1)
+        for key in range(2 * MANY)
+        for n in [key % addresses]
     ]
+    row = told(80, bound=samples[0].address, place=int(namespaces.own()))
 
     async def test() -> float:
         state, id_ = State(), SessionId("", "port-80")
@@ -229,7 +243,9 @@ def test_local_user_of_a_configured_port(
             for _ in range(4):
                 one._tally.ticks += 1
                 await asyncio.create_task(one.compare(samples, 5, {"drops": 0}))
-        assert len(state.table) == Limits().listeners
+            asyncio.get_running_loop().call_soon(one._tally.feed, row)
+            await asyncio.sleep(0)
+        assert len(state.table) == min(addresses, Limits().listeners)
         await one.stop()
         return 1000 * meter.longest
 
@@ -407,12 +423,16 @@ def test_blame_looks_at_few_probes() -> None:
 SCRIPT = (
     "syscall:::entry { @a[execname] = count(); }\n"
     "syscall:::return { @b[execname] = llquantize(arg0, 10, 0, 6, 20); }\n"
+    "io:::start { @c[ustack()] = llquantize(arg0, 10, 0, 6, 20); }\n"
 )
 TABLE = "\\n".join(f"{edge} | 1" for edge in range(4000))
+ODD_TABLE = "\\n".join(f"{10**9 + edge} | {10**12 + edge}" for edge in range(4000))
 SCRIPT_ATTACKS = {
     "keys of 200 KB": f"row 0\x1f%d{'x' * 200_000}\x1f1",
     "keys of 200 KB that are escaped": "row 0\x1f" + r"\033" * 50_000 + "%d\x1f1",
     "keys as long as may be": f"row 0\x1f%d{chr(0x1F600) * 4000}\x1f1",
+    "tables of keys as long as may be": f"row 1\x1f%d{'x' * 16_000}\x1f1 | 1",
+    "tables that wait for others, without a heartbeat": f"final 2\x1f%d\x1f{ODD_TABLE}",
     "tables of 4,000 lines": f"row 1\x1f%d\x1f{TABLE}",
     "tables of 40,000 lines": f"row 1\x1f%d\x1f{'1 | 1' + chr(10) * 40_000}",
     "heartbeats": "tick %d",

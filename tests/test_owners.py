@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,23 @@ def test_a_crowd_of_cgroups(hierarchy: Path, monkeypatch: pytest.MonkeyPatch) ->
         (hierarchy / "a.slice/b.slice/c.service" / str(number) / "below").mkdir(parents=True)
     number = pod.stat().st_ino
     assert cgroups.paths({number}) == {number: f"/{pod.relative_to(hierarchy)}"}
+
+
+def test_cgroups_with_long_paths(hierarchy: Path) -> None:
+    """Very many cgroups far below, where each has a path of 3 KB, take no memory for each path."""
+    directory = os.open(hierarchy, os.O_RDONLY)
+    for _ in range(12):
+        os.mkdir("x" * 250, dir_fd=directory)
+        above, directory = directory, os.open("x" * 250, os.O_RDONLY, dir_fd=directory)
+        os.close(above)
+    for number in range(2000):
+        os.mkdir(str(number), dir_fd=directory)
+    os.close(directory)
+    tracemalloc.start()
+    assert cgroups.paths({1 << 60}) == {1 << 60: ""}
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2 << 20
 
 
 @linux

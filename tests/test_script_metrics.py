@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -453,10 +454,29 @@ def test_many_that_look_alike() -> None:
     """Endless rows whose keys have the same text take no more memory than one of them."""
     family = Family("a", "quantize", "x", "histogram", "h", ("k",), edges=(0,), alike=True)
     found = ScriptMetrics("f", (family,), 10)
-    table = tuple((edge, 1) for edge in range(100))
     for _ in range(1000):
-        found.feed(Row(0, ("k",), table, False))
-    assert found.tables[0]._rows[0] == tuple((edge, 1000) for edge in range(100))
-    found.feed(Row(0, ("k",), tuple((edge, 1) for edge in range(4000)), False))
-    with pytest.raises(BadValueError, match="look alike"):
-        found.feed(Row(0, ("k",), tuple((-edge, 1) for edge in range(4000)), False))
+        found.feed(Row(0, ("k",), tuple((edge, 1) for edge in range(-100, 4000)), False))
+    assert found.tables[0]._rows[0] == [100_000, 4_000_000]
+
+
+def test_labels_too_long() -> None:
+    """What a scrape has of a script has a bound: a long key counts for each bucket."""
+    family = Family("a", "quantize", "x", "histogram", "h", ("k",), edges=(0,) * 98, alike=True)
+    found = ScriptMetrics("f", (family,), 1000)
+    rows = (Row(0, (f"{number:16000}",), ((0, 1),), False) for number in range(1000))
+    with pytest.raises(SeriesError, match="names and labels of more than 32 MB"):
+        deque(map(found.feed, rows), 0)
+    assert len(found) == 1000 * (32 << 10) // (100 * 16_001)
+
+
+def test_labels_of_series_that_have_gone_do_not_count() -> None:
+    """A gauge that is forgotten gives back what it took."""
+    family = Family("a", "max", "x", "gauge", "h", ("k",))
+    found = ScriptMetrics("f", (family,), 10_000)
+    for number in range(3):
+        for key in range(1000):
+            found.feed(Row(0, (f"{number}{key:16000}",), 1, False))
+        found.tick()
+    assert found.tables[0].size == 1000 * 16_002
+    found.end()
+    assert found.tables[0].size == 0

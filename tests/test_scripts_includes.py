@@ -47,6 +47,7 @@ def test_headers(tmp_path: Path) -> None:
     [
         *('%:include "a.h"', '??=include "a.h"', '#inc\\\nlude "a.h"', '#include \\ \n"a.h"'),
         *('/* x */ #include "a.h"', '/*\n*/#include "a.h"', '#/*\n*/ include "a.h"'),
+        *('\ufeff#include "a.h"', '\0#include "a.h"', 'x\r#include "a.h"', '\r\n#include "a.h"\r'),
         *('#include "a.h" /*', '\'\n#include "a.h"', "#include <.//a.h>", '#import "a.h"'),
     ],
 )

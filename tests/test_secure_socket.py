@@ -7,7 +7,8 @@ import hmac
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ from web_serving import one_port, port_of, serving
 
 UPDATES = 50_000
 STEP_MS = 100
+CROWD = 60
+TURN_MS = 40
+"""All at once would take a hundred milliseconds."""
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -99,3 +103,68 @@ async def test_key_updates(
             f"\n    longest step {1000 * meter.longest:.0f} ms of {used:.2f} s", end=" "
         )
     assert 1000 * meter.longest < STEP_MS, meter.what
+
+
+async def longest_turn(said: Sequence[tuple[socket.socket, bytes]]) -> float:
+    """Have many clients say something at once, and wait until each has an answer.
+
+    Returns:
+        The longest turn of the event loop meanwhile, in milliseconds of processor time.
+    """
+    # The server does not run before all of them have said it.
+    for client, data in said:
+        client.sendall(data)
+    loop = asyncio.get_running_loop()
+    answers = loop.run_in_executor(None, lambda: [one.recv(100) for one, _ in said])
+    longest, before = 0.0, time.thread_time()
+    while not answers.done():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, before = max(longest, now - before), now
+    assert all(await answers)
+    return 1000 * longest
+
+
+async def test_key_updates_of_many(
+    web: WebConfigFile, pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of many clients that update their keys at once, only a few are read in a turn of the loop."""
+    async with serving(one_port(), web=web) as server:
+        with ExitStack() as stack:
+            said = []
+            for number in range(CROWD):
+                keys = tmp_path / f"keys{number}"
+                raw, secret = await asyncio.to_thread(shaken, port_of(server), pki, keys)
+                said.append((stack.enter_context(raw), b"".join(updates(secret, 100))))
+            turn = await longest_turn(said)
+    with capsys.disabled():
+        print(f"\n    longest turn {turn:.0f} ms", end=" ")  # noqa: T201
+    assert turn < TURN_MS
+
+
+async def test_requests_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Likewise of many requests; and one of thousands of headers is refused before it is parsed."""
+    data = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 2500 + b"\r\n"
+    async with serving(one_port()) as server:
+        with ExitStack() as stack:
+            address = "127.0.0.1", port_of(server)
+            clients = [
+                stack.enter_context(socket.create_connection(address, 60)) for _ in range(CROWD)
+            ]
+            turn = await longest_turn([(client, data) for client in clients])
+    with capsys.disabled():
+        print(f"\n    longest turn {turn:.0f} ms", end=" ")  # noqa: T201
+    assert turn < TURN_MS
+
+
+async def test_many_headers() -> None:
+    """A hundred headers are more than any scraper sends."""
+    async with serving(one_port()) as server:
+        for headers, status in ((90, b"200"), (100, b"431")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            writer.write(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * headers)
+            writer.write(b"Connection: close\r\n\r\n")
+            answer = await reader.read()
+            assert answer.split()[1] == status
+            writer.close()
+            await writer.wait_closed()

@@ -325,19 +325,24 @@ def test_acceptors_of_long_ago() -> None:
 
 
 def test_acceptors_have_a_limit() -> None:
-    """Only the last acceptors of a socket are remembered, and of a limited number of sockets."""
+    """Only the last acceptors of a socket are known, and of a host twice as many as sockets."""
     sockets, owner = one()
     sockets.most = 3
     sockets.listening(1, 1, owner)
     for at in range(100):
         sockets.accepted(1, at, "program", f"p{at}")
     assert owner.acceptors == {1: {("program", f"p{at}") for at in range(84, 100)}}
-    for socket in range(2, 9):
+    for socket in range(2, 11):
         sockets.accepted(socket, 5, *SSHD)
+    assert owner.acceptors == {}
     later = Owner()
-    for socket in (5, 8):
+    for socket in (4, 5):
         sockets.listening(socket, 6, later)
-    assert later.acceptors == {8: {SSHD}}
+    assert later.acceptors == {5: {SSHD}}
+    sockets.forget(5)
+    sockets.accepted(11, 5, *SSHD)
+    sockets.listening(6, 6, later)
+    assert later.acceptors == {6: {SSHD}}
 
 
 def test_acceptors_of_a_host_that_has_started_anew() -> None:

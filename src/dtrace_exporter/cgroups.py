@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Collection
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,37 +54,39 @@ def paths(wanted: Collection[int]) -> dict[int, str]:
     """
     left = {*wanted}
     found: dict[int, str] = {}
-    directories, crowds = deque(_mounts()), deque[tuple[str, str, int]]()
+    mount, root, number = _mount()
+    # The path of the cgroup above, which many share because it may be long; name and number.
+    directories, crowds = deque([("", "", number)]), deque[tuple[str, str, int]]()
     looked = 0
     while left and (directories or crowds):
         if looked == _MOST_DIRECTORIES:
             return found
-        directory, path, number = (directories or crowds).popleft()
+        above, name, number = (directories or crowds).popleft()
         looked += 1
+        path = f"{above}/{name}" if name else ""
         if number in left:
             left.remove(number)
-            found[number] = path or "/"
+            found[number] = f"{root}{path}" or "/"
         # Nobody listens in a cgroup that ends meanwhile.
-        with suppress(OSError), os.scandir(directory) as entries:
-            below = [
-                (each.path, f"{path}/{each.name}", each.inode())
-                for each in entries
-                if each.is_dir(follow_symlinks=False)
-            ]
-            (crowds if len(below) > _CROWD else directories).extend(below)
+        with suppress(OSError), os.scandir(f"{mount}{path}") as entries:
+            inside = (each for each in entries if each.is_dir(follow_symlinks=False))
+            # The search does not come to more than these.
+            below = [(path, one.name, one.inode()) for one in islice(inside, _MOST_DIRECTORIES)]
+            queue = crowds if len(below) > _CROWD else directories
+            queue.extend(below[: _MOST_DIRECTORIES - len(queue)])
     return found | dict.fromkeys(left, "")
 
 
-def _mounts() -> list[tuple[str, str, int]]:
-    """Return where the hierarchy is mounted, its root there, and the inode; at most one mount."""
+def _mount() -> tuple[str, str, int]:
+    """Return where the hierarchy is mounted, its root there, and the inode; empty if nowhere."""
     with _MOUNTS.open(encoding="utf-8", errors="surrogateescape") as mounts:
         for mount in filter(None, map(_MOUNT.match, mounts)):
             root, point = (
                 _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), each) for each in mount.groups()
             )
             with suppress(OSError):
-                return [(point, root.rstrip("/"), os.stat(point).st_ino)]  # noqa: PTH116
-    return []
+                return point, root.rstrip("/"), os.stat(point).st_ino  # noqa: PTH116
+    return "", "", 0
 
 
 def names(path: str) -> Names:

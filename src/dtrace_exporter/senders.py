@@ -33,7 +33,9 @@ _LATEST = TURN_SECONDS * 5 / 6
 """If a heartbeat is later than this, in seconds, Linux's program may have emptied a set unread."""
 _MOST_SENDERS = 10_000
 _MOST_LINES = 20_000
-"""More lines than a program can print between two heartbeats: 1,024 senders, four kinds, twice."""
+"""More lines than a program can print between two heartbeats: 1,024 senders, four kinds, twice. For
+the same reason a set has no more rows."""
+_SETS = 2
 _RATE_SECONDS = 5.0
 _MOST_SAID = 100
 
@@ -59,7 +61,6 @@ class Senders:
         self._networks = networks
         self._fresh: dict[Sender, Counts] = {}
         self._sets: dict[int, Counter[tuple[str, ...]]] = {}
-        self._named: set[int] = set()
         self._set: Counter[tuple[str, ...]] | None = None
         self._ticked: int | None = None
         self._lines = 0
@@ -80,8 +81,10 @@ class Senders:
             number = int(mark[2])
             if mark[1] == "tick":
                 return self._tick(number)
-            self._set = self._sets.setdefault(number, Counter())
-            self._named.add(number)
+            # The newest set is the last one. No others than the last two are still printed.
+            self._sets[number] = self._set = self._sets.pop(number, Counter())
+            for old in [*self._sets][:-_SETS]:
+                del self._sets[old]
         elif line:
             self.bad_rows += 1
         return None
@@ -91,6 +94,9 @@ class Senders:
         if self._set is not None:
             # The rows of a set are cumulative.
             key = tuple(row.groupdict("").values())[:-1]
+            if key not in self._set and len(self._set) >= _MOST_LINES:
+                self.bad_rows += 1
+                return
             events, self._set[key] = events - self._set[key], events
         sender = (
             OTHERS
@@ -111,9 +117,6 @@ class Senders:
             self.late = True
         self._ticked = now
         self._lines = 0
-        # A set that is not printed any more has been emptied, and is in use under a new number.
-        self._sets = {number: self._sets[number] for number in self._named}
-        self._named.clear()
         fresh = {sender: +counts for sender, counts in self._fresh.items() if +counts}
         self._fresh = {}
         for sender, counts in fresh.items():

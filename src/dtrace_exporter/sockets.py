@@ -76,6 +76,8 @@ class Owner(Protocol):
 _NEVER = -1
 _STALE_NS = 600_000_000_000
 _MOST_NAMES = 16
+_NAMES_EACH = 2
+"""How many names are kept for each socket on average: a hostile host could invent any number."""
 
 
 @dataclass(slots=True)
@@ -127,6 +129,7 @@ class Sockets:
         self._listens = OrderedDict[int, _Listen]()
         # By socket: when each of its acceptors last accepted.
         self._acceptors = OrderedDict[int, dict[tuple[str, str], int]]()
+        self._names = 0
 
     def __len__(self) -> int:
         """Return how many sockets are open."""
@@ -226,7 +229,8 @@ class Sockets:
         """Record who accepted a connection at a socket at a time.
 
         This can come before the socket's listener is known. Who has not accepted for ten minutes,
-        while another one has, is forgotten.
+        while another one has, is forgotten. If too many are known, those of the sockets at which
+        nobody has accepted for longest are forgotten.
 
         Args:
             socket: the kernel's address of the socket.
@@ -237,24 +241,37 @@ class Sockets:
         known = self._sockets.get(socket)
         if known is not None and time <= known.closed:
             return
-        names = self._acceptors.setdefault(socket, {})
-        self._acceptors.move_to_end(socket)
-        if len(self._acceptors) > self.most:
-            self._acceptors.popitem(last=False)
+        names = self._take_names(socket)
         last = max(names.pop((kind, name), time), time)
         names[kind, name] = last
         for old in [one for one in names if one[0] == kind and names[one] < last - _STALE_NS]:
             del names[old]
         for old in [*islice(names, max(len(names) - _MOST_NAMES, 0))]:
             del names[old]
+        self._keep_names(socket, names)
         if known is not None and known.listener is not None:
             known.listener.acceptors[socket] = frozenset(names)
 
+    def _take_names(self, socket: int) -> dict[tuple[str, str], int]:
+        names = self._acceptors.pop(socket, {})
+        self._names -= len(names)
+        return names
+
+    def _keep_names(self, socket: int, names: dict[tuple[str, str], int]) -> None:
+        self._acceptors[socket] = names
+        self._names += len(names)
+        while self._names > _NAMES_EACH * self.most and len(self._acceptors) > 1:
+            oldest = next(iter(self._acceptors))
+            self._take_names(oldest)
+            known = self._sockets.get(oldest)
+            if known is not None and known.listener is not None:
+                known.listener.acceptors.pop(oldest, None)
+
     def _forget_acceptors(self, socket: int, time: int) -> None:
         """Forget who accepted at a socket up to a time, because it was another listener's."""
-        names = self._acceptors.pop(socket, {})
+        names = self._take_names(socket)
         if left := {name: last for name, last in names.items() if last > time}:
-            self._acceptors[socket] = left
+            self._keep_names(socket, left)
 
     def forget_listens(self) -> None:
         """Forget the requested backlogs, because a call of listen() may not have been seen."""
@@ -289,7 +306,7 @@ class Sockets:
     def forget(self, socket: int) -> None:
         """Forget a socket, because no more rows of it can come, or nobody watches it any more."""
         self._closed.pop(socket, None)
-        self._acceptors.pop(socket, None)
+        self._take_names(socket)
         if known := self._sockets.pop(socket, None):
             self._take_away(socket, known)
 
@@ -302,6 +319,7 @@ class Sockets:
             del self._sockets[socket]
         self._closed.clear()
         self._acceptors.clear()
+        self._names = 0
 
     def _queues(self, socket: int, known: _Socket) -> Queues:
         asked = self._listens.get(socket)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -53,6 +54,50 @@ class Precedence:
         """Wait a moment, in a thread, if more urgent work goes on."""
         if not self._free.is_set():
             self._free.wait(_WAY_SECONDS)
+
+
+class Doorkeeper:
+    """Lets a few of those who wait go on in each turn of the event loop, first come, first served.
+
+    So the loop's other work has its turns, however many wait.
+
+    Args:
+        most: how many go on in a turn.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting = deque[Callable[[], bool]]()
+
+    def __len__(self) -> int:
+        """Return how many wait, perhaps with some that have given up."""
+        return len(self._waiting)
+
+    def call(self, admit: Callable[[], bool]) -> None:
+        """Call a function in a later turn; it returns False if it has given up its place."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._open)
+        self._waiting.append(admit)
+
+    async def wait(self) -> None:
+        """Wait for a place in a later turn."""
+        admitted = asyncio.get_running_loop().create_future()
+
+        def admit() -> bool:
+            if admitted.done():
+                return False
+            admitted.set_result(None)
+            return True
+
+        self.call(admit)
+        await admitted
+
+    def _open(self) -> None:
+        left = self._most
+        while self._waiting and left:
+            left -= self._waiting.popleft()()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._open)
 
 
 def at_once() -> None:

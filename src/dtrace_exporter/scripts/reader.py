@@ -232,8 +232,10 @@ def included(text: str) -> list[str]:
     """Return the names of the files that the preprocessor of C includes into a text.
 
     A name is empty if there is a macro in its place. The preprocessor joins lines and takes out
-    comments before it looks for its own lines (ISO C, 5.1.1.2).
+    comments before it looks for its own lines (ISO C, 5.1.1.2). That of GCC ignores a byte order
+    mark and zero bytes, and ends lines at a carriage return, too.
     """
+    text = text.removeprefix("\ufeff").replace("\0", " ").replace("\r\n", "\n").replace("\r", "\n")
     bare = _HIDDEN.sub(lambda hidden: hidden[1] or " ", _JOINED.sub("", text))
     headers = (_HEADER.match(include[1]) for include in _INCLUDE.finditer(bare))
     return [(header[1] or header[2]) if header else "" for header in headers]

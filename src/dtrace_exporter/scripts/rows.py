@@ -151,12 +151,22 @@ def _number(text: bytes) -> int:
 
 
 def _key(text: bytes, conversion: str) -> str:
-    """Return a key as it was in the kernel; bytes that are not UTF-8 are escaped."""
+    """Return a key as it was in the kernel, but for what a terminal might obey.
+
+    Bytes that are not UTF-8, and characters that cannot be printed, are escaped as Python does.
+    """
     if conversion == STRING and b"\\" in text:
         text = _ESCAPE.sub(_unescaped, text)
     elif conversion == STACK:
         text = b";".join(filter(None, (line.strip() for line in text.split(b"\n"))))
-    return text.decode("utf-8", "backslashreplace")
+    key = text.decode("utf-8", "backslashreplace")
+    if key.isprintable():
+        return key
+    # Scrapes have newlines as \n.
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
+        for one in key
+    )
 
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:

@@ -19,7 +19,7 @@ from dtrace_exporter.tracing import dtrace, program
 from dtrace_exporter.tracing.heartbeat import Beat
 from dtrace_exporter.tracing.rendering import window
 from dtrace_exporter.tracing.supervision import EndedError, Supervised
-from dtrace_exporter.turns import Turn
+from dtrace_exporter.turns import Turn, by_turns
 
 PREFIX = "script-"
 """The beginning of the name of a script's session."""
@@ -224,6 +224,10 @@ class ScriptSession(Supervised):
                 beats.append(None)
         return beats
 
-    def _down(self, reason: str) -> None:
-        super()._down(reason)
-        self._metrics.end()
+    async def _over(self) -> None:
+        await by_turns(self._metrics.ending())
+
+    async def stop(self) -> None:
+        """End the session."""
+        await super().stop()
+        await self._over()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.kernel_totals import KINDS
+from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import Identity, ListenerTable, SessionId
 from dtrace_exporter.watched import Watched
 
@@ -85,9 +86,14 @@ class DropAudit:
     listeners discarded all of them, the rest of what their counters lack is still missing; no more
     is returned. The drops of a socket that opens and closes between two calls are in ListenDrops
     alone.
+
+    Args:
+        most: with more sockets than these, nothing is known, because any user can open hundreds of
+            thousands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = Limits().sockets) -> None:
+        self._most = most
         self._base: _Look | None = None
         self._last: _Look | None = None
         self._quiet = 0
@@ -124,6 +130,9 @@ class DropAudit:
                     return None
                 drops += one.drops
                 sockets.add(one.socket)
+            if len(sockets) > self._most:
+                self._base, self._last, self._quiet = None, None, 0
+                return None
             discarded += drops
             if identity in watched:
                 own[identity] = drops, ours.get(identity, 0)
@@ -210,6 +219,7 @@ class Audits:
                 watched.add(identity)
             yield
         if self._watched is not table.watched(session):
-            self._watched, self._drops = table.watched(session), DropAudit()
+            most = table.limits(session.host).sockets
+            self._watched, self._drops = table.watched(session), DropAudit(most)
         more = yield from self._drops.look(sockets, watched, totals["drops"], drops)
         return {} if more is None else {"drops": more}

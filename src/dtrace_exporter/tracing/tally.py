@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import LimitError
 from dtrace_exporter.listeners import Identity, Listener, ListenerTable, SessionId, syn_bucket
+from dtrace_exporter.sockets import MORE_THAN
 from dtrace_exporter.tracing.accounts import Accounts
 from dtrace_exporter.tracing.rows import (
     Accepted,
@@ -235,15 +236,16 @@ class Tally:
         """Take over the kernel's own list of the listeners of the host's own place.
 
         This list does not have the kernel's addresses of the sockets. So a socket of it is matched
-        only if its listener has one socket. If no socket of the listener has been seen yet, all are
-        added under negative numbers, which are not addresses.
+        only if its listener has one socket. If no socket of the listener has been seen yet, the
+        fullest is added under a negative number, which is not an address; any user can have very
+        many sockets of a listener, and the others are in no metric.
 
         Args:
             found: the sockets that inet_diag.listeners() returns, by listener.
             time: a time before they were read, in nanoseconds of the monotonic clock.
 
         Yields:
-            Before or after each listener. It ends at once if the session has ended meanwhile.
+            Before or after each socket. It ends at once if the session has ended meanwhile.
 
         Returns:
             The limits because of which some of them were refused.
@@ -251,14 +253,17 @@ class Tally:
         own_place = self._table.own_place(self._session)
         refused = set[str]()
         for identity, those in found.items():
-            yield
+            fullest = those[0]
+            for one in those:
+                yield
+                fullest = max(fullest, one, key=_fullness)
             if not self._table.is_watched(self._session):
                 return refused
             if not self._table.watches(self._session, *identity[1:]):
                 continue
             try:
                 listener = self._table.listener(self._session, *identity[1:])
-                self._seed(listener, those, time)
+                self._seed(listener, fullest, len(those), time)
             except LimitError as error:
                 refused.add(error.limit)
         for listener in self._table.seen(self._session):
@@ -266,22 +271,22 @@ class Tally:
             if listener.identity.place == own_place and listener.identity not in found:
                 for socket in [*listener.sockets]:
                     self._sockets.closed(socket, time)
+                    yield
                 if not listener.sockets:
                     self._note_closed(listener)
             yield
         return refused
 
-    def _seed(self, listener: Listener, samples: list[ListeningSocket], time: int) -> None:
+    def _seed(self, listener: Listener, one: ListeningSocket, number: int, time: int) -> None:
         # What was read before its sockets were seen to close may be of these.
         if listener.closed is not None and time <= listener.closed * 1e9:
             return
         if not listener.sockets:
-            for sample in samples:
-                self._sockets.listening(-sample.socket, time, listener)
-                self._sockets.saw(-sample.socket, time, q=sample.q, qmax=sample.qmax)
-        elif len(listener.sockets) == len(samples) == 1:
+            self._sockets.listening(-one.socket, time, listener)
+            self._sockets.saw(-one.socket, time, q=one.q, qmax=one.qmax)
+        elif len(listener.sockets) == number == 1:
             (socket,) = listener.sockets
-            self._sockets.saw(socket, time, q=samples[0].q, qmax=samples[0].qmax)
+            self._sockets.saw(socket, time, q=one.q, qmax=one.qmax)
 
     def _listening(self, record: Listening) -> None:
         waiting = self._awaited(record.id)
@@ -329,8 +334,8 @@ class Tally:
             if self._sockets.listening(record.socket, record.time, listener):
                 self._accounts.tell(record, listener)
         elif record.open:
-            # The sockets from seed() come first; they have negative numbers.
-            while (number := next(iter(listener.sockets), 0)) < 0:
+            # The socket from seed() comes first; it has a negative number.
+            if (number := next(iter(listener.sockets), 0)) < 0:
                 self._sockets.forget(number)
             self._sockets.listening(record.socket, record.time, listener)
             self._sockets.saw(record.socket, record.time, record.q0, record.q, record.qmax)
@@ -382,3 +387,7 @@ class Tally:
             case Left():
                 q0, q = (record.events, 0) if record.half_open else (0, record.events)
                 self._accounts.move(who.socket, record.id, -q0, -q)
+
+
+def _fullness(socket: ListeningSocket) -> tuple[float, int]:
+    return socket.q / MORE_THAN.of(socket.qmax), socket.q

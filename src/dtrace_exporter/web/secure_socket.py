@@ -1,7 +1,8 @@
 """TLS over a socket that is read in small pieces.
 
 OpenSSL reads from a socket until it has data for the application. A client could send key updates
-without end (RFC 8446, 4.6.3) and block the event loop. So OpenSSL gets its input in pieces.
+without end (RFC 8446, 4.6.3) and block the event loop. So OpenSSL gets its input in pieces. Many
+clients could do this at once, or shake hands, so only a few of them are read in a turn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import ssl
 from contextlib import suppress
 from socket import socket
 from typing import Any
+
+from dtrace_exporter.turns import Doorkeeper
 
 # RFC 8446, 5.1: the size of a record's header, which ends in the record's length.
 _HEAD_BYTES = 5
@@ -26,10 +29,15 @@ class SecureSocket:
     Args:
         connection: a non-blocking socket; it is closed with this one.
         context: the TLS context of a server.
+        door: lets it read in some turns.
     """
 
-    def __init__(self, connection: socket, context: ssl.SSLContext) -> None:
+    def __init__(self, connection: socket, context: ssl.SSLContext, door: Doorkeeper) -> None:
         self.connection = connection
+        self._door = door
+        self.waits = False
+        """Whether it may not read before its next turn."""
+        self._admitted = False
         self.family = connection.family
         self.fileno = connection.fileno
         self.getpeername = connection.getpeername
@@ -106,6 +114,12 @@ class SecureSocket:
         It reads the next record only after the one before it has been requested. Otherwise nobody
         would notice that it is there.
         """
+        if not self._admitted:
+            if not self.waits:
+                self.waits = True
+                self._door.call(self._admit)
+            # The event loop calls again as long as there is input.
+            return False
         if self._received >= _READ_BYTES:
             return False
         try:
@@ -123,13 +137,18 @@ class SecureSocket:
                 self._missing = int.from_bytes(self._head[3:])
         if not self._missing:
             self._head, self._missing = b"", _HEAD_BYTES
-        if not self._received:
-            asyncio.get_running_loop().call_soon(self._rest)
         self._received += len(received)
         return True
 
+    def _admit(self) -> bool:
+        self.waits, self._admitted = False, self.fileno() >= 0
+        if self._admitted:
+            asyncio.get_running_loop().call_soon(self._rest)
+        return self._admitted
+
     def _rest(self) -> None:
         self._received = 0
+        self._admitted = False
 
     def _send(self) -> None:
         """Send all output.

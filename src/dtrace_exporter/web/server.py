@@ -36,6 +36,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from dtrace_exporter.log import fields
+from dtrace_exporter.turns import Doorkeeper
 from dtrace_exporter.web import tls
 from dtrace_exporter.web.configuration import WebConfigFile
 from dtrace_exporter.web.secure_socket import SecureSocket
@@ -58,7 +59,9 @@ _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1 << 20
 
 # How many connections are accepted before others get their turn.
-_ACCEPTS = 64
+_ACCEPTS = 16
+# How many handshakes or requests go on in a turn. A handshake takes 2 ms.
+_ADMITTED = 4
 # A SYN that finds the queue full is sent again only after a second. Linux limits it to somaxconn.
 _BACKLOG = 4096
 _BUFFER_BYTES = 64 << 10
@@ -125,6 +128,7 @@ class Server(HTTPServer):
         self._busy: set[socket.socket | Stream] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._door = Doorkeeper(_ADMITTED)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections from listening sockets, in the running event loop."""
@@ -204,6 +208,8 @@ class Server(HTTPServer):
 
     def _accept(self, sock: socket.socket) -> None:
         for _ in range(_ACCEPTS):
+            if self._is_crowded:
+                return
             try:
                 connection, address = sock.accept()
             except BlockingIOError:
@@ -215,6 +221,15 @@ class Server(HTTPServer):
                 # The client has gone already.
                 continue
             self._take(connection, address)
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether a new connection would cost one that still waits for its turn its place.
+
+        That is so if each is of another host. Otherwise a host that has several loses one.
+        """
+        is_full = len(self._open) >= self._limit
+        return is_full and bool(self._door) and max(self._hosts.values()) == 1
 
     def _wait_for_room(self, sock: socket.socket, error: OSError) -> None:
         _log.warning("cannot accept a connection", extra=fields(why=error.strerror))
@@ -274,12 +289,12 @@ class Server(HTTPServer):
             return
         sizes = {"max_buffer_size": _BUFFER_BYTES, "read_chunk_size": _CHUNK_BYTES}
         if config.tls is None:
-            stream = Stream(connection, self._linger, MAX_HEADER_BYTES, **sizes)
+            stream = Stream(connection, self._linger, MAX_HEADER_BYTES, self._door, **sizes)
             self._open[stream] = self._open.pop(connection)
             self.handle_stream(stream, address)
             return
-        below: Any = SecureSocket(connection, config.tls)
-        secure = SecureStream(below, self._linger, MAX_HEADER_BYTES, **sizes)
+        below: Any = SecureSocket(connection, config.tls, self._door)
+        secure = SecureStream(below, self._linger, MAX_HEADER_BYTES, self._door, **sizes)
         self._open[secure] = self._open.pop(connection)
         task = asyncio.get_running_loop().create_task(
             self._shake_hands(secure, address, config.client_names)

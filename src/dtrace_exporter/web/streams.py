@@ -7,15 +7,21 @@ the answer. So the server reads and discards for a while what the client sends: 
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from socket import socket
 from typing import Any
 
-from tornado.iostream import IOStream, SSLIOStream, UnsatisfiableReadError
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError, UnsatisfiableReadError
+
+from dtrace_exporter.turns import Doorkeeper
 
 # Tornado's answer to everything that is not HTTP.
 _TORNADO_SAYS = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+# Many times what scrapers send. To parse as many as fit into a head takes 6 ms.
+_MOST_LINES = 100
 
 
 def refusal(status: HTTPStatus, why: str = "") -> bytes:
@@ -43,6 +49,7 @@ class Stream(IOStream):
         connection: its socket.
         linger: called after a client has been refused, with the stream and its open socket.
         max_head: the longest request line with headers, in bytes.
+        door: lets it go on with a request in some turns of the event loop.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Stream(IOStream):
         connection: socket,
         linger: Callable[[Stream, socket], None],
         max_head: int,
+        door: Doorkeeper,
         **sizes: int,
     ) -> None:
         self.in_head = True
@@ -57,6 +65,7 @@ class Stream(IOStream):
         self.refused = False
         self._linger = linger
         self._max_head = max_head
+        self._door = door
         super().__init__(connection, **sizes)
 
     def refuse(self, status: HTTPStatus) -> None:
@@ -65,6 +74,19 @@ class Stream(IOStream):
             self.write(refusal(status))
             self.refused = True
             self.close()
+
+    async def _head(self, reading: Awaitable[bytes]) -> bytes:
+        head = await reading
+        await self._door.wait()
+        if head.count(b"\n") > _MOST_LINES:
+            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if self.closed():
+            raise StreamClosedError
+        return head
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Any:
+        """Read the head of a request, which Tornado reads by this method, when it is its turn."""
+        return self._head(super().read_until_regex(regex, max_bytes))
 
     def write(self, data: bytes | memoryview) -> Future[None]:
         """Write data, but replace Tornado's error by one with a text."""
@@ -104,6 +126,12 @@ class Stream(IOStream):
 
 class SecureStream(Stream, SSLIOStream):
     """A connection with TLS, whose socket is a SecureSocket."""
+
+    def _handle_events(self, fd: Any, events: int) -> None:
+        secure: Any = self.socket
+        # Hundreds of connections may wait, and Tornado would ask each of them in each turn.
+        if events != IOLoop.READ or secure is None or not secure.waits:
+            super()._handle_events(fd, events)
 
     @property
     def _below(self) -> socket:
