@@ -8,17 +8,17 @@ import struct
 TAKEN, Q_FULL, Q0_FULL, OTHER = 10, 11, 12, 13
 ACK_Q_FULL, ACK_OTHER, ESTABLISHED, MEASURED, ACCEPTED, RESENT = 21, 23, 30, 31, 40, 50
 
-_KERNEL = 0xFFFF << 48
+_KERNEL = 0x7F << 57
 
 
 def number(port: int, place: int = 1, socket: int = 0, generation: int = 0) -> int:
     """Return the number of one of a port's sockets, made of its address and its listen() count."""
-    return (1 << 47 | (place & 0x7FFFFF) << 24 | port << 8 | socket) << 16 | generation
+    return (1 << 47 | (place & 0x7FFFFF) << 24 | port << 8 | socket) << 13 | generation
 
 
 def address(port: int, place: int = 1, socket: int = 0) -> int:
     """Return the kernel address of one of a port's sockets."""
-    return _KERNEL | number(port, place, socket) >> 16
+    return _KERNEL | number(port, place, socket) >> 13 << 6
 
 
 def told(

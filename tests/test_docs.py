@@ -80,7 +80,7 @@ def test_command_lines(name: str) -> None:
         assert done.returncode == 0, line
 
 
-MPTCP = 87
+MPTCP = 89
 """The line of Linux' program that a kernel without MPTCP cannot resolve."""
 
 

@@ -371,7 +371,7 @@ def test_many_views(
 ) -> None:
     """Requests for many different views of 5,000 listeners do not delay scrapes."""
     rows = (
-        f"0 listener {(1 << 47 | n) << 16:x} 1 10 4026531840 1 10.0.{n >> 8}.{n & 255} 22 0 0 8"
+        f"0 listener {(1 << 47 | n) << 13:x} 1 10 4026531840 1 10.0.{n >> 8}.{n & 255} 22 0 0 8"
         for n in range(MANY)
     )
     steps = {"ready": "4026531840"}, {"rows": [*rows]}, {"tick": True}

@@ -51,7 +51,7 @@ Lines = Callable[[], Iterator[str]]
 
 def wide(number: int, *, place: int = 1, address: str = "", cookie: int = 1, port: int = 0) -> str:
     """Return the row of one of very many listeners."""
-    who = f"{(1 << 47 | number) << 16:x} 1 10 {place} {cookie}"
+    who = f"{(1 << 47 | number) << 13:x} 1 10 {place} {cookie}"
     where = address or f"10.{number >> 16}.0.1"
     return f"listener {who} {where} {port or number % 65536} 0 0 8"
 

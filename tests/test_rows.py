@@ -40,7 +40,7 @@ from sun.output import escaped
 
 U64 = (1 << 64) - 1
 PAIR = 10_000_000
-LISTENER = "listener 9f8a4b32000003 604107924061158 10 4026531840 7 ::ffff:127.0.0.1 8080 3 2 128"
+LISTENER = "listener ffc56d7937f44003 604107924061158 10 4026531840 7 ::ffff:127.0.0.1 8080 3 2 128"
 ZONE = "listener ffffff0102000007 604107924061158 db-1.x 2001:db8:0:0:0:0:0:1 8080 3 2 128 0 1152"
 ID = 0xFF0102000007
 HEADS = {name: load(name).text.partition("*/")[0] for name in ("linux", "linux_calls")}
@@ -74,8 +74,8 @@ def test_listening() -> None:
     """Each field of a listener's row is read correctly, and the socket is an address."""
     assert read(LISTENER) == [
         Listening(
-            id=0x9F8A4B32000003,
-            socket=0x9F8A4B3200,
+            id=0xFFC56D7937F44003,
+            socket=0xFFFF8ADAF26FE880,
             time=604107924061158,
             open=True,
             place="4026531840",
@@ -90,6 +90,10 @@ def test_listening() -> None:
     (closing,) = read(LISTENER.replace(" 10 ", " 7 "))
     assert isinstance(closing, Listening)
     assert not closing.open
+    # With five levels of page tables.
+    (far,) = read(LISTENER.replace("ffc56d7937f44003", "88800091a2b3c003"))
+    assert isinstance(far, Listening)
+    assert far.socket == 0xFF11000123456780
 
 
 def test_calls() -> None:

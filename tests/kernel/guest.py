@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The recipe. Whatever here changes, changes the name under which the result is cached.
 KERNELS = {"6.12": ("trixie", "cloud"), "6.1": ("bookworm", "cloud"), "6.12-rt": ("trixie", "rt")}
 """The Debian suite and flavour of each Linux; the first two are before and after 6.10."""
+FIVE_LEVELS = "6.1"
+"""The kernel with five levels of page tables, as on newer servers: its addresses have 57 bits."""
 REALTIME = "6.12-rt"
 """The kernel with PREEMPT_RT, and the beginning of the names of its cases."""
 REALTIME_CASES = "realtime::"
@@ -267,13 +269,14 @@ def qemu(guest: Guest, initrd_file: Path, mode: str) -> list[str]:
         initrd_file: the file that ``initrd`` wrote.
         mode: ``cases``, ``bench`` or ``shell``; init.sh reads it.
     """
+    levels = ",+la57" if guest.kernel == FIVE_LEVELS else ""
     return [
         "qemu-system-x86_64",
         *("-M", "q35", "-smp", "2", "-m", "4096"),
         # Hardware virtualisation is rare in CI. Without -cx16, QEMU 7.2 sometimes emulates
         # cmpxchg16b wrongly, and the kernel dies in its allocator. With a thread for each CPU, one
         # may still run code that the other has patched, and the kernel dies of int3.
-        *("-accel", "tcg,thread=single", "-cpu", "Nehalem,-cx16"),
+        *("-accel", "tcg,thread=single", "-cpu", f"Nehalem,-cx16{levels}"),
         *("-no-reboot", "-nic", "none", "-display", "none"),
         *("-kernel", str(guest.vmlinuz), "-initrd", str(initrd_file)),
         *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off mode={mode}"),

@@ -4,14 +4,14 @@
  *
  * USAGE: dtrace -s linux.d	# Ctrl-C ends it. Backlog 3, five clients, two accepts; some rows:
  *   ready 5 4026531840
- *   listener 8e4c8f61ad000001 4149095541188 10 4026531840 1 127.0.0.1 7001 0 0 3
+ *   listener ffc72647b0d68001 4149095541188 10 4026531840 1 127.0.0.1 7001 0 0 3
  *   tick 4150079441297
  *   set 4149083708239
- *   count 8e4c8f61ad000001 10 3 10 30000001
- *   count 8e4c8f61ad000001 31 0 3 1520000004
- *   count 8e4c8f61ad000001 40 0 9 2650110000001
- *   q 8e4c8f61ad000001 3 3590244510000002
- *   q0 8e4c8f61ad000001 1981563960000000
+ *   count ffc72647b0d68001 10 3 10 30000001
+ *   count ffc72647b0d68001 31 0 3 1520000004
+ *   count ffc72647b0d68001 40 0 9 2650110000001
+ *   q ffc72647b0d68001 3 3590244510000002
+ *   q0 ffc72647b0d68001 1981563960000000
  *
  * listener ID TIME STATE NETNS COOKIE ADDRESS PORT Q0 Q QMAX: the listener ID, and its queues at TIME,
  *	ns since boot; STATE 10 is LISTEN. Each listen() makes a new ID, because memory is reused.
@@ -41,6 +41,7 @@ inline int LISTENDROPS = 20;
 /* By ten bits of a socket's hash: its listen()s, and the last row; by its address: its last row. */
 uint64_t listens[1024], seen[1024], told[uint64_t];
 uint64_t parents[uint64_t];	/* by connection: the ID of its listener */
+/* An ID is bits 6 to 56 of the address, the only ones that differ, and 13 bits of its listen()s. */
 /* Per CPU: what the entry of a function stores here is there at its return. */
 this struct sock *sk, *child;
 this struct net *net, *known;
@@ -89,7 +90,7 @@ fbt::security_sock_graft:entry
 	    ((struct mptcp_sock *)arg0)->first : this->child;			/* only mptcp */
 	this->id = this->id ? this->id : parents[(uint64_t)this->child];	/* only mptcp */
 	this->sk = this->id && (PORT == 0 || this->child->__sk_common.skc_num == PORT) ?
-	    (struct sock *)(this->id >> 16 | 0xffff000000000000) : NULL;
+	    (struct sock *)(this->id >> 13 << 6 | 0xfe00000000000000) : NULL;
 }
 /* listen(), and bind(): (bucket, sk). */
 fbt::inet_csk_update_fastreuse:entry
@@ -104,7 +105,7 @@ fbt::inet_csk_reqsk_queue_add:entry, fbt::inet_csk_reqsk_queue_drop:entry,
 fbt::inet_csk_update_fastreuse:entry, fbt::tcp_rtx_synack:entry
 / this->sk != NULL &&
     seen[this->slot = (uint64_t)this->sk * 0x61c8864680b583eb >> 54] != (this->mark = turn +
-    (this->id = (uint64_t)this->sk << 16 | listens[this->slot] & 0xffff)) &&
+    (this->id = (uint64_t)this->sk << 7 | listens[this->slot] & 0x1fff)) &&
     (PORT == 0 || this->sk->__sk_common.skc_num == PORT || (this->sk = NULL) != NULL) &&
     (seen[this->slot] = this->mark) != told[(uint64_t)this->sk] /
 {

@@ -513,7 +513,7 @@ def _listening(words: list[str], value: str) -> Listening:
     address = _address(words[6])
     listening = state == _LISTEN
     return Listening(
-        identity, _socket(identity), time, listening, str(place), cookie, address, port, q0, q, qmax
+        identity, _socket_of_linux(identity), time, listening, str(place), cookie, address, port, q0, q, qmax
     )
 
 
@@ -547,6 +547,16 @@ def _place(word: str) -> str:
     if not _PLACE.fullmatch(word):
         raise RowError(f"not a zone or network namespace: {word[:64]!r}")
     return word
+
+
+def _socket_of_linux(identity: int) -> int:
+    """Return the address in an ID of linux.d.
+
+    With five levels of page tables an address of the kernel has 57 bits (Linux,
+    Documentation/arch/x86/x86_64/5level-paging.rst); the others are set. A struct sock begins at a
+    cache line (net/core/sock.c, proto_register()), so 6 bits are 0.
+    """
+    return identity >> 13 << 6 | 0x7F << 57
 
 
 def _socket(identity: int) -> int:
