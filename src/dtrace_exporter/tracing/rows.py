@@ -512,8 +512,9 @@ def _listening(words: list[str], value: str) -> Listening:
     identity = _number(words[1], base=16)
     address = _address(words[6])
     listening = state == _LISTEN
+    socket = _linux_socket(identity)
     return Listening(
-        identity, _socket_of_linux(identity), time, listening, str(place), cookie, address, port, q0, q, qmax
+        identity, socket, time, listening, str(place), cookie, address, port, q0, q, qmax
     )
 
 
@@ -549,7 +550,7 @@ def _place(word: str) -> str:
     return word
 
 
-def _socket_of_linux(identity: int) -> int:
+def _linux_socket(identity: int) -> int:
     """Return the address in an ID of linux.d.
 
     With five levels of page tables an address of the kernel has 57 bits (Linux,
