@@ -72,10 +72,16 @@ BENCH_PACKAGES = ("apache2-utils", "bpftrace", "bpfcc-tools", "nginx")
 
 MODEL = "model"
 MODEL_KERNEL = "6.12"
-"""The kernel that can load the model of Solaris' TCP."""
-MODEL_CASES = ("model_", "illumos", "solaris")
+"""The kernel that can load the models of other kernels' TCP."""
+MODEL_CASES = ("model_", "illumos", "solaris", "freebsd")
 """The beginning of the names of the cases that need it."""
-GENERATIONS = ("illumos", "solaris10")
+GENERATIONS = {
+    "illumos": ("illumos",),
+    "solaris10": ("solaris10",),
+    "freebsd13": ("freebsd", "FREEBSD=13"),
+    "freebsd14": ("freebsd", "FREEBSD=14"),
+}
+"""The modules of the model: the directory of each, and what make is told of it."""
 TOOLCHAIN = (
     *("coreutils", "dash", "dwarves", "findutils", "gcc", "grep", "libc6-dev", "make", "mawk"),
     "sed",
@@ -426,7 +432,8 @@ def _model(suite: str, release: str) -> Path:
         for pattern in ("Kbuild", "*.[ch]", "*/*.[ch]")
         for path in (HERE / "model").glob(pattern)
     )
-    recipe = [release, *(text for path in sources for text in (path.name, path.read_text()))]
+    texts = [text for path in sources for text in (path.name, path.read_text())]
+    recipe = [release, repr(GENERATIONS), *texts]
     return _cached(MODEL, recipe, partial(_build_model, suite, release)) / "model.cpio.zst"
 
 
@@ -434,21 +441,24 @@ def _build_model(suite: str, release: str, directory: Path) -> None:
     packages = [f"linux-headers-{release}", *TOOLCHAIN]
     toolchain = _cached("toolchain", [suite, *packages], partial(_build_toolchain, suite, packages))
     with _scratch(toolchain / "src") as work, _scratch(directory.parent) as scratch:
-        for generation in GENERATIONS:
+        for generation, (family, *variables) in GENERATIONS.items():
             sources = work / generation
-            shutil.copytree(HERE / "model" / generation, sources)
-            for path in (HERE / "model").glob("*"):
-                if path.is_file():
-                    shutil.copy(path, sources)
+            sources.mkdir()
+            # What a family has of its own takes the place of what is common.
+            for part in (HERE / "model", HERE / "model" / family):
+                for path in part.glob("*"):
+                    if path.is_file():
+                        shutil.copy(path, sources)
             log = _run(
                 *("chroot", toolchain, "make", "-C", f"/usr/src/linux-headers-{release}"),
-                *("AWK=mawk", f"M=/{sources.relative_to(toolchain)}", "modules"),
+                *("AWK=mawk", f"M=/{sources.relative_to(toolchain)}", *variables, "modules"),
             )
             if "BTF [M]" not in log:
                 raise UnavailableError(f"the model's module got no BTF:\n{log}")
-            target = scratch / "root/usr/lib/solaris-model" / generation
+            target = scratch / "root/usr/lib/listeners-model" / generation
             target.mkdir(parents=True)
-            shutil.copy(sources / "ip.ko", target)
+            (module,) = sources.glob("*.ko")
+            shutil.copy(module, target)
         _archive(scratch / "root", directory / "model.cpio.zst")
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from lab.exporter import Exporter
-from lab.model import DTRACE, GENERATIONS, Model
+from lab.model import DTRACE, SOLARIS, Model
 from lab.solaris import Sun
 from lab.tracing import rows_of, tracing
 from lab.waiting import until
@@ -26,7 +26,7 @@ Ports = Callable[[int], list[int]]
 _names = (f"l{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", params=GENERATIONS)
+@pytest.fixture(scope="module", params=SOLARIS)
 def sun(request: pytest.FixtureRequest) -> Iterator[Sun]:
     """Return a model of one generation, watched by an exporter."""
     with Model(request.param) as model:

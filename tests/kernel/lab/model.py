@@ -1,4 +1,4 @@
-"""The model of Solaris's TCP listeners: a kernel module that a script drives; see ../model."""
+"""The models of other kernels' TCP listeners: modules that a script drives; see ../model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from typing import Any, Self
 
 from lab.waiting import until
 
-MODULES = Path("/usr/lib/solaris-model")
-FILES = Path("/sys/kernel/debug/solaris")
+MODULES = Path("/usr/lib/listeners-model")
+FILES = Path("/sys/kernel/debug/listeners")
 DTRACE = str(Path(__file__).resolve().parents[1] / "model/dtrace")
-"""Stands in for dtrace(1): it maps the mib provider to functions of the model."""
-GENERATIONS = ("illumos", "solaris10")
+"""Stands in for dtrace(1): it makes of a program for the model one that Linux' DTrace can run."""
+SOLARIS = ("illumos", "solaris10")
+FREEBSD = ("freebsd13", "freebsd14")
 
 
 class Model:
     """The module of a generation, loaded until the block ends.
 
     Args:
-        generation: one of GENERATIONS.
+        generation: one of SOLARIS or of FREEBSD.
     """
 
     def __init__(self, generation: str) -> None:
         self.generation = generation
+        (self._file,) = (MODULES / generation).iterdir()
 
     def __enter__(self) -> Self:
-        subprocess.run(["insmod", MODULES / self.generation / "ip.ko"], check=True)
+        subprocess.run(["insmod", self._file], check=True)
         return self
 
     def __exit__(
@@ -42,7 +44,7 @@ class Model:
     ) -> None:
         # A consumer that has just ended keeps its probes for some more seconds.
         until(
-            lambda: subprocess.run(["rmmod", "ip"], capture_output=True).returncode == 0,
+            lambda: subprocess.run(["rmmod", self._file.stem], capture_output=True).returncode == 0,
             "the model can be unloaded",
         )
 
@@ -50,7 +52,7 @@ class Model:
         """Run events in their order.
 
         Args:
-            lines: commands of ../model/model.c, such as ``syn web count 3 from 192.0.2.7``.
+            lines: commands of its script.c, such as ``syn web count 3 from 192.0.2.7``.
 
         Raises:
             OSError: EINVAL: a line is not possible; those before it have been run.

@@ -9,6 +9,7 @@ from lab.exporter import Exporter, Metrics
 from lab.model import Model
 from lab.waiting import until
 
+GAUGES = ("q0_length", "q_length", "q0_limit", "q_limit", "backlog_requested")
 BOUNDS = ["0.0", *(f"0.{tenth}" for tenth in range(1, 10)), "1.0", "+Inf"]
 
 
@@ -52,8 +53,7 @@ class Sun:
     def counted(self, name: str) -> dict[str, Any]:
         """Return what should be exported of a listener, from the model's totals."""
         totals = self.model.totals(name)
-        reasons = ("q_full", "q0_full", "q0_evicted")
-        drops = {reason: float(totals[reason]) for reason in reasons if totals[reason]}
+        drops = {reason: float(count) for reason, count in self.drops(totals).items() if count}
         cumulative = 0
         buckets = {}
         for bound, count in zip(BOUNDS, totals["saturation"], strict=True):
@@ -66,10 +66,16 @@ class Sun:
             "accepts": totals["accepts"],
             "waits": totals["accepts"],
             "saturation": buckets,
-            "queues": None
-            if totals["closed"] or not totals["listens"]
-            else (totals["q0"], totals["q"], totals["q0max"], totals["qmax"]),
+            "queues": None if totals["closed"] or not totals["listens"] else self.queues(totals),
         }
+
+    def drops(self, totals: dict[str, Any]) -> dict[str, int]:
+        """Return the drops that should be exported, by reason."""
+        return {reason: totals[reason] for reason in ("q_full", "q0_full", "q0_evicted")}
+
+    def queues(self, totals: dict[str, Any]) -> tuple[int | None, ...]:
+        """Return Q0, Q, their limits and the backlog that was asked for, if that is exported."""
+        return totals["q0"], totals["q"], totals["q0max"], totals["qmax"], None
 
     def exported(self, metrics: Metrics, name: str) -> dict[str, Any]:
         """Return the same from a scrape."""
@@ -78,7 +84,7 @@ class Sun:
         def value(metric: str) -> float | None:
             return metrics.value(f"dtrace_tcp_listen_{metric}", **labels)
 
-        queues = [value(what) for what in ("q0_length", "q_length", "q0_limit", "q_limit")]
+        queues = [value(what) for what in GAUGES]
         saturation = metrics.select("dtrace_tcp_listen_q_saturation_ratio_bucket", **labels)
         return {
             "syns": value("syns_total"),
@@ -87,7 +93,7 @@ class Sun:
             "accepts": value("accepts_total"),
             "waits": value("accept_wait_seconds_count"),
             "saturation": {have["le"]: count for have, count in saturation},
-            "queues": None if queues == [None] * 4 else tuple(queues),
+            "queues": None if queues == [None] * len(GAUGES) else tuple(queues),
         }
 
     def labels(self, name: str) -> dict[str, Any]:

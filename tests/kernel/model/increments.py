@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
-COUNTS = ("syn", "drop", "opened", "established", "left")
+COUNTS = ("syn", "drop", "evicted", "opened", "established", "left")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 /*
- * A model of the Solaris and illumos kernels' TCP listeners: the kernel module.
+ * A model of another kernel's TCP listeners: the kernel module.
  *
- * Files, in debugfs under solaris/:
+ * Files, in debugfs under listeners/:
  *   script  events to happen, a line each, in the writer's context; see commands[] in script.c
  *   totals  a line of JSON for each listener that there was
  *   eagers  how many connections are in memory
@@ -14,7 +14,8 @@
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 
-#include "driver.h"
+#include "types.h"
+#include "words.h"
 
 #define SCRIPT_MOST (1 << 20)
 
@@ -51,7 +52,7 @@ static int __init model_init(void)
 
 	if (error)
 		return error;
-	directory = debugfs_create_dir("solaris", NULL);
+	directory = debugfs_create_dir("listeners", NULL);
 	debugfs_create_file("script", 0200, directory, NULL, &script_operations);
 	debugfs_create_file("totals", 0400, directory, NULL, &totals_fops);
 	debugfs_create_atomic_t("eagers", 0400, directory, &eagers);

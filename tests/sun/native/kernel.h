@@ -105,6 +105,7 @@ static inline void list_del(struct list_head *entry)
 
 /* linux/slab.h: memory that is given back is the next to be handed out, as in the model's caches */
 #define GFP_KERNEL 0
+#define GFP_ATOMIC 0
 #define __GFP_NOFAIL 0
 struct kmem_cache;
 void *kzalloc(size_t size, int flags);

@@ -60,9 +60,10 @@ int start_model(void)
 	inpcb_cache = kmem_cache_create("freebsd_inpcb", sizeof(struct inpcb), 64, 0, NULL);
 	syncache_cache =
 		kmem_cache_create("freebsd_syncache", sizeof(struct model_syncache), 0, 0, NULL);
-	if (!socket_cache || !inpcb_cache || !syncache_cache || run_line(host))
-		return -ENOMEM;
-	return 0;
+	if (socket_cache && inpcb_cache && syncache_cache && !run_line(host))
+		return 0;
+	stop_model();
+	return -ENOMEM;
 }
 
 void stop_model(void)

@@ -1,10 +1,5 @@
 /*
  * What holds the model's sockets, its syncache and its script together, and the witness' totals.
- *
- * This is built as a library of tests/sun only, not as a module for a Linux guest as the other models
- * are. Linux has its own struct socket, struct ucred and struct in6_addr. A module could rename them
- * by macros, but DTrace would still read the program's types from the kernel first, so the program's
- * text would have to be changed too, and what runs would be another program. This was not tried.
  */
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
@@ -144,6 +139,15 @@ static inline struct inpcb *sotoinpcb(struct socket *so)
 {
 	return so->so_pcb;
 }
+
+/* In a process others go on here, though an inpcb is locked. In Linux they do so on another CPU. */
+#ifdef __KERNEL__
+static inline void let_others_go(void)
+{
+}
+#else
+#define let_others_go cond_resched
+#endif
 
 /* socket.c: sys/kern/uipc_socket.c, and what TCP does for it */
 extern struct kmem_cache *socket_cache, *inpcb_cache;

@@ -104,7 +104,7 @@ static struct socket *soalloc(struct vnet *vnet)
 
 	if (!can_allocate())
 		return NULL;
-	made = kmem_cache_zalloc(socket_cache, GFP_KERNEL);
+	made = kmem_cache_zalloc(socket_cache, GFP_ATOMIC);
 	if (!made)
 		return NULL;
 	spin_lock_init(&made->so.so_lock.lock);
@@ -138,7 +138,7 @@ int in_pcballoc(struct socket *so)
 
 	if (!can_allocate())
 		return ENOBUFS;
-	inp = kmem_cache_zalloc(inpcb_cache, GFP_KERNEL);
+	inp = kmem_cache_zalloc(inpcb_cache, GFP_ATOMIC);
 	if (!inp)
 		return ENOBUFS;
 	spin_lock_init(&inp->inp_lock.lock);
@@ -364,7 +364,7 @@ TRACED void soisconnected(struct socket *so)
 	put_into_q(head, so);
 	sock_unlock(so);
 	sock_unlock(head);
-	cond_resched();
+	let_others_go();
 }
 
 /* A segment with data comes for the first incomplete connection that has none yet. */

@@ -7,6 +7,7 @@
 #include <linux/slab.h>
 
 #include "model.h"
+#include "words.h"
 
 struct kmem_cache *syncache_cache;
 
@@ -20,7 +21,7 @@ static struct syncache *alloc_entry(void)
 
 	if (atomic_dec_if_positive(&failing_allocations) >= 0)
 		return NULL;
-	made = kmem_cache_zalloc(syncache_cache, GFP_KERNEL);
+	made = kmem_cache_zalloc(syncache_cache, GFP_ATOMIC);
 	return made ? &made->sc : NULL;
 }
 
@@ -192,6 +193,7 @@ static struct socket *syncache_socket(const struct in_conninfo *inc, struct sock
 		COUNT(socket_of(head)->record, no_memory);
 		COUNT(socket_of(head)->record, no_inpcb);
 		sodealloc(so);
+		atomic_dec(&eagers);
 		return NULL;
 	}
 	inp_wlock(sotoinpcb(so));
@@ -285,7 +287,7 @@ void receive_ack(struct listener *listener, struct in_conninfo *inc, bool cookie
 	if (!found || !so)
 		return;
 	inp = sotoinpcb(so);
-	cond_resched();
+	let_others_go();
 	/* tcp_do_segment() */
 	if (incomplete)
 		soisconnected(so);

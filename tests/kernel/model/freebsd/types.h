@@ -17,6 +17,20 @@
 #include <linux/string.h>
 #include <linux/types.h>
 
+#define GENERATION "FreeBSD"
+
+/*
+ * Linux has other structures of these names, and DTrace would take those. ../dtrace gives the
+ * program's the same names as here. So Linux' headers have to come before this one.
+ */
+#ifdef __KERNEL__
+#define socket freebsd_socket
+#define ucred freebsd_ucred
+#define in_addr freebsd_in_addr
+#define in6_addr freebsd_in6_addr
+#define tcphdr freebsd_tcphdr
+#endif
+
 /* A function that DTrace shall find, whole and under its own name. */
 #ifndef TRACED
 #define TRACED noinline __noclone __used
