@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from lab.exporter import COMMAND, Config
+from lab.exporter import COMMAND, READY_SECONDS, Config
 from lab.waiting import until
 
 HEADER = "TS,Date,Action,Source IP,Source Port,Dest Port,Q0,Q,Qmax"
@@ -42,7 +42,7 @@ def tracing(
     with output.open("wb") as out:
         process = subprocess.Popen([*COMMAND, "trace", *given, *options, str(port)], stdout=out)
     try:
-        until(lambda: header in output.read_text(), "the header is printed", 120)
+        until(lambda: header in output.read_text(), "the header is printed", READY_SECONDS)
         yield output
     finally:
         process.terminate()
