@@ -30,6 +30,9 @@ BUCKET = 1000
 TRACE = {"dtrace": {"command": [DTRACE], "program": "freebsd"}}
 _names = (f"l{number}" for number in itertools.count())
 
+# What does not differ on 13, and takes long.
+on_14 = pytest.mark.parametrize("bsd", ["freebsd14"], indirect=True)
+
 
 @pytest.fixture(scope="module", params=FREEBSD)
 def bsd(request: pytest.FixtureRequest) -> Iterator[FreeBSD]:
@@ -255,10 +258,9 @@ def test_a_wait(bsd: FreeBSD, listen: Open) -> None:
     assert expected > 0.1
 
 
+@on_14
 def test_before_the_session(bsd: FreeBSD, listen: Open) -> None:
-    """What came into Q before a session has an unknown wait. That is the same on 13."""
-    if bsd.model.generation == "freebsd13":
-        return
+    """A connection that came into Q before the session has an unknown wait."""
     name = listen()
     bsd.model.run(f"syn {name} count 2", f"ack {name} count 2")
     bsd.agrees(name)
@@ -431,13 +433,9 @@ def test_trace(bsd: FreeBSD, listen: Open, port: int, tmp_path: Path) -> None:
     ]
 
 
+@on_14
 def test_senders(bsd: FreeBSD, listen: Open, port: int, tmp_path: Path) -> None:
-    """Each sender has as many SYNs as it sent, and those of a crowd are all counted.
-
-    The program is the same on 13, and sees the same.
-    """
-    if bsd.model.generation == "freebsd13":
-        return
+    """Each sender has as many SYNs as it sent, and those of a crowd are all counted."""
     name, other = listen(backlog=128), listen(at=port + 1)
     sent = {"192.0.2.200": 300, "2001:db8:1:2:3:4:5:6": 40, "198.51.100.1": 1}
     with tracing(port, tmp_path, TRACE, "--top", header="Date,Source") as output:
