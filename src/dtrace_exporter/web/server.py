@@ -58,10 +58,11 @@ _NO_ROOM_SECONDS = 1.0
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1 << 20
 
-# How many connections are accepted before others get their turn.
-_ACCEPTS = 16
 # How many handshakes or requests go on in a turn. A handshake takes 2 ms.
 _ADMITTED = 4
+# How many connections are accepted in a turn. If there were more, they would wait here, where each
+# takes memory, instead of in the kernel.
+_ACCEPTS = _ADMITTED
 # A SYN that finds the queue full is sent again only after a second. Linux limits it to somaxconn.
 _BACKLOG = 4096
 _BUFFER_BYTES = 64 << 10
