@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+from lab.report import note
 
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.tracing import program, rendering
@@ -72,7 +73,11 @@ class Consumer:
         self._process.send_signal(signal.SIGTERM)
         assert self._process.stderr is not None
         errors = self._process.stderr.read()
-        assert self._process.wait(60) == 0, errors
+        status = self._process.wait(60)
+        # Debian's dtrace has crashed while it freed its memory, when all rows were printed.
+        if status == -signal.SIGSEGV:
+            note("dtrace(1) crashed at its end")
+        assert status in {0, -signal.SIGSEGV}, errors
         while (line := self._lines.get(timeout=60)) != "":
             self._take(line)
         return errors
