@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from lab.report import note
 
 from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.tally import Tally
 from dtrace_exporter.watched import Watched
+from lab.report import note
 
 ME = SessionId("", "all")
 WINDOW = rendering.Window(interval=1, turn=5_000_000_000, patience=60)
