@@ -403,10 +403,10 @@ def test_any_script(bsd: FreeBSD, ports: Ports) -> None:
     bsd.nothing_lost()
 
 
-def test_trace(bsd: FreeBSD, listen: Open, port: int, tmp_path: Path) -> None:
+def test_trace(bsd: FreeBSD, listen: Open, port: int, ports: Ports, tmp_path: Path) -> None:
     """Every packet's source is read right, and every action is a line with the Q that it found."""
     # Nobody else has half-open connections in that stack.
-    name, other = listen(backlog=0, zone=5), listen(zone=5, at=port + 1)
+    name, other = listen(backlog=0, zone=5), listen(zone=5, at=ports(1)[0])
     model = bsd.model
     with tracing(port, tmp_path, TRACE) as output:
         model.run("bucketlimit 5 2", f"syn {name} from 172.16.170.1 port 51022", f"ack {name}")
@@ -434,9 +434,9 @@ def test_trace(bsd: FreeBSD, listen: Open, port: int, tmp_path: Path) -> None:
 
 
 @on_14
-def test_senders(bsd: FreeBSD, listen: Open, port: int, tmp_path: Path) -> None:
+def test_senders(bsd: FreeBSD, listen: Open, port: int, ports: Ports, tmp_path: Path) -> None:
     """Each sender has as many SYNs as it sent, and those of a crowd are all counted."""
-    name, other = listen(backlog=128), listen(at=port + 1)
+    name, other = listen(backlog=128), listen(at=ports(1)[0])
     sent = {"192.0.2.200": 300, "2001:db8:1:2:3:4:5:6": 40, "198.51.100.1": 1}
     with tracing(port, tmp_path, TRACE, "--top", header="Date,Source") as output:
         for address, count in sent.items():
