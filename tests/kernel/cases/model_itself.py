@@ -441,7 +441,8 @@ def test_freebsd_on_both_cpus(generation: str) -> None:
             assert found["syns"] == found["created"] + found["duplicates"]
             assert found["established"] == found["accepts"] + found["q"]
             assert found["tcp_q"] == found["q"]
-            assert found["q_full_ack"]
+        assert model.totals("L")["q_full_ack"]
+        assert model.totals("M")["overflown"]
         acks = model.totals("L")["established"] + model.totals("L")["q_full_ack"]
         cookies = 2 * 100 * 15
         assert model.totals("L")["syns"] == 500 + 2 * 100 * 51
@@ -463,7 +464,8 @@ def test_kernel_log() -> None:
             listen(model)
             model.run("syn L count 3", "ack L", "abort L q")
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
-    assert "ip: loading out-of-tree module" in log
+    # The kernel says it of the first one only.
+    assert re.search(r"\b(?:ip|freebsd): loading out-of-tree module", log)
     ours = r"solaris_eager|freebsd_socket|freebsd_inpcb|freebsd_syncache"
     bad = re.findall(rf"^.*\b(?:BUG|WARNING|Oops)\b.*$|^.*(?:{ours}).*$", log, re.MULTILINE)
     assert not bad, log[-4000:]
