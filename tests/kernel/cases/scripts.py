@@ -149,6 +149,12 @@ def total(values: Mapping[tuple[str, ...], object]) -> int:
     return sum(value for value in values.values() if isinstance(value, int))
 
 
+def shown(key: bytes) -> str:
+    """Return a key as a label has it: control characters but newline and tab are escaped."""
+    text = key.decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda one: f"\\x{ord(one[0]):02x}", text)
+
+
 def test_all_well(together: Together) -> None:
     """The scripts run to their end, and only the expected rows are bad."""
     assert together.told.status == 0, together.told.errors
@@ -161,7 +167,7 @@ script("syscall::getpriority:entry /pid == $1 && arg0 == 0/ { @calls[execname] =
 
 def test_predicate_and_argument(together: Together) -> None:
     """$1 works in a predicate, and execname may contain any bytes."""
-    name = ODD_NAME.decode("utf-8", "backslashreplace")
+    name = shown(ODD_NAME)
     assert together.told.of("calls") == {(name,): CALLS}
 
 
@@ -286,7 +292,7 @@ syscall::rmdir:entry {MINE} {{ @path[copyinstr(arg0)] = count(); }}""")
 
 def test_paths(together: Together) -> None:
     """Strings of a process are read exactly: long, with newlines, quotes, or a mark of rows."""
-    odd = ODD_PATH.decode("utf-8", "backslashreplace")
+    odd = shown(ODD_PATH)
     assert together.told.of("path") == {(odd,): 2, (LONG_PATH.decode(),): 1}
 
 

@@ -64,10 +64,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Report a case's result once all of its parameters are done."""
+    """Report a case's result once all of its parameters are done, and until then a sign of life."""
     name = case_of(nodeid)
     _left[name] -= 1
-    if not _left[name]:
+    if _left[name]:
+        _send(event="alive")
+    else:
         _send(event="case", case=name, **_outcome[name])
 
 
