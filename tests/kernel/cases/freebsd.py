@@ -8,7 +8,6 @@ simulator of that engine they run as they are, see ../../sun.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from lab.exporter import Exporter
 from lab.freebsd import FreeBSD
 from lab.model import DTRACE, FREEBSD, Model
+from lab.solaris import fresh_names, listening
 from lab.tracing import rows_of, tracing
 from lab.waiting import until
 
@@ -28,7 +28,6 @@ Ports = Callable[[int], list[int]]
 BUCKET = 1000
 """How many half-open connections a stack has room for, unless a case says otherwise."""
 TRACE = {"dtrace": {"command": [DTRACE], "program": "freebsd"}}
-_names = (f"l{number}" for number in itertools.count())
 
 # What does not differ on 13, and takes long.
 on_14 = pytest.mark.parametrize("bsd", ["freebsd14"], indirect=True)
@@ -51,22 +50,8 @@ def bsd(request: pytest.FixtureRequest) -> Iterator[FreeBSD]:
 @pytest.fixture
 def listen(bsd: FreeBSD, port: int) -> Iterator[Open]:
     """Return a function that opens a listener of the model and gives its name."""
-    opened = []
-    bsd.begin()
-
-    def start(text: str = "", *, backlog: int = 8, zone: int = 0, at: int | None = None) -> str:
-        name = next(_names)
-        address = "" if "address " in text else "address * "
-        bsd.model.run(
-            f"listen {name} zone {zone} {address}port {at or port} backlog {backlog} {text}"
-        )
-        opened.append(name)
-        return name
-
-    yield start
-    for name in opened:
-        if not bsd.model.totals(name)["closed"]:
-            bsd.model.run(f"timeout {name}", f"close {name}")
+    with listening(bsd, port, "timeout") as start:
+        yield start
     bsd.model.run(f"bucketlimit 0 {BUCKET}")
 
 
@@ -384,7 +369,7 @@ def test_any_script(bsd: FreeBSD, ports: Ports) -> None:
         st.lists(EVENTS, min_size=10, max_size=25),
     )
     def run(kind: str, backlog: int, room: int, events: list[str]) -> None:
-        name = next(_names)
+        name = next(fresh_names)
         bsd.model.run(f"bucketlimit 0 {room}", "alloc_fail 0")
         port = ports(1)[0]
         bsd.model.run(f"listen {name} zone 0 address * port {port} backlog {backlog} {kind}")

@@ -8,7 +8,6 @@ simulator of that engine they run as they are, see ../../sun.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from lab.exporter import Exporter
 from lab.model import DTRACE, SOLARIS, Model
-from lab.solaris import Sun
+from lab.solaris import Sun, fresh_names, listening
 from lab.tracing import rows_of, tracing
 from lab.waiting import until
 
 Ports = Callable[[int], list[int]]
-_names = (f"l{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module", params=SOLARIS)
@@ -46,22 +44,8 @@ def sun(request: pytest.FixtureRequest) -> Iterator[Sun]:
 @pytest.fixture
 def listen(sun: Sun, port: int) -> Iterator[Callable[..., str]]:
     """Return a function that opens a listener of the model and gives its name."""
-    opened = []
-    sun.begin()
-
-    def start(text: str = "", *, backlog: int = 8, zone: int = 0, at: int | None = None) -> str:
-        name = next(_names)
-        address = "" if "address " in text else "address * "
-        sun.model.run(
-            f"listen {name} zone {zone} {address}port {at or port} backlog {backlog} {text}"
-        )
-        opened.append(name)
-        return name
-
-    yield start
-    for name in opened:
-        if not sun.model.totals(name)["closed"]:
-            sun.model.run(f"close {name}")
+    with listening(sun, port) as start:
+        yield start
 
 
 def test_the_programs_of_a_generation(sun: Sun) -> None:
@@ -384,7 +368,7 @@ def test_any_script(sun: Sun, ports: Ports) -> None:
     )
     @given(KINDS, st.integers(1, 4), st.integers(0, 3), st.lists(EVENTS, min_size=5, max_size=25))
     def run(kind: str, backlog: int, room: int, events: list[str]) -> None:
-        name = next(_names)
+        name = next(fresh_names)
         sun.model.run(f"q0max 0 {room}")
         port = ports(1)[0]
         sun.model.run(f"listen {name} zone 0 address * port {port} backlog {backlog} {kind}")

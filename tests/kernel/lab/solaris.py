@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +13,8 @@ from lab.model import Model
 from lab.waiting import until
 
 GAUGES = ("q0_length", "q_length", "q0_limit", "q_limit", "backlog_requested")
+fresh_names = (f"l{number}" for number in itertools.count())
+"""The names of listeners in the models; none is used twice."""
 BOUNDS = ["0.0", *(f"0.{tenth}" for tenth in range(1, 10)), "1.0", "+Inf"]
 
 
@@ -113,3 +118,30 @@ class Sun:
         metrics = self.exporter.metrics()
         names = ("lost_total", "probe_errors_total", "bad_rows_total", "restarts_total")
         return {n: sum(v for _, v in metrics.select(f"dtrace_session_{n}")) for n in names}
+
+
+@contextmanager
+def listening(sun: Sun, port: int, *before: str) -> Iterator[Callable[..., str]]:
+    """Yield a function that opens a listener of the model and gives its name; then close all.
+
+    Args:
+        sun: the model and its exporter.
+        port: the port, unless the function gets another one.
+        before: the words of the model's lines that come before a listener's name and its close.
+    """
+    opened = []
+    sun.begin()
+
+    def start(text: str = "", *, backlog: int = 8, zone: int = 0, at: int | None = None) -> str:
+        name = next(fresh_names)
+        address = "" if "address " in text else "address * "
+        sun.model.run(
+            f"listen {name} zone {zone} {address}port {at or port} backlog {backlog} {text}"
+        )
+        opened.append(name)
+        return name
+
+    yield start
+    for name in opened:
+        if not sun.model.totals(name)["closed"]:
+            sun.model.run(*(f"{words} {name}" for words in (*before, "close")))
