@@ -70,6 +70,7 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         user.PARSING,
         user.MEMORY,
         user.HEARTBEAT,
+        user.SCRIPTS,
     ):
         values = [f["values"] for f in results["user"]["figures"] if f["table"] == table]
         assert values

@@ -1,4 +1,4 @@
-"""The library of Solaris' model behaves like the module, and its hooks see all events."""
+"""The library of a model behaves like the module, and its hooks see all events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cases import model_itself
 from hypothesis import given, settings
 
 from sun.events import Script, scripts
-from sun.library import SOLARIS, Library, why_not
+from sun.library import FREEBSD, SOLARIS, Library, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -32,6 +32,8 @@ def _cases() -> Iterator[tuple[str, str, str]]:
             yield from ((name, generation, "") for generation in SOLARIS)
         elif "illumos" in parameters:
             yield name, "illumos", ""
+        elif "freebsd" in parameters:
+            yield from ((name, generation, "") for generation in FREEBSD)
         elif "deferring" in parameters:
             yield from ((name, *pair) for pair in model_itself.DEFERRING)
         else:
@@ -47,6 +49,9 @@ def test_as_the_module(
     monkeypatch.setattr(model_itself, "Model", Library)
     case = getattr(model_itself, name)
     parameters = inspect.signature(case).parameters
+    if "freebsd" in parameters:
+        case(generation)
+        return
     if "kind" in parameters:
         case(generation, kind)
         return

@@ -423,10 +423,10 @@ def test_deferred_on_both_cpus(deferring: tuple[Model, str]) -> None:
     assert model.eagers() == 0
 
 
-@pytest.mark.parametrize("generation", FREEBSD)
-def test_freebsd_on_both_cpus(generation: str) -> None:
+@pytest.mark.parametrize("freebsd", FREEBSD)
+def test_freebsd_on_both_cpus(freebsd: str) -> None:
     """Whatever both CPUs do at once to FreeBSD's sockets, no connection is lost or left over."""
-    with Model(generation) as model:
+    with Model(freebsd) as model:
         model.run("bucketlimit 0 500")
         listen(model, backlog=100)
         model.run("listen M zone 0 address * port 81 backlog 4 filter", "syn L count 500")
