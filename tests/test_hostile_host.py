@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -26,10 +27,20 @@ import pytest
 import yaml
 
 import zone_rows
-from dtrace_exporter import config, families, namespaces, service, trace, yaml_reader
+from dtrace_exporter import (
+    config,
+    families,
+    namespaces,
+    netstat,
+    senders,
+    service,
+    trace,
+    yaml_reader,
+)
 from dtrace_exporter.inet_diag import ListeningSocket
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import SessionId
+from dtrace_exporter.scripts import conversions
 from dtrace_exporter.service import Service
 from dtrace_exporter.state import State
 from dtrace_exporter.tracing import diagnostics, dtrace, program, refusal, rendering, rows
@@ -320,10 +331,14 @@ STARTS = [
     "dtrace: invalid probe specifier fbt::",
     "f:g:",
     "0123456789abcdef:",
+    "line 1: printa( ) argument #1 is incompatible with conversion #1 prototype:\nconversion: ",
 ]
 PATTERNS = {
     f"{module.__name__}.{name}": value
-    for module in (config, diagnostics, dtrace, families, yaml_reader, program, rows, trace)
+    for module in (
+        *(config, conversions, diagnostics, dtrace, families, program, rows, senders, trace),
+        yaml_reader,
+    )
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
 }
@@ -375,6 +390,12 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+def read_netstat(text: str) -> None:
+    """Read what netstat(1) of FreeBSD may print."""
+    with suppress(OSError):
+        deque(netstat.sockets(b'{"statistics": {"socket": [' + text.encode()))
+
+
 def read(line: str) -> None:
     """Read any line as a row."""
     reader = rows.Reader()
@@ -383,10 +404,10 @@ def read(line: str) -> None:
         reader.read(line)
 
 
-@pytest.mark.parametrize("name", [*READERS, "row"])
+@pytest.mark.parametrize("name", [*READERS, "netstat", "row"])
 def test_readers_are_linear(name: str) -> None:
     """Nothing that reads the output of a host takes more than linear time."""
-    assert_linear({**READERS, "row": read}[name], name)
+    assert_linear({**READERS, "netstat": read_netstat, "row": read}[name], name)
 
 
 def read_behind(start: str, text: str) -> None:

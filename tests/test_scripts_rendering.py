@@ -246,11 +246,13 @@ async def test_unlikely() -> None:
         ),
         (WRONG.format(1, 2, 1, "pid_t"), "argument: pid_t"),
         (WRONG.format(4, 2, 3, "pid_t"), "argument: pid_t"),
+        (WRONG.format("1" * 5000, 2, 3, "pid_t"), "argument: pid_t"),
+        ("line 1\x1b[2J: \x9b no", "x.d: line 1 [2J: no"),
         ("", "x.d: "),
     ],
 )
 async def test_other_errors(output: str, says: str) -> None:
-    """Any other error of the compiler is the script's error, in dtrace(1)'s words."""
+    """Any other error of the compiler is the script's, in dtrace(1)'s words, fit for a terminal."""
 
     async def ask(_: str) -> tuple[int, str]:
         return 1, output

@@ -44,7 +44,7 @@ _LONGEST = 300
 _TCP = ("tcp", "toe")
 _LIST = re.compile(r'"statistics"\s*:\s*\{\s*"socket"\s*:\s*(?=\[)')
 # What comes before each socket, or after the last one.
-_MARK = re.compile(r"\s*[\[,]\s*(?!\])|\s*\[?\s*(\])")
+_MARK = re.compile(r"\s*+[\[,]\s*+(?!\])|\s*+\[?\s*+(\])")
 
 
 def read(_others: Iterable[Namespace], _known: Mapping[str, set[int]]) -> list[Reading]:

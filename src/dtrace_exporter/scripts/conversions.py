@@ -20,6 +20,7 @@ from dtrace_exporter.scripts.rendering import (
     Conversions,
     question,
 )
+from dtrace_exporter.terminal import printable
 
 Ask = Callable[[str], Awaitable[tuple[int, str]]]
 """Compiles a text by ``dtrace -e`` with a script's options; returns exit status and output."""
@@ -39,10 +40,11 @@ _TYPES = (
     (r"_usymaddr", USER_SYMBOL),
     (r".*\*.*", POINTER),
 )
-# D_PRINTF_ARG_TYPE, from dt_printf_validate() of libdtrace's dt_printf.c.
+# D_PRINTF_ARG_TYPE, from dt_printf_validate() of libdtrace's dt_printf.c. Possessive quantifiers
+# keep the search of a hostile answer linear.
 _WRONG = re.compile(
-    r"line (\d+): printa\( \) argument #\d+ is incompatible with conversion #(\d+) prototype:"
-    r"\s+conversion: .*\s+prototype: .*\s+argument: (.*)"
+    r"line (\d{1,9}): printa\( \) argument #\d{1,9} is incompatible with conversion #(\d{1,9})"
+    r" prototype:\s++conversion: .*+\s++prototype: .*+\s++argument: (.*)"
 )
 _LONGEST = 300
 
@@ -72,7 +74,7 @@ async def conversions(script: Script, ask: Ask) -> Conversions:
         if not (0 <= aggregation < len(found) and 0 <= key < len(found[aggregation])):
             break
         found[aggregation][key] = _letter(wrong[3].strip(), _TYPES)
-    raise ScriptError(f"{script.path}: {' '.join(output.split())[-_LONGEST:]}")
+    raise ScriptError(f"{script.path}: {' '.join(printable(output).split())[-_LONGEST:]}")
 
 
 def _letter(text: str, patterns: tuple[tuple[str, str], ...]) -> str:
