@@ -150,6 +150,14 @@ def test_no_end_of_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(made, "set 1", "syn 0 0 0 5", "tick 10") == [{"::": {"": 4}}]
 
 
+def test_no_end_of_heartbeats_in_a_moment() -> None:
+    """The table keeps 60,000 heartbeats and senders at most, however many come in a moment."""
+    board = Board(Senders(), 22, "")
+    for at in range(1000):
+        board.tick(at / 1000, {f"{at}-{number}": Counter({"": 1}) for number in range(1000)})
+    assert sum(1 + len(fresh) for _, fresh in board._ticks) == 59 * 1001
+
+
 def test_board() -> None:
     """Rates are over the last seconds, and the busiest sender comes first."""
     made = Senders()

@@ -37,6 +37,8 @@ _MOST_LINES = 20_000
 the same reason a set has no more rows."""
 _SETS = 2
 _RATE_SECONDS = 5.0
+_MOST_RECENT = 60_000
+"""More heartbeats and senders of theirs than a program can print in _RATE_SECONDS: 50 of 1,024."""
 _MOST_SAID = 100
 
 Sender = str
@@ -157,12 +159,17 @@ class Board:
         self._port = port
         self._sorted = Sorted(COLUMNS, "syns", _FIRST_TO_GO)
         self._ticks = deque[tuple[float, dict[Sender, Counts]]]()
+        self._recent = 0
 
     def tick(self, now: float, fresh: dict[Sender, Counts]) -> None:
         """Take the counts of a heartbeat; ``now`` is in seconds of the monotonic clock."""
         self._ticks.append((now, fresh))
-        while len(self._ticks) > 1 and now - self._ticks[1][0] >= _RATE_SECONDS:
-            self._ticks.popleft()
+        self._recent += 1 + len(fresh)
+        while len(self._ticks) > 1 and (
+            now - self._ticks[1][0] >= _RATE_SECONDS or self._recent > _MOST_RECENT
+        ):
+            _, gone = self._ticks.popleft()
+            self._recent -= 1 + len(gone)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return for each sender the values of its columns."""
