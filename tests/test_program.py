@@ -275,6 +275,10 @@ def test_load_errors(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ProgramError, match=r"binary\.d: not UTF-8"):
         load(str(binary))
+    # Sun's DTrace would stop there, before the line that forbids destructive actions.
+    binary.write_bytes(b'#pragma D option destructive\nBEGIN { system("id"); }\n\0')
+    with pytest.raises(ProgramError, match=r"binary\.d: a zero byte in it"):
+        load(str(binary))
     with pytest.raises(ProgramError, match="the D program nonsense: No such file"):
         load("nonsense")
     with pytest.raises(ProgramError, match="the D program nonsense_trace: No such file"):

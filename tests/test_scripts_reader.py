@@ -201,6 +201,13 @@ def test_flags(line: str, flags: tuple[str, ...]) -> None:
     assert read("x.d", f"{line}\nBEGIN {{ @ = count(); }}").flags == flags
 
 
+def test_zero_byte() -> None:
+    """A zero byte, where Sun's DTrace would stop, cannot cut off what forbids to destroy."""
+    text = '#pragma D option destructive\nBEGIN { @ = count(); system("id"); }\n\0'
+    with pytest.raises(ScriptError, match=r"^x.d:3: a zero byte, expected a text$"):
+        read("x.d", text)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -176,6 +176,9 @@ def read(path: str, text: str) -> Script:
             each other, or its #! line has an option that no script may have.
     """
     source = Source(path, text)
+    if "\0" in text:
+        # As in program.load().
+        raise source.error(text.index("\0"), "a zero byte", "a text")
     for token in source.tokens:
         if token.kind == "unended":
             raise source.error(token.start, f"{token.text} without an end", f"{token.text[::-1]}")

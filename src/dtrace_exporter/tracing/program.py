@@ -141,7 +141,7 @@ def load(name: str) -> Program:
         name: the program's name, or an absolute path.
 
     Raises:
-        ProgramError: the file cannot be read.
+        ProgramError: the file cannot be read, or has a zero byte.
     """
     try:
         if "/" in name:
@@ -152,6 +152,10 @@ def load(name: str) -> Program:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ProgramError(f"cannot read the D program {name}: {reason}") from None
+    if "\0" in text:
+        # Sun's DTrace stops there (input() of libdtrace's dt_lex.l), and so before the line of
+        # rendering.render() that forbids destructive actions.
+        raise ProgramError(f"cannot read the D program {name}: a zero byte in it")
     return Program(name, text)
 
 
