@@ -28,6 +28,8 @@ from dtrace_exporter import inet_diag, kernel_totals, sock_diag
 from dtrace_exporter.inet_diag import ListeningSocket, half_open, listeners
 from dtrace_exporter.limits import Limits
 from dtrace_exporter.listeners import ListenerTable, SessionId
+from dtrace_exporter.namespace_finder import NETLINK_SOCK_DIAG
+from dtrace_exporter.namespaces import Namespace
 from dtrace_exporter.sock_diag import CAPABILITIES, Reading, SockDiagSource, read
 from dtrace_exporter.sockets import Queues
 from dtrace_exporter.tracing import rows
@@ -658,6 +660,31 @@ def test_half_open_of_namespaces(kernel: Kernel) -> None:
         "2": 2,
         "3": 3,
     }
+
+
+@linux
+@pytest.mark.parametrize("seconds", [0.0, 100.0])
+def test_half_open_of_very_many_namespaces(
+    net: Net, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Once the search for half-open connections has taken too long, other namespaces lack Q0."""
+    net.listen("127.0.0.1")
+    monkeypatch.setattr(sock_diag, "_HALF_OPEN_SECONDS", seconds)
+    with ExitStack() as stack:
+        there = [
+            Namespace(
+                str(number),
+                number,
+                stack.enter_context(
+                    socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+                ),
+            )
+            for number in (2, 3)
+        ]
+        own, *others = read(there, {})
+    assert own.half_open is not None
+    assert [bool(one.samples) for one in others] == [True, True]
+    assert [one.half_open is None for one in others] == [seconds == 0] * 2
 
 
 def test_sockets_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

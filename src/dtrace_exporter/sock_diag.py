@@ -33,6 +33,8 @@ CAPABILITIES = Capabilities(
 """The series that this source fills. The kernel does not give the reason of drops."""
 
 _MOST_COUNTED = 100_000
+_HALF_OPEN_SECONDS = 2.0
+"""After so much processor time no more namespaces are searched for half-open connections."""
 
 
 class Reading(NamedTuple):
@@ -40,7 +42,7 @@ class Reading(NamedTuple):
 
     Attributes:
         samples: as inet_diag.listeners() returns them.
-        half_open: as inet_diag.half_open() returns it; None if the source does not know it.
+        half_open: as inet_diag.half_open() returns it; None if it is not known.
         place: as for ListenerTable.listener().
         cookie: as for ListenerTable.listener().
         dropped: how many connections all of its listeners had dropped before and after the samples
@@ -57,6 +59,9 @@ class Reading(NamedTuple):
 def read(others: Iterable[Namespace], known: Mapping[str, set[int]]) -> list[Reading]:
     """Read what the kernel says about this network namespace and others; it blocks.
 
+    For half-open connections the kernel searches the connections of all namespaces, each time. Any
+    user may have many of both. So the last of the others may lack these.
+
     Args:
         others: the others. Those that cannot be read are left out.
         known: the sockets that were open at the last reading, by place.
@@ -67,17 +72,26 @@ def read(others: Iterable[Namespace], known: Mapping[str, set[int]]) -> list[Rea
     before = _dropped()
     own = Reading(inet_diag.listeners(known.get("", ())), inet_diag.half_open())
     readings = [own._replace(dropped=_between(before, _dropped()))]
+    searched, left_out = 0.0, 0
     for place, cookie, netlink, netstat in others:
         before = None if netstat is None else _dropped(netstat)
         try:
             samples = inet_diag.listeners(known.get(place, ()), netlink)
-            # This is costly: the kernel searches the connections of all namespaces.
-            half_open = inet_diag.half_open(netlink) if samples else Counter[tuple[str, int]]()
+            half_open: Counter[tuple[str, int]] | None = Counter()
+            if samples and searched < _HALF_OPEN_SECONDS:
+                began = time.thread_time()
+                half_open = inet_diag.half_open(netlink)
+                searched += time.thread_time() - began
+            elif samples:
+                half_open = None
+                left_out += 1
         except OSError as error:
             _log.warning("network namespace not read", extra=fields(netns=place, why=str(error)))
             continue
         after = None if netstat is None else _dropped(netstat)
         readings.append(Reading(samples, half_open, place, cookie, _between(before, after)))
+    if left_out:
+        _log.warning("Q0 of network namespaces left out", extra=fields(namespaces=left_out))
     return readings
 
 
