@@ -39,7 +39,8 @@ def test_headers(tmp_path: Path) -> None:
     there = found(tmp_path / "x.d", "\n".join((*lines, COUNTS)))
     wanted = {tmp_path / "lib", *(tmp_path / name for name in ("lib/a.h", "beside.h", "far.h"))}
     own = {tmp_path, tmp_path / "lib/deep"}
-    assert there == {*wanted, *own, tmp_path / "lib/deep/b.h"}
+    missing = {tmp_path / "deep", *(each / "lib" for each in tmp_path.parents[:2])}
+    assert there == {*wanted, *own, *missing, tmp_path / "lib/deep/b.h"}
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,21 @@ def test_shared_directories(flags: str, place: str, tmp_path: Path) -> None:
     script = (tmp_path if place else shared) / "x.d"
     line = f"#!/usr/sbin/dtrace {flags} {tmp_path / place if place else ''} -s"
     script.write_text(f'{line}\n#include "none.h"\n{COUNTS}', encoding="utf-8")
+    look = Guard(refuse=True).look
+    load(None, look, [script])
+    shared.chmod(0o1777)
+    with pytest.raises(ConfigError, match=f"found that {shared} can be written by everybody"):
+        load(None, look, [script])
+
+
+@pytest.mark.parametrize("name", ["s/none.h", "s/deep/none.h", "{}/s/none.h"])
+def test_missing_headers(name: str, tmp_path: Path) -> None:
+    """The service refuses a script if others can add a header that it includes, even in /tmp."""
+    shared = tmp_path / "s"
+    shared.mkdir()
+    script = tmp_path / "x.d"
+    text = f'#!/usr/sbin/dtrace -Cs\n#include "{name.format(tmp_path)}"\n{COUNTS}'
+    script.write_text(text, encoding="utf-8")
     look = Guard(refuse=True).look
     load(None, look, [script])
     shared.chmod(0o1777)

@@ -44,6 +44,8 @@ def _headers(text: str, directories: list[Path]) -> Iterator[Path]:
         for name in names:
             for header in (each / name for each in (own, *directories)):
                 if not os.path.lexists(header):
+                    # Whoever can add it there decides what is found.
+                    yield header.parent
                     continue
                 yield header
                 if (file := header.resolve()) not in read:
