@@ -698,8 +698,9 @@ def test_trace_heeds_sigterm_where_dtrace_does_not(
         ("a,b,c,1:10000000000000000,1,2,3,4,5", "a,b,c,1:10000000000000000,1,2,3,4,5"),
         ("a,b,c,0:0,1,2,3,4,5", "a,b,c,::,1,2,3,4,5"),
         ("dtrace: 5 drops on CPU 0", "dtrace: 5 drops on CPU 0"),
+        ("\x1b]0;title\x07,\x9b2J", " ]0;title , 2J"),
     ],
 )
 def test_csv(line: str, expected: str) -> None:
-    """The two halves of an address become its usual form; any other line stays as it is."""
+    """An address gets its usual form; any other line loses its control characters only."""
     assert csv(line) == expected

@@ -211,8 +211,10 @@ def csv(line: str) -> str:
     """Return a line of a trace program as CSV, with its address in the usual form.
 
     Programs print an address as HIGH:LOW, the halves of an IPv6 address in hexadecimal, or in one
-    of the forms of RFC 4291, 2.2. Any other line is returned unchanged.
+    of the forms of RFC 4291, 2.2. Any other line is returned unchanged, but for control characters:
+    what reads the output may be a terminal in the end.
     """
+    line = terminal.printable(line)
     columns = line.split(",")
     if len(columns) != len(HEADER.split(",")):
         return line
@@ -253,9 +255,9 @@ def table(columns: int, paint: terminal.Paint, capacity: QCapacity) -> Callable[
         widths[1] = len("00:00:00")
 
     def row(line: str) -> str:
-        cells = terminal.printable(csv(line)).split(",")
+        cells = csv(line).split(",")
         if len(cells) != len(widths):
-            return paint(terminal.printable(line), "dim")
+            return paint(",".join(cells), "dim")
         styles = [""] * len(cells)
         if cells == HEADER.split(","):
             styles = ["bold"] * len(cells)
