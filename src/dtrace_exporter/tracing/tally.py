@@ -223,12 +223,13 @@ class Tally:
 
     def lose(self) -> None:
         """Record that the kernel has lost rows or counts of this run."""
-        self._accounts.lose()
-        self.forget_listens()
         if self._sees_closes:
             # The next heartbeat may have been printed before what was lost.
             self._blind_ticks = 2
+            # First, because then nothing is left for the next lines to forget socket by socket.
             self._table.lose_sight(self._session.host)
+        self._accounts.lose()
+        self.forget_listens()
 
     def seed(
         self, found: Mapping[Identity, list[ListeningSocket]], time: int
