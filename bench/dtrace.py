@@ -3,7 +3,7 @@
 
     dtrace.py LISTENERS busy|idle [dtrace(1)'s own arguments]
 
-A busy listener has more events of each kind at each tick. An idle one has rows at the first tick.
+A busy listener has more events of each kind at each tick. An idle one repeats its rows.
 """
 
 from __future__ import annotations
@@ -47,24 +47,26 @@ _SUN_EVENTS = (
 )
 
 
-def rows(listeners: int, tick: int, place: int) -> Iterator[str]:
+def rows(listeners: int, tick: int, place: int, now: int) -> Iterator[str]:
     """Yield the rows of a set after some ticks; see dtrace_exporter.tracing.rows.
 
     Args:
         listeners: the number of listeners.
         tick: the number of ticks.
         place: the place of the listeners; 0 for no rows of listeners.
+        now: when Q and Q0 were looked at, in nanoseconds; the exporter ignores what is older than
+            the first heartbeat of the session ``calls``.
     """
     for number in range(listeners):
         listener = f"{(0x888000000000 + 0x1000 * number) << 16 | 1:x}"
         if place:
             port = FIRST_PORT + number
-            yield f"listener {listener} {tick} 10 {place} 1 0.0.0.0 {port} 0 0 {_QMAX}"
+            yield f"listener {listener} {now} 10 {place} 1 0.0.0.0 {port} 0 0 {_QMAX}"
         for what, part, count, value in _EVENTS:
             qmax = _QMAX if what < 20 else 0
             yield f"count {listener} {what} {qmax} {part} {count * tick * (_PAIR * value + 1)}"
-        yield f"q {listener} {_QMAX} {_PAIR * tick * 1_000_000_000 + (tick + number) % 5}"
-        yield f"q0 {listener} {_PAIR * tick * 1_000_000_000 + number % 7}"
+        yield f"q {listener} {_QMAX} {_PAIR * now + (tick + number) % 5}"
+        yield f"q0 {listener} {_PAIR * now + number % 7}"
 
 
 def sun_rows(listeners: int, tick: int) -> Iterator[str]:
@@ -96,14 +98,16 @@ def main(listeners: int, busy: bool) -> None:
         turn, tick = divmod(ticks, _TURN)
         ticks += 1
         if counts:
-            if turn > 1 and tick == 0:
-                began[turn & 1] = time.monotonic_ns()
-                sets[turn & 1] = []
-            if busy or ticks == 1:
-                sets[turn & 1] = list(rows(listeners, tick + 1, place))
+            # Rows of listeners are printed once a turn; in the first one until closes are seen.
+            is_told = tick == 0 or turn == 0
+            now = time.monotonic_ns()
+            if busy:
+                if turn > 1 and tick == 0:
+                    began[turn & 1] = now
+                sets[turn & 1] = list(rows(listeners, tick + 1, place, now))
+            else:
+                sets[0] = list(rows(listeners, 1, place, now)) if is_told else []
             for began_at, lines in zip(began, sets, strict=True):
-                # Rows of listeners are printed once a turn; in the first one until closes are seen.
-                is_told = tick == 0 or turn == 0
                 told = [line for line in lines if is_told or not line.startswith("listener")]
                 sys.stdout.write("\n".join([f"set {began_at}", *told, ""]))
         sys.stdout.flush()

@@ -114,7 +114,7 @@ def _listeners() -> tuple[Written, Take]:
     tally, splitter = Tally(state.table, _SESSION), LineSplitter()
 
     def written(tick: int) -> bytes:
-        lines = list(listener_rows(ROWS // 11, tick, 1 if tick == 1 else 0))
+        lines = list(listener_rows(ROWS // 11, tick, 1 if tick == 1 else 0, tick * 10**9))
         return "\n".join([f"tick {tick * 10**9}", "set 1", *lines[:ROWS], ""]).encode()
 
     def take(chunks: Sequence[bytes]) -> None:

@@ -351,10 +351,12 @@ def _serving(
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     if len(re.findall(wanted, server.scrape(), re.MULTILINE)) >= count:
                         break
-                if process.poll() is not None or time.monotonic() > deadline:
+                status = process.poll()
+                if status is not None or time.monotonic() > deadline:
                     log.seek(0)
                     said = log.read()[-2000:].decode(errors="replace")
-                    raise RuntimeError(f"{name} does not serve its metrics: {said}")
+                    how = f"in {_PATIENCE:.0f} s" if status is None else f"and ends with {status}"
+                    raise RuntimeError(f"{name} does not serve its metrics {how}: {said}")
                 time.sleep(0.05)
             yield server
         finally:
@@ -480,8 +482,9 @@ def _parsing(figures: _Figures, size: int, repetitions: int) -> None:
     took: dict[tuple[str, str], list[float]] = {}
     for repetition in range(-1, repetitions):
         tick = repetition + 2
-        linux = ["set 1", *rows(size, tick, 1 if repetition < 0 else 0)]
-        sun = [*sun_rows(size, tick), f"tick {tick * 1_000_000_000}"]
+        now = tick * 1_000_000_000
+        linux = ["set 1", *rows(size, tick, 1 if repetition < 0 else 0, now)]
+        sun = [*sun_rows(size, tick), f"tick {now}"]
         for name, what, lines in (
             (_OF_LINUX, _CHANGED, linux),
             (_OF_LINUX, _UNCHANGED, linux),
