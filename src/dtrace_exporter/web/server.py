@@ -421,7 +421,8 @@ def _is_text(first: bytes) -> bool:
 class _RequestGate(HTTPMessageDelegate):
     """Asks the server, when a request has been read, whether it may be answered.
 
-    Requests with a too large body are refused here.
+    Requests with a too large body are refused here, and those whose body comes in chunks: these may
+    be so small that they take long.
     """
 
     def __init__(
@@ -441,6 +442,8 @@ class _RequestGate(HTTPMessageDelegate):
         # Tornado handles other values; then the bytes of the body are counted.
         if _DIGITS.fullmatch(length) and int(length[:100]) > MAX_BODY_BYTES:
             self._stream.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if "Transfer-Encoding" in headers:
+            self._stream.refuse(HTTPStatus.LENGTH_REQUIRED)
         return waiting
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
