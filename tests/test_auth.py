@@ -239,3 +239,22 @@ async def test_who_gives_up_is_known_the_next_time(slow: Slow) -> None:
     assert slow.passwords.count(b"right") == 1
     assert await guess(authenticator, "192.0.2.1", password="right")[0]
     await asyncio.wait(guesses)
+
+
+async def test_hanging_up_takes_no_place(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses guess and hang up, one that gave up before them is checked."""
+    monkeypatch.setattr(auth, "_MOST_GONE", 20)
+    authenticator = Authenticator()
+    staying = guess(authenticator, *(f"192.0.2.{number}" for number in range(100, 130)))
+    (first,) = guess(authenticator, "192.0.2.1", password="right")
+    leaving = guess(authenticator, *(f"198.51.100.{number}" for number in range(200)))
+    await asyncio.sleep(0)
+    for each in (first, *leaving):
+        each.cancel()
+    await asyncio.wait([first, *leaving])
+    assert len(authenticator._waiting) <= 50
+    slow.compute(32)
+    await asyncio.wait(staying)
+    assert await guess(authenticator, "192.0.2.1", password="right")[0]
+    assert slow.passwords.count(b"right") == 1
+    slow.compute(200)

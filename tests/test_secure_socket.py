@@ -12,15 +12,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trustme
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from dtrace_exporter.web import server as web_server
 from dtrace_exporter.web.configuration import WebConfigFile
+from hard_keys import certificate
 from secured_service import Pki
 from step_meter import metered
 from web_serving import one_port, port_of, serving
 
 UPDATES = 50_000
 STEP_MS = 100
+HARD = 5
+"""It takes half a second to decode so many certificates with hard keys."""
 CROWD = 60
 TURN_MS = 40
 """All at once would take a hundred milliseconds."""
@@ -168,3 +173,71 @@ async def test_many_headers() -> None:
             assert answer.split()[1] == status
             writer.close()
             await writer.wait_closed()
+
+
+@pytest.fixture
+def verifying(tmp_path: Path, web: WebConfigFile, pki: Pki) -> WebConfigFile:  # noqa: ARG001
+    """A web configuration that asks for clients' certificates."""
+    file = tmp_path / "verifying.yml"
+    file.write_text(
+        "tls_server_config: {cert_file: server.pem, key_file: server.key, client_ca_file: ca.pem,"
+        " client_auth_type: RequireAndVerifyClientCert}",
+        encoding="ascii",
+    )
+    return WebConfigFile(file)
+
+
+def with_chain(pki: Pki, place: Path, by: trustme.CA, more: str) -> ssl.SSLContext:
+    """Return the context of a client that sends more certificates than its own."""
+    own = by.issue_cert("good.example")
+    (place / "chain.pem").write_text(own.cert_chain_pems[0].bytes().decode() + more, "ascii")
+    own.private_key_pem.write_to_path(str(place / "client.key"))
+    tls = pki.trusting()
+    tls.load_cert_chain(place / "chain.pem", place / "client.key")
+    return tls
+
+
+def status(port: int, tls: ssl.SSLContext, host: str = "127.0.0.1") -> bytes:
+    """Return the status of a request from an address, empty if the client is not let in."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), 60, (host, 0)) as raw,
+            tls.wrap_socket(raw, server_hostname="localhost") as client,
+        ):
+            client.sendall(REQUEST)
+            return b"".join(client.recv(100).split()[1:2])
+    except OSError:
+        return b""
+
+
+async def test_hard_keys(
+    verifying: WebConfigFile,
+    pki: Pki,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Certificates of strangers that take long to decode block neither the loop nor others."""
+    monkeypatch.setattr(web_server, "_HANDSHAKE_SECONDS", 600.0)
+    stranger = with_chain(pki, tmp_path, trustme.CA(), certificate() * HARD)
+    with metered() as meter:
+        async with serving(one_port(), web=verifying) as server:
+            asked = [
+                asyncio.to_thread(status, port_of(server), tls, f"127.0.0.{number}")
+                for number, tls in enumerate([*[stranger] * 3, pki.trusting("good.example")], 1)
+            ]
+            assert await asyncio.gather(*asked) == [b"", b"", b"", b"200"]
+    with capsys.disabled():
+        print(f"\n    longest step {1000 * meter.longest:.0f} ms", end=" ")  # noqa: T201
+    assert 1000 * meter.longest < STEP_MS, meter.what
+
+
+@pytest.mark.parametrize(("more", "served"), [(5, b"200"), (40, b"")])
+async def test_long_chains(
+    verifying: WebConfigFile, pki: Pki, tmp_path: Path, more: int, served: bytes
+) -> None:
+    """A client is let in only if its handshake, with its certificates, has at most 16 KB."""
+    junk = pki.authority.cert_pem.bytes().decode() * more
+    tls = with_chain(pki, tmp_path, pki.authority, junk)
+    async with serving(one_port(), web=verifying) as server:
+        assert await asyncio.to_thread(status, port_of(server), tls) == served

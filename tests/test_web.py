@@ -656,9 +656,9 @@ class TestLimits:
             (POST + b"Content-Length: 4097\r\n\r\n" + b"x" * 4097, 413),
             (POST + b"Content-Length: 4097, 4097\r\n\r\n" + b"x" * 4097, 413),
             (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413),
-            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"800\r\n%s\r\n" % CHUNK * 50, 413),
+            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"800\r\n%s\r\n" % CHUNK * 50, 411),
             (b"POST /-/no" + POST[14:] + b"Content-Length: 99999\r\n\r\nx", 413),
-            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * LARGE, 400),
+            (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * LARGE, 411),
             # A client that does not speak HTTP well has time to read the answer, too.
             (POST + b"Content-Length: -1\r\n\r\n" + b"x" * 500_000, 400),
         ],

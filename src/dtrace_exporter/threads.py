@@ -21,9 +21,10 @@ def executor(most: int | None = None, name: str = "") -> ThreadPoolExecutor:
         most: how many threads it may have, by default Python's number.
         name: how the names of its threads begin.
     """
-    return ThreadPoolExecutor(most, name, initializer=_begin)
+    return ThreadPoolExecutor(most, name, initializer=begin)
 
 
-def _begin() -> None:
+def begin() -> None:
+    """Begin a thread: it must not take ENDING, and it gives up all capabilities."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     privileges.give_up()

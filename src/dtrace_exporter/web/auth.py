@@ -81,8 +81,10 @@ class Authenticator:
         try:
             return await right and known
         except asyncio.CancelledError:
-            if len(self._waiting.get(client, ())) > 1 or len(self._waiting) > _MOST_GONE:
+            if len(self._waiting.get(client, ())) > 1:
                 self._forget(client, this)
+            elif len(self._waiting) > _MOST_GONE:
+                self._forget_newest_gone()
             raise
 
     async def _work(self) -> None:
@@ -118,6 +120,19 @@ class Authenticator:
             tries.remove(this)
             if not tries:
                 del self._waiting[client]
+
+    def _forget_newest_gone(self) -> None:
+        """If too many addresses have hung up, forget the one whose turn is last.
+
+        Otherwise new guesses would take the places of those who have waited.
+        """
+        gone = [
+            client
+            for client, tries in self._waiting.items()
+            if all(one.right.done() for one in tries)
+        ]
+        if len(gone) > _MOST_GONE:
+            del self._waiting[gone[-1]]
 
     def _digest(self, *parts: bytes) -> bytes:
         lengths = b"".join(len(part).to_bytes(8) for part in parts)

@@ -2,7 +2,8 @@
 
 OpenSSL reads from a socket until it has data for the application. A client could send key updates
 without end (RFC 8446, 4.6.3) and block the event loop. So OpenSSL gets its input in pieces. Many
-clients could do this at once, or shake hands, so only a few of them are read in a turn.
+clients could do this at once, or shake hands, so only a few of them are read in a turn. What a
+client may send until hands are shaken is limited, because its certificates may be costly.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from socket import socket
 from typing import Any
@@ -21,6 +23,9 @@ _HEAD_BYTES = 5
 _READ_BYTES = 2 << 10
 _WRITE_BYTES = 16 << 10
 _MOST_UNSENT = 64 << 10
+
+MAX_HANDSHAKE_BYTES = 16 << 10
+"""How much a client may send before its handshake is over, most of which are certificates."""
 
 
 class SecureSocket:
@@ -53,27 +58,33 @@ class SecureSocket:
         self._unsent = b""
         self._written = 0
 
-    def do_handshake(self) -> None:
-        """Continue the handshake.
+    async def shake_hands(self, run: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        """Shake hands.
+
+        Args:
+            run: calls OpenSSL, which may take long.
 
         Raises:
-            ssl.SSLError: it has failed or has to wait for the socket, as with ssl.SSLSocket.
+            OSError: it has failed.
         """
         while True:
             try:
-                self._tls.do_handshake()
+                await run(self._tls.do_handshake)
             except ssl.SSLWantReadError:
-                self._send()
-                if not self._receive():
-                    raise
+                await self._send_all()
+                await self._receive_more()
             except ssl.SSLError:
                 # The alert that tells the client why.
                 with suppress(OSError):
                     self._send()
                 raise
             else:
-                self._send()
+                await self._send_all()
+                self._received = 0
                 return
+
+    def do_handshake(self) -> None:
+        """Do nothing, because the handshake is over when Tornado calls this."""
 
     def recv_into(self, buffer: bytearray | memoryview, size: int) -> int:
         """Read up to ``size`` bytes into a buffer; return how many, 0 at the end.
@@ -123,12 +134,16 @@ class SecureSocket:
         if self._received >= _READ_BYTES:
             return False
         try:
-            received = self.connection.recv(min(self._missing, _READ_BYTES))
+            received = self._receive_piece()
         except BlockingIOError:
             return False
         if not received:
             self._incoming.write_eof()
-            return True
+        return True
+
+    def _receive_piece(self) -> bytes:
+        """Read a piece of a record and return it, empty at the end."""
+        received = self.connection.recv(min(self._missing, _READ_BYTES))
         self._incoming.write(received)
         self._missing -= len(received)
         if len(self._head) < _HEAD_BYTES:
@@ -138,7 +153,37 @@ class SecureSocket:
         if not self._missing:
             self._head, self._missing = b"", _HEAD_BYTES
         self._received += len(received)
-        return True
+        return received
+
+    async def _receive_more(self) -> None:
+        """Read a piece of the handshake, when there is one and it is its turn."""
+        loop = asyncio.get_running_loop()
+        await self._ready(loop.add_reader, loop.remove_reader)
+        await self._door.wait()
+        with suppress(BlockingIOError):
+            if not self._receive_piece():
+                raise ConnectionResetError(errno.ECONNRESET, "it has gone")
+            if self._received > MAX_HANDSHAKE_BYTES:
+                raise ssl.SSLError(f"it has more than {MAX_HANDSHAKE_BYTES} bytes")
+
+    async def _send_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                self._send()
+            except ssl.SSLWantWriteError:
+                await self._ready(loop.add_writer, loop.remove_writer)
+            else:
+                return
+
+    async def _ready(self, add: Callable[..., object], remove: Callable[..., object]) -> None:
+        """Wait until the socket can be read or written."""
+        ready = asyncio.Event()
+        add(self.connection, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            remove(self.connection)
 
     def _admit(self) -> bool:
         self.waits, self._admitted = False, self.fileno() >= 0

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import stat
 import sys
 import time
@@ -31,14 +32,14 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from dtrace_exporter.log import fields
 from dtrace_exporter.turns import Doorkeeper
 from dtrace_exporter.web import tls
-from dtrace_exporter.web.configuration import WebConfigFile
+from dtrace_exporter.web.configuration import WebConfig, WebConfigFile
+from dtrace_exporter.web.handshakes import Handshakes
 from dtrace_exporter.web.secure_socket import SecureSocket
 from dtrace_exporter.web.streams import SecureStream, Stream, refusal
 
@@ -79,6 +80,8 @@ _MOST_SHOWN = 300
 # RFC 8446, 5.1: the first byte of a handshake.
 _TLS = 0x16
 _DIGITS = re.compile(r"[0-9]+")
+
+_Connection = socket.socket | SecureSocket | Stream
 
 
 @dataclass(eq=False, slots=True)
@@ -123,12 +126,13 @@ class Server(HTTPServer):
         self._limit = MAX_CONNECTIONS
         if files != resource.RLIM_INFINITY:
             self._limit = max(1, min(self._limit, files // 2))
-        # In the order in which they came, or in which they sent their first byte.
-        self._open: dict[socket.socket | Stream, _Client] = {}
+        # In the order in which they came, sent their first byte, or ended their handshake.
+        self._open: dict[_Connection, _Client] = {}
         self._hosts = Counter[str]()
-        self._busy: set[socket.socket | Stream] = set()
+        self._busy: set[_Connection] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._shaking: dict[SecureSocket, asyncio.Task[None]] = {}
+        self._handshakes = Handshakes()
         self._door = Doorkeeper(_ADMITTED)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -188,14 +192,17 @@ class Server(HTTPServer):
         self._busy.add(stream)
         return True
 
-    def _drop(self, connection: socket.socket | Stream) -> None:
+    def _drop(self, connection: _Connection) -> None:
         self._forget(connection)
+        if isinstance(connection, SecureSocket):
+            self._shaking[connection].cancel()
+            return
         if isinstance(connection, socket.socket):
             self._silent.pop(connection).cancel()
             asyncio.get_running_loop().remove_reader(connection)
         connection.close()
 
-    def _forget(self, connection: socket.socket | Stream) -> None:
+    def _forget(self, connection: _Connection) -> None:
         self._busy.discard(connection)
         if (client := self._open.pop(connection, None)) is not None:
             self._hosts[client.host] -= 1
@@ -294,14 +301,12 @@ class Server(HTTPServer):
             self._open[stream] = self._open.pop(connection)
             self.handle_stream(stream, address)
             return
-        below: Any = SecureSocket(connection, config.tls, self._door)
-        secure = SecureStream(below, self._linger, MAX_HEADER_BYTES, self._door, **sizes)
-        self._open[secure] = self._open.pop(connection)
-        task = asyncio.get_running_loop().create_task(
-            self._shake_hands(secure, address, config.client_names)
+        below = SecureSocket(connection, config.tls, self._door)
+        self._open[below] = self._open.pop(connection)
+        self._shaking[below] = task = asyncio.get_running_loop().create_task(
+            self._shake_hands(below, address, config, **sizes)
         )
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        task.add_done_callback(partial(self._shaken, below))
 
     def _refuse_protocol(self, connection: socket.socket, first: bytes) -> None:
         """Answer like Go's net/http; clients of either protocol understand this as an error."""
@@ -348,27 +353,47 @@ class Server(HTTPServer):
         else:
             self._drop(connection)
 
-    async def _shake_hands(self, stream: SecureStream, address: Any, names: frozenset[str]) -> None:
+    async def _shake_hands(
+        self, below: SecureSocket, address: Any, config: WebConfig, **sizes: int
+    ) -> None:
+        client = self._open[below]
+        verifies = config.tls is not None and config.tls.verify_mode != ssl.CERT_NONE
+        run = partial(self._handshakes.run, client.host) if verifies else _at_once
         try:
-            await asyncio.wait_for(stream.wait_for_handshake(), _HANDSHAKE_SECONDS)
-            if stream.closed():
-                raise StreamClosedError
-            certificate = stream.socket.getpeercert()
-            client = self._open[stream]
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await below.shake_hands(run)
+            certificate = below.getpeercert()
             # In a resumed session the certificate may have expired since it was verified.
             client.expires = tls.expiry(certificate)
             found = tls.alternative_names(certificate)
-            if names and not names & found:
-                _log.warning(
-                    "client's certificate is for another name",
-                    extra=fields(client=client.host, names=" ".join(sorted(found))[:_MOST_SHOWN]),
-                )
-                self._drop(stream)
-                return
-        except (StreamClosedError, OSError, ValueError):
-            self._drop(stream)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ssl.SSLError):
+                told = fields(client=client.host, why=str(error))
+                _log.warning("TLS handshake failed", extra=told)
             return
+        if config.client_names and not config.client_names & found:
+            _log.warning(
+                "client's certificate is for another name",
+                extra=fields(client=client.host, names=" ".join(sorted(found))[:_MOST_SHOWN]),
+            )
+            return
+        if certificate:
+            self._handshakes.remember(client.host)
+        del self._shaking[below]
+        connection: Any = below
+        stream = SecureStream(connection, self._linger, MAX_HEADER_BYTES, self._door, **sizes)
+        self._open[stream] = self._open.pop(below)
         self.handle_stream(stream, address)
+
+    def _shaken(self, below: SecureSocket, _: object) -> None:
+        """Close the connection of a handshake that has failed or was cancelled."""
+        if self._shaking.pop(below, None) is not None:
+            self._forget(below)
+            below.close()
+
+
+async def _at_once(call: Callable[[], None]) -> None:
+    call()
 
 
 def _shown(sock: socket.socket) -> str:
@@ -396,7 +421,8 @@ def _is_text(first: bytes) -> bool:
 class _RequestGate(HTTPMessageDelegate):
     """Asks the server, when a request has been read, whether it may be answered.
 
-    Requests with a too large body are refused here.
+    Requests with a too large body are refused here, and those whose body comes in chunks: these may
+    be so small that they take long.
     """
 
     def __init__(
@@ -416,6 +442,8 @@ class _RequestGate(HTTPMessageDelegate):
         # Tornado handles other values; then the bytes of the body are counted.
         if _DIGITS.fullmatch(length) and int(length[:100]) > MAX_BODY_BYTES:
             self._stream.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if "Transfer-Encoding" in headers:
+            self._stream.refuse(HTTPStatus.LENGTH_REQUIRED)
         return waiting
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
