@@ -253,8 +253,9 @@ async def test_hanging_up_takes_no_place(slow: Slow, monkeypatch: pytest.MonkeyP
         each.cancel()
     await asyncio.wait([first, *leaving])
     assert len(authenticator._waiting) <= 50
-    slow.compute(32)
-    await asyncio.wait(staying)
+    slow.compute(300)
+    assert authenticator._working is not None
+    await asyncio.wait([*staying, authenticator._working])
+    assert slow.passwords.count(b"right") == 1
     assert await guess(authenticator, "192.0.2.1", password="right")[0]
     assert slow.passwords.count(b"right") == 1
-    slow.compute(200)

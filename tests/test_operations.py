@@ -130,5 +130,6 @@ def test_hardening_is_there(path: Path) -> None:
         assert f"\n{line}\n" in text
     lines = re.findall(r"^InaccessiblePaths=(.*)$", text, re.MULTILINE)
     hidden = [path.removeprefix("-") for path in " ".join(lines).split()]
-    for secret in ("/run/dbus", "/run/systemd/private", "/etc/shadow", "/etc/ssh/ssh_host_rsa_key"):
-        assert secret in hidden
+    for path_of_root in ("/run/dbus", "/run/systemd/private", "/run/docker.sock", "/run/libvirt",
+                         "/etc/shadow", "/etc/ssh/ssh_host_rsa_key"):  # fmt: skip
+        assert path_of_root in hidden

@@ -49,15 +49,10 @@ class Handshakes:
         """
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        with ExitStack() as held:
-            turn = self._turns.setdefault(host, asyncio.Lock())
-            for each in (turn,) if host in self._known else (turn, self._free):
-                await each.acquire()
-                held.callback(each.release)
-            release = held.pop_all().close
+        held = ExitStack()
 
         def end(error: BaseException | None) -> None:
-            release()
+            held.close()
             if done.done():
                 return
             done.set_exception(error) if error else done.set_result(None)
@@ -73,7 +68,13 @@ class Handshakes:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(end, error)
 
-        Thread(target=work, daemon=True).start()
+        with ExitStack() as waiting:
+            turn = self._turns.setdefault(host, asyncio.Lock())
+            for each in (turn,) if host in self._known else (turn, self._free):
+                await each.acquire()
+                waiting.callback(each.release)
+            Thread(target=work, daemon=True).start()
+            held.push(waiting.pop_all())
         await done
 
 
