@@ -20,7 +20,7 @@ SERIES = {"scripts.metrics"}
 """The tables of scripts, which know only what the scripts' text says."""
 LANGUAGE = {f"scripts.{name}" for name in ("reader", "lexer", "labels", "rendering", "rows")}
 LANGUAGE |= {"scripts.conversions", "scripts.families"}
-"""The language and the output of scripts; these modules know only each other."""
+"""The language and the output of scripts; these modules know only each other, and ``terminal``."""
 SCRIPTS = {("config", "scripts.configuration"), ("state", "scripts.metrics")}
 SCRIPTS |= {("collector", "scripts.metrics")}
 """What modules at the top know of scripts: their configuration and their metrics."""
@@ -95,7 +95,7 @@ def test_tables_know_themselves_alone() -> None:
     for module in TABLES:
         assert IMPORTS[module] <= TABLES | SERIES, module
     for module in SERIES | LANGUAGE:
-        assert IMPORTS[module] <= LANGUAGE, module
+        assert IMPORTS[module] <= LANGUAGE | {"terminal"}, module
 
 
 def words(path: Path) -> Iterator[str]:
