@@ -205,6 +205,9 @@ class Server(HTTPServer):
     def _forget(self, connection: _Connection) -> None:
         self._busy.discard(connection)
         if (client := self._open.pop(connection, None)) is not None:
+            if client.let_in and self._web_config.config.users:
+                # It had a password, and perhaps no certificate.
+                self._handshakes.remember(client.host)
             self._hosts[client.host] -= 1
             if not self._hosts[client.host]:
                 del self._hosts[client.host]
