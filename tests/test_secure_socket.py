@@ -9,12 +9,14 @@ import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import bcrypt
 import pytest
 import trustme
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from lab.waiting import eventually
 
 from dtrace_exporter.web import server as web_server
 from dtrace_exporter.web.configuration import WebConfigFile
@@ -277,3 +279,18 @@ async def test_a_password_is_remembered(
         # Strangers have all places.
         server._handshakes._free = asyncio.Semaphore(0)
         assert await asyncio.to_thread(*ask) == b"200"
+
+
+async def test_known_hosts_have_time_to_shake_hands(verifying: WebConfigFile) -> None:
+    """A connection of a host that has been let in before is not closed for those of strangers."""
+    async with serving(one_port(), web=verifying) as server:
+        server._limit = 3
+        server._handshakes.remember("127.0.0.1")
+        with ExitStack() as held:
+            for number in range(1, 9):
+                host = f"127.0.0.{number}"
+                client = socket.create_connection(("127.0.0.1", port_of(server)), 60, (host, 0))
+                held.enter_context(client)
+                await eventually(partial(server._hosts.__contains__, host))
+            hosts = sorted(server._hosts)
+        assert hosts == ["127.0.0.1", "127.0.0.7", "127.0.0.8"]

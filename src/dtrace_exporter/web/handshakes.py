@@ -48,6 +48,10 @@ class Handshakes:
         """Record that a client of a host has been let in."""
         _add(self._known, host, _MOST_KNOWN)
 
+    def knows(self, host: str) -> bool:
+        """Return whether a client of a host has been let in."""
+        return host in self._known
+
     async def run(self, host: str, call: Callable[[], None]) -> None:
         """Run a call in a thread, and raise its exception.
 
@@ -81,7 +85,7 @@ class Handshakes:
             turn = self._turns.setdefault(host, asyncio.Lock())
             await turn.acquire()
             waiting.callback(turn.release)
-            if host not in self._known:
+            if not self.knows(host):
                 place = self._few if host in self._blamed else self._free
                 await place.acquire()
                 waiting.callback(place.release)
