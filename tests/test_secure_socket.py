@@ -9,16 +9,19 @@ import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+import bcrypt
 import pytest
 import trustme
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from lab.waiting import eventually
 
 from dtrace_exporter.web import server as web_server
 from dtrace_exporter.web.configuration import WebConfigFile
 from hard_keys import certificate
-from secured_service import Pki
+from secured_service import Pki, basic
 from step_meter import metered
 from web_serving import one_port, port_of, serving
 
@@ -29,6 +32,8 @@ HARD = 5
 CROWD = 60
 TURN_MS = 40
 """All at once would take a hundred milliseconds."""
+PASSWORD = "correct horse battery staple"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -197,14 +202,16 @@ def with_chain(pki: Pki, place: Path, by: trustme.CA, more: str) -> ssl.SSLConte
     return tls
 
 
-def status(port: int, tls: ssl.SSLContext, host: str = "127.0.0.1") -> bytes:
+def status(
+    port: int, tls: ssl.SSLContext, host: str = "127.0.0.1", request: bytes = REQUEST
+) -> bytes:
     """Return the status of a request from an address, empty if the client is not let in."""
     try:
         with (
             socket.create_connection(("127.0.0.1", port), 60, (host, 0)) as raw,
             tls.wrap_socket(raw, server_hostname="localhost") as client,
         ):
-            client.sendall(REQUEST)
+            client.sendall(request)
             return b"".join(client.recv(100).split()[1:2])
     except OSError:
         return b""
@@ -241,3 +248,49 @@ async def test_long_chains(
     tls = with_chain(pki, tmp_path, pki.authority, junk)
     async with serving(one_port(), web=verifying) as server:
         assert await asyncio.to_thread(status, port_of(server), tls) == served
+
+
+async def test_a_password_is_remembered(
+    tmp_path: Path,
+    web: WebConfigFile,  # noqa: ARG001
+    pki: Pki,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client with a password but no certificate does not wait for strangers the next time."""
+    gone, forget = asyncio.Event(), web_server.Server._forget
+
+    def forgotten(server: web_server.Server, connection: object) -> None:
+        forget(server, connection)  # type: ignore[arg-type]
+        gone.set()
+
+    monkeypatch.setattr(web_server.Server, "_forget", forgotten)
+    file = tmp_path / "both.yml"
+    file.write_text(
+        "tls_server_config: {cert_file: server.pem, key_file: server.key, client_ca_file: ca.pem,"
+        f" client_auth_type: VerifyClientCertIfGiven}}\nbasic_auth_users: {{prometheus: {HASH}}}",
+        encoding="ascii",
+    )
+    header = basic("prometheus", PASSWORD)["Authorization"].encode()
+    request = REQUEST.replace(b"Host: x", b"Host: x\r\nAuthorization: " + header)
+    async with serving(one_port(), web=WebConfigFile(file)) as server:
+        ask = (status, port_of(server), pki.trusting(), "127.0.0.1", request)
+        assert await asyncio.to_thread(*ask) == b"200"
+        await gone.wait()
+        # Strangers have all places.
+        server._handshakes._free = asyncio.Semaphore(0)
+        assert await asyncio.to_thread(*ask) == b"200"
+
+
+async def test_known_hosts_have_time_to_shake_hands(verifying: WebConfigFile) -> None:
+    """A connection of a host that has been let in before is not closed for those of strangers."""
+    async with serving(one_port(), web=verifying) as server:
+        server._limit = 3
+        server._handshakes.remember("127.0.0.1")
+        with ExitStack() as held:
+            for number in range(1, 9):
+                host = f"127.0.0.{number}"
+                client = socket.create_connection(("127.0.0.1", port_of(server)), 60, (host, 0))
+                held.enter_context(client)
+                await eventually(partial(server._hosts.__contains__, host))
+            hosts = sorted(server._hosts)
+        assert hosts == ["127.0.0.1", "127.0.0.7", "127.0.0.8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import ssl
@@ -27,8 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrace_exporter.web import auth, tls
-from dtrace_exporter.web.configuration import RateLimit, WebConfig, load
+from dtrace_exporter import background
+from dtrace_exporter.web import auth, configuration, tls
+from dtrace_exporter.web.configuration import RateLimit, WebConfig, WebConfigFile, load
 from dtrace_exporter.yaml_reader import ConfigError
 from host_tools import require
 
@@ -821,3 +823,31 @@ def test_as_prometheus_has_it(place: Path, keys: str, good: bool) -> None:
     else:
         with pytest.raises(ConfigError):
             load(path)
+
+
+async def test_what_fails_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is followed on after an error that has nothing to do with it."""
+    monkeypatch.setattr(configuration, "FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(background, "_AGAIN_SECONDS", 0.0)
+    path = tmp_path / "web.yml"
+    path.touch()
+    web = WebConfigFile(path)
+    look, errors = configuration.signature, [RuntimeError("can't start new thread")]
+
+    def signature(path: Path) -> configuration.Signature:
+        if errors:
+            raise errors.pop()
+        return look(path)
+
+    monkeypatch.setattr(configuration, "signature", signature)
+    path.write_text(f"basic_auth_users: {{new: {HASH}}}", encoding="ascii")
+    changed = asyncio.Event()
+    following = web.follow(changed.set)
+    await asyncio.wait(
+        [following, asyncio.create_task(changed.wait())], timeout=60, return_when="FIRST_COMPLETED"
+    )
+    following.cancel()
+    assert web.config.users
+    assert not errors

@@ -289,7 +289,7 @@ async def _run_service(args: argparse.Namespace, config: Config, ready: int | No
         # Nobody waits for this reload. If it fails, this is logged, so its exception is dropped.
         reloads.ask().add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    following = loop.create_task(args.web.follow(serving.end_connections))
+    following = args.web.follow(serving.end_connections)
     starting = loop.create_task(service.start())
     telling = loop.create_task(notify.keep_telling(service.summary))
     sampling = loop.create_task(handlers.keep_sampling(app))

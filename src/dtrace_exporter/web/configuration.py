@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from dtrace_exporter import regular, yaml_reader
+from dtrace_exporter.background import keep_at
 from dtrace_exporter.log import fields
 from dtrace_exporter.regular import Look, unseen
 from dtrace_exporter.state import WebStatus
@@ -191,12 +192,15 @@ class WebConfigFile:
         """The file, and those that it names."""
         return list(self._seen)
 
-    async def follow(self, changed: Callable[[], None]) -> None:
+    def follow(self, changed: Callable[[], None]) -> asyncio.Task[None]:
         """Follow changes of the files until cancelled. Errors are logged once and change nothing.
 
         Args:
             changed: called after each change without errors.
         """
+        return keep_at(partial(self._follow, changed))
+
+    async def _follow(self, changed: Callable[[], None]) -> None:
         before: dict[Path, Signature] = {}
         while self._path:
             await asyncio.sleep(FOLLOW_SECONDS)

@@ -205,6 +205,9 @@ class Server(HTTPServer):
     def _forget(self, connection: _Connection) -> None:
         self._busy.discard(connection)
         if (client := self._open.pop(connection, None)) is not None:
+            if client.let_in and self._web_config.config.users:
+                # It had a password, and perhaps no certificate.
+                self._handshakes.remember(client.host)
             self._hosts[client.host] -= 1
             if not self._hosts[client.host]:
                 del self._hosts[client.host]
@@ -250,8 +253,10 @@ class Server(HTTPServer):
         """Close one connection, of the hosts that have the most connections.
 
         Those that have not been let in go first, beginning with the oldest, so that a new one has
-        time to authenticate. Among those that have been let in, the youngest goes first, because
-        scrapers keep their connections. Idle connections go before those that wait for an answer.
+        time to authenticate. Of these, those of known hosts go last: a handshake in threads takes
+        longer than a flood of new connections needs to close all others. Among those that have been
+        let in, the youngest goes first, because scrapers keep their connections. Idle connections
+        go before those that wait for an answer.
         If more than half of all have been let in, one of these goes. Otherwise each new connection
         would be closed for the next one.
         """
@@ -261,6 +266,7 @@ class Server(HTTPServer):
         crowd = [each for each, client in self._open.items() if self._hosts[client.host] == most]
         known = [each for each in crowd if self._open[each].let_in]
         strangers = [each for each in crowd if not self._open[each].let_in]
+        strangers.sort(key=lambda each: self._handshakes.knows(self._open[each].host))
         is_full = 2 * sum(client.let_in for client in self._open.values()) > self._limit
         candidates = known[::-1] if is_full and known else strangers or known[::-1]
         idle = (each for each in candidates if each not in self._busy)
