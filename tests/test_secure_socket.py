@@ -273,12 +273,12 @@ async def test_a_password_is_remembered(
     header = basic("prometheus", PASSWORD)["Authorization"].encode()
     request = REQUEST.replace(b"Host: x", b"Host: x\r\nAuthorization: " + header)
     async with serving(one_port(), web=WebConfigFile(file)) as server:
-        ask = (status, port_of(server), pki.trusting(), "127.0.0.1", request)
-        assert await asyncio.to_thread(*ask) == b"200"
+        ask = partial(status, port_of(server), pki.trusting(), "127.0.0.1", request)
+        assert await asyncio.to_thread(ask) == b"200"
         await gone.wait()
         # Strangers have all places.
         server._handshakes._free = asyncio.Semaphore(0)
-        assert await asyncio.to_thread(*ask) == b"200"
+        assert await asyncio.to_thread(ask) == b"200"
 
 
 async def test_known_hosts_have_time_to_shake_hands(verifying: WebConfigFile) -> None:

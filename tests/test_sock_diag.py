@@ -466,13 +466,14 @@ def test_any_answer(data: bytes) -> None:
 
 
 @linux
-def test_in_a_running_event_loop() -> None:
+def test_in_a_running_event_loop(net: Net) -> None:
     """A coroutine may call listeners()."""
 
     async def read() -> list[ListeningSocket]:
         return listeners()
 
-    assert {sample.port for sample in asyncio.run(read())} == {s.port for s in listeners()}
+    listener = net.listen("127.0.0.1")
+    assert port_of(listener) in {sample.port for sample in asyncio.run(read())}
 
 
 @linux
