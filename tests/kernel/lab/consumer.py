@@ -16,6 +16,7 @@ from dtrace_exporter.listeners import ListenerTable, SessionId
 from dtrace_exporter.tracing import program, rendering
 from dtrace_exporter.tracing.tally import Tally
 from dtrace_exporter.watched import Watched
+from lab.compiling import CRASHES
 from lab.report import note
 
 ME = SessionId("", "all")
@@ -74,10 +75,9 @@ class Consumer:
         assert self._process.stderr is not None
         errors = self._process.stderr.read()
         status = self._process.wait(60)
-        # Debian's dtrace has crashed while it freed its memory, when all rows were printed.
-        if status == -signal.SIGSEGV:
+        if status in CRASHES:
             note("dtrace(1) crashed at its end")
-        assert status in {0, -signal.SIGSEGV}, errors
+        assert status in {0, *CRASHES}, errors
         while (line := self._lines.get(timeout=60)) != "":
             self._take(line)
         return errors
